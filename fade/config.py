@@ -1,0 +1,174 @@
+"""Parameters: an erasure's request and the settings of each step, checked before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fade.errors import ConfigError
+from fade.files import read_yaml, writing
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitSettings(_Settings):
+    """How many pictures of each pair (object x style) go into the splits."""
+
+    seed: int = 42
+    forget_per_pair: int = Field(8, ge=1)
+    retain_per_pair: int = Field(3, ge=1)
+    holdout_per_pair: int = Field(4, ge=1)
+
+
+class SaliencySettings(_Settings):
+    """Which gradient ranks the weights, over how many groups of how many pictures.
+
+    ``denoising`` is the paper's; ``contrast`` divides it by the same on the retain set; ``distillation``
+    is the gradient of the distillation loss itself (both ours).
+    """
+
+    seed: int = 42
+    score: Literal["denoising", "contrast", "distillation"] = "distillation"
+    groups: int = Field(8, ge=1)
+    group_size: int = Field(16, ge=1)
+
+
+class MaskSettings(_Settings):
+    """Which share of the modules may change."""
+
+    granularity: Literal["module"] = "module"
+    density: float = Field(0.75, gt=0, le=1)
+
+
+class DistillSettings(_Settings):
+    """Self-distillation; defaults were chosen on the canvas (README, "The method")."""
+
+    seed: int = 42
+    steps: int = Field(200, ge=1)
+    batch: int = Field(16, ge=2, description="forget examples a step; as many retain examples")
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(8.0, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    forget_weight: float = Field(1.0, ge=0)
+    retain_weight: float = Field(1.0, ge=0)
+    timestep_power: float = Field(0.25, gt=0, description="t = T u^power: 1 is uniform, less draws noisier")
+    surrogate_share: float = Field(0.5, ge=0, le=1, description="forget examples whose z_t shows the surrogate")
+    empty_caption_share: float = Field(0.1, ge=0, le=1, description="retain examples without caption")
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+
+class EvaluateSettings(_Settings):
+    """The canvas protocol: every pair x every seed. Seeds are UnlearnCanvas' own."""
+
+    seeds: tuple[int, ...] = (188, 288, 588, 688, 888)
+    steps: int = Field(12, ge=1)
+    guidance: float = Field(3.0, ge=0)
+    solver: Literal["ddim", "dpm++"] = "dpm++"
+    batch: int = Field(120, ge=1)
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+
+class Gate(_Settings):
+    """What an erasure must reach to be offered for approval (fractions of 1)."""
+
+    ua: float = Field(0.99, ge=0, le=1)
+    ira_loss: float = Field(0.01, ge=0, le=1)
+    cra_loss: float = Field(0.01, ge=0, le=1)
+
+
+class Settings(_Settings):
+    """The settings of every step of an erasure: the section ``erasure`` of params.yaml."""
+
+    split: SplitSettings = SplitSettings()
+    saliency: SaliencySettings = SaliencySettings()
+    mask: MaskSettings = MaskSettings()
+    distill: DistillSettings = DistillSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    gate: Gate = Gate()
+    threads: int = Field(2, ge=1)
+
+
+class Request(Settings):
+    """One erasure, whole: what, instead of what, from which base and pictures, and how.
+
+    Paths are relative to the project's root.
+    """
+
+    concept: str = Field(min_length=1)
+    kind: Literal["object", "style"]
+    surrogate: str = Field(min_length=1)
+    person: bool = False
+    aliases: tuple[str, ...] = ()
+    base: str
+    base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    catalog: str
+    judges: str
+
+    @model_validator(mode="after")
+    def _differ(self) -> Request:
+        if self.surrogate.lower() in {self.concept.lower(), *(alias.lower() for alias in self.aliases)}:
+            raise ValueError(
+                f"the surrogate must differ from the concept: got {self.surrogate!r} for both. "
+                "Name what its prompts shall give instead"
+            )
+        return self
+
+    @property
+    def id(self) -> str:
+        """The erasure's name: a hash of all that is asked, so the same request is the same erasure."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return "e" + hashlib.sha256(content.encode()).hexdigest()[:11]
+
+
+def _explain(error: ValidationError, where: str) -> ConfigError:
+    faults = "; ".join(
+        f"{'.'.join(str(part) for part in fault['loc']) or 'request'}: {fault['msg']} (got {fault['input']!r})"
+        if fault["type"] != "value_error"
+        else str(fault["msg"]).removeprefix("Value error, ")
+        for fault in error.errors()
+    )
+    return ConfigError(f"{where}: {faults}.")
+
+
+def make_request(**fields: Any) -> Request:
+    """Build a request.
+
+    Raises:
+        ConfigError: names every faulty field, what was got and what is expected.
+    """
+    try:
+        return Request(**fields)
+    except ValidationError as error:
+        raise _explain(error, "The request is not valid") from None
+
+
+def load_settings(path: Path) -> Settings:
+    """The section ``erasure`` of params.yaml.
+
+    Raises:
+        ConfigError: the file is missing, or a value or key in it is wrong.
+    """
+    try:
+        return Settings(**read_yaml(path).get("erasure", {}))
+    except ValidationError as error:
+        raise _explain(error, f"Section 'erasure' of {path}") from None
+
+
+def load_request(folder: Path) -> Request:
+    """The request in an erasure's folder (``request.yaml``)."""
+    return make_request(**read_yaml(folder / "request.yaml"))
+
+
+def save_request(request: Request, folder: Path) -> None:
+    """Write ``request.yaml``."""
+    with writing(folder / "request.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(request.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

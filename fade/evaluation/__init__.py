@@ -1,0 +1,1 @@
+"""What was reached: judges, accuracies with intervals, drift, sheets."""

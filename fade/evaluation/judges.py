@@ -1,0 +1,214 @@
+"""Judges: small classifiers that name the object and the style of a picture.
+
+Each has one class more, ``scrambled``: a forced choice among twelve objects names one even in shuffled
+patches, so mush would count as a success. Two judges of different architecture and seed: ``development``
+may be looked at while choosing settings, ``report`` only reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fade.errors import DataError
+from fade.files import read_json, write_json, writing
+from fade.models.diffusion import autocast
+from fade.models.latents import to_tensor
+from fade.seeding import derive_seed, torch_generator
+
+SCRAMBLED = "scrambled"
+Architecture = Literal["plain", "residual"]
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.body(x)
+        return result
+
+
+def _plain_trunk() -> nn.Sequential:
+    """Strided convolutions with batch norm."""
+    layers: list[nn.Module] = []
+    before = 3
+    for channels in (24, 48, 96, 128):
+        layers += [nn.Conv2d(before, channels, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+        before = channels
+    return nn.Sequential(*layers)
+
+
+def _residual_trunk() -> nn.Sequential:
+    """A patch stem, then residual blocks with group norm."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 4, stride=4)]
+    for before, after in ((32, 64), (64, 128)):
+        layers += [_Residual(before), nn.Conv2d(before, after, 2, stride=2)]
+    return nn.Sequential(*layers, _Residual(128), nn.SiLU())
+
+
+class Judge(nn.Module):
+    """One trunk, two heads: object and style, each with the class ``scrambled`` last."""
+
+    def __init__(self, architecture: Architecture, objects: Sequence[str], styles: Sequence[str]) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.objects, self.styles = (*objects, SCRAMBLED), (*styles, SCRAMBLED)
+        self.trunk = _plain_trunk() if architecture == "plain" else _residual_trunk()
+        self.object_head = nn.Linear(128, len(self.objects))
+        self.style_head = nn.Linear(128, len(self.styles))
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, objects + 1) and (B, styles + 1) of pictures (B, 3, H, W) in -1..1."""
+        features = self.trunk(pictures)
+        # The maximum beside the mean: an object is known by parts that cover little of the picture.
+        pooled = features.mean(dim=(2, 3)) + features.amax(dim=(2, 3))
+        return self.object_head(pooled), self.style_head(pooled)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge sees in each of N pictures: names, ``scrambled`` included."""
+
+    objects: list[str]
+    styles: list[str]
+
+
+@torch.no_grad()
+def judge_pictures(judge: Judge, pictures: NDArray[np.uint8], *, batch: int = 256) -> Verdict:
+    """Name the object and style of pictures (N, H, W, 3) uint8."""
+    judge.eval()
+    objects: list[str] = []
+    styles: list[str] = []
+    for start in range(0, len(pictures), batch):
+        object_logits, style_logits = judge(to_tensor(pictures[start : start + batch]))
+        objects += [judge.objects[i] for i in object_logits.argmax(1).tolist()]
+        styles += [judge.styles[i] for i in style_logits.argmax(1).tolist()]
+    return Verdict(objects, styles)
+
+
+def shuffle_patches(pictures: Tensor, patch: int, generator: torch.Generator) -> Tensor:
+    """Pictures (B, C, H, W) with their patches in random order."""
+    count, channels, height, width = pictures.shape
+    rows, columns = height // patch, width // patch
+    patches = pictures.reshape(count, channels, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
+    patches = patches.reshape(count, rows * columns, channels, patch, patch)
+    order = torch.rand(count, rows * columns, generator=generator).argsort(1)
+    patches = patches.gather(1, order[:, :, None, None, None].expand_as(patches))
+    patches = patches.reshape(count, rows, columns, channels, patch, patch).permute(0, 3, 1, 4, 2, 5)
+    return patches.reshape(count, channels, height, width)
+
+
+def _damaged(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """What must be called scrambled: shuffled patches of three sizes, blends and blurs beyond telling."""
+    kind = int(torch.randint(5, (1,), generator=generator))
+    if kind < 3:
+        return shuffle_patches(pictures, (8, 16, 32)[kind] if kind < 2 else 16, generator)
+    if kind == 3:
+        return 0.5 * pictures + 0.5 * shuffle_patches(pictures.flip(0), 16, generator)
+    small = F.avg_pool2d(pictures, 16)
+    return F.interpolate(small, size=pictures.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _softened(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Small flaws a judge must see through: slight blur, noise and light, as an autoencoder adds."""
+    blur = torch.rand(len(pictures), generator=generator)[:, None, None, None] * 0.7
+    smooth = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    noise = torch.randn(pictures.shape, generator=generator) * 0.04
+    light = (torch.rand(len(pictures), generator=generator)[:, None, None, None] - 0.5) * 0.1
+    return ((1 - blur) * pictures + blur * smooth + noise + light).clamp(-1, 1)
+
+
+def train_judge(
+    judge: Judge,
+    pictures: NDArray[np.uint8],
+    objects: Sequence[str],
+    styles: Sequence[str],
+    *,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    scrambled_share: float,
+    seed: int,
+) -> Iterator[tuple[int, float]]:
+    """Train a judge; yields step (from 1) and loss.
+
+    Raises:
+        DataError: there are no pictures.
+    """
+    if len(pictures) == 0:
+        raise DataError("No pictures to train a judge on: got 0.")
+    generator = torch_generator(seed, "judge")
+    labels = torch.tensor(
+        [(judge.objects.index(o), judge.styles.index(s)) for o, s in zip(objects, styles, strict=True)]
+    )
+    scrambled = torch.tensor([len(judge.objects) - 1, len(judge.styles) - 1])
+    damaged = round(batch * scrambled_share)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=1e-2, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    for step in range(1, steps + 1):
+        judge.train()
+        rows = torch.randint(len(pictures), (batch,), generator=generator)
+        whole = to_tensor(pictures[rows.numpy()])
+        broken = _damaged(whole[:damaged], generator)
+        shown = _softened(torch.cat([broken, whole[damaged:]]), generator)
+        targets = torch.cat([scrambled.expand(damaged, 2), labels[rows[damaged:]]])
+        with autocast("bf16"):
+            object_logits, style_logits = judge(shown)
+        loss = F.cross_entropy(object_logits.float(), targets[:, 0], label_smoothing=0.02)
+        loss = loss + F.cross_entropy(style_logits.float(), targets[:, 1], label_smoothing=0.02)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        yield step, float(loss.detach())
+    judge.eval()
+
+
+def new_judge(architecture: Architecture, objects: Sequence[str], styles: Sequence[str], *, seed: int) -> Judge:
+    """A judge with weights drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "judge", architecture))
+        return Judge(architecture, objects, styles)
+
+
+def save_judge(folder: Path, name: str, judge: Judge) -> None:
+    """Write ``<name>.safetensors`` and ``<name>.json``."""
+    with writing(folder / f"{name}.safetensors") as temporary:
+        save_file({key: value.contiguous() for key, value in judge.state_dict().items()}, temporary)
+    write_json(
+        folder / f"{name}.json",
+        {"architecture": judge.architecture, "objects": judge.objects[:-1], "styles": judge.styles[:-1]},
+    )
+
+
+def load_judge(folder: Path, name: str) -> Judge:
+    """Read a judge.
+
+    Raises:
+        DataError: its files are missing.
+    """
+    weights = folder / f"{name}.safetensors"
+    if not weights.is_file():
+        raise DataError(f"No judge {name!r} in {folder}: expected {weights}. Train it with `dvc repro judges`.")
+    config = read_json(folder / f"{name}.json")
+    judge = Judge(config["architecture"], config["objects"], config["styles"])
+    judge.load_state_dict(load_file(weights))
+    return judge.eval()

@@ -1,0 +1,53 @@
+"""Pictures of an erasure: before and after at equal seeds, with labels a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from fade.concepts import Concept
+from fade.sheets import labelled_sheet
+
+
+def before_after_sheet(
+    samples: pd.DataFrame,
+    before: NDArray[np.uint8],
+    after: NDArray[np.uint8],
+    concept: Concept,
+    shown: Sequence[str],
+    *,
+    seed: int,
+) -> Image.Image:
+    """The concept and some others, before and after, over all concepts of the other domain.
+
+    Args:
+        samples: the protocol's rows, in the order of the pictures.
+        shown: which concepts of the erased one's domain get a pair of rows.
+    """
+    other = "style" if concept.kind == "object" else "object"
+    columns = list(dict.fromkeys(samples[other]))
+    at = {(row[concept.kind], row[other]): i for i, row in enumerate(samples.to_dict("records")) if row["seed"] == seed}
+    rows = []
+    for name in shown:
+        rows.append((f"{name}, before", [before[at[name, column]] for column in columns]))
+        rows.append((f"{name}, after", [after[at[name, column]] for column in columns]))
+    return labelled_sheet(rows, columns, title=f"Erased: {concept.name}. Equal prompts and seeds (seed {seed}).")
+
+
+def loss_figure(curve: pd.DataFrame) -> Figure:
+    """Forget and retain loss over the steps, logarithmic, each with its running mean."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, colour in (("forget_loss", "#b00020"), ("retain_loss", "#1b5e9c")):
+        axes.plot(curve["step"], curve[name], color=colour, alpha=0.25)
+        axes.plot(
+            curve["step"], curve[name].rolling(20, min_periods=1).mean(), color=colour, label=name.replace("_", " ")
+        )
+    axes.set(xlabel="step", ylabel="mean squared error", yscale="log")
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,72 @@
+"""Lineage: which code a step runs, which libraries, and whether the code is what git has."""
+
+from __future__ import annotations
+
+import ast
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGES = ("fade", "tasks", "flows")
+_LIBRARIES = ("torch", "diffusers", "peft", "transformers", "safetensors", "numpy", "pandas", "pillow", "scipy")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def module_file(module: str) -> Path | None:
+    """The source file of one of the project's modules."""
+    path = ROOT / Path(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def module_closure(module: str) -> list[Path]:
+    """Source files of a module and all the project's modules it imports, sorted.
+
+    Package ``__init__`` files hold docstrings only and are left out: a change there changes no bytes.
+    """
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = module_file(name)
+        if path is None or name in found:
+            continue
+        found[name] = path
+        waiting += _imports(path)
+    return sorted(path for path in found.values() if path.name != "__init__.py")
+
+
+def _imports(path: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name.split(".")[0] in _PACKAGES]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide an adapter's bytes."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _LIBRARIES}}
+
+
+def git_state(folder: Path = ROOT) -> dict[str, str]:
+    """``commit`` and ``dirty`` (tracked files differ from it); ``unknown`` outside a git checkout."""
+
+    def ask(*arguments: str) -> str | None:
+        try:
+            return subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (FileNotFoundError, subprocess.CalledProcessError):
+            return None
+
+    commit = ask("rev-parse", "HEAD")
+    changes = ask("status", "--porcelain", "--untracked-files=no")
+    if commit is None or changes is None:
+        return {"commit": "unknown", "dirty": "unknown"}
+    return {"commit": commit, "dirty": str(bool(changes)).lower()}

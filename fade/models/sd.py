@@ -1,0 +1,134 @@
+"""Stable Diffusion 1.x: load a base, know it by its hash, encode pictures and prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
+
+from fade.errors import BaseModelError
+from fade.files import sha256_file
+from fade.models.latents import encode_pictures
+
+_PARTS = ("unet", "vae", "text_encoder")
+
+
+def base_sha256(folder: Path) -> str:
+    """The identity of a base model: SHA-256 over the names and hashes of its weight files.
+
+    Raises:
+        BaseModelError: the folder is missing or is no diffusers Stable Diffusion folder.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise BaseModelError(
+            f"No base model in {folder}: expected a diffusers folder with model_index.json. "
+            "Give the folder of a StableDiffusionPipeline, or build the built-in base with `dvc repro base`."
+        )
+    files = sorted(path for part in _PARTS for path in (folder / part).glob("*.safetensors"))
+    if {path.parent.name for path in files} != set(_PARTS):
+        raise BaseModelError(
+            f"The base model in {folder} lacks safetensors weights for "
+            f"{', '.join(part for part in _PARTS if part not in {path.parent.name for path in files})}."
+        )
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.parent.name}/{path.name}:{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all weights and buffers: equal means equal bits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass
+class StableDiffusion:
+    """A loaded base: the diffusers pipeline, the hash it was loaded under, the adapters switched on.
+
+    Attributes:
+        active: adapter name to weight; kept here because peft reports a disabled adapter as active.
+    """
+
+    pipeline: Any
+    sha256: str
+    folder: Path
+    active: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def unet(self) -> Any:
+        """The denoiser, float32, in evaluation mode."""
+        return self.pipeline.unet
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """The noise scheduler's cumulative alphas, (T,) float32."""
+        levels: Tensor = self.pipeline.scheduler.alphas_cumprod
+        return levels
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Text states, (B, L, D) float32; equal prompts are encoded once."""
+        unique = list(dict.fromkeys(prompts))
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(
+            unique,
+            padding="max_length",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids
+        states: Tensor = self.pipeline.text_encoder(ids).last_hidden_state
+        at = {prompt: i for i, prompt in enumerate(unique)}
+        return states[[at[prompt] for prompt in prompts]]
+
+    def encode_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
+        """Scaled latents, (N, 4, h, w) float32: the posterior's mean, so nothing is drawn."""
+        return encode_pictures(self.pipeline.vae, pictures)
+
+
+def load_base(folder: Path, *, expected_sha256: str | None = None) -> StableDiffusion:
+    """Load a diffusers StableDiffusionPipeline folder in float32.
+
+    Raises:
+        BaseModelError: missing, damaged, of another hash than expected, or not an SD 1.x.
+    """
+    found = base_sha256(folder)
+    if expected_sha256 is not None and found != expected_sha256:
+        raise BaseModelError(
+            f"The base model in {folder} is another one: its hash is {found[:12]}, expected {expected_sha256[:12]}. "
+            "An erasure holds for one base only; restore that base, or make a new request for this one."
+        )
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder, dtype=torch.float32, safety_checker=None, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise BaseModelError(f"The base model in {folder} does not load: {error}. Restore the folder.") from error
+    if pipeline.scheduler.config.prediction_type != "epsilon":
+        raise BaseModelError(
+            f"The base in {folder} predicts {pipeline.scheduler.config.prediction_type!r}; only 'epsilon' is supported."
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.requires_grad_(False).eval()
+    # Plain attention is faster than the fused kernel in the backward pass on CPU.
+    pipeline.unet.set_attn_processor(AttnProcessor())
+    return StableDiffusion(pipeline, found, folder)

@@ -1,0 +1,45 @@
+"""Contact sheets: many small pictures on one page, with labels a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+_MARGIN = 150
+_HEADER = 26
+
+
+def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], *, zoom: int = 1, gap: int = 2) -> Image.Image:
+    """Pictures in rows and columns, white gaps between."""
+    height, width, _ = rows[0][0].shape
+    across, down = width * zoom + gap, height * zoom + gap
+    sheet = Image.new("RGB", (across * max(len(row) for row in rows) + gap, down * len(rows) + gap), "white")
+    for y, row in enumerate(rows):
+        for x, pixels in enumerate(row):
+            image = Image.fromarray(pixels)
+            if zoom > 1:
+                image = image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            sheet.paste(image, (gap + x * across, gap + y * down))
+    return sheet
+
+
+def labelled_sheet(
+    rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], columns: Sequence[str], *, title: str, zoom: int = 2
+) -> Image.Image:
+    """A contact sheet with a title, a label before each row and a heading over each column."""
+    sheet = contact_sheet([pictures for _, pictures in rows], zoom=zoom)
+    page = Image.new("RGB", (sheet.width + _MARGIN, sheet.height + 2 * _HEADER), "white")
+    page.paste(sheet, (_MARGIN, 2 * _HEADER))
+    draw = ImageDraw.Draw(page)
+    small, large = ImageFont.load_default(15), ImageFont.load_default(18)
+    draw.text((8, 6), title, fill="black", font=large)
+    down, across = sheet.height // len(rows), sheet.width // len(columns)
+    for y, (label, _) in enumerate(rows):
+        colour = "#b00020" if label.endswith("after") else "black"
+        draw.multiline_text((8, 2 * _HEADER + y * down + down // 3), label.replace(", ", "\n"), fill=colour, font=small)
+    for x, name in enumerate(columns):
+        draw.text((_MARGIN + x * across + 6, _HEADER + 4), name, fill="black", font=small)
+    return page

@@ -1,0 +1,21 @@
+"""The splits of an erasure, encoded: latents and prompts as the method takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from fade.config import Request
+from fade.data.catalog import load_pictures
+from fade.method.examples import Examples
+from fade.models.sd import StableDiffusion
+
+
+def encode_split(sd: StableDiffusion, request: Request, folder: Path, name: str) -> Examples:
+    """Examples of one split; the teacher's prompt is the surrogate caption where there is one."""
+    table = pd.read_parquet(folder / "splits" / f"{name}.parquet")
+    latents = sd.encode_pictures(load_pictures(Path(request.catalog), table))
+    captions = table["caption"].tolist()
+    targets = table["surrogate_caption"].tolist() if "surrogate_caption" in table else captions
+    return Examples(latents, sd.encode_prompts(captions), sd.encode_prompts(targets))

@@ -1,0 +1,1 @@
+"""Flows compose tasks; the command line starts them."""

@@ -1,0 +1,290 @@
+"""The command line ``fade``. Heavy libraries are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fade.errors import ConfigError, FadeError
+from fade.files import write_json
+from flows.settings import configure
+
+app = typer.Typer(
+    name="fade",
+    help="Make a text-to-image diffusion model forget a concept: reversibly, measured, with lineage.\n\n"
+    "Begin with [bold]fade demo[/bold]. An erasure ends as a registered adapter that is a [italic]candidate[/italic]; "
+    "[bold]fade approve[/bold] (or the alias 'approved' in the MLflow page) makes it live, "
+    "[bold]fade rollback[/bold] takes it back.",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(stderr=False)
+Result = TypeVar("Result")
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")]
+
+
+def _guarded(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Enter the project, and turn an error raised on purpose into one line and exit status 1."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> Result:
+        try:
+            json_file = options.get("json_file")
+            if json_file is not None:
+                options["json_file"] = json_file.resolve()
+            if options.get("out") is not None:
+                options["out"] = options["out"].resolve()
+            configure()
+            return command(*arguments, **options)
+        except FadeError as error:
+            Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+@app.command()
+@_guarded
+def erase(
+    concept: Annotated[str, typer.Option(help="What to erase: an object or style of the catalog, e.g. astronaut.")],
+    surrogate: Annotated[str, typer.Option(help="What its prompts shall give instead, e.g. cameraman.")],
+    base: Annotated[str, typer.Option(help="Base model: a diffusers Stable Diffusion folder.")] = "data/base/canvas",
+    base_sha256: Annotated[str | None, typer.Option(help="Refuse a base of another hash.")] = None,
+    catalog: Annotated[str, typer.Option(help="Folder of the picture catalog.")] = "data/catalog/canvas",
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw instead of the one in params.yaml.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Distillation steps instead of those in params.yaml.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Erase a concept: splits, validation, saliency, mask, distillation, evaluation, registration.
+
+    Asking for the same thing again goes on where the last run ended, and gives the same adapter.
+    """
+    import time
+
+    begun = time.perf_counter()
+    from fade.config import load_settings
+    from fade.steps.request import prepare_request
+    from flows.demo import figures_row
+    from flows.erase import erase as erase_flow
+    from flows.erase import prepare_folder
+
+    settings = load_settings(Path("params.yaml"))
+    if seed is not None:
+        settings = settings.model_copy(
+            update={
+                name: getattr(settings, name).model_copy(update={"seed": seed})
+                for name in ("split", "saliency", "distill")
+            }
+        )
+    if steps is not None:
+        if steps < 1:
+            raise ConfigError(f"--steps must be at least 1: got {steps}.")
+        settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"steps": steps})})
+    request = prepare_request(
+        concept, surrogate, settings=settings, base=base, catalog=catalog, expected_base_sha256=base_sha256
+    )
+    folder = prepare_folder(request)
+    console.print(f"Erasure [bold]{request.id}[/bold], folder {folder}")
+    version = erase_flow(request.id)
+    row = figures_row(request, folder, version, seconds=time.perf_counter() - begun)
+    _print_figures([row])
+    console.print(f"Before/after: {folder}/evaluation/sheet.png   Data Docs: {folder}/docs/index.html")
+    if version.gate == "passed":
+        console.print(f"Look at it, then: [bold]fade approve {request.id}[/bold]")
+    else:
+        console.print("[bold red]The gate failed[/bold red]: " + "; ".join(_reasons(folder)))
+    _write(json_file, row)
+
+
+@app.command()
+@_guarded
+def generate(
+    prompt: Annotated[str, typer.Option(help="e.g. 'a cat image in neon style.'")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Picture to write (.png, .jpg, .webp).")],
+    live: Annotated[bool, typer.Option("--live", help="With every approved adapter (the default).")] = False,
+    base: Annotated[bool, typer.Option("--base", help="The base model alone.")] = False,
+    adapter: Annotated[str | None, typer.Option(help="With one registered adapter: its id, or id:version.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first noise.")] = 188,
+    model: Annotated[str, typer.Option(help="Base model folder.")] = "data/base/canvas",
+    json_file: JsonOption = None,
+) -> None:
+    """Generate a picture from the base, with one adapter, or with everything that is live."""
+    import time
+
+    if sum([live, base, adapter is not None]) > 1:
+        raise ConfigError("Choose one of --live, --base and --adapter.")
+    begun = time.perf_counter()
+    from flows.use import draw, live_adapters, load_with, save_picture
+
+    if base:
+        chosen = []
+    elif adapter is not None:
+        chosen = [_named(adapter)]
+    else:
+        chosen = live_adapters()
+    save_picture(draw(load_with(Path(model), chosen), [prompt], seed=seed)[0], out)
+    names = [f"{version.model}/{version.version}" for version in chosen]
+    console.print(f"{out}  ({', '.join(names) or 'base alone'}, seed {seed})")
+    _write(json_file, {"out": str(out), "adapters": names, "seed": seed, "seconds": time.perf_counter() - begun})
+
+
+@app.command()
+@_guarded
+def approve(
+    name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None
+) -> None:
+    """Make a candidate live: sets the alias 'approved', as a reviewer does in the MLflow page."""
+    from tasks import _tracking
+
+    version = _named(name)
+    version = _tracking.approve(version.model, version.version)
+    console.print(f"{version.model} version {version.version} is [bold green]live[/bold green].")
+    _write(json_file, asdict(version))
+
+
+@app.command()
+@_guarded
+def rollback(
+    name: Annotated[str, typer.Argument(help="Erasure id.")],
+    to: Annotated[int | None, typer.Option(help="Go back to this version instead of to none.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Take an approved adapter back: its concept is drawn again."""
+    from tasks import _tracking
+
+    version = _tracking.rollback(name, to)
+    state = "live" if version.live else "no longer live"
+    console.print(f"{version.model} version {version.version} is {state}.")
+    _write(json_file, asdict(version))
+
+
+@app.command("list")
+@_guarded
+def list_adapters(json_file: JsonOption = None) -> None:
+    """List every registered adapter."""
+    from tasks import _tracking
+
+    found = _tracking.versions()
+    table = Table("adapter", "version", "kind", "gate", "UA", "IRA", "CRA", "drift", "aliases")
+    for version in found:
+        rates = [f"{value:.2%}" for value in (version.ua, version.ira, version.cra)]
+        table.add_row(
+            *(version.model, str(version.version), version.kind, version.gate, *rates),
+            *(f"{version.drift:.4f}", ", ".join(version.aliases)),
+        )
+    console.print(table if found else "No adapter is registered yet. Begin with: fade demo")
+    _write(json_file, {"adapters": [asdict(version) for version in found]})
+
+
+@app.command()
+@_guarded
+def show(name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None) -> None:
+    """Show one adapter: figures, hashes and where its files are."""
+    from flows.erase import ERASURES
+    from tasks._tracking import MODEL_PREFIX
+
+    version = _named(name)
+    folder = ERASURES / version.model.removeprefix(MODEL_PREFIX)
+    details = {**asdict(version), "folder": str(folder) if folder.is_dir() else "not on this machine"}
+    table = Table("", "", show_header=False)
+    for key, value in details.items():
+        table.add_row(key, ", ".join(value) if isinstance(value, tuple) else str(value))
+    console.print(table)
+    _write(json_file, details)
+
+
+@app.command()
+@_guarded
+def demo(json_file: JsonOption = None) -> None:
+    """Erase a person and a style, approve one, use it, roll it back, and prove the base is whole again."""
+    import time
+
+    begun = time.perf_counter()
+    from fade.config import load_settings
+    from flows.demo import run_demo
+
+    outcome = run_demo(load_settings(Path("params.yaml")), lambda line: console.print(line, highlight=False))
+    _print_figures(outcome["erasures"])
+    for row in outcome["erasures"]:
+        console.print(f"{row['concept']}: {row['folder']}/evaluation/sheet.png, {row['folder']}/docs/index.html")
+    console.print(f"approved and rolled back: {outcome['rollback_sheet']}")
+    proof = "equal" if outcome["rollback_bits_equal"] else "NOT equal"
+    console.print(f"After the rollback, weights and pictures are {proof} to the base's, bit for bit.")
+    console.print(f"{time.perf_counter() - begun:.0f} s in all. The pages: [bold]fade ui[/bold]")
+    _write(json_file, outcome)
+    if not outcome["rollback_bits_equal"] or any(row["gate"] != "passed" for row in outcome["erasures"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+@_guarded
+def ui(
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's pages.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's pages.")] = 4200,
+) -> None:
+    """Start MLflow and Prefect on loopback, until Ctrl-C."""
+    import signal
+
+    from flows.services import running
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with running(mlflow_port=mlflow_port, prefect_port=prefect_port) as services:
+            console.print(f"MLflow   {services.mlflow}   adapters: approve and roll back by alias")
+            console.print(f"Prefect  {services.prefect}   runs, logs, progress")
+            console.print("Ctrl-C stops both.")
+            while True:
+                signal.pause()
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+
+
+def _named(name: str) -> Any:
+    """The adapter ``id`` or ``id:version``."""
+    from tasks import _tracking
+
+    model, _, number = name.partition(":")
+    if number and not number.isdigit():
+        raise ConfigError(f"{name!r} is no adapter: expected an id, or id:version with a number.")
+    return _tracking.find_version(model, int(number) if number else None)
+
+
+def _reasons(folder: Path) -> list[str]:
+    metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    reasons: list[str] = metrics["gate"]["reasons"]
+    return reasons
+
+
+def _print_figures(rows: list[dict[str, Any]]) -> None:
+    table = Table(
+        "concept", "surrogate", "UA", "IRA (base)", "CRA (base)", "drift", "samples", "distil", "adapter", "gate"
+    )
+    for row in rows:
+        low, high = row["intervals"]["ua"]
+        table.add_row(
+            *(row["concept"], row["surrogate"], f"{row['ua']:.1%} [{low:.1%}, {high:.1%}]"),
+            *(f"{row['ira']:.1%} ({row['base_ira']:.1%})", f"{row['cra']:.1%} ({row['base_cra']:.1%})"),
+            *(f"{row['drift']:.4f}", str(row["samples"]), f"{row['distill_seconds']:.0f} s"),
+            *(f"{row['adapter_bytes'] / 1000:.0f} kB", row["gate"]),
+        )
+    console.print(table)
+
+
+def _write(json_file: Path | None, content: dict[str, Any]) -> None:
+    if json_file is not None:
+        write_json(json_file, json.loads(json.dumps(content)))
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,53 @@
+"""Flow ``erase``: from a request to a registered, reversible adapter."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from prefect import flow
+
+from fade.config import Request, load_request, save_request
+from fade.errors import ConfigError
+from fade.models.sd import base_sha256
+from fade.steps.request import check_disk
+from tasks import erasure
+from tasks._tracking import AdapterVersion
+from tasks._versioning import write_pipeline
+
+ERASURES = Path("data/erasures")
+logger = logging.getLogger(__name__)
+
+
+def prepare_folder(request: Request) -> Path:
+    """The erasure's folder with its request and pipeline; one that is there is kept as it is."""
+    folder = ERASURES / request.id
+    if (folder / "request.yaml").is_file() and load_request(folder) != request:
+        raise ConfigError(f"{folder} holds another request under the same id. Remove that folder.")
+    save_request(request, folder)
+    write_pipeline(folder, {"catalog": request.catalog, "base": request.base, "judges": request.judges})
+    return folder
+
+
+@flow(name="erase", flow_run_name="erase-{erasure_id}")
+def erase(erasure_id: str) -> AdapterVersion:
+    """Run the steps of a prepared erasure in order; those that DVC calls current are not run again.
+
+    Raises:
+        FadeError: with the reason, before any training where it can be known before.
+    """
+    folder = ERASURES / erasure_id
+    request = load_request(folder)
+    if (found := base_sha256(Path(request.base))) != request.base_sha256:
+        raise ConfigError(
+            f"The base in {request.base} is not the one this erasure was asked for: its hash is {found[:12]}, "
+            f"expected {request.base_sha256[:12]}. Restore that base, or make a new request."
+        )
+    check_disk(Path())
+    erasure.split(folder)
+    erasure.validate(folder)
+    erasure.saliency(folder)
+    erasure.mask(folder)
+    erasure.distill(folder)
+    erasure.evaluate(folder)
+    return erasure.register(folder)

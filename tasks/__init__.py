@@ -1,0 +1,1 @@
+"""Thin Prefect tasks, and the one file each that touches MLflow, DVC and Great Expectations."""

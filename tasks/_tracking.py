@@ -1,0 +1,360 @@
+"""MLflow: a run per erasure, the adapter as a version of a registered model, aliases as approval.
+
+The only file that imports mlflow. Names of persons appear in no run name, tag, parameter or metric: a
+model is called by its erasure's id.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+import mlflow
+import mlflow.diffusers
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from fade.adapters.store import load_card
+from fade.config import Request
+from fade.errors import LineageError, RegistryError, listing, nearest
+from fade.evaluation.report import loss_figure
+from fade.files import read_json
+from fade.lineage import git_state, library_versions
+
+EXPERIMENT = "erasures"
+MODEL_PREFIX = "erasure-"
+APPROVED, CANDIDATE = "approved", "candidate"
+for _name in ("mlflow", "alembic", "mlflow.models.model"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """One registered adapter.
+
+    Attributes:
+        model: registered model, one for each erasure; its name holds only the erasure's id.
+        aliases: among them ``candidate`` (offered) and ``approved`` (live).
+        gate: ``passed`` or ``failed``.
+    """
+
+    model: str
+    version: int
+    run_id: str
+    adapter_sha256: str
+    base_sha256: str
+    kind: str
+    gate: str
+    aliases: tuple[str, ...]
+    ua: float
+    ira: float
+    cra: float
+    drift: float
+
+    @property
+    def live(self) -> bool:
+        """Whether a person approved this version."""
+        return APPROVED in self.aliases
+
+
+@contextmanager
+def _client() -> Iterator[MlflowClient]:
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('.fade/mlflow.db').resolve()}"
+    if uri.startswith("sqlite"):
+        Path(".fade").mkdir(exist_ok=True)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield MlflowClient(uri, uri)
+    except MlflowException as error:
+        raise RegistryError(
+            f"MLflow at {uri} refused or cannot be reached: {str(error).splitlines()[0]}. "
+            "Check MLFLOW_TRACKING_URI, or unset it to use the embedded store."
+        ) from error
+
+
+def register(
+    folder: Path, request: Request, *, timings: Mapping[str, Any], lineage: Mapping[str, str]
+) -> AdapterVersion:
+    """Log the erasure's run and register its adapter; alias ``candidate`` if its gate passed.
+
+    Done twice for one adapter, it gives the version that is there.
+
+    Args:
+        timings: seconds and peak memory of each step.
+        lineage: further tags (``dvc.*``, ``prefect.*``).
+
+    Raises:
+        RegistryError: MLflow refuses or is down; nothing is lost, run the erasure again.
+    """
+    card = load_card(folder / "adapter")
+    metrics = read_json(folder / "evaluation" / "metrics.json")
+    if card["adapter_sha256"] != metrics["adapter_sha256"]:
+        raise LineageError(f"{folder}: the evaluation is of another adapter. Run the erasure again.")
+    model = MODEL_PREFIX + request.id
+    with _client() as client:
+        for version in versions():
+            if version.model == model and version.adapter_sha256 == card["adapter_sha256"]:
+                return version
+        run_id = _log_run(
+            client,
+            folder,
+            request,
+            metrics=metrics,
+            timings=timings,
+            lineage={**lineage, "adapter.sha256": card["adapter_sha256"]},
+        )
+        number = _log_version(client, run_id, model, folder=folder, request=request, metrics=metrics, card=card)
+        return next(v for v in versions() if v.model == model and v.version == number)
+
+
+def _log_run(
+    client: MlflowClient,
+    folder: Path,
+    request: Request,
+    *,
+    metrics: dict[str, Any],
+    timings: Mapping[str, Any],
+    lineage: Mapping[str, str],
+) -> str:
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        embedded = mlflow.get_tracking_uri().startswith("sqlite")
+        place = Path(".fade/mlartifacts").resolve().as_uri() if embedded else None
+        experiment = client.create_experiment(EXPERIMENT, artifact_location=place)
+    else:
+        experiment = found.experiment_id
+    run = client.create_run(experiment, run_name=request.id)
+    run_id: str = run.info.run_id
+    git = git_state()
+    tags = {
+        "erasure": request.id,
+        "kind": "person" if request.person else request.kind,
+        "base.sha256": request.base_sha256,
+        "git.commit": git["commit"],
+        "git.dirty": git["dirty"],
+        **{f"library.{name}": version for name, version in library_versions().items()},
+        **lineage,
+    }
+    settings = request.model_dump(mode="json")
+    params = {f"{step}.{key}": value for step in _STEPS for key, value in settings[step].items()}
+    if not request.person:
+        params |= {"concept": request.concept, "surrogate": request.surrogate}
+    client.log_batch(
+        run_id,
+        metrics=[Metric(key, float(value), 0, 0) for key, value in flat_figures(metrics, timings).items()],
+        params=[Param(key, str(value)) for key, value in params.items()],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+    curve = pd.read_parquet(folder / "curve.parquet")
+    points = [
+        Metric(key, float(row[key]), 0, int(row["step"]))
+        for row in curve.to_dict("records")
+        for key in ("forget_loss", "retain_loss", "gradient_norm")
+    ]
+    for start in range(0, len(points), 1000):
+        client.log_batch(run_id, metrics=points[start : start + 1000])
+    for name in ("evaluation/sheet.png", "evaluation/metrics.json", "mask.json", "dvc.lock", "validation.json"):
+        client.log_artifact(run_id, str(folder / name))
+    client.log_figure(run_id, loss_figure(curve), "curve.png")
+    _log_splits(run_id, folder, lineage)
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+_STEPS = ("split", "saliency", "mask", "distill", "evaluate", "gate")
+
+
+def _log_splits(run_id: str, folder: Path, lineage: Mapping[str, str]) -> None:
+    """The splits as MLflow inputs: picture hashes alone, with DVC's hash of the whole as a tag."""
+    with mlflow.start_run(run_id=run_id):
+        for name in ("forget", "surrogate", "retain", "holdout"):
+            hashes = pd.read_parquet(folder / "splits" / f"{name}.parquet", columns=["sha256"])
+            data = mlflow.data.from_pandas(hashes, source=str(folder / "splits"), name=name)
+            mlflow.log_input(data, context=name, tags={"dvc.md5": lineage.get("dvc.splits", "unknown")})
+
+
+def flat_figures(metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, float]:
+    """Figures as MLflow metrics: the report judge's, with interval bounds, before and after."""
+    judged = metrics["judges"]["report"]
+    figures = {"drift": metrics["drift"], "adapter_bytes": metrics["adapter_bytes"], "samples": metrics["samples"]}
+    for when, prefix in (("after", ""), ("before", "base_")):
+        for name in ("ua", "ira", "cra", "scrambled", "surrogate"):
+            figures[prefix + name] = judged[when][name]["value"]
+            figures[f"{prefix}{name}_low"] = judged[when][name]["low"]
+            figures[f"{prefix}{name}_high"] = judged[when][name]["high"]
+    for step, spent in timings.items():
+        figures[f"seconds_{step}"] = spent["seconds"]
+        figures[f"peak_mib_{step}"] = spent["peak_mib"]
+    return figures
+
+
+def _log_version(
+    client: MlflowClient,
+    run_id: str,
+    model: str,
+    *,
+    folder: Path,
+    request: Request,
+    metrics: dict[str, Any],
+    card: dict[str, Any],
+) -> int:
+    judged = metrics["judges"]["report"]["after"]
+    gate = "passed" if metrics["gate"]["passed"] else "failed"
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.diffusers.log_model(
+            adapter_path=str(folder / "adapter"),
+            base_model=str(Path(request.base).resolve()),
+            name="adapter",
+            registered_model_name=model,
+            pip_requirements=["torch", "diffusers", "peft", "safetensors"],
+        )
+    number = int(logged.registered_model_version)
+    tags = {
+        "adapter_sha256": card["adapter_sha256"],
+        "base_sha256": request.base_sha256,
+        "kind": "person" if request.person else request.kind,
+        "gate": gate,
+        **{name: f"{judged[name]['value']:.4f}" for name in ("ua", "ira", "cra")},
+        "drift": f"{metrics['drift']:.4f}",
+    }
+    for key, value in tags.items():
+        client.set_model_version_tag(model, str(number), key, value)
+    client.update_model_version(model, str(number), description=_description(metrics, gate))
+    if gate == "passed":
+        client.set_registered_model_alias(model, CANDIDATE, str(number))
+    return number
+
+
+def _description(metrics: dict[str, Any], gate: str) -> str:
+    before, after = metrics["judges"]["report"]["before"], metrics["judges"]["report"]["after"]
+    lines = ["| figure | base | erased | 95 % interval |", "|---|---|---|---|"]
+    lines += [
+        f"| {name.upper()} | {before[name]['value']:.2%} | {after[name]['value']:.2%} "
+        f"| {after[name]['low']:.2%} - {after[name]['high']:.2%} |"
+        for name in ("ua", "ira", "cra")
+    ]
+    reasons = "".join(f"\n- {reason}" for reason in metrics["gate"]["reasons"])
+    return (
+        f"Gate: **{gate}**.{reasons}\n\n" + "\n".join(lines) + f"\n\nDrift of retained pictures: "
+        f"{metrics['drift']:.4f}. Before/after sheet: `sheet.png` in the source run's artifacts.\n\n"
+        f"Set the alias `{APPROVED}` to make this version live; move or remove it to take it back."
+    )
+
+
+def versions() -> list[AdapterVersion]:
+    """Every registered adapter, oldest first."""
+    with _client() as client:
+        found = []
+        for model in client.search_registered_models(filter_string=f"name LIKE '{MODEL_PREFIX}%'", max_results=1000):
+            aliases: dict[int, list[str]] = {}
+            for alias, number in client.get_registered_model(model.name).aliases.items():
+                aliases.setdefault(int(number), []).append(alias)
+            for version in client.search_model_versions(f"name = '{model.name}'", max_results=1000):
+                tags = version.tags
+                if "adapter_sha256" not in tags or "drift" not in tags:
+                    continue  # registration died half-way; the next run of the erasure registers again
+                found.append(
+                    (
+                        version.creation_timestamp,
+                        AdapterVersion(
+                            model=model.name,
+                            version=int(version.version),
+                            run_id=version.run_id or "",
+                            adapter_sha256=tags["adapter_sha256"],
+                            base_sha256=tags["base_sha256"],
+                            kind=tags["kind"],
+                            gate=tags["gate"],
+                            aliases=tuple(sorted(aliases.get(int(version.version), []))),
+                            ua=float(tags["ua"]),
+                            ira=float(tags["ira"]),
+                            cra=float(tags["cra"]),
+                            drift=float(tags["drift"]),
+                        ),
+                    )
+                )
+        return [version for _, version in sorted(found, key=lambda item: (item[0], item[1].version))]
+
+
+def find_version(name: str, number: int | None = None) -> AdapterVersion:
+    """One adapter by model name or erasure id; its newest version if none is named.
+
+    Raises:
+        RegistryError: there is none; suggests the nearest.
+    """
+    model = name if name.startswith(MODEL_PREFIX) else MODEL_PREFIX + name
+    everything = versions()
+    known = [version for version in everything if version.model == model]
+    if not known:
+        raise RegistryError(f"No adapter {name!r} is registered. {nearest(model, {v.model for v in everything})}")
+    if number is None:
+        return known[-1]
+    chosen = [version for version in known if version.version == number]
+    if not chosen:
+        raise RegistryError(f"{model} has no version {number}: it has {listing(v.version for v in known)}.")
+    return chosen[0]
+
+
+def approve(name: str, number: int | None = None) -> AdapterVersion:
+    """Set alias ``approved``: the version is live.
+
+    Raises:
+        RegistryError: unknown, its gate failed, or its files were changed since registration.
+    """
+    version = find_version(name, number)
+    if version.gate != "passed":
+        raise RegistryError(f"{version.model} version {version.version} did not pass its gate; it is not approved.")
+    fetch_adapter(version)
+    with _client() as client:
+        client.set_registered_model_alias(version.model, APPROVED, str(version.version))
+    return find_version(version.model, version.version)
+
+
+def rollback(name: str, to: int | None = None) -> AdapterVersion:
+    """Take an approved adapter back: remove alias ``approved``, or move it to version ``to``.
+
+    Raises:
+        RegistryError: unknown, or nothing of this model is approved.
+    """
+    model = find_version(name).model
+    approved = [version for version in versions() if version.model == model and version.live]
+    if not approved:
+        raise RegistryError(f"Nothing to roll back: no version of {model} is approved.")
+    if to is not None:
+        return approve(model, to)
+    with _client() as client:
+        client.delete_registered_model_alias(model, APPROVED)
+    return find_version(model, approved[0].version)
+
+
+def fetch_adapter(version: AdapterVersion) -> Path:
+    """A local folder with the registered adapter, its hash checked against the registry's tag.
+
+    Raises:
+        RegistryError: MLflow does not have it.
+        LineageError: its bytes are not the ones registered.
+    """
+    with _client():
+        adapter = mlflow.diffusers.load_model(f"models:/{version.model}/{version.version}")
+    folder = Path(adapter.adapter_path)
+    folder = folder if folder.is_dir() else folder.parent
+    card = load_card(folder)
+    if card["adapter_sha256"] != version.adapter_sha256:
+        raise LineageError(
+            f"{version.model} version {version.version} holds another adapter than was registered: "
+            f"{card['adapter_sha256'][:12]} instead of {version.adapter_sha256[:12]}. It is not used."
+        )
+    return folder

@@ -1,0 +1,154 @@
+"""Step ``validate``: a Great Expectations suite over the splits, with Data Docs.
+
+The only file that imports great_expectations. Results carry no values of the data (BOOLEAN_ONLY): the
+forget set is personal data, and Data Docs pages outlive it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+
+import great_expectations as gx
+import great_expectations.expectations as gxe
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from fade.config import Request, load_request
+from fade.data.catalog import COLUMNS
+from fade.data.splits import SPLIT_NAMES
+from fade.errors import DataError, listing
+from fade.files import write_json
+
+logging.getLogger("great_expectations").setLevel(logging.WARNING)
+
+
+def validate(folder: Path) -> dict[str, bool]:
+    """Judge the splits; write ``validation.json`` and the pages under ``docs/``.
+
+    Returns:
+        Expectation to whether it holds; all hold.
+
+    Raises:
+        DataError: an expectation fails; names it, the first five pictures at fault and the page.
+    """
+    request = load_request(folder)
+    tables = {name: pd.read_parquet(folder / "splits" / f"{name}.parquet") for name in SPLIT_NAMES}
+    for name in SPLIT_NAMES:
+        tables[name] = tables[name].assign(
+            problem=[
+                _problem(Path(request.catalog) / path, sha256)
+                for path, sha256 in zip(tables[name]["path"], tables[name]["sha256"], strict=True)
+            ]
+        )
+    docs = folder / "docs"
+    shutil.rmtree(docs, ignore_errors=True)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    context.add_data_docs_site(
+        site_name="erasure",
+        site_config={
+            "class_name": "SiteBuilder",
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
+        },
+    )
+    source = context.data_sources.add_pandas("splits")
+    held: dict[str, bool] = {}
+    for name in SPLIT_NAMES:
+        held |= _judged(context, source, name, tables[name], _expectations(name, request, tables))
+    context.build_data_docs()
+    page = docs / "index.html"
+    if failed := sorted(key for key, holds in held.items() if not holds):
+        culprits = [f"{row.path}: {row.problem}" for t in tables.values() for row in t[t["problem"] != ""].itertuples()]
+        detail = f" At fault: {listing(dict.fromkeys(culprits))}." if culprits else ""
+        raise DataError(f"The splits did not pass validation: {listing(failed)} failed.{detail} See {page}.")
+    write_json(folder / "validation.json", {"expectations": held, "rows": {n: len(t) for n, t in tables.items()}})
+    return held
+
+
+def _problem(path: Path, sha256: str) -> str:
+    """What is wrong with a picture's file; empty if nothing is."""
+    if not path.is_file():
+        return "missing"
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        return "its hash differs from the catalog's"
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        return f"does not decode ({error})"
+    return ""
+
+
+def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """A readable name to each expectation of one split."""
+    names = "|".join(re.escape(word) for word in (request.concept, *request.aliases))
+    paired = ["surrogate_caption"] if name in ("forget", "surrogate") else []
+    checks: dict[str, Any] = {
+        f"{name}: has column {column}": gxe.ExpectColumnToExist(column=column) for column in [*COLUMNS, *paired]
+    }
+    checks |= {
+        f"{name}: is not empty": gxe.ExpectTableRowCountToBeBetween(min_value=1),
+        f"{name}: picture ids are unique": gxe.ExpectColumnValuesToBeUnique(column="image_id"),
+        f"{name}: files are there, decode and have the recorded hash": gxe.ExpectColumnValuesToBeInSet(
+            column="problem", value_set=[""]
+        ),
+        f"{name}: every picture has a caption": gxe.ExpectColumnValueLengthsToBeBetween(column="caption", min_value=1),
+        f"{name}: comes from its part of the catalog": gxe.ExpectColumnValuesToBeInSet(
+            column="split", value_set=["holdout" if name == "holdout" else "train"]
+        ),
+    }
+    if paired:
+        checks |= {
+            f"{name}: captions mention the concept": gxe.ExpectColumnValuesToMatchRegex(
+                column="caption", regex=rf"(?i)\b({names})\b"
+            ),
+            f"{name}: target captions mention the surrogate": gxe.ExpectColumnValuesToMatchRegex(
+                column="surrogate_caption", regex=rf"(?i)\b{re.escape(request.surrogate)}\b"
+            ),
+        }
+    if name == "forget":
+        for other in ("retain", "surrogate"):
+            checks[f"forget: shares no picture with {other}"] = gxe.ExpectColumnValuesToNotBeInSet(
+                column="sha256", value_set=tables[other]["sha256"].tolist()
+            )
+    if name == "retain":
+        checks["retain: shows no erased concept"] = gxe.ExpectColumnValuesToNotBeInSet(
+            column=request.kind, value_set=[request.concept]
+        )
+    return checks
+
+
+def _judged(context: Any, source: Any, name: str, table: pd.DataFrame, checks: dict[str, Any]) -> dict[str, bool]:
+    asset = source.add_dataframe_asset(name)
+    batch = asset.add_batch_definition_whole_dataframe("all")
+    suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=list(checks.values())))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
+    checkpoint = context.checkpoints.add(
+        gx.Checkpoint(name=name, validation_definitions=[definition], result_format={"result_format": "BOOLEAN_ONLY"})
+    )
+    outcome = checkpoint.run(batch_parameters={"dataframe": table})
+    (validation,) = outcome.run_results.values()
+    found = {(result.expectation_config.id): bool(result.success) for result in validation.results}
+    by_id = {expectation.id: label for label, expectation in zip(checks, suite.expectations, strict=True)}
+    return {label: found[key] for key, label in by_id.items()}
+
+
+def main() -> None:
+    """Run the step for one erasure's folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    validate(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""DVC: the pipeline file of an erasure, what in it is current, and the hashes it recorded.
+
+The only file that imports dvc. An erasure's folder has its own ``dvc.yaml`` and ``dvc.lock``, so that
+concurrent erasures never meet in one lock file, and the lock file is the erasure's audit record.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+
+import yaml
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from filelock import FileLock
+
+from fade.errors import LineageError
+from fade.files import sha256_file, writing
+from fade.lineage import ROOT, module_closure
+from fade.steps.request import BASE, CATALOG, JUDGES
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step as a DVC stage; paths under ``{catalog}``, ``{base}``, ``{judges}`` come from the request."""
+
+    name: str
+    module: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    params: tuple[str, ...]
+
+
+_WHAT = ("concept", "kind", "surrogate", "aliases", "catalog")
+_BASE = ("base", "base_sha256", "threads")
+STAGES = (
+    Stage(
+        "split",
+        "fade.steps.split",
+        ("{catalog}/catalog.parquet", "{catalog}/concepts.json"),
+        ("splits",),
+        (*_WHAT, "split"),
+    ),
+    Stage("validate", "tasks._validation", ("splits", "{catalog}/pictures"), ("validation.json",), (*_WHAT,)),
+    Stage(
+        "saliency",
+        "fade.steps.saliency",
+        ("splits", "validation.json", "{catalog}/pictures", "{base}"),
+        ("saliency.parquet",),
+        (*_BASE, "saliency"),
+    ),
+    Stage("mask", "fade.steps.mask", ("saliency.parquet",), ("mask.json",), ("mask",)),
+    Stage(
+        "distill",
+        "fade.steps.distill",
+        ("splits", "mask.json", "{catalog}/pictures", "{base}"),
+        ("adapter", "curve.parquet"),
+        (*_BASE, "distill"),
+    ),
+    Stage(
+        "evaluate",
+        "fade.steps.evaluate",
+        ("adapter", "{catalog}/concepts.json", "{base}", "{judges}"),
+        ("evaluation",),
+        (*_BASE, *_WHAT, "evaluate", "gate"),
+    ),
+)
+
+
+def _code(module: str, root: Path) -> list[str]:
+    return [Path(os.path.relpath(path, root)).as_posix() for path in module_closure(module)]
+
+
+def stage_definition(stage: Stage, folder: Path, places: dict[str, str], root: Path) -> dict[str, Any]:
+    """A stage as dvc.yaml holds it; every path is relative to the project's root."""
+    where = folder.as_posix()
+
+    def located(path: str) -> str:
+        return path.format(**places) if path.startswith("{") else f"{where}/{path}"
+
+    return {
+        "cmd": f"python -m {stage.module} {where}",
+        "deps": sorted([*(located(path) for path in stage.inputs), *_code(stage.module, root)]),
+        "params": [{f"{where}/request.yaml": sorted(stage.params)}],
+        "outs": [located(path) for path in stage.outputs],
+    }
+
+
+def write_pipeline(folder: Path, places: dict[str, str]) -> None:
+    """Write the erasure's ``dvc.yaml``; ``places`` says where catalog, base and judges lie."""
+    up = Path(os.path.relpath(Path.cwd(), folder)).as_posix()
+    stages = {stage.name: {**stage_definition(stage, folder, places, Path.cwd()), "wdir": up} for stage in STAGES}
+    with writing(folder / "dvc.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    with writing(folder / ".gitignore") as temporary:
+        names = [output for stage in STAGES for output in stage.outputs]
+        temporary.write_text("\n".join(f"/{name}" for name in sorted([*names, "docs", "timings.json"])) + "\n")
+
+
+def root_pipeline() -> dict[str, Any]:
+    """The project's own ``dvc.yaml``: what all erasures share, and the example erasure of params.yaml.
+
+    Catalog, base and judges depend on the code that makes them and on nothing else, so that work
+    elsewhere retrains nothing. Base and judges are kept in git (``cache: false``): a clone has them.
+    """
+
+    def shared(name: str, out: str, *, in_git: bool) -> dict[str, Any]:
+        module = f"fade.steps.{name}"
+        return {
+            "cmd": f"python -m {module} --out {out}",
+            "deps": _code(module, ROOT),
+            "params": [name],
+            "outs": [{out: {"cache": False}} if in_git else out],
+        }
+
+    folder = Path("data/erasures/example")
+    places = {"catalog": CATALOG, "base": BASE, "judges": JUDGES}
+    stages = {
+        "catalog": shared("catalog", CATALOG, in_git=False),
+        "base": shared("base", BASE, in_git=True),
+        "judges": shared("judges", JUDGES, in_git=True),
+        "base_report": {
+            "cmd": f"python -m fade.steps.base_report --base {BASE} --judges {JUDGES} --out data/base/report",
+            "deps": sorted([BASE, JUDGES, *_code("fade.steps.base_report", ROOT)]),
+            "params": ["base_report"],
+            "outs": [{"data/base/report": {"cache": False}}],
+        },
+        "example-request": {
+            "cmd": f"python -m fade.steps.request {folder.as_posix()}",
+            "deps": sorted(
+                [f"{CATALOG}/catalog.parquet", f"{CATALOG}/concepts.json", BASE, *_code("fade.steps.request", ROOT)]
+            ),
+            "params": ["erasure", "example"],
+            "outs": [f"{folder.as_posix()}/request.yaml"],
+        },
+    }
+    stages |= {f"example-{stage.name}": stage_definition(stage, folder, places, ROOT) for stage in STAGES}
+    return {"stages": stages}
+
+
+def write_root_pipeline() -> None:
+    """Write the project's ``dvc.yaml`` after the code's imports have changed."""
+    header = (
+        "# Written by `python -m tasks._versioning` from the imports of each step; a test holds the two together.\n"
+    )
+    with writing(ROOT / "dvc.yaml") as temporary:
+        temporary.write_text(header + yaml.safe_dump(root_pipeline(), sort_keys=False))
+
+
+def reproduce(stage: str) -> None:
+    """Run a stage of the project's ``dvc.yaml`` unless it is current.
+
+    Raises:
+        LineageError: the stage fails.
+    """
+    with _repo() as repo:
+        try:
+            repo.reproduce(stage)
+        except DvcException as error:
+            raise LineageError(f"`dvc repro {stage}` failed: {error}") from error
+
+
+@contextmanager
+def _repo() -> Iterator[Any]:
+    """The DVC repository, one user at a time: DVC's own lock fails at once instead of waiting."""
+    if not Path(".dvc").is_dir():
+        raise LineageError(f"{Path.cwd()} is no DVC project: expected a folder .dvc. Run from the project's root.")
+    Path(".fade").mkdir(exist_ok=True)
+    with FileLock(".fade/dvc.lock", timeout=600), Repo(".") as repo:
+        yield repo
+
+
+def is_current(folder: Path, stage: str) -> bool:
+    """Whether a stage's recorded hashes still match its code, parameters, inputs and outputs."""
+    if not (folder / "dvc.lock").is_file():
+        return False
+    with _repo() as repo:
+        try:
+            return not repo.status(targets=[f"{folder.as_posix()}/dvc.yaml:{stage}"])
+        except DvcException as error:
+            raise LineageError(f"DVC cannot tell whether {stage} of {folder} is current: {error}") from error
+
+
+def record(folder: Path, stage: str) -> None:
+    """Record a stage that has just run: hashes into ``dvc.lock``, outputs into DVC's cache.
+
+    Raises:
+        LineageError: an output is missing, or DVC refuses.
+    """
+    with _repo() as repo:
+        try:
+            repo.commit(f"{folder.as_posix()}/dvc.yaml:{stage}", force=True)
+        except DvcException as error:
+            raise LineageError(f"DVC did not record {stage} of {folder}: {error}") from error
+
+
+def lock_record(folder: Path) -> dict[str, str]:
+    """SHA-256 of ``dvc.lock``, and DVC's MD5 of every output it names."""
+    path = folder / "dvc.lock"
+    if not path.is_file():
+        raise LineageError(f"{folder} has no dvc.lock: no step of this erasure was recorded. Run it again.")
+    stages = yaml.safe_load(path.read_text())["stages"]
+    outputs = {
+        out["path"].removeprefix(f"{folder.as_posix()}/"): out["md5"] for s in stages.values() for out in s["outs"]
+    }
+    return {"dvc.lock": sha256_file(path), **outputs}
+
+
+if __name__ == "__main__":
+    write_root_pipeline()

@@ -1,0 +1,171 @@
+"""Prefect tasks of an erasure: paths in, small records out; a stage DVC calls current is not run again."""
+
+from __future__ import annotations
+
+import base64
+import io
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+from PIL import Image
+from prefect import get_run_logger, task
+from prefect.artifacts import (
+    create_image_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from tqdm import tqdm
+
+from fade.config import load_request
+from fade.errors import FadeError
+from fade.files import read_json, write_json
+from fade.steps import distill as distill_step
+from fade.steps import evaluate as evaluate_step
+from fade.steps import mask as mask_step
+from fade.steps import saliency as saliency_step
+from fade.steps import split as split_step
+from tasks import _tracking, _validation, _versioning
+
+
+def _may_help(_task: Any, _run: Any, state: Any) -> bool:
+    """Retry what may pass the next time; what the library refused on purpose will be refused again."""
+    return not isinstance(state.result(raise_on_failure=False), FadeError)
+
+
+_OPTIONS: dict[str, Any] = {
+    "cache_policy": NO_CACHE,  # DVC decides what is current: Prefect's cache sees only a task's own lines
+    "retries": 2,
+    "retry_delay_seconds": [2, 10],
+    "retry_condition_fn": _may_help,
+}
+
+
+def _once(folder: Path, stage: str, work: Callable[[], Any]) -> bool:
+    """Run a stage unless DVC calls it current; record it, its seconds and its peak memory."""
+    logger = get_run_logger()
+    if _versioning.is_current(folder, stage):
+        logger.info("%s is current: not run again", stage)
+        return False
+    begun = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - begun
+    timings = read_json(folder / "timings.json") if (folder / "timings.json").is_file() else {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    write_json(folder / "timings.json", {**timings, stage: {"seconds": round(seconds, 3), "peak_mib": round(peak, 1)}})
+    _versioning.record(folder, stage)
+    logger.info("%s took %.1f s", stage, seconds)
+    return True
+
+
+@task(name="split", **_OPTIONS)
+def split(folder: Path) -> bool:
+    """Forget, surrogate, retain and holdout sets."""
+    return _once(folder, "split", lambda: split_step.split(folder))
+
+
+@task(name="validate", **_OPTIONS)
+def validate(folder: Path) -> bool:
+    """Great Expectations over the splits; a failing suite stops the flow with the reason."""
+    return _once(folder, "validate", lambda: _validation.validate(folder))
+
+
+@task(name="saliency", **_OPTIONS)
+def saliency(folder: Path) -> bool:
+    """Score of every module."""
+    return _once(folder, "saliency", lambda: saliency_step.saliency(folder))
+
+
+@task(name="mask", **_OPTIONS)
+def mask(folder: Path) -> bool:
+    """Modules that may change."""
+    return _once(folder, "mask", lambda: mask_step.mask(folder))
+
+
+@task(name="distill", **_OPTIONS)
+def distill(folder: Path) -> bool:
+    """Train the adapter; progress as an artifact and on a terminal."""
+
+    def work() -> None:
+        steps = load_request(folder).distill.steps
+        with _Progress("distill", steps) as progress:
+            for step in distill_step.distill_adapter(folder):
+                progress.at(step.step, f"forget {step.forget_loss:.4f} retain {step.retain_loss:.4f}")
+
+    return _once(folder, "distill", work)
+
+
+@task(name="evaluate", **_OPTIONS)
+def evaluate(folder: Path) -> bool:
+    """Pictures before and after, judged; table and sheet as artifacts."""
+
+    def work() -> None:
+        with _Progress("pictures", 0) as progress:
+            for done, total in evaluate_step.evaluate(folder):
+                progress.bar.total = total
+                progress.at(done)
+
+    ran = _once(folder, "evaluate", work)
+    metrics = read_json(folder / "evaluation" / "metrics.json")
+    judged = metrics["judges"]["report"]
+    rows = [
+        {"figure": name.upper(), "base": f"{judged['before'][name]['value']:.4f}", "erased": f"{v['value']:.4f}"}
+        | {"95 % interval": f"{v['low']:.4f} to {v['high']:.4f}"}
+        for name in ("ua", "ira", "cra")
+        for v in [judged["after"][name]]
+    ]
+    key = folder.name.replace("_", "-").lower()
+    create_table_artifact(rows, key=f"figures-{key}", description=f"Drift {metrics['drift']:.4f}")
+    create_image_artifact(
+        _inline(folder / "evaluation" / "sheet.png"), key=f"sheet-{key}", description="before / after"
+    )
+    return ran
+
+
+@task(name="register", **_OPTIONS)
+def register(folder: Path) -> _tracking.AdapterVersion:
+    """The adapter as a version of a registered model."""
+    lineage = {f"dvc.{name}": value for name, value in _versioning.lock_record(folder).items()}
+    if run_id := flow_run.get_id():
+        lineage["prefect.flow_run_id"] = str(run_id)
+    timings = read_json(folder / "timings.json")
+    return _tracking.register(folder, load_request(folder), timings=timings, lineage=lineage)
+
+
+class _Progress:
+    """A progress bar on a terminal, and a Prefect progress artifact moved every tenth."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.bar = tqdm(total=total, desc=name, disable=None, leave=False)
+        self.artifact = cast("UUID", create_progress_artifact(progress=0.0, description=name))
+        self.shown = 0
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def at(self, done: int, note: str = "") -> None:
+        """Say how far the work is."""
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(done - self.bar.n)
+        tenth = 10 * done // max(self.bar.total or 1, 1)
+        self.bar.n = done
+        if tenth > self.shown:
+            self.shown = tenth
+            update_progress_artifact(self.artifact, progress=10.0 * tenth)
+
+
+def _inline(sheet: Path) -> str:
+    """The sheet as a small JPEG in a data URL: Prefect stores links, and a local file has none."""
+    stream = io.BytesIO()
+    with Image.open(sheet) as image:
+        image.convert("RGB").reduce(2).save(stream, format="JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

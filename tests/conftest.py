@@ -1,0 +1,39 @@
+"""Fixtures: a workspace per session, and servers for the tests that need real ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from fade.models.sd import StableDiffusion, load_base
+from tests.tiny import make_workspace, save_tiny_base
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project of its own; the current folder for the whole session, as services bind to it."""
+    folder = make_workspace(tmp_path_factory.mktemp("project") / "workspace")
+    before = Path.cwd()
+    os.environ["FADE_ROOT"] = str(folder)
+    from flows.settings import configure
+
+    configure()
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    save_tiny_base(folder)
+    return folder
+
+
+@pytest.fixture
+def sd(tiny_base: Path) -> StableDiffusion:
+    return load_base(tiny_base)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from fade.adapters.store import (
+    CARD_NAME,
+    WEIGHTS_NAME,
+    activate,
+    apply_adapter,
+    load_card,
+    restore_base,
+    save_adapter,
+)
+from fade.errors import AdapterFormatError, ConfigError
+from fade.files import sha256_file
+from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
+from fade.models.sd import StableDiffusion, load_base, weights_sha256
+
+MODULES = ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "up_blocks.1.resnets.0.conv1")
+
+
+def _adapter(base: Path, folder: Path, *, seed: int = 1, base_sha256: str | None = None) -> Path:
+    """An adapter that changes the output, trained alpha twice its rank."""
+    sd = load_base(base)
+    add_sparse_lora(sd.unet, MODULES, rank=2, alpha=4.0, seed=seed, name="student")
+    for layer in lora_layers(sd.unet).values():
+        torch.nn.init.normal_(layer.lora_B["student"].weight, generator=torch.Generator().manual_seed(seed))
+    card = {"base_sha256": base_sha256 or sd.sha256, "trained_alpha": 4.0, "rank": 2}
+    save_adapter(folder, adapter_tensors(sd.unet, "student"), card)
+    return folder
+
+
+def _predict(unet: torch.nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    latents, states = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 16, 32, generator=generator)
+    with torch.no_grad():
+        return unet(latents, torch.tensor([500, 500]), states).sample
+
+
+def test_equal_adapters_are_equal_bytes(tiny_base: Path, tmp_path: Path) -> None:
+    one, two = _adapter(tiny_base, tmp_path / "one"), _adapter(tiny_base, tmp_path / "two")
+    other = _adapter(tiny_base, tmp_path / "other", seed=2)
+    for name in (WEIGHTS_NAME, CARD_NAME):
+        assert sha256_file(one / name) == sha256_file(two / name)
+        assert sha256_file(one / name) != sha256_file(other / name)
+
+
+def test_loading_switching_stacking_and_restoring(sd: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
+    base_output, bits = _predict(sd.unet), weights_sha256(sd.unet)
+    for number in (1, 2):
+        apply_adapter(sd, _adapter(tiny_base, tmp_path / str(number), seed=number), name=f"a{number}")
+        assert torch.equal(_predict(sd.unet), base_output), "a loaded adapter is off until it is activated"
+    activate(sd, {"a1": 1.0})
+    first = _predict(sd.unet)
+    activate(sd, {"a2": 1.0})
+    second = _predict(sd.unet)
+    activate(sd, {"a1": 1.0, "a2": 1.0})
+    both = _predict(sd.unet)
+    outputs = (base_output, first, second, both)
+    assert all(not torch.allclose(a, b, atol=1e-3) for i, a in enumerate(outputs) for b in outputs[i + 1 :])
+    activate(sd, {"a1": 1.0, "a2": 0.0})
+    torch.testing.assert_close(_predict(sd.unet), first)
+    activate(sd, {})
+    assert torch.equal(_predict(sd.unet), base_output)
+    restore_base(sd)
+    assert not lora_layers(sd.unet)
+    assert weights_sha256(sd.unet) == bits
+    assert torch.equal(_predict(sd.unet), base_output)
+
+
+def test_the_bases_bits_survive_many_random_operations(sd: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
+    folders = {f"a{n}": _adapter(tiny_base, tmp_path / str(n), seed=n) for n in range(3)}
+    bits, draw = weights_sha256(sd.unet), random.Random(4)
+    loaded: set[str] = set()
+    for _ in range(40):
+        action = draw.choice(["apply", "activate", "off", "restore"])
+        if action == "apply" and (missing := sorted(set(folders) - loaded)):
+            name = draw.choice(missing)
+            apply_adapter(sd, folders[name], name=name)
+            loaded.add(name)
+        elif action == "activate" and loaded:
+            activate(sd, {draw.choice(sorted(loaded)): draw.random() + 0.1})
+        elif action == "off":
+            activate(sd, {})
+        elif action == "restore":
+            restore_base(sd)
+            loaded.clear()
+    restore_base(sd)
+    assert weights_sha256(sd.unet) == bits
+
+
+def test_active_adapters_stay_active_when_another_is_loaded(
+    sd: StableDiffusion, tiny_base: Path, tmp_path: Path
+) -> None:
+    apply_adapter(sd, _adapter(tiny_base, tmp_path / "1"), name="one")
+    activate(sd, {"one": 0.7})
+    output = _predict(sd.unet)
+    apply_adapter(sd, _adapter(tiny_base, tmp_path / "2", seed=2), name="two")
+    assert sd.active == {"one": 0.7}
+    torch.testing.assert_close(_predict(sd.unet), output)
+
+
+def test_stock_diffusers_loads_an_adapter_to_the_same_output(
+    sd: StableDiffusion, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = _adapter(tiny_base, tmp_path / "a")
+    base_output = _predict(sd.unet)
+    apply_adapter(sd, folder, name="ours")
+    activate(sd, {"ours": 1.0})
+    ours = _predict(sd.unet)
+    assert not torch.allclose(ours, base_output, atol=1e-3)
+    stock = StableDiffusionPipeline.from_pretrained(tiny_base, dtype=torch.float32)
+    stock.load_lora_weights(folder)
+    torch.testing.assert_close(_predict(stock.unet), ours, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_NAME, CARD_NAME])
+def test_a_changed_byte_is_refused(sd: StableDiffusion, tiny_base: Path, tmp_path: Path, name: str) -> None:
+    folder = _adapter(tiny_base, tmp_path / "a")
+    load_card(folder)
+    content = bytearray((folder / name).read_bytes())
+    position = len(content) // 2 if name == WEIGHTS_NAME else content.index(b"adapter_sha256") + 20
+    content[position] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(AdapterFormatError, match="was changed"):
+        apply_adapter(sd, folder, name="a")
+    assert not lora_layers(sd.unet)
+
+
+def test_an_adapter_of_another_base_is_refused(sd: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
+    folder = _adapter(tiny_base, tmp_path / "a", base_sha256="0" * 64)
+    with pytest.raises(AdapterFormatError, match="belongs to the base 000000000000"):
+        apply_adapter(sd, folder, name="a")
+
+
+def test_a_tensor_that_finds_no_module_is_an_error(sd: StableDiffusion, tmp_path: Path) -> None:
+    tensors = {
+        "unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3),
+        "unet.conv_in.lora_B.weight": torch.ones(16, 2, 1, 1),
+        "unet.nowhere.to_q.lora_A.weight": torch.ones(2, 4),
+        "unet.nowhere.to_q.lora_B.weight": torch.ones(4, 2),
+    }
+    save_adapter(tmp_path / "a", tensors, {"base_sha256": sd.sha256})
+    with pytest.raises(AdapterFormatError, match="not used to its last tensor"):
+        apply_adapter(sd, tmp_path / "a", name="a")
+
+
+def test_values_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(AdapterFormatError, match="not finite"):
+        save_adapter(tmp_path / "a", {"unet.x.lora_A.weight": torch.tensor([float("nan")])}, {"base_sha256": "0"})
+    assert not (tmp_path / "a").exists()
+
+
+def test_missing_files_and_unknown_names_are_named(sd: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(AdapterFormatError, match=r"pytorch_lora_weights\.safetensors is missing"):
+        load_card(tmp_path)
+    folder = _adapter(tiny_base, tmp_path / "a")
+    card = json.loads((folder / CARD_NAME).read_text())
+    (folder / CARD_NAME).write_text(json.dumps({**card, "format": "other/9"}))
+    with pytest.raises(AdapterFormatError, match="has the format 'other/9'"):
+        load_card(folder)
+    with pytest.raises(ConfigError, match="No adapter ghost is loaded"):
+        activate(sd, {"ghost": 1.0})

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fade.errors import ConfigError, ResourceError
+from flows.services import check_port
+from flows.settings import project_root
+
+COMMANDS = ("erase", "generate", "approve", "rollback", "list", "show", "demo", "ui")
+
+
+def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line as a user has it; wide enough that no message is wrapped."""
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
+    )
+
+
+def test_help_teaches_every_command(workspace: Path) -> None:
+    text = run("--help", folder=workspace).stdout
+    for command in COMMANDS:
+        assert command in text
+        assert "--help" in run(command, "--help", folder=workspace).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["erase", "--concept", "astronot", "--surrogate", "cameraman"], "Did you mean 'astronaut'"),
+        (["erase", "--concept", "cat", "--surrogate", "cat"], "surrogate must differ"),
+        (["erase", "--concept", "cat", "--surrogate", "neon"], "must be of one kind"),
+        (["erase", "--concept", "cat", "--surrogate", "horse", "--base", "nowhere"], "No base model in nowhere"),
+        (["erase", "--concept", "cat", "--surrogate", "horse", "--base-sha256", "00"], "is another one"),
+        (["erase", "--concept", "cat", "--surrogate", "horse", "--catalog", "nowhere"], "No concepts in nowhere"),
+        (["erase", "--concept", "cat", "--surrogate", "horse", "--steps", "0"], "--steps must be at least 1"),
+        (["generate", "--prompt", "a cat", "-o", "x.png", "--base", "--live"], "Choose one of"),
+        (["generate", "--prompt", " ", "-o", "x.png", "--base"], "prompt is empty"),
+        (["show", "nothing"], "No adapter 'nothing' is registered"),
+        (["approve", "nothing:x"], "expected an id, or id:version"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_runs(workspace: Path, arguments: list[str], message: str) -> None:
+    erasures = workspace / "data/erasures"
+    before = set(erasures.iterdir()) if erasures.is_dir() else set()
+    result = run(*arguments, folder=workspace)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert message in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
+    assert (set(erasures.iterdir()) if erasures.is_dir() else set()) == before
+
+
+def test_generate_writes_the_bases_picture_and_the_same_one_twice(workspace: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        figures = tmp_path / f"{name}.json"
+        prompt = "a cat image in neon style."
+        result = run(
+            "generate",
+            "--prompt",
+            prompt,
+            "-o",
+            str(tmp_path / name),
+            "--base",
+            "--json",
+            str(figures),
+            folder=workspace,
+        )
+        assert result.returncode == 0, result.stderr
+        assert json.loads(figures.read_text())["adapters"] == []
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_taken_port_is_said_with_the_option_to_change_it(workspace: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ResourceError, match=f"Port {port} is taken.*--mlflow-port PORT"):
+            check_port(port, "MLflow", "--mlflow-port")
+        result = run("ui", "--mlflow-port", str(port), folder=workspace)
+    assert result.returncode == 1
+    assert f"Port {port} is taken" in result.stderr
+
+
+def test_outside_a_project_the_error_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lies in no FADE project"):
+        project_root(tmp_path)
+
+
+def test_the_demo_erases_approves_rolls_back_and_writes_its_figures(workspace: Path, tmp_path: Path) -> None:
+    figures = tmp_path / "demo.json"
+    result = run("demo", "--json", str(figures), folder=workspace)
+    assert result.returncode == 0, result.stdout + result.stderr
+    content = json.loads(figures.read_text())
+    assert content["rollback_bits_equal"] is True
+    assert [(row["concept"], row["surrogate"], row["kind"]) for row in content["erasures"]] == [
+        ("astronaut", "cameraman", "person"),
+        ("neon", "photo", "style"),
+    ]
+    asked = {"ua", "ira", "cra", "base_ira", "base_cra", "drift", "samples", "distill_seconds", "total_seconds"}
+    for row in content["erasures"]:
+        assert asked | {"adapter_bytes", "adapter_sha256", "model_version"} <= set(row)
+        assert 0 <= row["ua"] <= 1
+    assert (workspace / content["rollback_sheet"]).is_file()
+    assert "bit for bit" in result.stdout

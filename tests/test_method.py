@@ -1,0 +1,257 @@
+"""Saliency, sparse LoRA and distillation: laws, and plain independent references."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fade.errors import DataError, NoMatchingModulesError
+from fade.method.distillation import DistillStep, distill, draw_timesteps
+from fade.method.examples import Examples
+from fade.method.saliency import accumulate_saliency, contrast, module_scores, noisy_groups, salient_parameters
+from fade.method.sparse_lora import adapter_tensors, adapters_disabled, add_sparse_lora, lora_layers
+from fade.models.diffusion import add_noise
+from fade.models.sd import StableDiffusion, weights_sha256
+
+MODULES = ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "up_blocks.1.resnets.0.conv1")
+
+
+class LinearDenoiser(nn.Module):
+    """Predicts W z elementwise over channels: its saliency has a closed form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2, bias=False)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, prompts: Tensor) -> SimpleNamespace:
+        del timesteps
+        moved = self.layer(latents.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return SimpleNamespace(sample=moved + prompts.mean(dim=(1, 2))[:, None, None, None])
+
+
+def _examples(count: int, *, channels: int = 4, size: int = 16, length: int = 16, width: int = 32) -> Examples:
+    generator = torch.Generator().manual_seed(count)
+    prompts = torch.randn(count, length, width, generator=generator)
+    targets = torch.randn(count, length, width, generator=generator)
+    return Examples(torch.randn(count, channels, size, size, generator=generator), prompts, targets)
+
+
+def test_saliency_equals_its_closed_form_on_a_linear_layer_in_float64() -> None:
+    unet = LinearDenoiser().double()
+    examples = _examples(6, channels=2, size=3)
+    alphas = torch.linspace(0.99, 0.01, 10, dtype=torch.float64)
+    groups = noisy_groups(examples, groups=3, group_size=4, timestep_count=10, seed=1)
+    found = accumulate_saliency(_cast(unet), groups, alphas_cumprod=alphas)["layer"]
+    expected = torch.zeros(2, 2, dtype=torch.float64)
+    for group in groups:
+        noisy = add_noise(group.examples.latents.double(), group.noise.double(), group.timesteps, alphas)
+        residual = unet(noisy, group.timesteps, group.examples.prompt_embeds.double()).sample - group.noise.double()
+        gradient = 2 * torch.einsum("bohw,bihw->oi", residual, noisy) / residual.numel()
+        expected += gradient.abs() / len(groups)
+    assert expected.min() > 0
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def _cast(unet: nn.Module) -> nn.Module:
+    """The double network, fed what it needs: saliency itself is written for float32 networks."""
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = unet.layer
+
+        def forward(self, latents: Tensor, timesteps: Tensor, prompts: Tensor) -> SimpleNamespace:
+            return unet(latents.double(), timesteps, prompts.double())
+
+    return Wrapped()
+
+
+def test_saliency_leaves_weights_flags_and_gradients_as_found(sd: StableDiffusion) -> None:
+    before = weights_sha256(sd.unet)
+    groups = noisy_groups(_examples(4), groups=2, group_size=2, timestep_count=1000, seed=0)
+    found = accumulate_saliency(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod)
+    assert weights_sha256(sd.unet) == before
+    assert not any(p.requires_grad or p.grad is not None for p in sd.unet.parameters())
+    assert set(found) == set(salient_parameters(sd.unet))
+    assert all((values >= 0).all() for values in found.values())
+    assert sum(float(values.sum()) for values in found.values()) > 0
+
+
+def test_saliency_does_not_depend_on_the_order_of_groups(sd: StableDiffusion) -> None:
+    groups = noisy_groups(_examples(4), groups=3, group_size=2, timestep_count=1000, seed=0)
+    one = accumulate_saliency(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod)
+    other = accumulate_saliency(sd.unet, groups[::-1], alphas_cumprod=sd.alphas_cumprod)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-9)
+
+
+def test_distillation_saliency_is_zero_when_the_surrogate_is_the_concept(sd: StableDiffusion) -> None:
+    examples = _examples(4)
+    same = Examples(examples.latents, examples.prompt_embeds, examples.prompt_embeds)
+    for given, zero in ((examples, False), (same, True)):
+        groups = noisy_groups(given, groups=1, group_size=4, timestep_count=1000, seed=0)
+        found = accumulate_saliency(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod, against="teacher")
+        assert (max(score for _, score, _ in module_scores(found)) == 0) is zero
+
+
+def test_contrast_ranks_what_only_the_forget_set_needs_first() -> None:
+    scores = contrast(
+        {"a": torch.tensor([2.0]), "b": torch.tensor([4.0])}, {"a": torch.tensor([0.1]), "b": torch.tensor([4.0])}
+    )
+    assert scores["a"] > scores["b"]
+
+
+def test_saliency_of_no_examples_is_an_error() -> None:
+    with pytest.raises(DataError, match="at least one example"):
+        noisy_groups(_examples(1)[:0], groups=1, group_size=1, timestep_count=10, seed=0)
+
+
+def _predict(sd: StableDiffusion, examples: Examples) -> Tensor:
+    with torch.no_grad():
+        return sd.unet(examples.latents, torch.full((len(examples),), 500), examples.prompt_embeds).sample
+
+
+def _moved(sd: StableDiffusion, name: str = "student") -> list[Tensor]:
+    """A student whose adapter changes the output."""
+    parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=4.0, seed=1, name=name)
+    with torch.no_grad():
+        for layer in lora_layers(sd.unet).values():
+            layer.lora_B[name].weight.normal_(generator=torch.Generator().manual_seed(3))
+    return parameters
+
+
+def test_a_fresh_student_is_the_teacher_and_only_the_mask_is_trainable(sd: StableDiffusion) -> None:
+    examples = _examples(2)
+    before = _predict(sd, examples)
+    parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=2.0, seed=1, name="student")
+    assert torch.equal(_predict(sd, examples), before)
+    assert set(lora_layers(sd.unet)) == set(MODULES)
+    assert len(parameters) == 2 * len(MODULES)
+    names = [name for name, parameter in sd.unet.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name for name in names)
+
+
+def test_disabling_gives_the_teacher_nests_and_survives_an_exception(sd: StableDiffusion) -> None:
+    examples = _examples(2)
+    teacher = _predict(sd, examples)
+    _moved(sd)
+    student = _predict(sd, examples)
+    assert not torch.allclose(student, teacher, atol=1e-3)
+    with adapters_disabled(sd.unet):
+        assert torch.equal(_predict(sd, examples), teacher)
+        with adapters_disabled(sd.unet):
+            pass
+        assert torch.equal(_predict(sd, examples), teacher)
+    assert torch.equal(_predict(sd, examples), student)
+    with pytest.raises(RuntimeError, match="on purpose"), adapters_disabled(sd.unet):
+        raise RuntimeError("on purpose")
+    assert torch.equal(_predict(sd, examples), student)
+
+
+def test_saved_tensors_carry_the_scaling(sd: StableDiffusion) -> None:
+    _moved(sd)
+    tensors = adapter_tensors(sd.unet, "student")
+    layer = lora_layers(sd.unet)[MODULES[1]]
+    expected = layer.get_delta_weight("student")
+    assert layer.scaling["student"] == 2.0
+    product = tensors[f"unet.{MODULES[1]}.lora_B.weight"] @ tensors[f"unet.{MODULES[1]}.lora_A.weight"]
+    torch.testing.assert_close(product, expected)
+
+
+def test_unknown_target_modules_are_named_with_the_nearest(sd: StableDiffusion) -> None:
+    with pytest.raises(NoMatchingModulesError, match=r"conv_inn.*Did you mean 'conv_in'"):
+        add_sparse_lora(sd.unet, ["conv_inn"], rank=2, alpha=2.0, seed=1, name="student")
+
+
+def _run(sd: StableDiffusion, parameters: list[Tensor], steps: int = 3, **changes: object) -> list[DistillStep]:
+    retained = _examples(6)
+    settings: dict = {
+        "forget": _examples(5),
+        "surrogate": _examples(4),
+        "retain": Examples(retained.latents, retained.prompt_embeds, retained.prompt_embeds),
+        "empty_embeds": torch.zeros(1, 16, 32),
+        "alphas_cumprod": sd.alphas_cumprod,
+        "steps": steps,
+        "batch": 4,
+        "learning_rate": 5e-3,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+        "forget_weight": 1.0,
+        "retain_weight": 1.0,
+        "timestep_power": 0.25,
+        "surrogate_share": 0.5,
+        "empty_caption_share": 0.1,
+        "precision": "fp32",
+        "seed": 7,
+        **changes,
+    }
+    return list(distill(sd.unet, parameters, **settings))
+
+
+def test_the_first_retain_loss_is_zero_and_the_forget_loss_is_not(sd: StableDiffusion) -> None:
+    parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=2.0, seed=1, name="student")
+    first = _run(sd, parameters, steps=1)[0]
+    assert first.retain_loss == 0
+    assert first.forget_loss > 0
+
+
+def test_no_loss_at_all_when_the_surrogate_is_the_concept(sd: StableDiffusion) -> None:
+    parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=2.0, seed=1, name="student")
+    examples = _examples(5)
+    same = Examples(examples.latents, examples.prompt_embeds, examples.prompt_embeds)
+    first = _run(sd, parameters, steps=1, forget=same, surrogate=same)[0]
+    assert first.forget_loss == first.retain_loss == 0
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_bits(sd: StableDiffusion) -> None:
+    everywhere = sorted(salient_parameters(sd.unet))
+    parameters = add_sparse_lora(sd.unet, everywhere, rank=4, alpha=4.0, seed=1, name="student")
+    base = {name: p.clone() for name, p in sd.unet.named_parameters() if "lora_" not in name}
+    steps = _run(sd, parameters, steps=60, learning_rate=1e-2)
+    early = sum(step.forget_loss for step in steps[:8])
+    late = sum(step.forget_loss for step in steps[-8:])
+    assert late < 0.8 * early
+    for name, parameter in sd.unet.named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(parameter, base[name]), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(tiny_base: object, precision: str) -> None:
+    from fade.models.sd import load_base
+
+    results = []
+    for seed in (7, 7, 8):
+        sd = load_base(tiny_base)  # type: ignore[arg-type]
+        parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=2.0, seed=seed, name="student")
+        _run(sd, parameters, seed=seed, precision=precision)
+        results.append(torch.cat([p.detach().flatten() for p in parameters]))
+    assert not torch.equal(results[0], results[2])
+    assert torch.equal(results[0], results[1])
+
+
+def test_clipping_clips(sd: StableDiffusion) -> None:
+    parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=2.0, seed=1, name="student")
+    step = _run(sd, parameters, steps=1, clip_norm=1e-6)[0]
+    assert step.gradient_norm > 1e-5
+    norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]))
+    assert float(norm) <= 1.01e-6
+
+
+def test_timesteps_are_uniform_for_power_one_and_noisier_below() -> None:
+    generator = torch.Generator().manual_seed(0)
+    uniform = draw_timesteps(20_000, 1000, 1.0, generator).float()
+    noisy = draw_timesteps(20_000, 1000, 0.25, generator).float()
+    assert abs(uniform.mean() - 500) < 10
+    assert abs(noisy.mean() - 800) < 10  # E[u^(1/4)] = 4/5
+    assert uniform.min() >= 0
+    assert noisy.max() <= 999
+
+
+def test_an_empty_set_is_refused_before_training(sd: StableDiffusion) -> None:
+    parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=2.0, seed=1, name="student")
+    with pytest.raises(DataError, match="surrogate set is empty"):
+        _run(sd, parameters, surrogate=_examples(1)[:0])

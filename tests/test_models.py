@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
+
+from fade.concepts import caption, caption_variants
+from fade.data.canvas import OBJECTS
+from fade.data.styles import STYLES
+from fade.errors import BaseModelError
+from fade.evaluation.judges import judge_pictures, load_judge
+from fade.lineage import ROOT
+from fade.models import base
+from fade.models.diffusion import add_noise, make_noise_scheduler, min_snr_weights
+from fade.models.generate import first_latents, generate, generate_batch
+from fade.models.sd import StableDiffusion, base_sha256, load_base
+
+SHIPPED = ROOT / "data/base/canvas"
+
+
+def test_the_forward_process_equals_diffusers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(5, 4, 8, 8, generator=generator), torch.randn(5, 4, 8, 8, generator=generator)
+    timesteps = torch.tensor([0, 1, 500, 998, 999])
+    scheduler = make_noise_scheduler()
+    ours = add_noise(latents, noise, timesteps, scheduler.alphas_cumprod)
+    torch.testing.assert_close(ours, scheduler.add_noise(latents, noise, timesteps))
+
+
+def test_min_snr_weights_are_one_at_high_noise_and_fall_below() -> None:
+    weights = min_snr_weights(torch.tensor([0, 200, 999]), make_noise_scheduler().alphas_cumprod, 5.0)
+    assert weights[2] == 1
+    assert weights[0] < weights[1] <= 1
+
+
+def test_generation_equals_the_stock_pipeline(sd: StableDiffusion, tiny_base: Path) -> None:
+    prompt = "a cat image in neon style."
+    settings = {"steps": 4, "guidance": 3.0}
+    ours = generate_batch(sd, [prompt], [188], solver="ddim", **settings)
+    stock = StableDiffusionPipeline.from_pretrained(tiny_base, dtype=torch.float32)
+    stock.set_progress_bar_config(disable=True)
+    stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)
+    theirs = stock(
+        prompt, num_inference_steps=4, guidance_scale=3.0, latents=first_latents([188], (4, 16, 16)), output_type="np"
+    ).images
+    assert np.abs(ours[0].astype(int) - np.round(theirs[0] * 255).astype(int)).max() <= 1
+    other = generate_batch(sd, ["a horse image in oil style."], [188], solver="ddim", **settings)
+    assert not np.array_equal(ours, other)
+
+
+def test_pictures_depend_on_seed_and_not_on_batches(sd: StableDiffusion) -> None:
+    prompts, seeds = ["a cat image in neon style."] * 3, [1, 1, 2]
+    settings = {"steps": 2, "guidance": 3.0, "solver": "dpm++"}
+    whole = np.concatenate(list(generate(sd, prompts, seeds, batch=3, **settings)))
+    parts = np.concatenate(list(generate(sd, prompts, seeds, batch=2, **settings)))
+    assert np.array_equal(whole[0], whole[1])
+    assert not np.array_equal(whole[0], whole[2])
+    assert np.abs(whole.astype(int) - parts.astype(int)).max() <= 1
+
+
+def test_equal_prompts_are_encoded_equally_and_different_ones_are_not(sd: StableDiffusion) -> None:
+    states = sd.encode_prompts(["a cat", "a horse", "a cat"])
+    assert torch.equal(states[0], states[2])
+    assert not torch.allclose(states[0], states[1])
+
+
+def test_a_base_is_known_by_its_weights(tiny_base: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_base, copy)
+    assert base_sha256(copy) == base_sha256(tiny_base)
+    path = copy / "unet/diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state["conv_in.bias"] = state["conv_in.bias"] + 1
+    save_file(state, path, metadata={"format": "pt"})
+    assert base_sha256(copy) != base_sha256(tiny_base)
+    with pytest.raises(BaseModelError, match=r"is another one: its hash is .* expected"):
+        load_base(copy, expected_sha256=base_sha256(tiny_base))
+
+
+def test_missing_and_damaged_bases_are_named(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match="No base model in"):
+        load_base(tmp_path / "nowhere")
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_base, copy)
+    weights = copy / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BaseModelError, match="does not load"):
+        load_base(copy)
+    weights.unlink()
+    with pytest.raises(BaseModelError, match="lacks safetensors weights for unet"):
+        load_base(copy)
+
+
+def test_every_word_of_a_caption_is_one_token() -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(SHIPPED / "tokenizer")
+    assert isinstance(tokenizer, CLIPTokenizer)
+    for name, subject in OBJECTS.items():
+        for style in STYLES:
+            for sentence in caption_variants(name, style, subject.aliases):
+                assert all(token.endswith("</w>") for token in tokenizer.tokenize(sentence)), sentence
+    assert len(tokenizer.tokenize("zeppelin")) > 1
+
+
+def test_training_the_parts_lowers_their_losses() -> None:
+    generator = np.random.default_rng(0)
+    pictures = np.kron(generator.integers(0, 255, (8, 8, 8, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    base.seed_weights(0, "test")
+    vae = base.make_autoencoder([16, 16, 16], size=64)
+    losses = [s.loss for s in base.train_autoencoder(vae, pictures, steps=25, batch=4, learning_rate=2e-3, seed=0)]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    latents = base.encode_pictures(vae, pictures)
+    assert 0.3 < float(latents.std()) < 3
+    captions = [("a cat",), ("a horse",)] * 4
+    tokenizer = base.build_tokenizer(["a cat", "a horse"], max_length=8)
+    text_encoder = base.make_text_encoder(tokenizer, width=32, layers=1)
+    unet = base.make_unet([16, 32], latent_size=16, text_width=32)
+    settings = {"steps": 40, "batch": 8, "learning_rate": 3e-3, "ema_decay": 0.9, "seed": 0}
+    losses = [s.loss for s in base.train_denoiser(unet, text_encoder, tokenizer, latents, captions, **settings)]
+    assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
+
+
+def test_the_shipped_base_is_small_loads_in_stock_diffusers_and_draws() -> None:
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 15_000_000
+    stock = StableDiffusionPipeline.from_pretrained(SHIPPED)
+    stock.set_progress_bar_config(disable=True)
+    picture = stock("a cat image in photo style.", num_inference_steps=10, guidance_scale=3.0, output_type="np").images
+    assert picture.shape == (1, 64, 64, 3)
+    verdict = judge_pictures(load_judge(ROOT / "data/judges", "report"), np.round(picture * 255).astype(np.uint8))
+    assert verdict.objects == ["cat"]
+
+
+def test_the_shipped_base_draws_every_pair_recognisably() -> None:
+    torch.set_num_threads(2)
+    pairs = [(o, s) for o in OBJECTS for s in STYLES]
+    prompts = [caption(o, s) for o, s in pairs]
+    pictures = generate_batch(
+        load_base(SHIPPED), prompts, [888] * 120, steps=25, guidance=3.0, solver="ddim", precision="bf16"
+    )
+    verdict = judge_pictures(load_judge(ROOT / "data/judges", "report"), pictures)
+    assert np.mean([seen == o for seen, (o, _) in zip(verdict.objects, pairs, strict=True)]) >= 0.98
+    assert np.mean([seen == s for seen, (_, s) in zip(verdict.styles, pairs, strict=True)]) >= 0.98

@@ -1,0 +1,124 @@
+"""dvc.yaml says what the code says; parameters are all used; layers hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fade.config import Request, Settings, load_settings, make_request
+from fade.errors import ConfigError, ResourceError
+from fade.lineage import ROOT, module_closure
+from fade.steps.request import check_disk, prepare_request
+from tasks._versioning import STAGES, root_pipeline, write_pipeline
+
+
+def _names(module: str) -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for path in module_closure(module)}
+
+
+def test_the_roots_pipeline_is_what_the_imports_say() -> None:
+    assert yaml.safe_load((ROOT / "dvc.yaml").read_text()) == root_pipeline()
+
+
+def test_the_base_depends_on_its_own_code_and_on_no_other() -> None:
+    needed = _names("fade.steps.base")
+    assert {"fade/data/canvas.py", "fade/data/styles.py", "fade/models/base.py", "fade/steps/base.py"} <= needed
+    assert not {"fade/config.py", "fade/lineage.py", "fade/data/catalog.py"} & needed
+    assert not any(name.startswith(("tasks/", "flows/", "fade/method/", "fade/evaluation/")) for name in needed)
+
+
+def test_a_stage_depends_on_modules_it_imports_indirectly() -> None:
+    assert {"fade/method/sparse_lora.py", "fade/models/diffusion.py", "fade/seeding.py"} <= _names("fade.steps.distill")
+    assert "fade/evaluation/judges.py" not in _names("fade.steps.distill")
+    assert "fade/models/generate.py" in _names("fade.steps.evaluate")
+
+
+def test_packages_hold_docstrings_only_so_that_leaving_them_out_of_stages_is_right() -> None:
+    for path in ROOT.glob("fade/**/__init__.py"):
+        lines = [line for line in path.read_text().split('"""')[-1].splitlines() if line.strip()]
+        assert all(line.startswith("__version__") for line in lines), path
+
+
+def test_every_parameter_of_a_stage_is_a_field_and_every_setting_is_used_by_a_stage() -> None:
+    used = {name for stage in STAGES for name in stage.params}
+    assert used <= set(Request.model_fields)
+    assert set(Settings.model_fields) <= used
+
+
+def test_params_yaml_holds_every_setting_and_no_other() -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert set(content["erasure"]) == set(Settings.model_fields)
+    loaded = load_settings(ROOT / "params.yaml")
+    for name, section in content["erasure"].items():
+        if isinstance(section, dict):
+            assert set(section) == set(type(getattr(loaded, name)).model_fields), name
+
+
+def test_a_wrong_parameter_is_named_with_what_was_got(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"erasure": {"mask": {"density": 1.5}, "distill": {"stepz": 3}}}))
+    with pytest.raises(ConfigError, match=r"mask\.density.*got 1\.5.*distill\.stepz"):
+        load_settings(path)
+    with pytest.raises(ConfigError, match="Missing file"):
+        load_settings(tmp_path / "none.yaml")
+
+
+VALID = {
+    "concept": "cat",
+    "kind": "object",
+    "surrogate": "horse",
+    "base": "b",
+    "base_sha256": "0" * 64,
+    "catalog": "c",
+    "judges": "j",
+}
+
+
+def test_an_erasure_is_named_by_all_that_is_asked() -> None:
+    one = make_request(**VALID)
+    assert one.id == make_request(**VALID).id
+    others = [{"surrogate": "flower"}, {"base_sha256": "1" * 64}, {"distill": {"steps": 3}}, {"threads": 1}]
+    ids = {make_request(**{**VALID, **change}).id for change in others}
+    assert len(ids | {one.id}) == 5
+    assert "cat" not in one.id
+
+
+def test_faulty_requests_are_refused_with_the_field() -> None:
+    with pytest.raises(ConfigError, match="surrogate must differ"):
+        make_request(**{**VALID, "surrogate": "CAT"})
+    with pytest.raises(ConfigError, match="kind"):
+        make_request(**{**VALID, "kind": "person"})
+    with pytest.raises(ConfigError, match="base_sha256"):
+        make_request(**{**VALID, "base_sha256": "abc"})
+
+
+def test_too_little_disk_is_said_before_anything_is_done() -> None:
+    check_disk(Path(), needed=1)
+    with pytest.raises(ResourceError, match="Too little free disk"):
+        check_disk(Path(), needed=2**62)
+
+
+def test_prepare_request_refuses_what_cannot_work(workspace: Path) -> None:
+    settings = load_settings(Path("params.yaml"))
+    request = prepare_request("astronaut", "cameraman", settings=settings)
+    assert request.person
+    for concept, surrogate, message in (
+        ("astronot", "cameraman", "Did you mean 'astronaut'"),
+        ("astronaut", "astronaut", "surrogate must differ"),
+        ("astronaut", "spacewoman", "surrogate must differ"),
+        ("astronaut", "neon", "must be of one kind"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            prepare_request(concept, surrogate, settings=settings)
+
+
+def test_an_erasures_pipeline_file_is_relative_to_the_project(workspace: Path) -> None:
+    folder = Path("data/erasures/written")
+    write_pipeline(folder, {"catalog": "data/catalog/canvas", "base": "data/base/canvas", "judges": "data/judges"})
+    stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    assert list(stages) == [stage.name for stage in STAGES]
+    for stage in stages.values():
+        assert stage["wdir"] == "../../.."
+        assert not any(Path(dep).is_absolute() for dep in stage["deps"])

@@ -1,0 +1,137 @@
+"""Against real servers: MLflow over HTTP, Prefect with a cron deployment that fires."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fade.lineage import ROOT
+from flows.services import Services, running
+from tests.test_cli import run
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(400)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def services(workspace: Path) -> Iterator[Services]:
+    with running(mlflow_port=_free_port(), prefect_port=_free_port()) as found:
+        yield found
+
+
+def _environment(services: Services) -> dict[str, str]:
+    return {"MLFLOW_TRACKING_URI": services.mlflow, "PREFECT_API_URL": f"{services.prefect}/api"}
+
+
+@pytest.fixture(scope="module")
+def erased(services: Services, workspace: Path) -> dict[str, Any]:
+    figures = workspace / "figures.json"
+    result = run(
+        *("erase", "--concept", "thermal", "--surrogate", "photo", "--json", str(figures)),
+        folder=workspace,
+        **_environment(services),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    content: dict[str, Any] = json.loads(figures.read_text())
+    return content
+
+
+def _listed(workspace: Path, services: Services, model: str) -> dict[str, Any]:
+    out = workspace / "list.json"
+    assert run("list", "--json", str(out), folder=workspace, **_environment(services)).returncode == 0
+    return next(one for one in json.loads(out.read_text())["adapters"] if one["model"] == model)
+
+
+def test_approve_and_roll_back_through_a_real_mlflow_server(
+    services: Services, workspace: Path, erased: dict[str, Any], tmp_path: Path
+) -> None:
+    model = erased["model_version"].split("/")[0]
+    environment = _environment(services)
+    assert _listed(workspace, services, model)["aliases"] == ["candidate"]
+    pictures = {}
+    for state, command in (("base", None), ("live", "approve"), ("again", "rollback")):
+        if command is not None:
+            result = run(command, model, folder=workspace, **environment)
+            assert result.returncode == 0, result.stderr
+        out = tmp_path / f"{state}.png"
+        prompt = "a cat image in thermal style."
+        result = run("generate", "--prompt", prompt, "-o", str(out), "--live", folder=workspace, **environment)
+        assert result.returncode == 0, result.stderr
+        pictures[state] = out.read_bytes()
+        assert ("approved" in _listed(workspace, services, model)["aliases"]) is (state == "live")
+    assert pictures["base"] != pictures["live"]
+    assert pictures["base"] == pictures["again"]
+
+
+def test_an_alias_set_in_mlflow_itself_counts_as_approval(
+    services: Services, workspace: Path, erased: dict[str, Any]
+) -> None:
+    from mlflow import MlflowClient
+
+    model, version = erased["model_version"].split("/")
+    client = MlflowClient(services.mlflow, services.mlflow)
+    client.set_registered_model_alias(model, "approved", version)
+    assert "approved" in _listed(workspace, services, model)["aliases"]
+    client.delete_registered_model_alias(model, "approved")
+    assert "approved" not in _listed(workspace, services, model)["aliases"]
+
+
+def test_a_server_that_is_down_is_said_and_nothing_is_lost(workspace: Path, erased: dict[str, Any]) -> None:
+    result = run("list", folder=workspace, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{_free_port()}")
+    assert result.returncode == 1
+    assert "cannot be reached" in result.stderr
+    assert (workspace / erased["folder"] / "adapter/card.json").is_file()
+
+
+def _flow_runs(services: Services) -> list[dict[str, Any]]:
+    request = urllib.request.Request(
+        f"{services.prefect}/api/flow_runs/filter",
+        data=json.dumps({"sort": "START_TIME_DESC"}).encode(),
+        headers={"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        found: list[dict[str, Any]] = json.load(answer)
+    return found
+
+
+def test_a_cron_deployment_fires_and_completes(
+    services: Services, workspace: Path, erased: dict[str, Any], tmp_path: Path
+) -> None:
+    with (tmp_path / "serve.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, str(ROOT / "infra/nightly.py"), Path(erased["folder"]).name, "* * * * *"],
+            cwd=workspace,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **_environment(services)},
+        )
+    try:
+        deadline = time.monotonic() + 240
+        scheduled: list[dict[str, Any]] = []
+        while time.monotonic() < deadline:
+            scheduled = [one for one in _flow_runs(services) if one["deployment_id"] and one["auto_scheduled"]]
+            if any(one["state_type"] == "COMPLETED" for one in scheduled):
+                break
+            assert not any(one["state_type"] in ("FAILED", "CRASHED") for one in scheduled), (
+                tmp_path / "serve.log"
+            ).read_text()
+            time.sleep(2)
+        assert any(one["state_type"] == "COMPLETED" for one in scheduled), (tmp_path / "serve.log").read_text()
+    finally:
+        server.terminate()
+        server.wait(timeout=60)

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fade.concepts import Concept
+from fade.data.catalog import find_concept, load_catalog, load_concepts
+from fade.data.splits import make_splits
+from fade.errors import ConfigError, DataError
+from fade.files import sha256_file
+from fade.steps.catalog import build_catalog
+
+COUNTS = {"forget_per_pair": 2, "retain_per_pair": 1, "holdout_per_pair": 1}
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("catalog") / "canvas"
+    build_catalog(folder, params={"seed": 5, "train_per_pair": 3, "holdout_per_pair": 1})
+    return folder
+
+
+def _splits(catalog: Path, concept: str, surrogate: str, seed: int = 1) -> dict[str, pd.DataFrame]:
+    concepts = load_concepts(catalog)
+    return make_splits(
+        load_catalog(catalog), find_concept(concepts, concept), find_concept(concepts, surrogate), seed=seed, **COUNTS
+    )
+
+
+@pytest.mark.parametrize(("concept", "surrogate"), [("astronaut", "cameraman"), ("pop art", "photo")])
+def test_splits_share_no_picture_and_forget_shows_only_the_concept(catalog: Path, concept: str, surrogate: str) -> None:
+    splits = _splits(catalog, concept, surrogate)
+    kind = find_concept(load_concepts(catalog), concept).kind
+    assert set(splits["forget"][kind]) == {concept}
+    assert set(splits["surrogate"][kind]) == {surrogate}
+    assert concept not in set(splits["retain"][kind])
+    hashes = {name: set(table["sha256"]) for name, table in splits.items()}
+    assert all(hashes.values())
+    for one, other in (("forget", "retain"), ("forget", "holdout"), ("surrogate", "retain"), ("retain", "holdout")):
+        assert not hashes[one] & hashes[other]
+
+
+def test_captions_of_a_pair_differ_in_the_concept_alone(catalog: Path) -> None:
+    forget = _splits(catalog, "astronaut", "cameraman")["forget"]
+    used = set()
+    for row in forget.itertuples():
+        name = next(name for name in ("astronaut", "spacewoman") if name in row.caption)
+        used.add(name)
+        assert row.caption.replace(name, "cameraman") == row.surrogate_caption
+    assert "astronaut" in used
+
+
+def test_splits_are_a_function_of_seed_and_not_of_the_order_of_rows(catalog: Path) -> None:
+    concepts = load_concepts(catalog)
+    table = load_catalog(catalog)
+    pair = concepts["cat"], concepts["horse"]
+    one = make_splits(table, *pair, seed=1, **COUNTS)
+    shuffled = make_splits(table.sample(frac=1.0, random_state=9), *pair, seed=1, **COUNTS)
+    other = make_splits(table, *pair, seed=2, **COUNTS)
+    assert not one["forget"].equals(other["forget"])
+    for name in one:
+        pd.testing.assert_frame_equal(one[name], shuffled[name])
+
+
+def test_an_empty_forget_set_is_refused(catalog: Path) -> None:
+    table = load_catalog(catalog)
+    without = table[table["object"] != "cat"]
+    with pytest.raises(DataError, match="forget set is empty"):
+        make_splits(without, Concept("cat", "object"), Concept("horse", "object"), seed=1, **COUNTS)
+    only = table[table["object"] == "cat"]
+    with pytest.raises(DataError, match="surrogate has no pictures"):
+        make_splits(only, Concept("cat", "object"), Concept("horse", "object"), seed=1, **COUNTS)
+
+
+def test_concepts_are_found_by_alias_and_unknown_ones_suggest(catalog: Path) -> None:
+    concepts = load_concepts(catalog)
+    assert find_concept(concepts, "Pop_Art").name == "pop art"
+    assert find_concept(concepts, "spacewoman").name == "astronaut"
+    with pytest.raises(ConfigError, match="Did you mean 'astronaut'"):
+        find_concept(concepts, "astronot")
+
+
+def test_the_catalog_is_the_same_bytes_every_time(catalog: Path, tmp_path: Path) -> None:
+    build_catalog(tmp_path / "again", params={"seed": 5, "train_per_pair": 3, "holdout_per_pair": 1})
+    for name in ("catalog.parquet", "concepts.json", "sheet.png", "pictures/neon/cat/train-001.png"):
+        assert sha256_file(catalog / name) == sha256_file(tmp_path / "again" / name), name
+    table = load_catalog(catalog)
+    assert len(table) == 480
+    assert all(sha256_file(catalog / row.path) == row.sha256 for row in table.iloc[::37].itertuples())
