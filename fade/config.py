@@ -51,10 +51,10 @@ class DistillSettings(_Settings):
     """Self-distillation; defaults were chosen on the canvas (README, "The method")."""
 
     seed: int = 42
-    steps: int = Field(200, ge=1)
+    steps: int = Field(120, ge=1)
     batch: int = Field(16, ge=2, description="forget examples a step; as many retain examples")
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(8.0, gt=0)
+    rank: int = Field(6, ge=1)
+    alpha: float = Field(6.0, gt=0)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     clip_norm: float = Field(1.0, gt=0)
@@ -70,8 +70,8 @@ class EvaluateSettings(_Settings):
     """The canvas protocol: every pair x every seed. Seeds are UnlearnCanvas' own."""
 
     seeds: tuple[int, ...] = (188, 288, 588, 688, 888)
-    steps: int = Field(12, ge=1)
-    guidance: float = Field(3.0, ge=0)
+    steps: int = Field(10, ge=1)
+    guidance: float = Field(4.0, ge=0)
     solver: Literal["ddim", "dpm++"] = "dpm++"
     batch: int = Field(120, ge=1)
     precision: Literal["bf16", "fp32"] = "bf16"

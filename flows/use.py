@@ -16,7 +16,7 @@ from fade.models.generate import generate_batch
 from fade.models.sd import StableDiffusion, load_base
 from tasks import _tracking
 
-STEPS, GUIDANCE = 25, 3.0
+STEPS, GUIDANCE = 25, 4.0
 
 
 def load_with(base: Path, adapters: Sequence[_tracking.AdapterVersion]) -> StableDiffusion:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.utils import logging as diffusers_logging
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from fade.errors import BaseModelError
 from fade.files import sha256_file
@@ -104,6 +103,21 @@ class StableDiffusion:
         return encode_pictures(self.pipeline.vae, pictures)
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Both libraries draw a bar for each file they read; a base is read many times."""
+    before = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before[0]:
+            diffusers_logging.enable_progress_bar()
+        if before[1]:
+            transformers_logging.enable_progress_bar()
+
+
 def load_base(folder: Path, *, expected_sha256: str | None = None) -> StableDiffusion:
     """Load a diffusers StableDiffusionPipeline folder in float32.
 
@@ -117,9 +131,10 @@ def load_base(folder: Path, *, expected_sha256: str | None = None) -> StableDiff
             "An erasure holds for one base only; restore that base, or make a new request for this one."
         )
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            folder, dtype=torch.float32, safety_checker=None, local_files_only=True
-        )
+        with _no_progress_bars():
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                folder, dtype=torch.float32, safety_checker=None, local_files_only=True
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise BaseModelError(f"The base model in {folder} does not load: {error}. Restore the folder.") from error
     if pipeline.scheduler.config.prediction_type != "epsilon":
