@@ -267,17 +267,20 @@ def _reasons(folder: Path) -> list[str]:
 
 
 def _print_figures(rows: list[dict[str, Any]]) -> None:
-    table = Table(
-        "concept", "surrogate", "UA", "IRA (base)", "CRA (base)", "drift", "samples", "distil", "adapter", "gate"
-    )
-    for row in rows:
-        low, high = row["intervals"]["ua"]
-        table.add_row(
-            *(row["concept"], row["surrogate"], f"{row['ua']:.1%} [{low:.1%}, {high:.1%}]"),
-            *(f"{row['ira']:.1%} ({row['base_ira']:.1%})", f"{row['cra']:.1%} ({row['base_cra']:.1%})"),
-            *(f"{row['drift']:.4f}", str(row["samples"]), f"{row['distill_seconds']:.0f} s"),
-            *(f"{row['adapter_bytes'] / 1000:.0f} kB", row["gate"]),
-        )
+    """A column an erasure, so that it fits a terminal of 80 characters."""
+    table = Table("", *(f"{row['concept']} -> {row['surrogate']}" for row in rows))
+    for name in ("ua", "ira", "cra"):
+        cells = []
+        for row in rows:
+            low, high = row["intervals"][name]
+            base = f", base {row[f'base_{name}']:.1%}" if f"base_{name}" in row else ""
+            cells.append(f"{row[name]:.1%} [{low:.1%}, {high:.1%}]{base}")
+        table.add_row(name.upper(), *cells)
+    table.add_row("drift", *(f"{row['drift']:.4f}" for row in rows))
+    table.add_row("pictures judged", *(str(row["samples"]) for row in rows))
+    table.add_row("distillation", *(f"{row['distill_seconds']:.0f} s" for row in rows))
+    table.add_row("adapter", *(f"{row['adapter_bytes'] / 1000:.0f} kB" for row in rows))
+    table.add_row("gate", *(row["gate"] for row in rows))
     console.print(table)
 
 

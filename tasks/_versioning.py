@@ -6,6 +6,7 @@ concurrent erasures never meet in one lock file, and the lock file is the erasur
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from fade.errors import LineageError
 from fade.files import sha256_file, writing
 from fade.lineage import ROOT, module_closure
 from fade.steps.request import BASE, CATALOG, JUDGES
+
+logging.getLogger("dvc").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, slots=True)
