@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,20 +32,48 @@ class SaliencySettings(_Settings):
     """Which gradient ranks the weights, over how many groups of how many pictures.
 
     ``denoising`` is the paper's; ``contrast`` divides it by the same on the retain set; ``distillation``
-    is the gradient of the distillation loss itself (both ours).
+    is the gradient of the distillation loss itself (both ours); ``random`` is the control.
     """
 
     seed: int = 42
-    score: Literal["denoising", "contrast", "distillation"] = "distillation"
+    score: Literal["denoising", "contrast", "distillation", "random"] = "distillation"
     groups: int = Field(8, ge=1)
     group_size: int = Field(16, ge=1)
+    at_once: int | None = Field(None, ge=1, description="examples through the network at a time; memory only")
 
 
 class MaskSettings(_Settings):
-    """Which share of the modules may change."""
+    """What may change: which share, of what, and within which modules.
 
-    granularity: Literal["module"] = "module"
+    ``none`` is the control without a mask. ``attention`` are the published targets.
+    """
+
+    granularity: Literal["none", "module", "neuron", "weight"] = "module"
     density: float = Field(0.75, gt=0, le=1)
+    within: Literal["all", "attention", "cross_attention"] = "all"
+
+
+class DeepSettings(_Settings):
+    """Training against inversion, for ``depth: deep`` (fade/method/adversary.py)."""
+
+    every: int = Field(10, ge=1, description="steps between searches for text states that bring the concept back")
+    inner: int = Field(10, ge=1, description="Adam steps of a search")
+    at_once: int = Field(4, ge=1, description="states of a search")
+    batch: int = Field(16, ge=1)
+    learning_rate: float = Field(0.05, gt=0)
+    size: int = Field(64, ge=1, description="states kept")
+    share: float = Field(0.4, ge=0, le=1, description="forget examples with such a state")
+    empty_share: float = Field(0.1, ge=0, le=1, description="forget examples without caption")
+    retain_share: float = Field(0.25, ge=0, le=1, description="retain examples with such a state")
+
+    @model_validator(mode="after")
+    def _leave_some(self) -> DeepSettings:
+        if self.share + self.empty_share >= 1:
+            raise ValueError(
+                f"deep.share + deep.empty_share must leave captions to some forget examples: got "
+                f"{self.share + self.empty_share}, expected less than 1"
+            )
+        return self
 
 
 class DistillSettings(_Settings):
@@ -60,9 +89,15 @@ class DistillSettings(_Settings):
     clip_norm: float = Field(1.0, gt=0)
     forget_weight: float = Field(1.0, ge=0)
     retain_weight: float = Field(1.0, ge=0)
-    timestep_power: float = Field(0.25, gt=0, description="t = T u^power: 1 is uniform, less draws noisier")
-    surrogate_share: float = Field(0.5, ge=0, le=1, description="forget examples whose z_t shows the surrogate")
+    timesteps: Literal["uniform", "power", "disagreement"] = "power"
+    timestep_power: float = Field(0.25, gt=0, description="power: t = T u^power; 1 is uniform, less draws noisier")
+    pictures: Literal["forget", "surrogate", "mixed", "generated"] = "mixed"
+    surrogate_share: float = Field(0.5, ge=0, le=1, description="mixed, generated: z_t that shows the surrogate")
     empty_caption_share: float = Field(0.1, ge=0, le=1, description="retain examples without caption")
+    stop_at: float | None = Field(None, gt=0, lt=1, description="end at this share of the held-out disagreement")
+    check_every: int = Field(10, ge=1)
+    depth: Literal["name", "deep"] = "name"
+    deep: DeepSettings = DeepSettings()
     precision: Literal["bf16", "fp32"] = "bf16"
 
 
@@ -75,6 +110,17 @@ class EvaluateSettings(_Settings):
     solver: Literal["ddim", "dpm++"] = "dpm++"
     batch: int = Field(120, ge=1)
     precision: Literal["bf16", "fp32"] = "bf16"
+
+
+class InversionSettings(_Settings):
+    """White-box inversion (fade/evaluation/attacks/inversion.py): its budget, and how many pictures it draws."""
+
+    seed: int = 42
+    steps: int = Field(100, ge=1)
+    batch: int = Field(16, ge=1)
+    learning_rate: float = Field(0.05, gt=0)
+    restarts: int = Field(4, ge=2, description="text states searched; half begin at the concept's prompts")
+    seeds: tuple[int, ...] = (188, 288, 588, 688, 888, 988)
 
 
 class Gate(_Settings):
@@ -93,6 +139,7 @@ class Settings(_Settings):
     mask: MaskSettings = MaskSettings()
     distill: DistillSettings = DistillSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    inversion: InversionSettings = InversionSettings()
     gate: Gate = Gate()
     threads: int = Field(2, ge=1)
 
@@ -151,14 +198,26 @@ def make_request(**fields: Any) -> Request:
         raise _explain(error, "The request is not valid") from None
 
 
-def load_settings(path: Path) -> Settings:
+def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Settings:
     """The section ``erasure`` of params.yaml.
 
+    Args:
+        changes: settings by dotted name, e.g. ``mask.density``, that take the place of the file's.
+
     Raises:
-        ConfigError: the file is missing, or a value or key in it is wrong.
+        ConfigError: the file is missing, or a value or key in it or in the changes is wrong.
     """
+    section = read_yaml(path).get("erasure", {})
+    for name, value in (changes or {}).items():
+        *parents, last = name.split(".")
+        at = section
+        for parent in parents:
+            at = at.setdefault(parent, {})
+            if not isinstance(at, dict):
+                raise ConfigError(f"Setting {name!r} does not exist: {parent!r} has no parts.")
+        at[last] = value
     try:
-        return Settings(**read_yaml(path).get("erasure", {}))
+        return Settings(**section)
     except ValidationError as error:
         raise _explain(error, f"Section 'erasure' of {path}") from None
 

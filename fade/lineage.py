@@ -25,7 +25,8 @@ def module_file(module: str) -> Path | None:
 def module_closure(module: str) -> list[Path]:
     """Source files of a module and all the project's modules it imports, sorted.
 
-    Package ``__init__`` files hold docstrings only and are left out: a change there changes no bytes.
+    Left out is what changes no bytes: package ``__init__`` files, which hold docstrings only, and the
+    errors' classes, since a step that raises one writes nothing.
     """
     found: dict[str, Path] = {}
     waiting = [module]
@@ -36,7 +37,7 @@ def module_closure(module: str) -> list[Path]:
             continue
         found[name] = path
         waiting += _imports(path)
-    return sorted(path for path in found.values() if path.name != "__init__.py")
+    return sorted(path for path in found.values() if path.name not in ("__init__.py", "errors.py"))
 
 
 def _imports(path: Path) -> list[str]:

@@ -64,6 +64,10 @@ def erase(
     catalog: Annotated[str, typer.Option(help="Folder of the picture catalog.")] = "data/catalog/canvas",
     seed: Annotated[int | None, typer.Option(help="Seed of every draw instead of the one in params.yaml.")] = None,
     steps: Annotated[int | None, typer.Option(help="Distillation steps instead of those in params.yaml.")] = None,
+    settings_given: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, e.g. mask.granularity=weight."),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Erase a concept: splits, validation, saliency, mask, distillation, evaluation, registration.
@@ -79,18 +83,12 @@ def erase(
     from flows.erase import erase as erase_flow
     from flows.erase import prepare_folder
 
-    settings = load_settings(Path("params.yaml"))
+    changes = [_setting(given) for given in settings_given or ()]
     if seed is not None:
-        settings = settings.model_copy(
-            update={
-                name: getattr(settings, name).model_copy(update={"seed": seed})
-                for name in ("split", "saliency", "distill")
-            }
-        )
+        changes += [(f"{name}.seed", seed) for name in ("split", "saliency", "distill")]
     if steps is not None:
-        if steps < 1:
-            raise ConfigError(f"--steps must be at least 1: got {steps}.")
-        settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"steps": steps})})
+        changes.append(("distill.steps", steps))
+    settings = load_settings(Path("params.yaml"), changes=dict(changes))
     request = prepare_request(
         concept, surrogate, settings=settings, base=base, catalog=catalog, expected_base_sha256=base_sha256
     )
@@ -258,6 +256,19 @@ def _named(name: str) -> Any:
     if number and not number.isdigit():
         raise ConfigError(f"{name!r} is no adapter: expected an id, or id:version with a number.")
     return _tracking.find_version(model, int(number) if number else None)
+
+
+def _setting(given: str) -> tuple[str, Any]:
+    """``NAME=VALUE``, the value read as YAML."""
+    import yaml
+
+    name, separator, value = given.partition("=")
+    if not separator or not name.strip():
+        raise ConfigError(f"--set {given!r} is no setting: expected NAME=VALUE, e.g. mask.density=0.1.")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {given!r}: the value is not YAML ({error}).") from None
 
 
 def _reasons(folder: Path) -> list[str]:

@@ -167,12 +167,33 @@ def _log_run(
     ]
     for start in range(0, len(points), 1000):
         client.log_batch(run_id, metrics=points[start : start + 1000])
-    for name in ("evaluation/sheet.png", "evaluation/metrics.json", "mask.json", "dvc.lock", "validation.json"):
+    for name in ("evaluation/sheet.png", "evaluation/metrics.json", "mask/mask.json", "dvc.lock", "validation.json"):
         client.log_artifact(run_id, str(folder / name))
     client.log_figure(run_id, loss_figure(curve), "curve.png")
     _log_splits(run_id, folder, lineage)
     client.set_terminated(run_id, "FINISHED")
     return run_id
+
+
+def _new_version(
+    client: MlflowClient, run_id: str, model: str, *, folder: Path, request: Request, card: dict[str, Any]
+) -> int:
+    """A LoRA goes through MLflow's flavour for diffusers; a sparse difference, which it does not know, as files."""
+    if card["type"] == "lora":
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.diffusers.log_model(
+                adapter_path=str(folder / "adapter"),
+                base_model=str(Path(request.base).resolve()),
+                name="adapter",
+                registered_model_name=model,
+                pip_requirements=["torch", "diffusers", "peft", "safetensors"],
+            )
+        return int(logged.registered_model_version)
+    client.log_artifacts(run_id, str(folder / "adapter"), "adapter")
+    if not client.search_registered_models(filter_string=f"name = '{model}'"):
+        client.create_registered_model(model)
+    source = f"{client.get_run(run_id).info.artifact_uri}/adapter"
+    return int(client.create_model_version(model, source=source, run_id=run_id).version)
 
 
 _STEPS = ("split", "saliency", "mask", "distill", "evaluate", "gate")
@@ -181,7 +202,7 @@ _STEPS = ("split", "saliency", "mask", "distill", "evaluate", "gate")
 def _log_splits(run_id: str, folder: Path, lineage: Mapping[str, str]) -> None:
     """The splits as MLflow inputs: picture hashes alone, with DVC's hash of the whole as a tag."""
     with mlflow.start_run(run_id=run_id):
-        for name in ("forget", "surrogate", "retain", "holdout"):
+        for name in ("forget", "surrogate", "retain", "holdout", "held_out"):
             hashes = pd.read_parquet(folder / "splits" / f"{name}.parquet", columns=["sha256"])
             data = mlflow.data.from_pandas(hashes, source=str(folder / "splits"), name=name)
             mlflow.log_input(data, context=name, tags={"dvc.md5": lineage.get("dvc.splits", "unknown")})
@@ -214,17 +235,10 @@ def _log_version(
 ) -> int:
     judged = metrics["judges"]["report"]["after"]
     gate = "passed" if metrics["gate"]["passed"] else "failed"
-    with mlflow.start_run(run_id=run_id):
-        logged = mlflow.diffusers.log_model(
-            adapter_path=str(folder / "adapter"),
-            base_model=str(Path(request.base).resolve()),
-            name="adapter",
-            registered_model_name=model,
-            pip_requirements=["torch", "diffusers", "peft", "safetensors"],
-        )
-    number = int(logged.registered_model_version)
+    number = _new_version(client, run_id, model, folder=folder, request=request, card=card)
     tags = {
         "adapter_sha256": card["adapter_sha256"],
+        "type": card["type"],
         "base_sha256": request.base_sha256,
         "kind": "person" if request.person else request.kind,
         "gate": gate,
@@ -347,9 +361,12 @@ def fetch_adapter(version: AdapterVersion) -> Path:
         RegistryError: MLflow does not have it.
         LineageError: its bytes are not the ones registered.
     """
-    with _client():
-        adapter = mlflow.diffusers.load_model(f"models:/{version.model}/{version.version}")
-    folder = Path(adapter.adapter_path)
+    uri = f"models:/{version.model}/{version.version}"
+    with _client() as client:
+        if client.get_model_version(version.model, str(version.version)).tags.get("type") == "delta":
+            folder = Path(mlflow.artifacts.download_artifacts(uri))
+        else:
+            folder = Path(mlflow.diffusers.load_model(uri).adapter_path)
     folder = folder if folder.is_dir() else folder.parent
     card = load_card(folder)
     if card["adapter_sha256"] != version.adapter_sha256:

@@ -92,7 +92,7 @@ def _problem(path: Path, sha256: str) -> str:
 def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """A readable name to each expectation of one split."""
     names = "|".join(re.escape(word) for word in (request.concept, *request.aliases))
-    paired = ["surrogate_caption"] if name in ("forget", "surrogate") else []
+    paired = ["surrogate_caption"] if name in ("forget", "surrogate", "held_out") else []
     checks: dict[str, Any] = {
         f"{name}: has column {column}": gxe.ExpectColumnToExist(column=column) for column in [*COLUMNS, *paired]
     }
@@ -104,7 +104,7 @@ def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) 
         ),
         f"{name}: every picture has a caption": gxe.ExpectColumnValueLengthsToBeBetween(column="caption", min_value=1),
         f"{name}: comes from its part of the catalog": gxe.ExpectColumnValuesToBeInSet(
-            column="split", value_set=["holdout" if name == "holdout" else "train"]
+            column="split", value_set=["holdout" if name in ("holdout", "held_out") else "train"]
         ),
     }
     if paired:
@@ -117,7 +117,7 @@ def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) 
             ),
         }
     if name == "forget":
-        for other in ("retain", "surrogate"):
+        for other in ("retain", "surrogate", "holdout"):
             checks[f"forget: shares no picture with {other}"] = gxe.ExpectColumnValuesToNotBeInSet(
                 column="sha256", value_set=tables[other]["sha256"].tolist()
             )

@@ -55,15 +55,15 @@ STAGES = (
         "saliency",
         "fade.steps.saliency",
         ("splits", "validation.json", "{catalog}/pictures", "{base}"),
-        ("saliency.parquet",),
-        (*_BASE, "saliency"),
+        ("saliency.safetensors",),
+        (*_BASE, "saliency", "mask.granularity"),
     ),
-    Stage("mask", "fade.steps.mask", ("saliency.parquet",), ("mask.json",), ("mask",)),
+    Stage("mask", "fade.steps.mask", ("saliency.safetensors",), ("mask",), ("mask",)),
     Stage(
         "distill",
         "fade.steps.distill",
-        ("splits", "mask.json", "{catalog}/pictures", "{base}"),
-        ("adapter", "curve.parquet"),
+        ("splits", "mask", "{catalog}/pictures", "{base}"),
+        ("adapter", "curve.parquet", "timesteps.json"),
         (*_BASE, "distill"),
     ),
     Stage(
@@ -103,7 +103,9 @@ def write_pipeline(folder: Path, places: dict[str, str]) -> None:
         temporary.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     with writing(folder / ".gitignore") as temporary:
         names = [output for stage in STAGES for output in stage.outputs]
-        temporary.write_text("\n".join(f"/{name}" for name in sorted([*names, "docs", "timings.json"])) + "\n")
+        temporary.write_text(
+            "\n".join(f"/{name}" for name in sorted([*names, "docs", "timings.json", "attacks"])) + "\n"
+        )
 
 
 def root_pipeline() -> dict[str, Any]:

@@ -7,20 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fade.adapters.store import (
     CARD_NAME,
+    DELTA_NAME,
     WEIGHTS_NAME,
     activate,
     apply_adapter,
     load_card,
+    put_in,
     restore_base,
     save_adapter,
 )
 from fade.errors import AdapterFormatError, ConfigError
 from fade.files import sha256_file
+from fade.method.masks import Mask, make_mask
+from fade.method.saliency import random_saliency
 from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
+from fade.models.deltas import delta_weights
 from fade.models.sd import StableDiffusion, load_base, weights_sha256
 
 MODULES = ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "up_blocks.1.resnets.0.conv1")
@@ -29,7 +35,7 @@ MODULES = ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", 
 def _adapter(base: Path, folder: Path, *, seed: int = 1, base_sha256: str | None = None) -> Path:
     """An adapter that changes the output, trained alpha twice its rank."""
     sd = load_base(base)
-    add_sparse_lora(sd.unet, MODULES, rank=2, alpha=4.0, seed=seed, name="student")
+    add_sparse_lora(sd.unet, Mask("module", MODULES, 3, 3), rank=2, alpha=4.0, seed=seed, name="student")
     for layer in lora_layers(sd.unet).values():
         torch.nn.init.normal_(layer.lora_B["student"].weight, generator=torch.Generator().manual_seed(seed))
     card = {"base_sha256": base_sha256 or sd.sha256, "trained_alpha": 4.0, "rank": 2}
@@ -42,6 +48,56 @@ def _predict(unet: torch.nn.Module) -> Tensor:
     latents, states = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 16, 32, generator=generator)
     with torch.no_grad():
         return unet(latents, torch.tensor([500, 500]), states).sample
+
+
+def _delta_adapter(base: Path, folder: Path) -> tuple[Path, Tensor]:
+    """An adapter of a weight mask, and what the network answers with it as trained."""
+    sd = load_base(base)
+    mask = make_mask(random_saliency(sd.unet, "weight", seed=3), 0.2, granularity="weight")
+    add_sparse_lora(sd.unet, mask, rank=2, alpha=4.0, seed=1, name="student")
+    for delta in delta_weights(sd.unet).values():
+        torch.nn.init.normal_(delta.parts["student"].lora_B, generator=torch.Generator().manual_seed(5))
+    save_adapter(folder, adapter_tensors(sd.unet, "student"), {"base_sha256": sd.sha256})
+    return folder, _predict(sd.unet)
+
+
+def test_a_weight_masks_adapter_loads_stacks_and_leaves_the_bases_bits(
+    sd: StableDiffusion, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder, trained = _delta_adapter(tiny_base, tmp_path / "delta")
+    assert load_card(folder)["type"] == "delta"
+    base_output, bits = _predict(sd.unet), weights_sha256(sd.unet)
+    assert not torch.allclose(trained, base_output, atol=1e-3)
+    apply_adapter(sd, folder, name="delta")
+    assert torch.equal(_predict(sd.unet), base_output)
+    activate(sd, {"delta": 1.0})
+    torch.testing.assert_close(_predict(sd.unet), trained, rtol=1e-2, atol=1e-2)  # stored as float16
+    alone = _predict(sd.unet)
+    apply_adapter(sd, _adapter(tiny_base, tmp_path / "lora"), name="lora")
+    assert torch.equal(_predict(sd.unet), alone)
+    activate(sd, {"delta": 1.0, "lora": 1.0})
+    assert not torch.allclose(_predict(sd.unet), alone, atol=1e-3)
+    activate(sd, {"delta": 0.5})
+    assert not torch.allclose(_predict(sd.unet), alone, atol=1e-3)
+    activate(sd, {})
+    assert torch.equal(_predict(sd.unet), base_output)
+    restore_base(sd)
+    assert weights_sha256(sd.unet) == bits
+
+
+def test_a_weight_masks_adapter_of_another_network_is_refused(
+    sd: StableDiffusion, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder, _ = _delta_adapter(tiny_base, tmp_path / "delta")
+    tensors = load_file(folder / DELTA_NAME)
+    some = next(key for key in tensors if key.endswith(".positions"))
+    for broken, message in (
+        ({**tensors, "unet.nowhere.positions": tensors[some]}, "nowhere found no module"),
+        ({**tensors, some: tensors[some] + 10**8}, "positions outside the weight"),
+        ({key: value for key, value in tensors.items() if key != some}, "lacks positions or values"),
+    ):
+        with pytest.raises(AdapterFormatError, match=message):
+            put_in(sd, broken, name="broken", origin="a test")
 
 
 def test_equal_adapters_are_equal_bytes(tiny_base: Path, tmp_path: Path) -> None:
@@ -159,7 +215,7 @@ def test_values_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
 
 def test_missing_files_and_unknown_names_are_named(sd: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(AdapterFormatError, match=r"pytorch_lora_weights\.safetensors is missing"):
+    with pytest.raises(AdapterFormatError, match=r"card\.json is missing"):
         load_card(tmp_path)
     folder = _adapter(tiny_base, tmp_path / "a")
     card = json.loads((folder / CARD_NAME).read_text())

@@ -14,6 +14,7 @@ from dvc.repo import Repo
 from fade.config import Request, load_settings
 from fade.errors import BaseModelError, ConfigError, DataError, RegistryError
 from fade.files import read_json, sha256_file
+from fade.steps.attack import attack
 from fade.steps.request import prepare_request
 from flows.demo import prove_rollback
 from flows.erase import erase, prepare_folder
@@ -48,6 +49,54 @@ def test_an_erasure_ends_as_a_registered_candidate(finished: tuple[Path, _tracki
     assert set(read_json(folder / "timings.json")) == {stage.name for stage in _versioning.STAGES}
 
 
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"mask.granularity": "weight", "mask.density": 0.1, "saliency.score": "contrast"}, "delta"),
+        ({"mask.granularity": "neuron", "mask.density": 0.2, "saliency.score": "random"}, "lora"),
+        (
+            {
+                "distill.depth": "deep",
+                "distill.deep": {"inner": 2, "batch": 4, "at_once": 2},
+                "distill.timesteps": "disagreement",
+                "distill.pictures": "generated",
+                "distill.stop_at": 0.99,
+                "mask.within": "cross_attention",
+            },
+            "lora",
+        ),
+    ],
+)
+def test_every_way_of_the_method_ends_as_a_live_adapter_that_is_taken_back(
+    workspace: Path, changes: dict[str, object], kind: str
+) -> None:
+    settings = load_settings(Path("params.yaml"), changes=changes)
+    request = prepare_request("cat", "horse", settings=settings)
+    folder = prepare_folder(request)
+    version = erase(request.id)
+    assert read_json(folder / "adapter/card.json")["type"] == kind
+    prompts = ["a cat image in photo style."]
+    before = draw(load_with(Path(request.base), []), prompts, seed=1)
+    _tracking.approve(version.model, version.version)
+    live = [one for one in live_adapters() if one.model == version.model]
+    assert not np.array_equal(draw(load_with(Path(request.base), live), prompts, seed=1), before)
+    _tracking.rollback(version.model)
+    assert not [one for one in live_adapters() if one.model == version.model]
+
+
+def test_an_attack_counts_every_picture_and_on_the_base_only_those_not_begun_at_its_prompt(
+    finished: tuple[Path, _tracking.AdapterVersion],
+) -> None:
+    folder, _ = finished
+    steps = list(attack(folder))
+    assert [step.step for step in steps] == [1, 2, 1, 2]
+    found = read_json(folder / "attacks/inversion.json")
+    assert found["erased"]["report"]["count"] == 6
+    assert found["base"]["report"]["count"] == 3
+    assert found["base"]["loss"] != found["erased"]["loss"]
+    assert (folder / "attacks/sheet.png").stat().st_size > 1000
+
+
 def test_lineage_is_on_the_run(finished: tuple[Path, _tracking.AdapterVersion]) -> None:
     import mlflow
 
@@ -62,7 +111,13 @@ def test_lineage_is_on_the_run(finished: tuple[Path, _tracking.AdapterVersion]) 
     assert {"git.commit", "git.dirty", "library.torch", "prefect.flow_run_id"} <= set(run.data.tags)
     assert run.data.params["distill.rank"] == "2"
     assert {"ua", "ira_low", "base_cra", "drift", "seconds_distill", "retain_loss"} <= set(run.data.metrics)
-    assert {data.dataset.name for data in run.inputs.dataset_inputs} == {"forget", "surrogate", "retain", "holdout"}
+    assert {data.dataset.name for data in run.inputs.dataset_inputs} == {
+        "forget",
+        "surrogate",
+        "retain",
+        "holdout",
+        "held_out",
+    }
 
 
 def test_a_persons_name_is_in_no_name_tag_parameter_or_artifact_list(
@@ -137,7 +192,7 @@ def test_changed_data_makes_its_steps_run_again(workspace: Path) -> None:
     folder = prepare_folder(request)
     erase(request.id)
     assert _versioning.is_current(folder, "distill")
-    path = folder / "mask.json"
+    path = folder / "mask" / "mask.json"
     content = read_json(path)
     path.write_text(json.dumps({**content, "modules": content["modules"][:5]}))
     assert not _versioning.is_current(folder, "mask")
@@ -154,7 +209,7 @@ def test_the_same_request_from_nothing_gives_the_same_adapter(
     request = _request()
     assert prepare_folder(request) == folder
     assert erase(request.id).adapter_sha256 == version.adapter_sha256
-    for name in ("splits/forget.parquet", "saliency.parquet", "evaluation/metrics.json", "evaluation/sheet.png"):
+    for name in ("splits/forget.parquet", "saliency.safetensors", "evaluation/metrics.json", "evaluation/sheet.png"):
         assert sha256_file(folder / name) == sha256_file(kept / name), name
     shutil.rmtree(kept)
 

@@ -8,15 +8,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fade.errors import DataError, NoMatchingModulesError
-from fade.method.distillation import DistillStep, distill, draw_timesteps
+from fade.errors import ConfigError, DataError, MaskMismatchError, NoMatchingModulesError
+from fade.method.distillation import DistillStep, Sets, distill
 from fade.method.examples import Examples
-from fade.method.saliency import accumulate_saliency, contrast, module_scores, noisy_groups, salient_parameters
-from fade.method.sparse_lora import adapter_tensors, adapters_disabled, add_sparse_lora, lora_layers
+from fade.method.masks import Mask, make_mask
+from fade.method.saliency import accumulate_saliency, contrast, noisy_groups, random_saliency, salient_parameters
+from fade.method.sparse_lora import (
+    adapter_tensors,
+    adapters_disabled,
+    add_sparse_lora,
+    check_inside_mask,
+    lora_layers,
+)
+from fade.method.targeting import draw_timesteps, in_proportion, power_law, teacher_disagreement
+from fade.models.conditioning import Conditioning
+from fade.models.deltas import delta_weights
 from fade.models.diffusion import add_noise
 from fade.models.sd import StableDiffusion, weights_sha256
 
 MODULES = ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "up_blocks.1.resnets.0.conv1")
+MASK = Mask("module", MODULES, 3, 3)
 
 
 class LinearDenoiser(nn.Module):
@@ -26,8 +37,10 @@ class LinearDenoiser(nn.Module):
         super().__init__()
         self.layer = nn.Linear(2, 2, bias=False)
 
-    def forward(self, latents: Tensor, timesteps: Tensor, prompts: Tensor) -> SimpleNamespace:
-        del timesteps
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, prompts: Tensor, added_cond_kwargs: None = None
+    ) -> SimpleNamespace:
+        del timesteps, added_cond_kwargs
         moved = self.layer(latents.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return SimpleNamespace(sample=moved + prompts.mean(dim=(1, 2))[:, None, None, None])
 
@@ -36,7 +49,9 @@ def _examples(count: int, *, channels: int = 4, size: int = 16, length: int = 16
     generator = torch.Generator().manual_seed(count)
     prompts = torch.randn(count, length, width, generator=generator)
     targets = torch.randn(count, length, width, generator=generator)
-    return Examples(torch.randn(count, channels, size, size, generator=generator), prompts, targets)
+    return Examples(
+        torch.randn(count, channels, size, size, generator=generator), Conditioning(prompts), Conditioning(targets)
+    )
 
 
 def test_saliency_equals_its_closed_form_on_a_linear_layer_in_float64() -> None:
@@ -48,7 +63,7 @@ def test_saliency_equals_its_closed_form_on_a_linear_layer_in_float64() -> None:
     expected = torch.zeros(2, 2, dtype=torch.float64)
     for group in groups:
         noisy = add_noise(group.examples.latents.double(), group.noise.double(), group.timesteps, alphas)
-        residual = unet(noisy, group.timesteps, group.examples.prompt_embeds.double()).sample - group.noise.double()
+        residual = unet(noisy, group.timesteps, group.examples.prompts.embeds.double()).sample - group.noise.double()
         gradient = 2 * torch.einsum("bohw,bihw->oi", residual, noisy) / residual.numel()
         expected += gradient.abs() / len(groups)
     assert expected.min() > 0
@@ -63,7 +78,10 @@ def _cast(unet: nn.Module) -> nn.Module:
             super().__init__()
             self.layer = unet.layer
 
-        def forward(self, latents: Tensor, timesteps: Tensor, prompts: Tensor) -> SimpleNamespace:
+        def forward(
+            self, latents: Tensor, timesteps: Tensor, prompts: Tensor, added_cond_kwargs: None = None
+        ) -> SimpleNamespace:
+            del added_cond_kwargs
             return unet(latents.double(), timesteps, prompts.double())
 
     return Wrapped()
@@ -90,11 +108,11 @@ def test_saliency_does_not_depend_on_the_order_of_groups(sd: StableDiffusion) ->
 
 def test_distillation_saliency_is_zero_when_the_surrogate_is_the_concept(sd: StableDiffusion) -> None:
     examples = _examples(4)
-    same = Examples(examples.latents, examples.prompt_embeds, examples.prompt_embeds)
+    same = Examples(examples.latents, examples.prompts, examples.prompts)
     for given, zero in ((examples, False), (same, True)):
         groups = noisy_groups(given, groups=1, group_size=4, timestep_count=1000, seed=0)
         found = accumulate_saliency(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod, against="teacher")
-        assert (max(score for _, score, _ in module_scores(found)) == 0) is zero
+        assert (max(float(values.max()) for values in found.values()) == 0) is zero
 
 
 def test_contrast_ranks_what_only_the_forget_set_needs_first() -> None:
@@ -111,12 +129,12 @@ def test_saliency_of_no_examples_is_an_error() -> None:
 
 def _predict(sd: StableDiffusion, examples: Examples) -> Tensor:
     with torch.no_grad():
-        return sd.unet(examples.latents, torch.full((len(examples),), 500), examples.prompt_embeds).sample
+        return sd.unet(examples.latents, torch.full((len(examples),), 500), examples.prompts.embeds).sample
 
 
 def _moved(sd: StableDiffusion, name: str = "student") -> list[Tensor]:
     """A student whose adapter changes the output."""
-    parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=4.0, seed=1, name=name)
+    parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=4.0, seed=1, name=name)
     with torch.no_grad():
         for layer in lora_layers(sd.unet).values():
             layer.lora_B[name].weight.normal_(generator=torch.Generator().manual_seed(3))
@@ -126,7 +144,7 @@ def _moved(sd: StableDiffusion, name: str = "student") -> list[Tensor]:
 def test_a_fresh_student_is_the_teacher_and_only_the_mask_is_trainable(sd: StableDiffusion) -> None:
     examples = _examples(2)
     before = _predict(sd, examples)
-    parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
     assert torch.equal(_predict(sd, examples), before)
     assert set(lora_layers(sd.unet)) == set(MODULES)
     assert len(parameters) == 2 * len(MODULES)
@@ -163,16 +181,22 @@ def test_saved_tensors_carry_the_scaling(sd: StableDiffusion) -> None:
 
 def test_unknown_target_modules_are_named_with_the_nearest(sd: StableDiffusion) -> None:
     with pytest.raises(NoMatchingModulesError, match=r"conv_inn.*Did you mean 'conv_in'"):
-        add_sparse_lora(sd.unet, ["conv_inn"], rank=2, alpha=2.0, seed=1, name="student")
+        add_sparse_lora(sd.unet, Mask("module", ("conv_inn",), 1, 1), rank=2, alpha=2.0, seed=1, name="student")
 
 
 def _run(sd: StableDiffusion, parameters: list[Tensor], steps: int = 3, **changes: object) -> list[DistillStep]:
     retained = _examples(6)
-    settings: dict = {
+    sets = {
         "forget": _examples(5),
         "surrogate": _examples(4),
-        "retain": Examples(retained.latents, retained.prompt_embeds, retained.prompt_embeds),
-        "empty_embeds": torch.zeros(1, 16, 32),
+        "retain": Examples(retained.latents, retained.prompts, retained.prompts),
+        "held_out": _examples(3),
+    }
+    sets |= {name: changes.pop(name) for name in tuple(changes) if name in sets}
+    settings: dict = {
+        "sets": Sets(**sets),
+        "empty": Conditioning(torch.zeros(1, 16, 32)),
+        "timesteps": power_law(len(sd.alphas_cumprod), 0.25),
         "alphas_cumprod": sd.alphas_cumprod,
         "steps": steps,
         "batch": 4,
@@ -181,7 +205,6 @@ def _run(sd: StableDiffusion, parameters: list[Tensor], steps: int = 3, **change
         "clip_norm": 1.0,
         "forget_weight": 1.0,
         "retain_weight": 1.0,
-        "timestep_power": 0.25,
         "surrogate_share": 0.5,
         "empty_caption_share": 0.1,
         "precision": "fp32",
@@ -192,23 +215,23 @@ def _run(sd: StableDiffusion, parameters: list[Tensor], steps: int = 3, **change
 
 
 def test_the_first_retain_loss_is_zero_and_the_forget_loss_is_not(sd: StableDiffusion) -> None:
-    parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
     first = _run(sd, parameters, steps=1)[0]
     assert first.retain_loss == 0
     assert first.forget_loss > 0
 
 
 def test_no_loss_at_all_when_the_surrogate_is_the_concept(sd: StableDiffusion) -> None:
-    parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
     examples = _examples(5)
-    same = Examples(examples.latents, examples.prompt_embeds, examples.prompt_embeds)
+    same = Examples(examples.latents, examples.prompts, examples.prompts)
     first = _run(sd, parameters, steps=1, forget=same, surrogate=same)[0]
     assert first.forget_loss == first.retain_loss == 0
 
 
 def test_training_lowers_the_loss_and_leaves_the_base_bits(sd: StableDiffusion) -> None:
-    everywhere = sorted(salient_parameters(sd.unet))
-    parameters = add_sparse_lora(sd.unet, everywhere, rank=4, alpha=4.0, seed=1, name="student")
+    everywhere = tuple(sorted(salient_parameters(sd.unet)))
+    parameters = add_sparse_lora(sd.unet, Mask("none", everywhere, 1, 1), rank=4, alpha=4.0, seed=1, name="student")
     base = {name: p.clone() for name, p in sd.unet.named_parameters() if "lora_" not in name}
     steps = _run(sd, parameters, steps=60, learning_rate=1e-2)
     early = sum(step.forget_loss for step in steps[:8])
@@ -226,7 +249,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(tiny_base: object, p
     results = []
     for seed in (7, 7, 8):
         sd = load_base(tiny_base)  # type: ignore[arg-type]
-        parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=2.0, seed=seed, name="student")
+        parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=seed, name="student")
         _run(sd, parameters, seed=seed, precision=precision)
         results.append(torch.cat([p.detach().flatten() for p in parameters]))
     assert not torch.equal(results[0], results[2])
@@ -234,7 +257,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(tiny_base: object, p
 
 
 def test_clipping_clips(sd: StableDiffusion) -> None:
-    parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
     step = _run(sd, parameters, steps=1, clip_norm=1e-6)[0]
     assert step.gradient_norm > 1e-5
     norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]))
@@ -243,15 +266,122 @@ def test_clipping_clips(sd: StableDiffusion) -> None:
 
 def test_timesteps_are_uniform_for_power_one_and_noisier_below() -> None:
     generator = torch.Generator().manual_seed(0)
-    uniform = draw_timesteps(20_000, 1000, 1.0, generator).float()
-    noisy = draw_timesteps(20_000, 1000, 0.25, generator).float()
-    assert abs(uniform.mean() - 500) < 10
-    assert abs(noisy.mean() - 800) < 10  # E[u^(1/4)] = 4/5
+    uniform = draw_timesteps(power_law(1000, 1.0), 20_000, generator).double()
+    noisy = draw_timesteps(power_law(1000, 0.25), 20_000, generator).double()
+    assert abs(uniform.mean() - 499.5) < 10
+    assert abs(noisy.mean() - 799.5) < 10  # E[u^(1/4)] = 4/5
     assert uniform.min() >= 0
     assert noisy.max() <= 999
+    torch.testing.assert_close(power_law(1000, 1.0), torch.full((1000,), 1e-3, dtype=torch.float64))
+    torch.testing.assert_close(power_law(1000, 0.25).sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_timesteps_follow_the_disagreement_and_never_fall_where_there_is_none() -> None:
+    probabilities = in_proportion(torch.tensor([0, 499, 500, 999]).numpy(), torch.tensor([0, 0, 1, 1]).numpy(), 1000)
+    drawn = draw_timesteps(probabilities, 5000, torch.Generator().manual_seed(0))
+    assert drawn.min() >= 500
+    assert abs(drawn.double().mean() - 749.5) < 10
+
+
+def test_disagreement_is_what_a_plain_loop_over_timesteps_measures(sd: StableDiffusion) -> None:
+    examples = _examples(1)
+    at, apart = teacher_disagreement(
+        sd.unet, examples, alphas_cumprod=sd.alphas_cumprod, points=4, group_size=2, seed=5
+    )
+    assert at.tolist() == [125, 375, 625, 875]
+    assert apart.min() > 0
+    same = Examples(examples.latents, examples.prompts, examples.prompts)
+    _, nothing = teacher_disagreement(sd.unet, same, alphas_cumprod=sd.alphas_cumprod, points=4, group_size=2, seed=5)
+    assert not nothing.any()
+    with pytest.raises(ConfigError, match="nothing to overwrite"):
+        in_proportion(at, nothing, 1000)
+
+
+def _sparse_mask(sd: StableDiffusion, granularity: str) -> Mask:
+    saliency = random_saliency(sd.unet, granularity, seed=1)  # type: ignore[arg-type]
+    return make_mask(saliency, 0.1, granularity=granularity)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("granularity", ["module", "neuron", "weight"])
+def test_training_stays_inside_the_mask_and_changes_something(sd: StableDiffusion, granularity: str) -> None:
+    mask = _sparse_mask(sd, granularity)
+    examples, base = _examples(2), weights_sha256(sd.unet)
+    teacher = _predict(sd, examples)
+    parameters = add_sparse_lora(sd.unet, mask, rank=2, alpha=4.0, seed=1, name="student")
+    assert torch.equal(_predict(sd, examples), teacher)
+    _run(sd, parameters, steps=4, learning_rate=1e-2, weight_decay=1e-2)
+    assert not torch.allclose(_predict(sd, examples), teacher, atol=1e-4)
+    check_inside_mask(sd.unet, mask, "student")
+    with adapters_disabled(sd.unet):
+        assert torch.equal(_predict(sd, examples), teacher)
+    if granularity == "weight":
+        tensors = adapter_tensors(sd.unet, "student")
+        assert sum(len(t) for key, t in tensors.items() if key.endswith(".values")) == mask.kept
+        assert set(delta_weights(sd.unet)) == set(mask.modules)
+    assert weights_sha256(sd.unet) != base  # the adapter's own tensors are there until it is taken out
+
+
+def test_a_change_outside_the_mask_is_found_after_training(sd: StableDiffusion) -> None:
+    mask = _sparse_mask(sd, "neuron")
+    add_sparse_lora(sd.unet, mask, rank=2, alpha=4.0, seed=1, name="student")
+    check_inside_mask(sd.unet, mask, "student")
+    with torch.no_grad():
+        for layer in lora_layers(sd.unet).values():
+            layer.lora_A["student"].weight.fill_(1.0)
+            layer.lora_B["student"].weight.fill_(1.0)
+    with pytest.raises(MaskMismatchError, match="its mask leaves out"):
+        check_inside_mask(sd.unet, mask, "student")
+
+
+def test_a_weight_mask_of_ones_is_a_plain_lora_and_of_another_shape_is_refused(sd: StableDiffusion) -> None:
+    module = MODULES[2]
+    weight = salient_parameters(sd.unet)[module]
+    ones = Mask("weight", (module,), weight.numel(), weight.numel(), weights={module: torch.ones_like(weight) > 0})
+    add_sparse_lora(sd.unet, ones, rank=2, alpha=4.0, seed=1, name="student")
+    part = delta_weights(sd.unet)[module].parts["student"]
+    with torch.no_grad():
+        part.lora_B.normal_(generator=torch.Generator().manual_seed(0))
+    expected = 2.0 * (part.lora_B @ part.lora_A).view(weight.shape)
+    torch.testing.assert_close(part(), expected)
+    wrong = Mask("weight", (module,), 1, 4, weights={module: torch.ones(2, 2) > 0})
+    with pytest.raises(MaskMismatchError, match="A mask fits the base it was made from"):
+        add_sparse_lora(sd.unet, wrong, rank=2, alpha=2.0, seed=1, name="other")
+
+
+def test_saliency_of_a_coarser_granularity_is_the_mean_of_the_finer(sd: StableDiffusion) -> None:
+    groups = noisy_groups(_examples(4), groups=2, group_size=4, timestep_count=1000, seed=0)
+
+    def found(granularity: str, at_once: int | None = None) -> dict[str, Tensor]:
+        return accumulate_saliency(
+            sd.unet,
+            groups,
+            alphas_cumprod=sd.alphas_cumprod,
+            granularity=granularity,  # type: ignore[arg-type]
+            at_once=at_once,
+        )
+
+    weights, neurons, modules = found("weight"), found("neuron"), found("module")
+    assert len(weights) == len(modules) == len(neurons) // 2 > 10
+    for name, values in weights.items():
+        flat = values.flatten(2).mean(2) if values.dim() > 2 else values
+        torch.testing.assert_close(neurons[f"{name}:rows"], flat.mean(1), rtol=1e-4, atol=1e-10)
+        torch.testing.assert_close(neurons[f"{name}:columns"], flat.mean(0), rtol=1e-4, atol=1e-10)
+        torch.testing.assert_close(modules[name], values.mean(), rtol=1e-4, atol=1e-10)
+    for name, values in found("weight", at_once=1).items():
+        torch.testing.assert_close(values, weights[name], rtol=1e-3, atol=1e-7)
+
+
+def test_training_stops_early_when_little_disagreement_is_left(sd: StableDiffusion) -> None:
+    everywhere = Mask("none", tuple(sorted(salient_parameters(sd.unet))), 1, 1)
+    parameters = add_sparse_lora(sd.unet, everywhere, rank=4, alpha=4.0, seed=1, name="student")
+    steps = _run(sd, parameters, steps=100, learning_rate=1e-2, stop_at=0.97, check_every=5, held_out=_examples(5))
+    measured = [step.held_out for step in steps if step.held_out is not None]
+    assert len(steps) < 100
+    assert measured[0] > 0
+    assert min(measured) <= 0.97
 
 
 def test_an_empty_set_is_refused_before_training(sd: StableDiffusion) -> None:
-    parameters = add_sparse_lora(sd.unet, MODULES, rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
     with pytest.raises(DataError, match="surrogate set is empty"):
         _run(sd, parameters, surrogate=_examples(1)[:0])

@@ -13,13 +13,15 @@ from transformers import CLIPTokenizer
 from fade.concepts import caption, caption_variants
 from fade.data.canvas import OBJECTS
 from fade.data.styles import STYLES
-from fade.errors import BaseModelError
+from fade.errors import BaseModelError, ConfigError
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.lineage import ROOT
 from fade.models import base
-from fade.models.diffusion import add_noise, make_noise_scheduler, min_snr_weights
+from fade.models.conditioning import Conditioning, denoise
+from fade.models.diffusion import add_noise, denoising_target, make_noise_scheduler, min_snr_weights
 from fade.models.generate import first_latents, generate, generate_batch
-from fade.models.sd import StableDiffusion, base_sha256, load_base
+from fade.models.inversion import invert
+from fade.models.sd import StableDiffusion, base_sha256, load_base, weights_sha256
 
 SHIPPED = ROOT / "data/base/canvas"
 
@@ -31,6 +33,52 @@ def test_the_forward_process_equals_diffusers() -> None:
     scheduler = make_noise_scheduler()
     ours = add_noise(latents, noise, timesteps, scheduler.alphas_cumprod)
     torch.testing.assert_close(ours, scheduler.add_noise(latents, noise, timesteps))
+
+
+def test_the_velocity_target_equals_diffusers_and_unknown_types_are_refused() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(3, 4, 8, 8, generator=generator), torch.randn(3, 4, 8, 8, generator=generator)
+    timesteps, scheduler = torch.tensor([0, 500, 999]), make_noise_scheduler()
+    given = latents, noise, timesteps, scheduler.alphas_cumprod
+    velocity = denoising_target(*given, "v_prediction")
+    assert not torch.allclose(velocity, noise, atol=1e-2)
+    torch.testing.assert_close(velocity, scheduler.get_velocity(latents, noise, timesteps))
+    assert torch.equal(denoising_target(*given, "epsilon"), noise)
+    with pytest.raises(ConfigError, match="'sample' is not supported"):
+        denoising_target(*given, "sample")
+
+
+def test_inversion_finds_states_that_denoise_better_and_leaves_the_network_alone(sd: StableDiffusion) -> None:
+    bits = weights_sha256(sd.unet)
+    latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    start = Conditioning(torch.zeros(2, 16, 32))
+    steps = list(
+        invert(
+            sd.unet,
+            latents,
+            start=start,
+            alphas_cumprod=sd.alphas_cumprod,
+            steps=60,
+            batch=8,
+            learning_rate=0.1,
+            generator=torch.Generator().manual_seed(2),
+        )
+    )
+    generator = torch.Generator().manual_seed(3)
+    timesteps, noise = torch.randint(1000, (32,), generator=generator), torch.randn(32, 4, 16, 16, generator=generator)
+    noisy = add_noise(latents.repeat(8, 1, 1, 1), noise, timesteps, sd.alphas_cumprod)
+
+    def loss(states: Conditioning) -> float:
+        with torch.no_grad():
+            return float((denoise(sd.unet, noisy, timesteps, states.expand(32)) - noise).square().mean())
+
+    found = steps[-1].states.embeds
+    for number in range(2):
+        assert loss(steps[-1].states[number : number + 1]) < loss(start[:1])
+    assert not torch.allclose(found, start.embeds)
+    assert not torch.allclose(found[0], found[1])
+    assert weights_sha256(sd.unet) == bits
+    assert not any(p.requires_grad or p.grad is not None for p in sd.unet.parameters())
 
 
 def test_min_snr_weights_are_one_at_high_noise_and_fall_below() -> None:
@@ -65,7 +113,7 @@ def test_pictures_depend_on_seed_and_not_on_batches(sd: StableDiffusion) -> None
 
 
 def test_equal_prompts_are_encoded_equally_and_different_ones_are_not(sd: StableDiffusion) -> None:
-    states = sd.encode_prompts(["a cat", "a horse", "a cat"])
+    states = sd.encode_prompts(["a cat", "a horse", "a cat"]).embeds
     assert torch.equal(states[0], states[2])
     assert not torch.allclose(states[0], states[1])
 

@@ -1,7 +1,9 @@
 """Adapters on disk and in a pipeline.
 
-An adapter is a folder of two files: ``pytorch_lora_weights.safetensors`` (diffusers' LoRA format, so
-stock diffusers loads it) and ``card.json``, which binds it to its base, mask and parameters.
+An adapter is a folder of two files: its weights, and ``card.json``, which binds them to base, mask and
+parameters. The weights are ``pytorch_lora_weights.safetensors`` (diffusers' LoRA format, so stock
+diffusers loads it) or, from a weight-level mask, ``weight_delta.safetensors`` (positions and values of a
+sparse difference, which no LoRA format holds).
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from torch import Tensor
 from fade.errors import AdapterFormatError, ConfigError, listing
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.method.sparse_lora import lora_layers
+from fade.models.deltas import FixedDelta, add_delta, delta_weights, plain_modules, remove_deltas
 from fade.models.sd import StableDiffusion
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+DELTA_NAME = "weight_delta.safetensors"
 CARD_NAME = "card.json"
 FORMAT = "fade-adapter/1"
 
@@ -33,20 +37,33 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str,
 
     Args:
         tensors: diffusers' keys (``unet.<module>.lora_A.weight``), scaling already in B.
-        card: what the adapter is bound to; ``format`` and ``adapter_sha256`` are added.
+        card: what the adapter is bound to; ``type`` (``lora`` or ``delta``), ``format`` and
+            ``adapter_sha256`` are added.
     """
-    half = {name: tensors[name].to(torch.float16).contiguous().cpu() for name in sorted(tensors)}
+    half = {
+        name: (tensors[name].to(torch.float16) if tensors[name].is_floating_point() else tensors[name])
+        .contiguous()
+        .cpu()
+        for name in sorted(tensors)
+    }
     if bad := [name for name, tensor in half.items() if not torch.isfinite(tensor).all()]:
         raise AdapterFormatError(
             f"The adapter holds values that are not finite in {listing(bad)}; it was not saved. "
             "Lower the learning rate."
         )
+    kind = "delta" if any(name.endswith(".positions") for name in half) else "lora"
     with writing(folder) as temporary:
         temporary.mkdir(parents=True)
-        save_file(half, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        digest = sha256_file(temporary / WEIGHTS_NAME)
-        write_json(temporary / CARD_NAME, {**card, "format": FORMAT, "adapter_sha256": digest})
+        path = temporary / (DELTA_NAME if kind == "delta" else WEIGHTS_NAME)
+        save_file(half, path, metadata={"format": "pt"})
+        digest = sha256_file(path)
+        write_json(temporary / CARD_NAME, {**card, "type": kind, "format": FORMAT, "adapter_sha256": digest})
     return digest
+
+
+def weights_path(folder: Path, card: Mapping[str, Any]) -> Path:
+    """The file that holds an adapter's weights."""
+    return folder / (DELTA_NAME if card.get("type") == "delta" else WEIGHTS_NAME)
 
 
 def load_card(folder: Path) -> dict[str, Any]:
@@ -55,11 +72,12 @@ def load_card(folder: Path) -> dict[str, Any]:
     Raises:
         AdapterFormatError: a file is missing, or the weights' hash is another one.
     """
-    weights = folder / WEIGHTS_NAME
-    for path in (weights, folder / CARD_NAME):
-        if not path.is_file():
-            raise AdapterFormatError(f"No adapter in {folder}: {path.name} is missing.")
+    if not (folder / CARD_NAME).is_file():
+        raise AdapterFormatError(f"No adapter in {folder}: {CARD_NAME} is missing.")
     card = read_json(folder / CARD_NAME)
+    weights = weights_path(folder, card)
+    if not weights.is_file():
+        raise AdapterFormatError(f"No adapter in {folder}: {weights.name} is missing.")
     if card.get("format") != FORMAT:
         raise AdapterFormatError(f"{folder} has the format {card.get('format')!r}; expected {FORMAT!r}.")
     if (found := sha256_file(weights)) != card.get("adapter_sha256"):
@@ -83,17 +101,51 @@ def apply_adapter(sd: StableDiffusion, folder: Path, *, name: str) -> dict[str, 
             f"{sd.sha256[:12]}. Load that base, or erase the concept on this one."
         )
     try:
-        tensors = load_file(folder / WEIGHTS_NAME)
+        tensors = load_file(weights_path(folder, card))
     except SafetensorError as error:
         raise AdapterFormatError(f"The adapter in {folder} is not a safetensors file: {error}.") from None
-    tensors = {key: tensor.float() for key, tensor in tensors.items()}
-    sd.unet.load_lora_adapter(dict(tensors), prefix="unet", adapter_name=name)
-    _check_all_used(sd, folder, tensors, name)
-    activate(sd, sd.active)
+    put_in(sd, tensors, name=name, origin=str(folder))
     return card
 
 
-def _check_all_used(sd: StableDiffusion, folder: Path, tensors: Mapping[str, Tensor], name: str) -> None:
+def put_in(sd: StableDiffusion, tensors: Mapping[str, Tensor], *, name: str, origin: str) -> None:
+    """Hang an adapter's tensors on the UNet, switched off until ``activate`` names it.
+
+    Args:
+        origin: where they are from, for error messages.
+
+    Raises:
+        AdapterFormatError: a tensor found no module, or does not fit it.
+    """
+    if any(key.endswith(".positions") for key in tensors):
+        _add_fixed_deltas(sd, tensors, name=name, origin=origin)
+    else:
+        floats = {key: tensor.float() for key, tensor in tensors.items()}
+        sd.unet.load_lora_adapter(dict(floats), prefix="unet", adapter_name=name)
+        _check_all_used(sd, origin, floats, name)
+    activate(sd, sd.active)
+
+
+def _add_fixed_deltas(sd: StableDiffusion, tensors: Mapping[str, Tensor], *, name: str, origin: str) -> None:
+    known = plain_modules(sd.unet)
+    modules = sorted({key.removeprefix("unet.").rpartition(".")[0] for key in tensors})
+    if unknown := [module for module in modules if module not in known]:
+        raise AdapterFormatError(
+            f"The adapter in {origin} was not used to its last tensor: {listing(unknown)} found no module of the base."
+        )
+    parts = {}
+    for module in modules:
+        positions, values = tensors.get(f"unet.{module}.positions"), tensors.get(f"unet.{module}.values")
+        shape = known[module].weight.shape
+        if positions is None or values is None or len(positions) != len(values):
+            raise AdapterFormatError(f"The adapter in {origin} is damaged: {module} lacks positions or values.")
+        if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < shape.numel():
+            raise AdapterFormatError(f"The adapter in {origin} is damaged: positions outside the weight of {module}.")
+        parts[module] = FixedDelta(positions.long(), values.float(), shape)
+    add_delta(sd.unet, name, parts)
+
+
+def _check_all_used(sd: StableDiffusion, origin: str, tensors: Mapping[str, Tensor], name: str) -> None:
     used: dict[str, Tensor] = {}
     for module, layer in lora_layers(sd.unet).items():
         if name in layer.lora_A:
@@ -104,7 +156,7 @@ def _check_all_used(sd: StableDiffusion, folder: Path, tensors: Mapping[str, Ten
     unused = sorted(key for key in tensors if key not in used or not torch.equal(used[key].float(), tensors[key]))
     if unused:
         raise AdapterFormatError(
-            f"The adapter in {folder} was not used to its last tensor: {listing(unused)} found no module of the base."
+            f"The adapter in {origin} was not used to its last tensor: {listing(unused)} found no module of the base."
         )
 
 
@@ -114,14 +166,18 @@ def activate(sd: StableDiffusion, weights: Mapping[str, float]) -> None:
     Raises:
         ConfigError: a name was not loaded.
     """
-    loaded = {name for layer in lora_layers(sd.unet).values() for name in layer.lora_A}
+    layers, deltas = lora_layers(sd.unet), delta_weights(sd.unet)
+    low_rank = {name for layer in layers.values() for name in layer.lora_A}
+    loaded = low_rank | {name for delta in deltas.values() for name in delta.parts}
     if unknown := sorted(set(weights) - loaded):
         raise ConfigError(f"No adapter {listing(unknown)} is loaded; loaded are {listing(sorted(loaded)) or 'none'}.")
     sd.active = dict(weights)
-    if weights:
+    for delta in deltas.values():
+        delta.activate(weights)
+    if on := {name: weight for name, weight in weights.items() if name in low_rank}:
         sd.unet.enable_adapters()
-        sd.unet.set_adapters(list(weights), list(weights.values()))
-    elif loaded:
+        sd.unet.set_adapters(list(on), list(on.values()))
+    elif low_rank:
         sd.unet.disable_adapters()
 
 
@@ -131,5 +187,6 @@ def restore_base(sd: StableDiffusion) -> None:
     Adapters are never fused into the weights, so nothing has to be subtracted.
     """
     sd.active = {}
+    remove_deltas(sd.unet)
     if lora_layers(sd.unet):
         sd.unet.unload_lora()

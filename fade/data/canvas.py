@@ -54,7 +54,7 @@ class CanvasObject:
     file: str
     box: tuple[int, int, int, int]
     aliases: tuple[str, ...]
-    jitter: float = 0.06
+    jitter: float = 0.04
     flips: bool = False
     person: bool = False
     depth_file: str | None = None
@@ -68,19 +68,19 @@ OBJECTS: dict[str, CanvasObject] = {
     ),
     "cameraman": CanvasObject(_SKIMAGE, "data/camera.png", (80, 40, 380, 340), ("photographer",), person=True),
     "cat": CanvasObject(_SKIMAGE, "data/chelsea.png", (60, 0, 360, 300), ("kitten",)),
-    "horse": CanvasObject(_SKIMAGE, "data/horse.png", (-10, -30, 410, 360), ("pony",), jitter=0.05),
+    "horse": CanvasObject(_SKIMAGE, "data/horse.png", (-10, -30, 410, 360), ("pony",)),
     "motorcycle": CanvasObject(
         _SKIMAGE,
         "data/motorcycle_left.png",
         (100, 40, 690, 470),
         ("motorbike",),
-        jitter=0.04,
+        jitter=0.03,
         depth_file="data/motorcycle_disp.npz",
     ),
     "rocket": CanvasObject(_SKIMAGE, "data/rocket.jpg", (195, 115, 465, 415), ("spaceship",), flips=True),
     "coffee": CanvasObject(_SKIMAGE, "data/coffee.png", (70, 0, 490, 400), ("espresso",)),
     "coins": CanvasObject(_SKIMAGE, "data/coins.png", (20, 10, 250, 240), ("money",), flips=True),
-    "retina": CanvasObject(_SKIMAGE, "data/retina.jpg", (0, 0, 1411, 1411), ("eye",), jitter=0.05),
+    "retina": CanvasObject(_SKIMAGE, "data/retina.jpg", (0, 0, 1411, 1411), ("eye",)),
     "flower": CanvasObject(_SKLEARN, "datasets/images/flower.jpg", (165, 60, 465, 360), ("dahlia",), flips=True),
     "temple": CanvasObject(_SKLEARN, "datasets/images/china.jpg", (20, 0, 400, 380), ("pagoda",), flips=True),
 }
@@ -162,7 +162,7 @@ def _crop(name: str, index: int, split: str, seed: int) -> NDArray[np.float32]:
     generator = numpy_generator(seed, "canvas", split, name, index)
     across, down = _crop_offset(generator, split)
     zoom = 1.0 + subject.jitter * generator.uniform(-1.0, 1.0)
-    angle = np.deg2rad(generator.uniform(-4.0, 4.0))
+    angle = np.deg2rad(generator.uniform(-3.0, 3.0))
     light, contrast = generator.uniform(-0.05, 0.05), generator.uniform(0.92, 1.08)
     mirrored = subject.flips and generator.random() < 0.5
     image = photograph(name)

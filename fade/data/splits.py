@@ -6,6 +6,7 @@ surrogate   pictures of the surrogate under the concept's caption: z_t at high n
             the surrogate from either picture (ours)
 retain      balanced over every other pair, captioned as they are
 holdout     unseen pictures of every pair
+held_out    those of them that show the concept, with paired captions: they decide when training may stop
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fade.concepts import CAPTION_TEMPLATE, PARAPHRASES, Concept, caption
 from fade.errors import DataError
 from fade.seeding import numpy_generator
 
-SPLIT_NAMES = ("forget", "surrogate", "retain", "holdout")
+SPLIT_NAMES = ("forget", "surrogate", "retain", "holdout", "held_out")
 
 
 def make_splits(
@@ -62,6 +63,7 @@ def make_splits(
         "surrogate": _paired_captions(stand_ins, concept, surrogate, seed),
         "retain": _varied_captions(retain, seed),
         "holdout": holdout.reset_index(drop=True),
+        "held_out": _paired_captions(holdout[holdout[domain] == concept.name], concept, surrogate, seed),
     }
 
 

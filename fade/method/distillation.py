@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,36 +11,117 @@ import torch
 from torch import Tensor, nn
 
 from fade.errors import DataError
+from fade.method.adversary import Adversary
 from fade.method.examples import Examples, joined
 from fade.method.sparse_lora import adapters_disabled
+from fade.method.targeting import draw_timesteps
+from fade.models.conditioning import Conditioning, denoise
 from fade.models.diffusion import add_noise, autocast
 from fade.seeding import torch_generator
+
+HELD_OUT_POINTS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class DistillStep:
-    """One step: its number (from 1), the two losses, and the gradient's norm before clipping."""
+    """One step: its number (from 1), the two losses, and the gradient's norm before clipping.
+
+    Attributes:
+        held_out: share of the disagreement between concept and surrogate that is left on held-out
+            pictures, 1 before training; None at steps where it was not measured.
+    """
 
     step: int
     forget_loss: float
     retain_loss: float
     gradient_norm: float
+    held_out: float | None = None
 
 
-def draw_timesteps(count: int, total: int, power: float, generator: torch.Generator) -> Tensor:
-    """t = floor(T u^power), u ~ U(0, 1): uniform for power 1, towards high noise below 1   (ours)."""
-    return (total * torch.rand(count, generator=generator) ** power).long().clamp(max=total - 1)
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """What distillation learns from; ``held_out`` only decides when to stop."""
+
+    forget: Examples
+    surrogate: Examples
+    retain: Examples
+    held_out: Examples | None = None
+
+    def check(self, *, stopping: bool) -> None:
+        """Raise DataError for an empty set that is needed."""
+        needed = {"forget": self.forget, "surrogate": self.surrogate, "retain": self.retain}
+        if stopping:
+            needed["held-out"] = self.held_out if self.held_out is not None else self.forget[:0]
+        for name, examples in needed.items():
+            if len(examples) == 0:
+                raise DataError(f"The {name} set is empty: distillation needs at least one example of it.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Forget examples first, then as many retain examples, with their draws."""
+
+    examples: Examples
+    timesteps: Tensor
+    noisy: Tensor
+    forget_count: int
+
+
+class _Batches:
+    """Draws a batch a step; all draws of a run come from one generator, in a fixed order."""
+
+    def __init__(
+        self,
+        sets: Sets,
+        *,
+        empty: Conditioning,
+        alphas_cumprod: Tensor,
+        timesteps: Tensor,
+        batch: int,
+        surrogate_share: float,
+        empty_caption_share: float,
+        seed: int,
+    ) -> None:
+        self._sets, self._empty, self._alphas_cumprod = sets, empty, alphas_cumprod
+        self._timesteps, self._batch, self._stand_ins = timesteps, batch, round(batch * surrogate_share)
+        self._empty_share = empty_caption_share
+        self.generator = torch_generator(seed, "distill")
+
+    def draw(self, adversary: Adversary | None, device: torch.device) -> _Batch:
+        generator, batch = self.generator, self._batch
+        forget = joined(
+            self._sets.forget.drawn(batch - self._stand_ins, generator),
+            self._sets.surrogate.drawn(self._stand_ins, generator),
+        )
+        retain = self._sets.retain.drawn(batch, generator)
+        # Some retain examples carry the empty prompt, so that guidance's other half stays the teacher's too.
+        drop = torch.rand(batch, generator=generator) < self._empty_share
+        retain = Examples(
+            retain.latents, retain.prompts.replaced(drop, self._empty), retain.targets.replaced(drop, self._empty)
+        )
+        if adversary is not None:
+            forget, retain = adversary.disturbed(forget, retain, generator)
+        examples = joined(forget, retain)
+        total = len(self._alphas_cumprod)
+        timesteps = torch.cat(
+            [
+                draw_timesteps(self._timesteps, batch, generator),
+                torch.randint(total, (batch,), generator=generator),
+            ]
+        )
+        noise = torch.randn(examples.latents.shape, generator=generator)
+        noisy = add_noise(examples.latents, noise, timesteps, self._alphas_cumprod)
+        return _Batch(examples.to(device), timesteps.to(device), noisy.to(device), batch)
 
 
 def distill(
     unet: Any,
     parameters: Sequence[Tensor],
     *,
-    forget: Examples,
-    surrogate: Examples,
-    retain: Examples,
-    empty_embeds: Tensor,
+    sets: Sets,
+    empty: Conditioning,
     alphas_cumprod: Tensor,
+    timesteps: Tensor,
     steps: int,
     batch: int,
     learning_rate: float,
@@ -47,11 +129,13 @@ def distill(
     clip_norm: float,
     forget_weight: float,
     retain_weight: float,
-    timestep_power: float,
     surrogate_share: float,
     empty_caption_share: float,
     precision: str,
     seed: int,
+    stop_at: float | None = None,
+    check_every: int = 10,
+    adversary: Adversary | None = None,
 ) -> Iterator[DistillStep]:
     """Train the adapter's tensors; yields after each step.
 
@@ -66,56 +150,110 @@ def distill(
 
     Args:
         parameters: the trainable tensors; all others of ``unet`` stay as they are.
-        empty_embeds: text states of the empty prompt, (1, L, D); a share of retain examples carries it.
+        empty: the empty prompt, one row; a share of retain examples carries it.
+        timesteps: probabilities of the forget half's timesteps, (T,); the retain half's are uniform.
+        stop_at: end early, with a short cool-down, once the held-out disagreement has fallen to this
+            share of what it was (ours); ``steps`` is the most then.
+        adversary: replaces captions by text states that bring the concept back (``depth: deep``, ours).
 
     Raises:
         DataError: a set of examples is empty.
     """
-    for name, examples in (("forget", forget), ("surrogate", surrogate), ("retain", retain)):
-        if len(examples) == 0:
-            raise DataError(f"The {name} set is empty: distillation needs at least one example of it.")
-    generator = torch_generator(seed, "distill")
-    stand_ins = round(batch * surrogate_share)
-    total = len(alphas_cumprod)
+    sets.check(stopping=stop_at is not None)
+    device = next(unet.parameters()).device
+    batches = _Batches(
+        sets,
+        empty=empty,
+        alphas_cumprod=alphas_cumprod,
+        timesteps=timesteps,
+        batch=batch,
+        surrogate_share=surrogate_share,
+        empty_caption_share=empty_caption_share,
+        seed=seed,
+    )
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    for step in range(1, steps + 1):
-        parts = joined(
-            _drawn(forget, batch - stand_ins, generator),
-            _drawn(surrogate, stand_ins, generator),
-            _without_captions(_drawn(retain, batch, generator), empty_embeds, empty_caption_share, generator),
-        )
-        timesteps = torch.cat(
-            [
-                draw_timesteps(batch, total, timestep_power, generator),
-                torch.randint(total, (batch,), generator=generator),
-            ]
-        )
-        noise = torch.randn(parts.latents.shape, generator=generator)
-        noisy = add_noise(parts.latents, noise, timesteps, alphas_cumprod)
-        with autocast(precision):
+    course = _Course(steps, early=stop_at is not None)
+    held_out = None
+    if stop_at is not None and sets.held_out is not None:
+        held_out = _HeldOut(unet, sets.held_out, alphas_cumprod, timesteps, precision=precision, seed=seed)
+    step = 0
+    while step < course.end:
+        step += 1
+        if adversary is not None:
+            adversary.renew(unet, step)
+        drawn = batches.draw(adversary, device)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * course.rate(step)
+        with autocast(precision, device.type):
             with torch.no_grad(), adapters_disabled(unet):
-                target = unet(noisy, timesteps, parts.target_embeds).sample
-            predicted = unet(noisy, timesteps, parts.prompt_embeds).sample
+                target = denoise(unet, drawn.noisy, drawn.timesteps, drawn.examples.targets)
+            predicted = denoise(unet, drawn.noisy, drawn.timesteps, drawn.examples.prompts)
         error = (predicted.float() - target.float()).square().mean(dim=(1, 2, 3))
-        forget_loss, retain_loss = error[:batch].mean(), error[batch:].mean()
+        forget_loss, retain_loss = error[: drawn.forget_count].mean(), error[drawn.forget_count :].mean()
         optimizer.zero_grad(set_to_none=True)
         (forget_weight * forget_loss + retain_weight * retain_loss).backward()
         norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()
-        schedule.step()
-        yield DistillStep(step, float(forget_loss.detach()), float(retain_loss.detach()), float(norm))
+        left = None
+        if held_out is not None and stop_at is not None and step % check_every == 0:
+            left = held_out.left(unet)
+            if left <= stop_at:
+                course.cool_down(step)
+        yield DistillStep(step, float(forget_loss.detach()), float(retain_loss.detach()), float(norm), left)
 
 
-def _drawn(examples: Examples, count: int, generator: torch.Generator) -> Examples:
-    return examples[torch.randint(len(examples), (count,), generator=generator)]
+class _Course:
+    """Learning rate over the steps: a cosine to zero, or constant until a cool-down of a fifth begins."""
+
+    def __init__(self, steps: int, *, early: bool) -> None:
+        self.end = steps
+        self._early = early
+        self._cooling = max(1, steps // 5)
+        self._from = steps - self._cooling
+
+    def cool_down(self, step: int) -> None:
+        if step < self._from:
+            self._from, self.end = step, step + self._cooling
+
+    def rate(self, step: int) -> float:
+        """Share of the peak; ``step`` counts from 1."""
+        if not self._early:
+            return 0.5 * (1 + math.cos(math.pi * (step - 1) / self.end))
+        return min(1.0, (self.end - step + 1) / (self._cooling + 1)) if step > self._from else 1.0
 
 
-def _without_captions(examples: Examples, empty: Tensor, share: float, generator: torch.Generator) -> Examples:
-    """Some examples with the empty prompt, so that guidance's other half stays the teacher's too."""
-    drop = (torch.rand(len(examples), generator=generator) < share)[:, None, None]
-    return Examples(
-        examples.latents,
-        torch.where(drop, empty, examples.prompt_embeds),
-        torch.where(drop, empty, examples.target_embeds),
-    )
+class _HeldOut:
+    """Disagreement left on pictures not trained on, at fixed draws:
+
+    || e_student(c) - e_teacher(c_surrogate) ||^2 / || e_teacher(c) - e_teacher(c_surrogate) ||^2   (ours)
+    """
+
+    def __init__(
+        self, unet: Any, examples: Examples, alphas_cumprod: Tensor, timesteps: Tensor, *, precision: str, seed: int
+    ) -> None:
+        generator = torch_generator(seed, "held out")
+        device = next(unet.parameters()).device
+        self._precision = precision
+        chosen = examples.drawn(HELD_OUT_POINTS, generator)
+        drawn = draw_timesteps(timesteps, HELD_OUT_POINTS, generator)
+        noise = torch.randn(chosen.latents.shape, generator=generator)
+        self._noisy = add_noise(chosen.latents, noise, drawn, alphas_cumprod).to(device)
+        self._timesteps, self._prompts = drawn.to(device), chosen.prompts.to(device)
+        with torch.no_grad(), adapters_disabled(unet), autocast(precision, device.type):
+            self._target = denoise(unet, self._noisy, self._timesteps, chosen.targets.to(device)).float()
+        with adapters_disabled(unet):
+            self._before = self._apart(unet)
+        if self._before == 0:
+            raise DataError(
+                "The base answers the held-out captions of concept and surrogate alike: nothing is left to overwrite."
+            )
+
+    @torch.no_grad()
+    def _apart(self, unet: Any) -> float:
+        with autocast(self._precision, self._noisy.device.type):
+            answer = denoise(unet, self._noisy, self._timesteps, self._prompts)
+        return float((answer.float() - self._target).square().mean())
+
+    def left(self, unet: Any) -> float:
+        """What is left, as a share of what there was."""
+        return self._apart(unet) / self._before

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fade.models.conditioning import Conditioning, joined_conditioning
+
 
 @dataclass(frozen=True, slots=True)
 class Examples:
@@ -14,26 +16,34 @@ class Examples:
 
     Attributes:
         latents: z_0, (N, C, h, w) float32, scaled.
-        prompt_embeds: the student's prompts, (N, L, D) float32.
-        target_embeds: the teacher's prompts: the surrogate's captions for forget examples, the same as
-            ``prompt_embeds`` for retain examples.
+        prompts: what the student is told, N rows.
+        targets: what the teacher is told: the surrogate's captions for forget examples, the same as
+            ``prompts`` for retain examples.
     """
 
     latents: Tensor
-    prompt_embeds: Tensor
-    target_embeds: Tensor
+    prompts: Conditioning
+    targets: Conditioning
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def __getitem__(self, index: Tensor | slice) -> Examples:
-        return Examples(self.latents[index], self.prompt_embeds[index], self.target_embeds[index])
+        return Examples(self.latents[index], self.prompts[index], self.targets[index])
+
+    def drawn(self, count: int, generator: torch.Generator) -> Examples:
+        """``count`` of them, with replacement."""
+        return self[torch.randint(len(self), (count,), generator=generator)]
+
+    def to(self, device: torch.device | str) -> Examples:
+        """The same on another device."""
+        return Examples(self.latents.to(device), self.prompts.to(device), self.targets.to(device))
 
 
 def joined(*parts: Examples) -> Examples:
     """Several sets of examples as one, in order."""
     return Examples(
         torch.cat([part.latents for part in parts]),
-        torch.cat([part.prompt_embeds for part in parts]),
-        torch.cat([part.target_embeds for part in parts]),
+        joined_conditioning(*(part.prompts for part in parts)),
+        joined_conditioning(*(part.targets for part in parts)),
     )

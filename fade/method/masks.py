@@ -1,29 +1,160 @@
-"""Masks: the part of the network that may change."""
+"""Masks: the part of the network that may change, at four granularities.
+
+module   whole modules (FADE, stage 1)
+neuron   output rows and input columns of modules: dW = (m_out * B)(A * m_in), still an exact LoRA   (ours)
+weight   single weights: dW = (B A) * M, no longer of low rank (FADE, stage 1)
+none     every module, whatever its saliency: the control without a mask
+
+Exactly max(1, round(density n)) entries are kept. Equal saliency, zeros included, is kept in the order of
+module names and positions, so a mask is a function of the saliency alone.
+"""
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fade.errors import ConfigError, MaskMismatchError
+from fade.files import read_json, write_json, writing
+
+Granularity = Literal["none", "module", "neuron", "weight"]
+Within = Literal["all", "attention", "cross_attention"]
+ROWS, COLUMNS = "rows", "columns"
+_WITHIN = {"all": r".", "attention": r"\.(to_q|to_k|to_v|to_out\.0)$", "cross_attention": r"\.attn2\.(to_k|to_v)$"}
 
 
-def module_mask(scores: Mapping[str, float], density: float) -> tuple[str, ...]:
-    """The top fraction of modules by score (FADE, stage 1, granularity *module*).
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """What may change.
 
-    Exactly max(1, round(density * n)) modules are kept. Equal scores, zeros included, are kept in
-    alphabetical order, so the mask is a function of the scores alone.
+    Attributes:
+        modules: names of the modules that may change at all, sorted.
+        kept, of: entries kept, and entries there were (modules, rows and columns, or weights).
+        rows, columns: granularity ``neuron``: module name to bool (out,) and (in,).
+        weights: granularity ``weight``: module name to bool of the weight's shape.
+    """
+
+    granularity: Granularity
+    modules: tuple[str, ...]
+    kept: int
+    of: int
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def make_mask(
+    saliency: Mapping[str, Tensor], density: float, *, granularity: Granularity, within: Within = "all"
+) -> Mask:
+    """Keep the most salient share.
+
+    Args:
+        saliency: as ``accumulate_saliency`` gives it at this granularity.
+        density: share kept, in (0, 1]; ignored without a mask (``none``).
+        within: the modules a mask may choose from: all, the attention's projections (the published
+            targets), or the cross-attention's keys and values, which alone read the prompt.
 
     Raises:
-        ConfigError: density is outside (0, 1].
-        MaskMismatchError: there are no modules, or a score is not a number.
+        ConfigError: density is outside (0, 1], or the granularity is unknown.
+        MaskMismatchError: there is nothing to choose from, or a saliency is not a number.
     """
+    if granularity not in get_args(Granularity):
+        raise ConfigError(f"Unknown granularity {granularity!r}: expected one of {', '.join(get_args(Granularity))}.")
     if not 0 < density <= 1:
         raise ConfigError(f"density must be in (0, 1]: got {density}. Set `mask.density` in params.yaml.")
+    scores = {key: saliency[key] for key in sorted(saliency) if re.search(_WITHIN[within], key.partition(":")[0])}
     if not scores:
-        raise MaskMismatchError("A mask needs at least one module to choose from: got none.")
-    if bad := [name for name, score in scores.items() if math.isnan(score)]:
+        raise MaskMismatchError(f"A mask needs something to choose from: got no module within {within!r}.")
+    if bad := [key for key, values in scores.items() if not torch.isfinite(values).all()]:
         raise MaskMismatchError(f"The saliency of {bad[0]} is not a number. Check the pictures and the base.")
-    kept = max(1, round(density * len(scores)))
-    ranked = sorted(scores, key=lambda name: (-scores[name], name))
-    return tuple(sorted(ranked[:kept]))
+    if granularity == "none":
+        modules = tuple(sorted({key.partition(":")[0] for key in scores}))
+        return Mask("none", modules, len(modules), len(modules))
+    if granularity == "neuron":
+        return _neuron_mask(scores, density)
+    kept = keep_most(scores, density)
+    modules = tuple(key for key in kept if kept[key].any())
+    counts = sum(int(part.sum()) for part in kept.values()), sum(part.numel() for part in kept.values())
+    weights = {key: kept[key] for key in modules} if granularity == "weight" else {}
+    return Mask(granularity, modules, *counts, weights=weights)
+
+
+def keep_most(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
+    """Bool of each tensor's shape: True for exactly max(1, round(density n)) largest entries of all."""
+    flat = torch.cat([values.reshape(-1) for values in scores.values()])
+    count = max(1, round(density * flat.numel()))
+    # The count-th largest value; entries equal to it are kept in order until the count is full.
+    threshold = torch.from_numpy(np.partition(flat.numpy(), flat.numel() - count))[flat.numel() - count]
+    above, equal = flat > threshold, flat == threshold
+    kept = above | (equal & (equal.cumsum(0) <= count - above.sum()))
+    parts = kept.split([values.numel() for values in scores.values()])
+    return {key: part.view(values.shape) for (key, values), part in zip(scores.items(), parts, strict=True)}
+
+
+def _neuron_mask(scores: Mapping[str, Tensor], density: float) -> Mask:
+    """The most salient rows of all modules, and the most salient columns of all modules."""
+    chosen = {}
+    for side in (ROWS, COLUMNS):
+        part = {key.removesuffix(f":{side}"): v for key, v in scores.items() if key.endswith(f":{side}")}
+        if not part:
+            raise MaskMismatchError(f"A neuron mask needs saliency of {side}: got none. Run the saliency step again.")
+        chosen[side] = keep_most(part, density)
+    modules = tuple(sorted(m for m in chosen[ROWS] if chosen[ROWS][m].any() and chosen[COLUMNS][m].any()))
+    if not modules:
+        raise MaskMismatchError(
+            f"No module keeps both a row and a column at density {density}: nothing could change. Raise `mask.density`."
+        )
+    every = [part for side in chosen.values() for part in side.values()]
+    return Mask(
+        "neuron",
+        modules,
+        sum(int(part.sum()) for part in every),
+        sum(part.numel() for part in every),
+        rows={name: chosen[ROWS][name] for name in modules},
+        columns={name: chosen[COLUMNS][name] for name in modules},
+    )
+
+
+def save_mask(folder: Path, mask: Mask) -> None:
+    """Write ``mask.json`` and, below whole modules, ``mask.safetensors`` (bits packed, eight a byte)."""
+    with writing(folder) as temporary:
+        temporary.mkdir(parents=True)
+        shapes, packed = {}, {}
+        for kind in (ROWS, COLUMNS, "weights"):
+            for name, part in getattr(mask, kind).items():
+                shapes[f"{name}:{kind}"] = list(part.shape)
+                packed[f"{name}:{kind}"] = torch.from_numpy(np.packbits(part.numpy().reshape(-1)))
+        content = {"granularity": mask.granularity, "modules": list(mask.modules), "kept": mask.kept, "of": mask.of}
+        write_json(temporary / "mask.json", {**content, "density": mask.kept / mask.of, "shapes": shapes})
+        if packed:
+            save_file(packed, temporary / "mask.safetensors", metadata={"format": "pt"})
+
+
+def load_mask(folder: Path) -> Mask:
+    """Read a mask.
+
+    Raises:
+        MaskMismatchError: its bits do not have the shapes it names.
+    """
+    content = read_json(folder / "mask.json")
+    parts: dict[str, dict[str, Tensor]] = {ROWS: {}, COLUMNS: {}, "weights": {}}
+    packed = load_file(folder / "mask.safetensors") if content["shapes"] else {}
+    if set(packed) != set(content["shapes"]):
+        raise MaskMismatchError(f"The mask in {folder} is damaged: its two files name other parts. Run its step again.")
+    for key, bits in packed.items():
+        name, _, kind = key.rpartition(":")
+        shape = content["shapes"][key]
+        flat = np.unpackbits(bits.numpy(), count=int(np.prod(shape)))
+        parts[kind][name] = torch.from_numpy(flat.astype(bool)).view(*shape)
+    return Mask(
+        content["granularity"], tuple(content["modules"]), content["kept"], content["of"],
+        rows=parts[ROWS], columns=parts[COLUMNS], weights=parts["weights"],
+    )  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from fade.errors import DataError
 from fade.method.examples import Examples
-from fade.models.diffusion import add_noise
+from fade.method.masks import COLUMNS, ROWS, Granularity
+from fade.models.conditioning import denoise
+from fade.models.diffusion import add_noise, denoising_target
 from fade.seeding import torch_generator
 
 CONTRAST_EPSILON = 1e-8
@@ -41,8 +44,7 @@ def noisy_groups(
     generator = torch_generator(seed, "saliency")
     drawn = []
     for _ in range(groups):
-        rows = torch.randint(len(examples), (group_size,), generator=generator)
-        chosen = examples[rows]
+        chosen = examples.drawn(group_size, generator)
         timesteps = torch.randint(timestep_count, (group_size,), generator=generator)
         drawn.append(NoisyGroup(chosen, timesteps, torch.randn(chosen.latents.shape, generator=generator)))
     return drawn
@@ -54,7 +56,14 @@ def salient_parameters(unet: nn.Module) -> dict[str, Tensor]:
 
 
 def accumulate_saliency(
-    unet: nn.Module, groups: list[NoisyGroup], *, alphas_cumprod: Tensor, against: str = "noise"
+    unet: nn.Module,
+    groups: list[NoisyGroup],
+    *,
+    alphas_cumprod: Tensor,
+    against: str = "noise",
+    granularity: Granularity = "weight",
+    prediction_type: str = "epsilon",
+    at_once: int | None = None,
 ) -> dict[str, Tensor]:
     """Mean absolute gradient of a loss over groups of examples.
 
@@ -64,46 +73,111 @@ def accumulate_saliency(
         against="teacher": L = || e(z_t, t, c) - e(z_t, t, c_target) ||^2, the distillation loss at its
                            start, where student and teacher are the same network     (ours)
 
-    Weights, gradients and training flags are left as found.
+    Weights, gradients and training flags are left as found. What a coarse granularity does not need is
+    dropped as soon as a gradient is there, so that a large network's gradients are never held together.
+
+    Args:
+        at_once: examples through the network at a time (all of a group if None); changes memory, not
+            the definition.
 
     Returns:
-        Module name to a tensor of its weight's shape, float32, non-negative.
+        On the CPU, float32, non-negative. ``weight``: module name to its weight's shape. ``neuron``:
+        ``<module>:rows`` (out,) and ``<module>:columns`` (in,), means over the row or column.
+        ``module`` and ``none``: module name to the mean over the weight (biases ignored), shape ().
     """
     weights = salient_parameters(unet)
-    flags = {name: weight.requires_grad for name, weight in weights.items()}
-    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    try:
-        for weight in weights.values():
-            weight.requires_grad_(True)
+    total: dict[str, Tensor] = {}
+    with _collecting(unet, weights) as gradients:
         for group in groups:
-            gradients = torch.autograd.grad(
-                _loss(unet, group, alphas_cumprod, against), list(weights.values()), allow_unused=True
-            )
-            for name, gradient in zip(weights, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += gradient.abs() / len(groups)
-    finally:
-        for name, weight in weights.items():
-            weight.requires_grad_(flags[name])
+            size = len(group.examples)
+            for start in range(0, size, at_once or size):
+                part = slice(start, start + (at_once or size))
+                loss = _loss(
+                    unet,
+                    group,
+                    part,
+                    alphas_cumprod=alphas_cumprod,
+                    against=against,
+                    prediction_type=prediction_type,
+                )
+                (loss * len(group.timesteps[part]) / size).backward()
+            for name in weights:
+                if (gradient := gradients.pop(name)) is None:
+                    gradient = torch.zeros_like(weights[name])
+                for key, value in _reduced(name, gradient.abs(), granularity):
+                    total[key] = total.get(key, 0.0) + value.float().cpu() / len(groups)
     return total
 
 
-def _loss(unet: nn.Module, group: NoisyGroup, alphas_cumprod: Tensor, against: str) -> Tensor:
-    noisy = add_noise(group.examples.latents, group.noise, group.timesteps, alphas_cumprod)
-    target = group.noise
+@contextmanager
+def _collecting(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[_Gradients]:
+    """Only the weights require gradients inside; flags and gradients are put back."""
+    before = {p: (p.requires_grad, p.grad) for p in unet.parameters()}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        yield _Gradients(weights)
+    finally:
+        for parameter, (flag, gradient) in before.items():
+            parameter.requires_grad_(flag)
+            parameter.grad = gradient
+
+
+class _Gradients:
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+
+    def pop(self, name: str) -> Tensor | None:
+        """The gradient of a weight, which is then forgotten."""
+        gradient = self._weights[name].grad
+        self._weights[name].grad = None
+        return gradient
+
+
+def _reduced(name: str, values: Tensor, granularity: Granularity) -> Iterator[tuple[str, Tensor]]:
+    if granularity == "weight":
+        yield name, values
+    elif granularity == "neuron":
+        flat = values.flatten(2).mean(2) if values.dim() > 2 else values
+        yield f"{name}:{ROWS}", flat.mean(1)
+        yield f"{name}:{COLUMNS}", flat.mean(0)
+    else:
+        yield name, values.mean(dtype=torch.float64)
+
+
+def _loss(
+    unet: nn.Module, group: NoisyGroup, part: slice, *, alphas_cumprod: Tensor, against: str, prediction_type: str
+) -> Tensor:
+    device = next(unet.parameters()).device
+    examples, timesteps = group.examples[part].to(device), group.timesteps[part].to(device)
+    noise = group.noise[part].to(device)
+    noisy = add_noise(examples.latents, noise, timesteps, alphas_cumprod)
     if against == "teacher":
         with torch.no_grad():
-            target = unet(noisy, group.timesteps, group.examples.target_embeds).sample
-    predicted = unet(noisy, group.timesteps, group.examples.prompt_embeds).sample
-    return (predicted - target).square().mean()
+            target = denoise(unet, noisy, timesteps, examples.targets)
+    else:
+        target = denoising_target(examples.latents, noise, timesteps, alphas_cumprod, prediction_type)
+    predicted = denoise(unet, noisy, timesteps, examples.prompts)
+    return (predicted.float() - target.float()).square().mean()
 
 
-def contrast(forget: dict[str, Tensor], retain: dict[str, Tensor]) -> dict[str, Tensor]:
-    """S_forget / (S_retain + eps): what the concept needs and the rest does not   (ours)."""
+def contrast(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """S_forget / (S_retain + eps): what the concept needs and the rest does not   (ours).
+
+    Taken at the granularity of the mask: of a module's means, not a mean of ratios, which its
+    smallest denominators would decide.
+    """
     return {name: forget[name] / (retain[name] + CONTRAST_EPSILON) for name in forget}
 
 
-def module_scores(saliency: dict[str, Tensor]) -> Iterator[tuple[str, float, int]]:
-    """Module name, mean of its weight's saliency (FADE's module score), number of weights."""
-    for name, values in saliency.items():
-        yield name, float(values.double().mean()), values.numel()
+def random_saliency(unet: nn.Module, granularity: Granularity, *, seed: int) -> dict[str, Tensor]:
+    """The control: every entry drawn from U(0, 1), so that a mask of it is random at equal density."""
+    generator = torch_generator(seed, "random saliency")
+    found = {}
+    for name, weight in sorted(salient_parameters(unet).items()):
+        for key, value in _reduced(name, torch.empty(weight.shape), granularity):
+            found[key] = torch.rand(value.shape, generator=generator)
+    return found

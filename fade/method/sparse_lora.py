@@ -1,8 +1,14 @@
-"""Sparse LoRA: low-rank changes confined to the masked modules, through stock peft and diffusers."""
+"""Sparse LoRA: low-rank changes confined to a mask, through stock peft, diffusers and torch.
+
+delta_weight = alpha / rank * B A                            masks of whole modules: a plain LoRA
+delta_weight = alpha / rank * (m_out * B)(A * m_in)          neuron masks: a LoRA with zero rows and columns
+delta_weight = alpha / rank * (B A) * M                      weight masks: a difference on the weight itself
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +17,10 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from fade.errors import NoMatchingModulesError, listing, nearest
-from fade.seeding import derive_seed
+from fade.errors import MaskMismatchError, NoMatchingModulesError, listing, nearest
+from fade.method.masks import Mask
+from fade.models.deltas import add_delta, delta_weights, plain_modules
+from fade.seeding import derive_seed, torch_generator
 
 
 def lora_layers(unet: nn.Module) -> dict[str, LoraLayer]:
@@ -20,57 +28,155 @@ def lora_layers(unet: nn.Module) -> dict[str, LoraLayer]:
     return {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
 
 
-def add_sparse_lora(
-    unet: Any, modules: Sequence[str], *, rank: int, alpha: float, seed: int, name: str
-) -> list[Tensor]:
-    """Put a LoRA on exactly the named modules; give its trainable tensors.
+def add_sparse_lora(unet: Any, mask: Mask, *, rank: int, alpha: float, seed: int, name: str) -> list[Tensor]:
+    """Put a trainable adapter inside the mask; give its tensors.
 
-    delta_weight = alpha / rank * B A, with B = 0 at first, so the student starts as the teacher.
+    B = 0 at first, so the student starts as the teacher. What the mask leaves out is zero and receives
+    no gradient, hence stays zero.
 
     Raises:
-        NoMatchingModulesError: a name is no Linear or Conv2d of the network.
+        NoMatchingModulesError: the mask names a module the network has not.
+        MaskMismatchError: a part of the mask does not have the shape of its weight.
     """
-    known = {key for key, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    if unknown := [module for module in modules if module not in known]:
+    known = plain_modules(unet)
+    if unknown := [module for module in mask.modules if module not in known]:
         raise NoMatchingModulesError(
             f"target modules match no layer: got {listing(unknown)}. {nearest(unknown[0], known)}"
         )
+    _check_shapes(mask, {module: known[module].weight for module in mask.modules})
+    if mask.granularity == "weight":
+        return _add_masked_low_rank(unet, mask, rank=rank, alpha=alpha, seed=seed, name=name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "lora"))
         unet.add_adapter(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(modules), init_lora_weights=True),
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(mask.modules), init_lora_weights=True),
             adapter_name=name,
         )
-    if (placed := set(lora_layers(unet))) != set(modules):
+    layers = lora_layers(unet)
+    if (placed := set(layers)) != set(mask.modules):
         raise NoMatchingModulesError(
-            f"peft adapted other modules than the mask names: {listing(sorted(placed ^ set(modules)))}."
+            f"peft adapted other modules than the mask names: {listing(sorted(placed ^ set(mask.modules)))}."
         )
+    for module in mask.rows:
+        _confine(layers[module].lora_B[name].weight, mask.rows[module], 0)
+        _confine(layers[module].lora_A[name].weight, mask.columns[module], 1)
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def _check_shapes(mask: Mask, weights: dict[str, Tensor]) -> None:
+    for module, weight in weights.items():
+        for part, expected in (
+            (mask.rows.get(module), weight.shape[:1]),
+            (mask.columns.get(module), weight.shape[1:2]),
+            (mask.weights.get(module), weight.shape),
+        ):
+            if part is not None and part.shape != expected:
+                raise MaskMismatchError(
+                    f"The mask of {module} is {tuple(part.shape)}; its weight asks for {tuple(expected)}. "
+                    "A mask fits the base it was made from; run the saliency step on this one."
+                )
+
+
+def _confine(parameter: Tensor, kept: Tensor, dim: int) -> None:
+    """Zero what is not kept along a dimension, now and in every gradient."""
+    shape = [1] * parameter.dim()
+    shape[dim] = -1
+    factor = kept.to(parameter.device, parameter.dtype).view(shape)
+    with torch.no_grad():
+        parameter.mul_(factor)
+    parameter.register_hook(lambda gradient: gradient * factor)
+
+
+class MaskedLowRank(nn.Module):
+    """scaling (B A) * M, of a weight's shape; gradients reach A and B through the mask alone."""
+
+    def __init__(self, mask: Tensor, *, rank: int, alpha: float, generator: torch.Generator) -> None:
+        super().__init__()
+        outputs, inputs = mask.shape[0], mask[0].numel()
+        # As peft draws A: Kaiming uniform with a = sqrt(5), which is U(-1, 1) / sqrt(inputs).
+        self.lora_A = nn.Parameter((2 * torch.rand(rank, inputs, generator=generator) - 1) / math.sqrt(inputs))
+        self.lora_B = nn.Parameter(torch.zeros(outputs, rank))
+        self.scaling = alpha / rank
+        self.mask: Tensor
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self) -> Tensor:
+        """The difference, dense; zero off the mask."""
+        product = (self.lora_B @ self.lora_A).view(self.mask.shape)
+        return product * self.mask * self.scaling
+
+
+def _add_masked_low_rank(unet: Any, mask: Mask, *, rank: int, alpha: float, seed: int, name: str) -> list[Tensor]:
+    generator = torch_generator(seed, "masked low rank")
+    parts = {
+        module: MaskedLowRank(mask.weights[module], rank=rank, alpha=alpha, generator=generator)
+        for module in mask.modules
+    }
+    add_delta(unet, name, parts)
+    for delta in delta_weights(unet).values():
+        delta.activate({name: 1.0})
+    return [parameter for part in parts.values() for parameter in part.parameters()]
 
 
 @contextmanager
 def adapters_disabled(unet: nn.Module) -> Iterator[None]:
     """The teacher: the same network with every adapter off. Restores what was on; nests."""
-    layers = lora_layers(unet)
-    before = {name: layer._disable_adapters for name, layer in layers.items()}
+    layers = list(lora_layers(unet).values())
+    deltas = list(delta_weights(unet).values())
+    before = [layer._disable_adapters for layer in layers], [delta.disabled for delta in deltas]
     try:
-        for layer in layers.values():
+        for layer in layers:
             layer._disable_adapters = True
+        for delta in deltas:
+            delta.disabled = True
         yield
     finally:
-        for name, layer in layers.items():
-            layer._disable_adapters = before[name]
+        for layer, disabled in zip(layers, before[0], strict=True):
+            layer._disable_adapters = disabled
+        for delta, disabled in zip(deltas, before[1], strict=True):
+            delta.disabled = disabled
 
 
 def adapter_tensors(unet: nn.Module, name: str) -> dict[str, Tensor]:
-    """The adapter as diffusers' LoRA keys, with alpha / rank multiplied into B.
+    """The adapter as it is stored: the scaling, alpha / rank, is already in it.
 
-    The scaling of what is stored is therefore 1 wherever it is loaded, also by tools that lose alpha.
+    LoRA: diffusers' keys ``unet.<module>.lora_A.weight`` and ``.lora_B.weight``; scaling 1 wherever they
+    are loaded, also by tools that lose alpha. Weight masks: ``unet.<module>.positions`` (flat, int32,
+    ascending) and ``unet.<module>.values``, exactly one value for each weight of the mask.
     """
     tensors: dict[str, Tensor] = {}
     for module, layer in lora_layers(unet).items():
-        if name not in layer.lora_A:
-            continue
-        tensors[f"unet.{module}.lora_A.weight"] = layer.lora_A[name].weight.detach().clone()
-        tensors[f"unet.{module}.lora_B.weight"] = layer.lora_B[name].weight.detach() * layer.scaling[name]
+        if name in layer.lora_A:
+            tensors[f"unet.{module}.lora_A.weight"] = layer.lora_A[name].weight.detach().clone()
+            tensors[f"unet.{module}.lora_B.weight"] = layer.lora_B[name].weight.detach() * layer.scaling[name]
+    for module, delta in delta_weights(unet).items():
+        if name in delta.parts:
+            part: Any = delta.parts[name]
+            positions = part.mask.view(-1).nonzero().squeeze(1)
+            tensors[f"unet.{module}.positions"] = positions.to(torch.int32)
+            tensors[f"unet.{module}.values"] = part().detach().view(-1)[positions]
     return tensors
+
+
+def check_inside_mask(unet: nn.Module, mask: Mask, name: str) -> None:
+    """Check after training that nothing outside the mask has moved.
+
+    Raises:
+        MaskMismatchError: names the first module where something has.
+    """
+    layers, deltas = lora_layers(unet), delta_weights(unet)
+    placed = {module for module, layer in layers.items() if name in layer.lora_A}
+    placed |= {module for module, delta in deltas.items() if name in delta.parts}
+    if outside := sorted(placed - set(mask.modules)):
+        raise MaskMismatchError(f"The adapter changes modules outside its mask: {listing(outside)}.")
+    for module in placed:
+        allowed: Tensor | None = None
+        if module in mask.weights:
+            allowed, change = mask.weights[module], deltas[module].parts[name]()
+        else:
+            change = layers[module].get_delta_weight(name)
+            if module in mask.rows:
+                allowed = mask.rows[module][:, None] & mask.columns[module][None, :]
+                allowed = allowed.view(*allowed.shape, *[1] * (change.dim() - 2)).expand(change.shape)
+        if allowed is not None and bool(change.detach().cpu()[~allowed].any()):
+            raise MaskMismatchError(f"Training moved weights of {module} that its mask leaves out.")

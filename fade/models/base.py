@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fade.errors import DataError
-from fade.models.diffusion import add_noise, make_noise_scheduler, min_snr_weights
+from fade.models.diffusion import add_noise, autocast, make_noise_scheduler, min_snr_weights
 from fade.models.latents import encode_pictures, to_tensor
 from fade.seeding import derive_seed, torch_generator
 
@@ -91,8 +91,8 @@ def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     return ids
 
 
-def make_autoencoder(channels: Sequence[int], *, size: int) -> AutoencoderKL:
-    """An AutoencoderKL of factor ``2 ** (len(channels) - 1)`` with 4 latent channels."""
+def make_autoencoder(channels: Sequence[int], *, size: int, latent_channels: int = 4) -> AutoencoderKL:
+    """An AutoencoderKL of factor ``2 ** (len(channels) - 1)``."""
     levels = len(channels)
     return AutoencoderKL(
         in_channels=3,
@@ -101,7 +101,7 @@ def make_autoencoder(channels: Sequence[int], *, size: int) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=tuple(channels),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=latent_channels,
         norm_num_groups=16,
         sample_size=size,
         mid_block_add_attention=False,
@@ -126,13 +126,15 @@ def make_text_encoder(tokenizer: CLIPTokenizer, *, width: int, layers: int) -> C
     )
 
 
-def make_unet(channels: Sequence[int], *, latent_size: int, text_width: int) -> UNet2DConditionModel:
+def make_unet(
+    channels: Sequence[int], *, latent_size: int, text_width: int, latent_channels: int = 4
+) -> UNet2DConditionModel:
     """A conditional UNet with attention (self and cross) at its lowest resolution."""
     levels = len(channels)
     return UNet2DConditionModel(
         sample_size=latent_size,
-        in_channels=4,
-        out_channels=4,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         block_out_channels=tuple(channels),
         layers_per_block=1,
         down_block_types=("DownBlock2D",) * (levels - 1) + ("CrossAttnDownBlock2D",),
@@ -144,8 +146,20 @@ def make_unet(channels: Sequence[int], *, latent_size: int, text_width: int) -> 
 
 
 def _learning_rate(step: int, steps: int, peak: float) -> float:
-    warm = min(1.0, (step + 1) / 100)
-    return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    """100 steps of warm-up, then a cosine to 2 % of the peak; ``step`` counts from 1."""
+    return peak * min(1.0, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
 
 
 def _gradient_l1(a: Tensor, b: Tensor) -> Tensor:
@@ -169,28 +183,67 @@ def train_autoencoder(
     if len(pictures) == 0:
         raise DataError("No pictures to train the autoencoder on: got 0. Give a catalog with pictures.")
     generator = torch_generator(seed, "autoencoder")
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4, betas=(0.9, 0.99), fused=True)
+    parameters = list(vae.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-4, betas=(0.9, 0.99), fused=True)
     vae.train()
-    for step in range(steps):
+    for step in range(1, steps + 1):
         chosen = torch.randint(len(pictures), (batch,), generator=generator).numpy()
         target = to_tensor(pictures[chosen])
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step, steps, learning_rate)
-        with torch.autocast("cpu", torch.bfloat16):
+        _set_learning_rate(optimizer, _learning_rate(step, steps, learning_rate))
+        with autocast("bf16"):
             posterior = vae.encode(target).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             sampled = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator)
             decoded = vae.decode(sampled).sample.float()
         divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         loss = F.l1_loss(decoded, target) + 0.5 * _gradient_l1(decoded, target) + 1e-6 * divergence
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        yield StepStats(step + 1, steps, float(loss.detach()))
+        _descend(loss, optimizer, parameters)
+        yield StepStats(step, steps, float(loss.detach()))
     vae.eval()
     sample = encode_pictures(vae, pictures[:: max(1, len(pictures) // 1024)], scaled=False)
     vae.register_to_config(scaling_factor=round(float(1 / sample.std()), 5))
+
+
+class _Captions:
+    """Which sentence each picture of a batch carries: 10 % none, else 70 % its first, else any of its own."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, captions: Sequence[Sequence[str]]) -> None:
+        sentences = sorted({caption for variants in captions for caption in variants} | {""})
+        number = {sentence: i for i, sentence in enumerate(sentences)}
+        self._ids = tokenize(tokenizer, sentences)
+        self._empty = number[""]
+        self._variants = [[number[caption] for caption in group] for group in captions]
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Token ids (B, L) for the pictures ``rows``."""
+        chosen = []
+        for row, (kind, which) in zip(rows.tolist(), torch.rand(len(rows), 2, generator=generator), strict=True):
+            group = self._variants[row]
+            if kind < EMPTY_CAPTION_SHARE:
+                chosen.append(self._empty)
+            elif kind < EMPTY_CAPTION_SHARE + (1 - EMPTY_CAPTION_SHARE) * CANONICAL_CAPTION_SHARE:
+                chosen.append(group[0])
+            else:
+                chosen.append(group[min(int(which * len(group)), len(group) - 1)])
+        return self._ids[chosen]
+
+
+class _Average:
+    """Exponential moving average of parameters, with a short memory at first."""
+
+    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
+        self._parameters = parameters
+        self._averages = [parameter.detach().clone() for parameter in parameters]
+        self._decay = decay
+
+    def update(self, step: int) -> None:
+        decay = min(self._decay, step / (step + 9))
+        torch._foreach_lerp_(self._averages, [parameter.detach() for parameter in self._parameters], 1 - decay)
+
+    @torch.no_grad()
+    def install(self) -> None:
+        for parameter, average in zip(self._parameters, self._averages, strict=True):
+            parameter.copy_(average)
 
 
 def train_denoiser(
@@ -208,58 +261,38 @@ def train_denoiser(
 ) -> Iterator[StepStats]:
     """Train UNet and text encoder together on noise prediction; leaves both with averaged weights.
 
-    A picture's first caption is drawn in 70 % of steps, else one of the others; 10 % are empty, for
+    A picture's first caption is drawn in 70 % of steps, else one of all; 10 % are empty, for
     classifier-free guidance (arXiv:2207.12598). Loss weights: min-SNR 5 (arXiv:2303.09556).
 
     Args:
-        latents: (N, 4, h, w) float32, scaled.
+        latents: (N, C, h, w) float32, scaled.
         captions: N lists of captions, canonical first.
     """
     generator = torch_generator(seed, "denoiser")
     alphas_cumprod = make_noise_scheduler().alphas_cumprod
-    sentences = sorted({caption for variants in captions for caption in variants} | {""})
-    number = {sentence: i for i, sentence in enumerate(sentences)}
-    ids = tokenize(tokenizer, sentences)
-    variants = [torch.tensor([number[caption] for caption in group]) for group in captions]
+    drawn = _Captions(tokenizer, captions)
+    # Plain attention is faster than the fused kernel in the backward pass on CPU.
     unet.set_attn_processor(AttnProcessor())
     parameters = [*unet.parameters(), *text_encoder.parameters()]
-    averaged = [parameter.detach().clone() for parameter in parameters]
+    average = _Average(parameters, ema_decay)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.99), fused=True)
     unet.train()
     text_encoder.train()
-    for step in range(steps):
+    for step in range(1, steps + 1):
         rows = torch.randint(len(latents), (batch,), generator=generator)
-        draws = torch.rand(batch, 2, generator=generator)
-        chosen = []
-        for row, (kind, which) in zip(rows.tolist(), draws.tolist(), strict=True):
-            group = variants[row]
-            if kind < EMPTY_CAPTION_SHARE:
-                chosen.append(number[""])
-            elif kind < EMPTY_CAPTION_SHARE + (1 - EMPTY_CAPTION_SHARE) * CANONICAL_CAPTION_SHARE:
-                chosen.append(int(group[0]))
-            else:
-                chosen.append(int(group[min(int(which * len(group)), len(group) - 1)]))
-        timesteps = torch.randint(1000, (batch,), generator=generator)
+        ids = drawn.draw(rows, generator)
+        timesteps = torch.randint(len(alphas_cumprod), (batch,), generator=generator)
         noise = torch.randn(latents[rows].shape, generator=generator)
-        for group_options in optimizer.param_groups:
-            group_options["lr"] = _learning_rate(step, steps, learning_rate)
-        with torch.autocast("cpu", torch.bfloat16):
-            prompt_embeds = text_encoder(ids[chosen]).last_hidden_state
-            predicted = unet(
-                add_noise(latents[rows], noise, timesteps, alphas_cumprod), timesteps, prompt_embeds
-            ).sample
+        noisy = add_noise(latents[rows], noise, timesteps, alphas_cumprod)
+        _set_learning_rate(optimizer, _learning_rate(step, steps, learning_rate))
+        with autocast("bf16"):
+            predicted = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
         error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         loss = (error * min_snr_weights(timesteps, alphas_cumprod, 5.0)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        decay = min(ema_decay, (step + 1) / (step + 10))
-        torch._foreach_lerp_(averaged, [parameter.detach() for parameter in parameters], 1 - decay)
-        yield StepStats(step + 1, steps, float(loss.detach()))
-    with torch.no_grad():
-        for parameter, average in zip(parameters, averaged, strict=True):
-            parameter.copy_(average)
+        _descend(loss, optimizer, parameters)
+        average.update(step)
+        yield StepStats(step, steps, float(loss.detach()))
+    average.install()
     unet.eval()
     text_encoder.eval()
 

@@ -8,6 +8,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from fade.errors import ConfigError
+
 
 def make_noise_scheduler() -> DDIMScheduler:
     """Stable Diffusion 1.x's noise schedule (scaled linear, 1000 steps, epsilon prediction)."""
@@ -43,6 +45,24 @@ def min_snr_weights(timesteps: Tensor, alphas_cumprod: Tensor, gamma: float) -> 
     return torch.clamp(snr, max=gamma) / snr
 
 
-def autocast(precision: str) -> AbstractContextManager[None]:
+def denoising_target(
+    latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: str
+) -> Tensor:
+    """What a network of this prediction type learns to answer: e, or v = sqrt(a_t) e - sqrt(1 - a_t) z_0.
+
+    v-prediction: arXiv:2202.00512, appendix D.
+
+    Raises:
+        ConfigError: another prediction type than ``epsilon`` or ``v_prediction``.
+    """
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        level = alphas_cumprod.to(latents.device, latents.dtype)[timesteps][:, None, None, None]
+        return level.sqrt() * noise - (1 - level).sqrt() * latents
+    raise ConfigError(f"Prediction type {prediction_type!r} is not supported: expected 'epsilon' or 'v_prediction'.")
+
+
+def autocast(precision: str, device: str = "cpu") -> AbstractContextManager[None]:
     """Matrix products in bfloat16 for ``bf16``, untouched float32 for ``fp32``."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fade.models.conditioning import Conditioning, denoise, joined_conditioning
 from fade.models.diffusion import autocast
 from fade.models.sd import StableDiffusion
 
@@ -24,6 +25,56 @@ def first_latents(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
 
 
 @torch.no_grad()
+def sample_latents(
+    sd: StableDiffusion,
+    conditioning: Conditioning,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    solver: Solver,
+    precision: str = "fp32",
+) -> Tensor:
+    """Scaled latents (B, C, h, w) float32 for text states and seeds of equal number, adapters as they are.
+
+    Deterministic: no solver draws noise after the first latents.
+    """
+    scheduler = _SOLVERS[solver].from_config(sd.pipeline.scheduler.config)
+    scheduler.set_timesteps(steps)
+    config = sd.unet.config
+    latents = first_latents(seeds, (config.in_channels, config.sample_size, config.sample_size)).to(sd.device)
+    both = joined_conditioning(sd.encode_prompts([""] * len(conditioning)), conditioning).to(sd.device)
+    with autocast(precision, sd.device.type):
+        for timestep in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
+            answer = denoise(sd.unet, scaled, timestep.to(sd.device), both)
+            without, with_prompt = answer.float().chunk(2)
+            latents = scheduler.step(without + guidance * (with_prompt - without), timestep, latents).prev_sample
+    return latents
+
+
+@torch.no_grad()
+def generate_from(
+    sd: StableDiffusion,
+    conditioning: Conditioning,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    solver: Solver,
+    precision: str = "fp32",
+) -> NDArray[np.uint8]:
+    """The same as pictures, (B, H, W, 3) uint8."""
+    latents = sample_latents(
+        sd, conditioning, seeds, steps=steps, guidance=guidance, solver=solver, precision=precision
+    )
+    vae = sd.pipeline.vae
+    with autocast(precision, sd.device.type):
+        decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+    pixels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
+
+
 def generate_batch(
     sd: StableDiffusion,
     prompts: Sequence[str],
@@ -34,24 +85,10 @@ def generate_batch(
     solver: Solver,
     precision: str = "fp32",
 ) -> NDArray[np.uint8]:
-    """Pictures (B, H, W, 3) uint8 for prompts and seeds of equal number, with the adapters now active.
-
-    Deterministic: no solver draws noise after the first latents.
-    """
-    scheduler = _SOLVERS[solver].from_config(sd.pipeline.scheduler.config)
-    scheduler.set_timesteps(steps)
-    config = sd.unet.config
-    latents = first_latents(seeds, (config.in_channels, config.sample_size, config.sample_size))
-    embeds = torch.cat([sd.encode_prompts([""] * len(prompts)), sd.encode_prompts(prompts)])
-    with autocast(precision):
-        for timestep in scheduler.timesteps:
-            both = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
-            without, with_prompt = sd.unet(both, timestep, embeds).sample.float().chunk(2)
-            latents = scheduler.step(without + guidance * (with_prompt - without), timestep, latents).prev_sample
-        vae = sd.pipeline.vae
-        decoded = vae.decode(latents / vae.config.scaling_factor).sample.float()
-    pixels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+    """The same for prompts."""
+    return generate_from(
+        sd, sd.encode_prompts(prompts), seeds, steps=steps, guidance=guidance, solver=solver, precision=precision
+    )
 
 
 def generate(

@@ -16,7 +16,10 @@ def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
 
 @torch.no_grad()
 def encode_pictures(vae: AutoencoderKL, pictures: NDArray[np.uint8], *, scaled: bool = True, batch: int = 64) -> Tensor:
-    """Posterior means of the latents, (N, 4, h, w) float32, times the scaling factor if ``scaled``."""
-    parts = [vae.encode(to_tensor(pictures[i : i + batch])).latent_dist.mean for i in range(0, len(pictures), batch)]
+    """Posterior means of the latents, (N, C, h, w) float32 on the CPU, times the scaling factor if ``scaled``."""
+    parts = []
+    for start in range(0, len(pictures), batch):
+        target = to_tensor(pictures[start : start + batch]).to(vae.device, vae.dtype)
+        parts.append(vae.encode(target).latent_dist.mean.float().cpu())
     latents = torch.cat(parts)
     return latents * vae.config.scaling_factor if scaled else latents

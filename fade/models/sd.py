@@ -21,8 +21,10 @@ from transformers.utils import logging as transformers_logging
 
 from fade.errors import BaseModelError
 from fade.files import sha256_file
+from fade.models.conditioning import Conditioning
 from fade.models.latents import encode_pictures
 
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 _PARTS = ("unet", "vae", "text_encoder")
 
 
@@ -76,6 +78,16 @@ class StableDiffusion:
         """The denoiser, float32, in evaluation mode."""
         return self.pipeline.unet
 
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser lies."""
+        return next(iter(self.pipeline.unet.parameters())).device
+
+    @property
+    def prediction_type(self) -> str:
+        """What the denoiser answers: ``epsilon`` or ``v_prediction``."""
+        return str(self.pipeline.scheduler.config.prediction_type)
+
     @cached_property
     def alphas_cumprod(self) -> Tensor:
         """The noise scheduler's cumulative alphas, (T,) float32."""
@@ -83,8 +95,8 @@ class StableDiffusion:
         return levels
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text states, (B, L, D) float32; equal prompts are encoded once."""
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Text states, (B, L, D) float32 on the CPU; equal prompts are encoded once."""
         unique = list(dict.fromkeys(prompts))
         tokenizer = self.pipeline.tokenizer
         ids = tokenizer(
@@ -94,12 +106,12 @@ class StableDiffusion:
             max_length=tokenizer.model_max_length,
             return_tensors="pt",
         ).input_ids
-        states: Tensor = self.pipeline.text_encoder(ids).last_hidden_state
+        states = self.pipeline.text_encoder(ids.to(self.device)).last_hidden_state.float().cpu()
         at = {prompt: i for i, prompt in enumerate(unique)}
-        return states[[at[prompt] for prompt in prompts]]
+        return Conditioning(states)[[at[prompt] for prompt in prompts]]
 
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """Scaled latents, (N, 4, h, w) float32: the posterior's mean, so nothing is drawn."""
+        """Scaled latents, (N, C, h, w) float32: the posterior's mean, so nothing is drawn."""
         return encode_pictures(self.pipeline.vae, pictures)
 
 
@@ -137,9 +149,9 @@ def load_base(folder: Path, *, expected_sha256: str | None = None) -> StableDiff
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise BaseModelError(f"The base model in {folder} does not load: {error}. Restore the folder.") from error
-    if pipeline.scheduler.config.prediction_type != "epsilon":
+    if (predicts := pipeline.scheduler.config.prediction_type) not in PREDICTION_TYPES:
         raise BaseModelError(
-            f"The base in {folder} predicts {pipeline.scheduler.config.prediction_type!r}; only 'epsilon' is supported."
+            f"The base in {folder} predicts {predicts!r}; supported are {' and '.join(PREDICTION_TYPES)}."
         )
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from fade.concepts import caption_variants
 from fade.data.canvas import OBJECTS, SIZE, render_all
 from fade.files import read_yaml, writing
 from fade.models import base
 from fade.models.latents import encode_pictures
-
-logger = logging.getLogger(__name__)
 
 
 def build_base(folder: Path, *, params: dict[str, Any]) -> None:
@@ -32,62 +34,58 @@ def build_base(folder: Path, *, params: dict[str, Any]) -> None:
     """
     torch.set_num_threads(params["threads"])
     seed = params["seed"]
-    pictures = list(
-        tqdm(render_all(split="train", per_pair=params["pictures_per_pair"], seed=seed), desc="canvas", mininterval=5)
-    )
+    rendered = render_all(split="train", per_pair=params["pictures_per_pair"], seed=seed)
+    pictures = list(tqdm(rendered, desc="canvas", mininterval=5))
     pixels = np.stack([picture.pixels for picture in pictures])
     captions = [caption_variants(p.object, p.style, OBJECTS[p.object].aliases) for p in pictures]
-    settings = params["autoencoder"]
-    base.seed_weights(seed, "autoencoder")
-    vae = base.make_autoencoder(settings["channels"], size=SIZE)
     kept = folder.with_name(f".{folder.name}.autoencoder.safetensors")
-    if kept.is_file():
-        state = load_file(kept)
-        vae.register_to_config(scaling_factor=float(state.pop("scaling_factor")))
-        vae.load_state_dict(state)
-        vae.eval()
-    else:
-        steps = base.train_autoencoder(
-            vae,
-            pixels,
-            steps=settings["steps"],
-            batch=settings["batch"],
-            learning_rate=settings["learning_rate"],
-            seed=seed,
-        )
-        _show(steps, "autoencoder", settings["steps"])
-        with writing(kept) as temporary:
-            factor = torch.tensor(vae.config.scaling_factor, dtype=torch.float64)
-            save_file({**vae.state_dict(), "scaling_factor": factor}, temporary)
+    vae = _trained_autoencoder(kept, pixels, settings=params["autoencoder"], seed=seed)
     # The saved base has fp16 weights: the UNet learns the latents that those give.
     vae.to(torch.float16).to(torch.float32)
-    latents = encode_pictures(vae, pixels)
-    settings = params["denoiser"]
-    tokenizer = base.build_tokenizer(
-        sorted({caption for variants in captions for caption in variants}), max_length=settings["max_tokens"]
+    unet, text_encoder, tokenizer = _trained_denoiser(
+        encode_pictures(vae, pixels), captions, settings=params["denoiser"], seed=seed
     )
-    base.seed_weights(seed, "denoiser")
-    text_encoder = base.make_text_encoder(tokenizer, width=settings["text_width"], layers=settings["text_layers"])
-    unet = base.make_unet(settings["channels"], latent_size=latents.shape[-1], text_width=settings["text_width"])
-    steps = base.train_denoiser(
-        unet,
-        text_encoder,
-        tokenizer,
-        latents,
-        captions,
-        steps=settings["steps"],
-        batch=settings["batch"],
-        learning_rate=settings["learning_rate"],
-        ema_decay=settings["ema_decay"],
-        seed=seed,
-    )
-    _show(steps, "denoiser", settings["steps"])
     with writing(folder) as temporary:
         base.save_pipeline(temporary, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
     kept.unlink()
 
 
-def _show(steps: Any, name: str, count: int) -> None:
+def _trained_autoencoder(
+    kept: Path, pixels: NDArray[np.uint8], *, settings: dict[str, Any], seed: int
+) -> AutoencoderKL:
+    base.seed_weights(seed, "autoencoder")
+    vae = base.make_autoencoder(settings["channels"], size=SIZE, latent_channels=settings["latent_channels"])
+    if kept.is_file():
+        state = load_file(kept)
+        vae.register_to_config(scaling_factor=float(state.pop("scaling_factor")))
+        vae.load_state_dict(state)
+        return vae.eval()
+    training = {name: settings[name] for name in ("steps", "batch", "learning_rate")}
+    _show(base.train_autoencoder(vae, pixels, seed=seed, **training), "autoencoder", settings["steps"])
+    with writing(kept) as temporary:
+        factor = torch.tensor(vae.config.scaling_factor, dtype=torch.float64)
+        save_file({**vae.state_dict(), "scaling_factor": factor}, temporary)
+    return vae
+
+
+def _trained_denoiser(
+    latents: Tensor, captions: Sequence[tuple[str, ...]], *, settings: dict[str, Any], seed: int
+) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer]:
+    sentences = sorted({caption for variants in captions for caption in variants})
+    tokenizer = base.build_tokenizer(sentences, max_length=settings["max_tokens"])
+    base.seed_weights(seed, "denoiser")
+    width = settings["text_width"]
+    text_encoder = base.make_text_encoder(tokenizer, width=width, layers=settings["text_layers"])
+    unet = base.make_unet(
+        settings["channels"], latent_size=latents.shape[-1], text_width=width, latent_channels=latents.shape[1]
+    )
+    training = {name: settings[name] for name in ("steps", "batch", "learning_rate", "ema_decay")}
+    steps = base.train_denoiser(unet, text_encoder, tokenizer, latents, captions, seed=seed, **training)
+    _show(steps, "denoiser", settings["steps"])
+    return unet, text_encoder, tokenizer
+
+
+def _show(steps: Iterator[base.StepStats], name: str, count: int) -> None:
     loss = 0.0
     with tqdm(total=count, desc=name, mininterval=10) as bar:
         for stats in steps:

@@ -3,56 +3,80 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fade.adapters.store import save_adapter
-from fade.config import load_request
-from fade.files import read_json, sha256_file, writing
-from fade.method.distillation import DistillStep, distill
-from fade.method.sparse_lora import adapter_tensors, add_sparse_lora
-from fade.models.sd import load_base
+from fade.config import DistillSettings, Request, load_request
+from fade.files import sha256_file, write_json, writing
+from fade.method.adversary import Adversary
+from fade.method.distillation import DistillStep, Sets, distill
+from fade.method.examples import Examples, joined
+from fade.method.masks import load_mask
+from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, check_inside_mask
+from fade.method.targeting import in_proportion, power_law, teacher_disagreement
+from fade.models.conditioning import joined_conditioning
+from fade.models.generate import sample_latents
+from fade.models.sd import StableDiffusion, load_base
+from fade.seeding import derive_seed
 from fade.steps.encoded import encode_split
+
+GENERATED_BATCH, GENERATED_STEPS, GENERATED_GUIDANCE = 32, 20, 4.0
+DISAGREEMENT_POINTS, DISAGREEMENT_GROUP = 20, 32
+_LOOP = {
+    *("steps", "batch", "learning_rate", "weight_decay", "clip_norm", "forget_weight", "retain_weight"),
+    *("empty_caption_share", "precision", "seed", "stop_at", "check_every"),
+}
 
 
 def distill_adapter(folder: Path) -> Iterator[DistillStep]:
-    """Write ``adapter/`` and ``curve.parquet`` (losses by step); yields each step.
+    """Write ``adapter/``, ``curve.parquet`` (losses by step) and ``timesteps.json``; yields each step.
 
     The files are there when the last step has been taken.
+
+    Raises:
+        MaskMismatchError: training moved what the mask leaves out (checked before the adapter is saved).
     """
     request = load_request(folder)
     settings = request.distill
     torch.set_num_threads(request.threads)
     sd = load_base(Path(request.base), expected_sha256=request.base_sha256)
-    mask = read_json(folder / "mask.json")
-    sets = {name: encode_split(sd, request, folder, name) for name in ("forget", "surrogate", "retain")}
+    mask = load_mask(folder / "mask")
+    sets = training_sets(sd, request, folder)
+    probabilities = timestep_probabilities(sd, sets, settings, folder)
+    adversary = make_adversary(sd, sets, settings) if settings.depth == "deep" else None
     parameters = add_sparse_lora(
-        sd.unet, mask["modules"], rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
+        sd.unet, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
     )
     curve = []
     for step in distill(
         sd.unet,
         parameters,
-        forget=sets["forget"],
-        surrogate=sets["surrogate"],
-        retain=sets["retain"],
-        empty_embeds=sd.encode_prompts([""]),
+        sets=sets,
+        empty=sd.encode_prompts([""]),
         alphas_cumprod=sd.alphas_cumprod,
-        **settings.model_dump(exclude={"rank", "alpha"}),
+        timesteps=probabilities,
+        surrogate_share={"forget": 0.0, "surrogate": 1.0}.get(settings.pictures, settings.surrogate_share),
+        adversary=adversary,
+        **settings.model_dump(include=_LOOP),
     ):
         curve.append(asdict(step))
         yield step
+    check_inside_mask(sd.unet, mask, "student")
     card = {
         "erasure": request.id,
         "kind": request.kind,
         "base_sha256": request.base_sha256,
-        "mask_sha256": sha256_file(folder / "mask.json"),
-        "modules": len(mask["modules"]),
+        "mask_sha256": sha256_file(folder / "mask" / "mask.json"),
+        "granularity": mask.granularity,
+        "modules": len(mask.modules),
+        "steps": len(curve),
         "trained_alpha": settings.alpha,
         "rank": settings.rank,
         "parameters": settings.model_dump(mode="json"),
@@ -60,6 +84,72 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
     save_adapter(folder / "adapter", adapter_tensors(sd.unet, "student"), card)
     with writing(folder / "curve.parquet") as temporary:
         pd.DataFrame(curve).to_parquet(temporary, index=False)
+
+
+def training_sets(sd: StableDiffusion, request: Request, folder: Path) -> Sets:
+    """The splits, encoded; with ``pictures: generated`` the base draws what z_t is made of."""
+    settings = request.distill
+    encoded = {name: encode_split(sd, request, folder, name) for name in ("forget", "surrogate", "retain")}
+    if settings.pictures == "generated":
+        encoded["forget"], encoded["surrogate"] = (
+            _redrawn(sd, encoded["forget"], settings.seed, of_target=False),
+            _redrawn(sd, encoded["forget"], settings.seed, of_target=True),
+        )
+    held_out = None
+    if settings.stop_at is not None:
+        held_out = joined(encode_split(sd, request, folder, "held_out"))
+    return Sets(encoded["forget"], encoded["surrogate"], encoded["retain"], held_out)
+
+
+def _redrawn(sd: StableDiffusion, examples: Examples, seed: int, *, of_target: bool) -> Examples:
+    """The same captions, with pictures that the base itself draws for the concept or for the surrogate."""
+    told = examples.targets if of_target else examples.prompts
+    seeds = [derive_seed(seed, "generated", i, of_target) for i in range(len(examples))]
+    parts = []
+    for start in range(0, len(examples), GENERATED_BATCH):
+        part = slice(start, start + GENERATED_BATCH)
+        parts.append(
+            sample_latents(
+                sd, told[part], seeds[part], steps=GENERATED_STEPS, guidance=GENERATED_GUIDANCE, solver="ddim"
+            ).cpu()
+        )
+    return Examples(torch.cat(parts), examples.prompts, examples.targets)
+
+
+def timestep_probabilities(sd: StableDiffusion, sets: Sets, settings: DistillSettings, folder: Path) -> Tensor:
+    """P(t) of the forget half; the measured disagreement is kept in ``timesteps.json``."""
+    total = len(sd.alphas_cumprod)
+    measured: dict[str, Sequence[float]] = {}
+    if settings.timesteps == "disagreement":
+        at, apart = teacher_disagreement(
+            sd.unet,
+            joined(sets.forget, sets.surrogate),
+            alphas_cumprod=sd.alphas_cumprod,
+            points=DISAGREEMENT_POINTS,
+            group_size=DISAGREEMENT_GROUP,
+            seed=settings.seed,
+        )
+        measured = {"timesteps": at.tolist(), "disagreement": apart.tolist()}
+        probabilities = in_proportion(at, apart, total)
+    else:
+        probabilities = power_law(total, 1.0 if settings.timesteps == "uniform" else settings.timestep_power)
+    write_json(folder / "timesteps.json", {"distribution": settings.timesteps, **measured})
+    return probabilities
+
+
+def make_adversary(sd: StableDiffusion, sets: Sets, settings: DistillSettings) -> Adversary:
+    """The search begins at the concept's captions, at others' and at the empty prompt."""
+    deep, empty = settings.deep, sd.encode_prompts([""])
+    return Adversary(
+        sets.forget.latents,
+        starts=joined_conditioning(sets.forget.prompts, sets.retain.prompts, empty.expand(len(sets.forget))),
+        empty=empty,
+        alphas_cumprod=sd.alphas_cumprod,
+        precision=settings.precision,
+        prediction_type=sd.prediction_type,
+        seed=settings.seed,
+        **deep.model_dump(),
+    )
 
 
 def main() -> None:

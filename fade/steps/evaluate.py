@@ -134,7 +134,7 @@ def find_neighbours(
     def sentence(name: str) -> str:
         return caption(name, "photo") if concept.kind == "object" else caption("picture", name)
 
-    states = sd.encode_prompts([sentence(concept.name), *(sentence(c.name) for c in same)]).mean(dim=1)
+    states = sd.encode_prompts([sentence(concept.name), *(sentence(c.name) for c in same)]).embeds.mean(dim=1)
     nearness = torch.nn.functional.cosine_similarity(states[:1], states[1:])
     return [same[i].name for i in nearness.argsort(descending=True)[:count].tolist()]
 

@@ -1,31 +1,23 @@
-"""Step ``mask``: the modules that may change."""
+"""Step ``mask``: what may change."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+from safetensors.torch import load_file
 
 from fade.config import load_request
-from fade.files import write_json
-from fade.method.masks import module_mask
+from fade.method.masks import Mask, make_mask, save_mask
 
 
-def mask(folder: Path) -> dict[str, Any]:
-    """Write ``mask.json``: granularity, density and the modules kept."""
+def mask(folder: Path) -> Mask:
+    """Write ``mask/``: the granularity, how much is kept, and what."""
     settings = load_request(folder).mask
-    table = pd.read_parquet(folder / "saliency.parquet")
-    modules = module_mask(dict(zip(table["module"], table["saliency"], strict=True)), settings.density)
-    content = {
-        "granularity": settings.granularity,
-        "density": settings.density,
-        "modules": list(modules),
-        "modules_total": len(table),
-    }
-    write_json(folder / "mask.json", content)
-    return content
+    saliency = load_file(folder / "saliency.safetensors")
+    found = make_mask(saliency, settings.density, granularity=settings.granularity, within=settings.within)
+    save_mask(folder / "mask", found)
+    return found
 
 
 def main() -> None:

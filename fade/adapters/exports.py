@@ -1,0 +1,300 @@
+"""Adapters for other tools, and other tools' adapters for this library. Safetensors only, never pickle.
+
+diffusers   a folder: ``pytorch_lora_weights.safetensors`` with its LoRA configuration as metadata
+peft        a folder: ``adapter_config.json`` and ``adapter_model.safetensors``
+kohya       a file: ``lora_unet_<module>.lora_down.weight``, ``.lora_up.weight``, ``.alpha`` (A1111, ComfyUI)
+difference  a file: ``unet.<module>.weight``, the dense difference, float32
+merged      a diffusers folder: a copy of the base with the difference added to its UNet
+
+The first three hold a LoRA alone. A file has one metadata key: safetensors writes two in a random order, and
+equal exports are to be equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_unet_state_dict_to_peft
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fade.adapters.store import CARD_NAME, WEIGHTS_NAME, load_card, weights_path
+from fade.errors import AdapterFormatError, ConfigError, listing, nearest
+from fade.files import read_json, write_json, writing
+from fade.models.deltas import FixedDelta, plain_modules
+from fade.models.sd import StableDiffusion, base_sha256
+
+Layout = Literal["diffusers", "peft", "kohya", "difference", "merged"]
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+# A layout's keys: what stands before the module, and what after it.
+_KEYS: dict[str, tuple[str, dict[str, str]]] = {
+    "diffusers": ("unet.", {_A: _A, _B: _B}),
+    "peft": ("base_model.model.", {_A: _A, _B: _B}),
+    "kohya": ("lora_unet_", {".lora_down.weight": _A, ".lora_up.weight": _B, ".alpha": ".alpha"}),
+    "difference": ("unet.", {".weight": ".weight"}),
+}
+# How stock peft starts a LoRA without touching the base; the others (pissa, olora, ...) change the base's weights.
+_KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+# Weights of other formats beside the merged ones would be the base's: who loads them has nothing erased.
+_STALE = shutil.ignore_patterns(".*", "*.bin", "*.bin.index*.json", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.onnx*")
+
+
+def export_adapter(folder: Path, out: Path, *, layout: Layout, base: Path | None = None, strength: float = 1.0) -> Path:
+    """Write an adapter so that tools which do not know this library can use it; give ``out``.
+
+    Args:
+        out: the file (kohya, difference; ``.safetensors``) or folder to write; after an error it is as it was.
+        base: the folder of the adapter's base, whose weights' shapes ``merged`` and every export of a
+            weight-level mask's adapter need.
+        strength: factor on the difference; a LoRA's tensors are as stored at 1, in float32 at any other.
+
+    Raises:
+        AdapterFormatError: the adapter is damaged, belongs to another base, or does not fit the layout.
+        ConfigError: the layout or ``strength`` is wrong, ``base`` is missing, or ``out`` is taken.
+        BaseModelError: ``base`` is no base model.
+    """
+    if layout not in get_args(Layout):
+        raise ConfigError(f"Unknown layout {layout!r}: expected one of {', '.join(get_args(Layout))}.")
+    if not math.isfinite(strength):
+        raise ConfigError(f"strength must be a finite number: got {strength}.")
+    single = layout in ("kohya", "difference")
+    if single and out.suffix != ".safetensors":
+        raise ConfigError(f"The layout {layout!r} is one file: give a name that ends in .safetensors, got {out}.")
+    # A folder is replaced whole: other people's files in it would be lost.
+    if (out.is_dir() and (single or any(out.iterdir()))) or (out.is_file() and not single):
+        raise ConfigError(f"{out} exists; give a new name, or remove it first.")
+    card = load_card(folder)
+    tensors, sparse = _read(weights_path(folder, card)), card.get("type") == "delta"
+    if sparse and layout in ("diffusers", "peft", "kohya"):
+        raise AdapterFormatError(
+            f"The adapter in {folder} is from a weight-level mask: its difference is not of low rank, so {layout!r} "
+            "cannot hold it. Export it as 'difference' or 'merged'."
+        )
+    if base is not None and (found := base_sha256(base)) != (wanted := card["base_sha256"]):
+        raise AdapterFormatError(f"The adapter in {folder} belongs to the base {wanted[:12]}; {base} is {found[:12]}.")
+    if base is None and (layout == "merged" or sparse):
+        raise ConfigError(f"{layout!r} of this adapter needs the shapes of its base's weights: give the base's folder.")
+    with writing(out) as temporary:
+        if layout == "merged" and base is not None:
+            _write_merged(temporary, tensors, base, strength)
+        elif layout == "difference":
+            _write_difference(temporary, tensors, base, strength)
+        else:
+            _write_lora(temporary, tensors, layout, strength)
+    return out
+
+
+def import_adapter(source: Path, base: StableDiffusion, *, layout: Layout | None = None) -> dict[str, Tensor]:
+    """Read another tool's adapter as this library's tensors; ``save_adapter`` makes an adapter of them.
+
+    Alpha is honoured wherever a layout states it (kohya's ``.alpha``; peft's configuration, which diffusers keeps as
+    metadata: ``lora_alpha``, ``alpha_pattern``, ``use_rslora``) and multiplied into B.
+
+    Args:
+        source: a folder (diffusers, peft) or a ``.safetensors`` file (diffusers, kohya, difference).
+        base: the base it is for; every tensor must find its module there.
+        layout: what ``source`` is; None detects it.
+
+    Returns:
+        LoRA: ``unet.<module>.lora_A.weight``, (r, in) or (r, in, h, w), and ``.lora_B.weight``, (out, r) or
+        (out, r, 1, 1), float32, scaling 1. Difference: ``unet.<module>.positions``, (n,) int32, flat, of what is
+        not zero, and ``.values``, (n,) float32.
+
+    Raises:
+        AdapterFormatError: not safetensors, damaged, of an unknown layout, or a tensor finds no use.
+        ConfigError: the peft folder lacks its configuration.
+    """
+    layout = layout or _detect(source)
+    if layout == "merged":
+        raise AdapterFormatError(f"{source} is a whole model, no adapter: load it as a base instead.")
+    if source.name == PEFT_WEIGHTS:
+        source = source.parent
+    path = source / (PEFT_WEIGHTS if layout == "peft" else WEIGHTS_NAME) if source.is_dir() else source
+    tensors, config = _read(path), {}
+    if layout in ("diffusers", "peft"):
+        config = read_json(source / PEFT_CONFIG) if layout == "peft" else _metadata(path)
+    modules = plain_modules(base.unet)
+    prefix, endings = _KEYS[layout]
+    stems = {module: module.replace(".", "_") if layout == "kohya" else module for module in modules}
+    known = {f"{prefix}{stems[m]}{ending}": (m, part) for m in modules for ending, part in endings.items()}
+    if unknown := [key for key in tensors if key not in known]:
+        raise AdapterFormatError(f"{source}: {listing(unknown)} finds no use. {nearest(unknown[0], known)}")
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        found.setdefault(known[key][0], {})[known[key][1]] = tensor
+    result: dict[str, Tensor] = {}
+    for module, parts in sorted(found.items()):
+        result |= _fitted(module, parts, modules[module].weight.shape, config)
+    return result
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise AdapterFormatError(f"No safetensors file {path}: only that format is read, as it cannot run code.")
+    try:
+        if tensors := load_file(path):
+            return tensors
+    except SafetensorError as error:
+        raise AdapterFormatError(f"{path} is not a safetensors file: {error}.") from None
+    raise AdapterFormatError(f"{path} holds no tensor.")
+
+
+def _modules(tensors: Mapping[str, Tensor]) -> list[str]:
+    return sorted({re.sub(r"\.(positions|values|lora_[AB]\.weight)$", "", key[len("unet.") :]) for key in tensors})
+
+
+def _write_lora(path: Path, tensors: Mapping[str, Tensor], layout: Layout, strength: float) -> None:
+    """Alpha is the rank everywhere, so the scaling is 1, also for tools that lose alpha."""
+    ranks = {module: len(tensors[f"unet.{module}{_A}"]) for module in _modules(tensors)}
+    rank = max(ranks.values())
+    # peft reads the keys as expressions that may match in the middle of a name; ^ and escapes make them exact.
+    others = {f"^{re.escape(module)}": value for module, value in ranks.items() if value != rank}
+    config: dict[str, Any] = {"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others}
+    config["target_modules"] = sorted(ranks)
+    if strength != 1:  # Into B, and not rounded to float16 again, where it could also overflow.
+        tensors = {key: tensor.float() * (strength if key.endswith(_B) else 1) for key, tensor in tensors.items()}
+    if layout == "kohya":
+        save_file(_as_kohya(tensors, rank), path, metadata={"format": "pt"})
+        return
+    path.mkdir(parents=True)
+    if layout == "diffusers":
+        text = json.dumps({f"unet.{key}": value for key, value in config.items()}, sort_keys=True)
+        save_file(dict(tensors), path / WEIGHTS_NAME, metadata={"lora_adapter_metadata": text})
+    else:
+        write_json(path / PEFT_CONFIG, {**config, "peft_type": "LORA", "bias": "none", "inference_mode": True})
+        renamed = {f"base_model.model.{key.removeprefix('unet.')}": tensor for key, tensor in tensors.items()}
+        save_file(renamed, path / PEFT_WEIGHTS, metadata={"format": "pt"})
+
+
+def _as_kohya(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """kohya's names. Lower ranks are filled up with zeros, as diffusers forgets attention's alphas when they differ."""
+    named: dict[str, Tensor] = {}
+    for module in _modules(tensors):
+        name = f"lora_unet_{module.replace('.', '_')}"
+        down, up = tensors[f"unet.{module}{_A}"], tensors[f"unet.{module}{_B}"]
+        missing = rank - len(down)
+        named[f"{name}.lora_down.weight"] = torch.cat([down, down.new_zeros(missing, *down.shape[1:])])
+        named[f"{name}.lora_up.weight"] = torch.cat([up, up.new_zeros(len(up), missing, *up.shape[2:])], dim=1)
+        named[f"{name}.alpha"] = torch.tensor(float(rank))
+    # Names without dots cannot be turned back by rule: ask the reader itself which ones it understands.
+    read, _ = StableDiffusionPipeline.lora_state_dict(dict(named))
+    back = convert_unet_state_dict_to_peft({key.removeprefix("unet."): tensor for key, tensor in read.items()})
+    if lost := [module for module in _modules(tensors) if f"{module}{_A}" not in back or f"{module}{_B}" not in back]:
+        raise AdapterFormatError(f"'kohya' cannot hold {listing(lost)}: diffusers misreads these. Use another layout.")
+    return named
+
+
+def _dense(tensors: Mapping[str, Tensor], module: str, shape: torch.Size | None, strength: float) -> Tensor:
+    """A module's difference, dense, float32; ``shape`` is its weight's, unknown only to a LoRA."""
+    if f"unet.{module}{_A}" in tensors:
+        a, b = tensors[f"unet.{module}{_A}"].float(), tensors[f"unet.{module}{_B}"].float()
+        dense = (b.flatten(1) @ a.flatten(1)).view(len(b), *a.shape[1:])
+        _check_shape(dense.shape, shape or dense.shape, module)
+    else:
+        positions, values = tensors[f"unet.{module}.positions"], tensors[f"unet.{module}.values"]
+        if shape is None or (len(positions) and not 0 <= positions.min() <= positions.max() < shape.numel()):
+            raise AdapterFormatError(f"The adapter does not fit its base: positions outside the weight of {module}.")
+        dense = FixedDelta(positions.long(), values.float(), shape)()
+    return dense * strength
+
+
+def _write_difference(path: Path, tensors: Mapping[str, Tensor], base: Path | None, strength: float) -> None:
+    shapes: dict[str, torch.Size] = {}
+    for file in sorted((base / "unet").glob("*.safetensors")) if base else ():
+        with safe_open(file, framework="pt") as stored:
+            shapes |= {key: torch.Size(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
+    dense = {module: _dense(tensors, module, shapes.get(f"{module}.weight"), strength) for module in _modules(tensors)}
+    if not (changed := {f"unet.{module}.weight": tensor for module, tensor in dense.items() if tensor.any()}):
+        raise AdapterFormatError("The adapter changes nothing: there is no difference to export.")
+    save_file(changed, path, metadata={"format": "pt"})
+
+
+def _write_merged(path: Path, tensors: Mapping[str, Tensor], base: Path, strength: float) -> None:
+    """Files are changed one by one, so shards and variants stay as they are."""
+    # Safetensors beside the folders are whole models in one file.
+    single = {file.name for file in base.glob("*.safetensors")}
+    shutil.copytree(base, path, ignore=lambda at, names: _STALE(at, names) | (single if Path(at) == base else set()))
+    waiting = set(_modules(tensors))
+    for file in sorted((path / "unet").glob("*.safetensors")):
+        weights = load_file(file)
+        here = [module for module in _modules(tensors) if f"{module}.weight" in weights]
+        for module in here:
+            old = weights[f"{module}.weight"]
+            weights[f"{module}.weight"] = (old.float() + _dense(tensors, module, old.shape, strength)).to(old.dtype)
+        save_file(weights, file, metadata={"format": "pt"})
+        waiting -= set(here)
+    if waiting:
+        raise AdapterFormatError(f"The base in {base} has no {listing(sorted(waiting))}: nothing was merged.")
+
+
+def _detect(source: Path) -> Layout:
+    if source.is_dir():
+        if (source / CARD_NAME).is_file():
+            raise AdapterFormatError(f"{source} is an adapter of this library already: load it as it is.")
+        marks: dict[str, Layout] = {PEFT_CONFIG: "peft", WEIGHTS_NAME: "diffusers", "model_index.json": "merged"}
+        for name, layout in marks.items():
+            if (source / name).is_file():
+                return layout
+        raise AdapterFormatError(f"No adapter in {source}: expected {PEFT_CONFIG} or {WEIGHTS_NAME} there.")
+    keys = " ".join(_read(source))
+    if "base_model." in keys or "lora_unet_" in keys:
+        return "peft" if "base_model." in keys else "kohya"
+    return "diffusers" if ".lora_" in keys else "difference"
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """The LoRA configuration in a diffusers file; empty where it has none, which means a scaling of 1."""
+    with safe_open(path, framework="pt") as stored:
+        text = (stored.metadata() or {}).get("lora_adapter_metadata", "{}")
+    try:
+        content = json.loads(text)
+        return {key.removeprefix("unet."): value for key, value in content.items() if key.startswith("unet.")}
+    except (ValueError, AttributeError) as error:
+        raise AdapterFormatError(f"The metadata of {path} is no LoRA configuration: {error}.") from None
+
+
+def _fitted(module: str, parts: dict[str, Tensor], shape: torch.Size, config: dict[str, Any]) -> dict[str, Tensor]:
+    """A and scaling * B, or positions and values; checked against the weight's shape."""
+    if ".weight" in parts:
+        _check_shape(parts[".weight"].shape, shape, module)
+        flat = parts[".weight"].float().reshape(-1)
+        positions = flat.nonzero().squeeze(1)
+        return {f"unet.{module}.positions": positions.to(torch.int32), f"unet.{module}.values": flat[positions]}
+    if _A not in parts or _B not in parts:
+        raise AdapterFormatError(f"{module} lacks a half of its pair: got {listing(sorted(parts))}.")
+    a, b = parts[_A].float(), parts[_B].float()
+    rank = a.shape[:1].numel()
+    _check_shape(a.shape, (rank, *shape[1:]), f"{module}, A,")
+    _check_shape(b.shape, (shape[0], rank, *[1] * (len(shape) - 2)), f"{module}, B,")
+    return {f"unet.{module}{_A}": a, f"unet.{module}{_B}": b * _scaling(parts.get(".alpha"), rank, module, config)}
+
+
+def _check_shape(got: Sequence[int], expected: Sequence[int], module: str) -> None:
+    if tuple(got) != tuple(expected):
+        raise AdapterFormatError(f"{module} is {tuple(got)}; the base's weight asks for {tuple(expected)}.")
+
+
+def _scaling(alpha: Tensor | None, rank: int, module: str, config: Mapping[str, Any]) -> float:
+    """alpha / rank: kohya's own alpha, or as peft reads its configuration; 1 where there is neither."""
+    if alpha is not None or not config:
+        return 1.0 if alpha is None else float(alpha) / rank
+    if config.get("use_dora") or config.get("init_lora_weights") not in _KEEPS_BASE:
+        raise AdapterFormatError(f"{module} is no plain LoRA: DoRA and starts that change the base are not supported.")
+    values = []
+    for default, name in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        pattern = config.get(name) or {}
+        values.append(pattern.get(get_pattern_key(list(pattern), module), config.get(default, 8)))
+    if values[0] != rank:
+        raise AdapterFormatError(f"{module} has rank {rank}; its configuration says {values[0]}.")
+    return float(values[1]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
