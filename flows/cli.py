@@ -204,6 +204,32 @@ def show(name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")]
 
 @app.command()
 @_guarded
+def export(
+    name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File (kohya, difference: .safetensors) or new folder.")],
+    layout: Annotated[str, typer.Option(help="diffusers, peft, kohya, difference or merged.")] = "diffusers",
+    strength: Annotated[float, typer.Option(help="Factor on the adapter's change.")] = 1.0,
+    base: Annotated[Path, typer.Option(help="The adapter's base (merged and difference read it).")] = Path(
+        "data/base/canvas"
+    ),
+    json_file: JsonOption = None,
+) -> None:
+    """Write a registered adapter for other tools: a LoRA, a full difference, or a merged model."""
+    from typing import cast
+
+    from fade.adapters.exports import Layout, export_adapter
+    from tasks import _tracking
+
+    version = _named(name)
+    given = base if layout in ("merged", "difference") else None
+    folder = _tracking.fetch_adapter(version)
+    written = export_adapter(folder, out, layout=cast("Layout", layout), base=given, strength=strength)
+    console.print(f"{version.model} version {version.version} as {layout}: {written}")
+    _write(json_file, {"out": str(written), "layout": layout, "strength": strength, **asdict(version)})
+
+
+@app.command()
+@_guarded
 def demo(json_file: JsonOption = None) -> None:
     """Erase a person and a style, approve one, use it, roll it back, and prove the base is whole again."""
     import time

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import yaml
 from dvc.repo import Repo
+from typer.testing import CliRunner
 
 from fade.config import Request, load_settings
 from fade.errors import BaseModelError, ConfigError, DataError, RegistryError
 from fade.files import read_json, sha256_file
 from fade.steps.attack import attack
 from fade.steps.request import prepare_request
+from flows.cli import app
 from flows.demo import prove_rollback
 from flows.erase import erase, prepare_folder
 from flows.use import draw, live_adapters, load_with, save_picture
@@ -95,6 +97,19 @@ def test_an_attack_counts_every_picture_and_on_the_base_only_those_not_begun_at_
     assert found["base"]["report"]["count"] == 3
     assert found["base"]["loss"] != found["erased"]["loss"]
     assert (folder / "attacks/sheet.png").stat().st_size > 1000
+
+
+def test_a_registered_adapter_is_exported_by_the_command_line(
+    finished: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
+) -> None:
+    _, version = finished
+    for layout, out in (("kohya", "lora.safetensors"), ("merged", "model")):
+        arguments = ["export", version.model, "--layout", layout, "-o", str(tmp_path / out)]
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+        assert (tmp_path / out).exists()
+    refused = CliRunner().invoke(app, ["export", version.model, "--layout", "pickle", "-o", str(tmp_path / "x")])
+    assert refused.exit_code == 1
+    assert "Unknown layout 'pickle'" in refused.stderr
 
 
 def test_lineage_is_on_the_run(finished: tuple[Path, _tracking.AdapterVersion]) -> None:
