@@ -109,6 +109,16 @@ def test_a_mask_comes_back_from_its_files_as_it_was(mask: Mask, tmp_path: Path) 
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+def test_the_hash_of_mask_json_covers_the_bits_and_changed_bits_are_refused(tmp_path: Path) -> None:
+    one, other = torch.tensor([True, False, True, False]), torch.tensor([False, True, True, False])
+    for name, bits in (("one", one), ("other", other)):
+        save_mask(tmp_path / name, Mask("weight", ("a",), 2, 4, weights={"a": bits}))
+    assert (tmp_path / "one/mask.json").read_text() != (tmp_path / "other/mask.json").read_text()
+    (tmp_path / "one/mask.safetensors").write_bytes((tmp_path / "other/mask.safetensors").read_bytes())
+    with pytest.raises(MaskMismatchError, match="was changed"):
+        load_mask(tmp_path / "one")
+
+
 def test_bad_density_and_scores_are_refused() -> None:
     for density in (0.0, -0.1, 1.5):
         with pytest.raises(ConfigError, match="density must be in"):

@@ -184,12 +184,7 @@ def distill(
         drawn = batches.draw(adversary, device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * course.rate(step)
-        with autocast(precision, device.type):
-            with torch.no_grad(), adapters_disabled(unet):
-                target = denoise(unet, drawn.noisy, drawn.timesteps, drawn.examples.targets)
-            predicted = denoise(unet, drawn.noisy, drawn.timesteps, drawn.examples.prompts)
-        error = (predicted.float() - target.float()).square().mean(dim=(1, 2, 3))
-        forget_loss, retain_loss = error[: drawn.forget_count].mean(), error[drawn.forget_count :].mean()
+        forget_loss, retain_loss = _losses(unet, drawn, precision)
         optimizer.zero_grad(set_to_none=True)
         (forget_weight * forget_loss + retain_weight * retain_loss).backward()
         norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
@@ -200,6 +195,16 @@ def distill(
             if left <= stop_at:
                 course.cool_down(step)
         yield DistillStep(step, float(forget_loss.detach()), float(retain_loss.detach()), float(norm), left)
+
+
+def _losses(unet: Any, drawn: _Batch, precision: str) -> tuple[Tensor, Tensor]:
+    """L_f and L_r of a batch: student against teacher at the same z_t and t."""
+    with autocast(precision, drawn.noisy.device.type):
+        with torch.no_grad(), adapters_disabled(unet):
+            target = denoise(unet, drawn.noisy, drawn.timesteps, drawn.examples.targets)
+        predicted = denoise(unet, drawn.noisy, drawn.timesteps, drawn.examples.prompts)
+    error = (predicted.float() - target.float()).square().mean(dim=(1, 2, 3))
+    return error[: drawn.forget_count].mean(), error[drawn.forget_count :].mean()
 
 
 class _Course:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,11 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fade.errors import ConfigError, MaskMismatchError
-from fade.files import read_json, write_json, writing
+from fade.files import read_json, sha256_file, write_json, writing
 
 Granularity = Literal["none", "module", "neuron", "weight"]
 Within = Literal["all", "attention", "cross_attention"]
 ROWS, COLUMNS = "rows", "columns"
+BITS_NAME = "mask.safetensors"
 _WITHIN = {"all": r".", "attention": r"\.(to_q|to_k|to_v|to_out\.0)$", "cross_attention": r"\.attn2\.(to_k|to_v)$"}
 
 
@@ -132,27 +133,35 @@ def save_mask(folder: Path, mask: Mask) -> None:
             for name, part in getattr(mask, kind).items():
                 shapes[f"{name}:{kind}"] = list(part.shape)
                 packed[f"{name}:{kind}"] = torch.from_numpy(np.packbits(part.numpy().reshape(-1)))
-        content = {"granularity": mask.granularity, "modules": list(mask.modules), "kept": mask.kept, "of": mask.of}
-        write_json(temporary / "mask.json", {**content, "density": mask.kept / mask.of, "shapes": shapes})
+        content: dict[str, Any] = {
+            "granularity": mask.granularity,
+            "modules": list(mask.modules),
+            "kept": mask.kept,
+            "of": mask.of,
+        }
         if packed:
-            save_file(packed, temporary / "mask.safetensors", metadata={"format": "pt"})
+            save_file(packed, temporary / BITS_NAME, metadata={"format": "pt"})
+            # Whoever knows the hash of mask.json, as an adapter's card does, knows the bits too.
+            content["bits_sha256"] = sha256_file(temporary / BITS_NAME)
+        write_json(temporary / "mask.json", {**content, "density": mask.kept / mask.of, "shapes": shapes})
 
 
 def load_mask(folder: Path) -> Mask:
     """Read a mask.
 
     Raises:
-        MaskMismatchError: its bits do not have the shapes it names.
+        MaskMismatchError: its bits are not the ones that were written.
     """
     content = read_json(folder / "mask.json")
     parts: dict[str, dict[str, Tensor]] = {ROWS: {}, COLUMNS: {}, "weights": {}}
-    packed = load_file(folder / "mask.safetensors") if content["shapes"] else {}
-    if set(packed) != set(content["shapes"]):
-        raise MaskMismatchError(f"The mask in {folder} is damaged: its two files name other parts. Run its step again.")
-    for key, bits in packed.items():
+    bits = folder / BITS_NAME
+    if content["shapes"] and (not bits.is_file() or sha256_file(bits) != content["bits_sha256"]):
+        raise MaskMismatchError(f"The mask in {folder} was changed: {BITS_NAME} is another one. Run its step again.")
+    packed = load_file(bits) if content["shapes"] else {}
+    for key, stored in packed.items():
         name, _, kind = key.rpartition(":")
         shape = content["shapes"][key]
-        flat = np.unpackbits(bits.numpy(), count=int(np.prod(shape)))
+        flat = np.unpackbits(stored.numpy(), count=int(np.prod(shape)))
         parts[kind][name] = torch.from_numpy(flat.astype(bool)).view(*shape)
     return Mask(
         content["granularity"], tuple(content["modules"]), content["kept"], content["of"],

@@ -97,7 +97,7 @@ def training_sets(sd: StableDiffusion, request: Request, folder: Path) -> Sets:
         )
     held_out = None
     if settings.stop_at is not None:
-        held_out = joined(encode_split(sd, request, folder, "held_out"))
+        held_out = encode_split(sd, request, folder, "held_out")
     return Sets(encoded["forget"], encoded["surrogate"], encoded["retain"], held_out)
 
 
