@@ -32,14 +32,16 @@ class SaliencySettings(_Settings):
     """Which gradient ranks the weights, over how many groups of how many pictures.
 
     ``denoising`` is the paper's; ``contrast`` divides it by the same on the retain set; ``distillation``
-    is the gradient of the distillation loss itself (both ours); ``random`` is the control.
+    is the gradient of the distillation loss itself; ``gain`` is how much of that loss a first step would
+    take away (the last three ours); ``random`` is the control.
     """
 
     seed: int = 42
-    score: Literal["denoising", "contrast", "distillation", "random"] = "distillation"
+    score: Literal["denoising", "contrast", "distillation", "gain", "random"] = "gain"
     groups: int = Field(8, ge=1)
     group_size: int = Field(16, ge=1)
     at_once: int | None = Field(None, ge=1, description="examples through the network at a time; memory only")
+    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass; memory")
 
 
 class MaskSettings(_Settings):
@@ -56,15 +58,14 @@ class MaskSettings(_Settings):
 class DeepSettings(_Settings):
     """Training against inversion, for ``depth: deep`` (fade/method/adversary.py)."""
 
-    every: int = Field(10, ge=1, description="steps between searches for text states that bring the concept back")
-    inner: int = Field(10, ge=1, description="Adam steps of a search")
-    at_once: int = Field(4, ge=1, description="states of a search")
+    states: int = Field(8, ge=1, description="states searched at once")
+    lifetime: int = Field(40, ge=1, description="steps of a state's search")
     batch: int = Field(16, ge=1)
     learning_rate: float = Field(0.05, gt=0)
-    size: int = Field(64, ge=1, description="states kept")
-    share: float = Field(0.4, ge=0, le=1, description="forget examples with such a state")
+    size: int = Field(64, ge=1, description="states kept when their search is over")
+    share: float = Field(0.5, ge=0, le=1, description="forget examples with such a state")
     empty_share: float = Field(0.1, ge=0, le=1, description="forget examples without caption")
-    retain_share: float = Field(0.25, ge=0, le=1, description="retain examples with such a state")
+    retain_share: float = Field(0.0, ge=0, le=1, description="retain examples with such a state")
 
     @model_validator(mode="after")
     def _leave_some(self) -> DeepSettings:
@@ -99,6 +100,8 @@ class DistillSettings(_Settings):
     depth: Literal["name", "deep"] = "name"
     deep: DeepSettings = DeepSettings()
     precision: Literal["bf16", "fp32"] = "bf16"
+    micro_batch: int | None = Field(None, ge=1, description="examples forward and backward at a time; memory only")
+    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass; memory")
 
 
 class EvaluateSettings(_Settings):
@@ -142,32 +145,64 @@ class Settings(_Settings):
     inversion: InversionSettings = InversionSettings()
     gate: Gate = Gate()
     threads: int = Field(2, ge=1)
+    weights: Literal["fp32", "bf16"] = Field("fp32", description="how the denoiser's weights are held; bf16 rounds")
 
 
-class Request(Settings):
-    """One erasure, whole: what, instead of what, from which base and pictures, and how.
-
-    Paths are relative to the project's root.
-    """
+class Pair(_Settings):
+    """A concept that is erased, and what its prompts shall give instead: a concept's name, or ``nothing``."""
 
     concept: str = Field(min_length=1)
     kind: Literal["object", "style"]
     surrogate: str = Field(min_length=1)
     person: bool = False
     aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The words that bring the concept up."""
+        return (self.concept, *self.aliases)
+
+    @model_validator(mode="after")
+    def _differ(self) -> Pair:
+        if self.surrogate.lower() in {name.lower() for name in self.names}:
+            raise ValueError(
+                f"the surrogate must differ from the concept: got {self.surrogate!r} for both. "
+                "Name what its prompts shall give instead"
+            )
+        return self
+
+
+class Request(Settings, Pair):
+    """One erasure, whole: what, instead of what, from which base and pictures, and how.
+
+    Paths are relative to the project's root.
+
+    Attributes:
+        also: further concepts that the same adapter erases.
+    """
+
+    also: tuple[Pair, ...] = ()
     base: str
     base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     catalog: str
     judges: str
 
     @model_validator(mode="after")
-    def _differ(self) -> Request:
-        if self.surrogate.lower() in {self.concept.lower(), *(alias.lower() for alias in self.aliases)}:
+    def _apart(self) -> Request:
+        erased = [pair.concept for pair in self.pairs]
+        if twice := sorted({name for name in erased if erased.count(name) > 1}):
+            raise ValueError(f"a concept is erased once: got {', '.join(twice)} more than once")
+        if back := sorted({pair.surrogate for pair in self.pairs} & set(erased)):
             raise ValueError(
-                f"the surrogate must differ from the concept: got {self.surrogate!r} for both. "
-                "Name what its prompts shall give instead"
+                f"a surrogate must not be erased itself: got {', '.join(back)} as both. Choose another surrogate"
             )
         return self
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """All that is erased, the first concept first."""
+        first = Pair(**{name: getattr(self, name) for name in Pair.model_fields})
+        return (first, *self.also)
 
     @property
     def id(self) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from fade.errors import ConfigError, FadeError
-from fade.files import write_json
-from flows.settings import configure
+from fade.errors import ConfigError
+from flows import cli_studies
+from flows.console import JsonOption, SetOption, console, guarded, pair, setting, write_figures
+
+if TYPE_CHECKING:
+    from fade.config import Request
 
 app = typer.Typer(
     name="fade",
@@ -29,45 +29,33 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console(stderr=False)
-Result = TypeVar("Result")
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")]
-
-
-def _guarded(command: Callable[..., Result]) -> Callable[..., Result]:
-    """Enter the project, and turn an error raised on purpose into one line and exit status 1."""
-
-    @functools.wraps(command)
-    def run(*arguments: Any, **options: Any) -> Result:
-        try:
-            json_file = options.get("json_file")
-            if json_file is not None:
-                options["json_file"] = json_file.resolve()
-            if options.get("out") is not None:
-                options["out"] = options["out"].resolve()
-            configure()
-            return command(*arguments, **options)
-        except FadeError as error:
-            Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from None
-
-    return run
+app.add_typer(cli_studies.app)
 
 
 @app.command()
-@_guarded
+@guarded
 def erase(
     concept: Annotated[str, typer.Option(help="What to erase: an object or style of the catalog, e.g. astronaut.")],
-    surrogate: Annotated[str, typer.Option(help="What its prompts shall give instead, e.g. cameraman.")],
-    base: Annotated[str, typer.Option(help="Base model: a diffusers Stable Diffusion folder.")] = "data/base/canvas",
+    surrogate: Annotated[
+        str,
+        typer.Option(
+            help="What its prompts shall give instead, e.g. cameraman; nothing: what the empty prompt gives; "
+            "auto: the nearest that may."
+        ),
+    ] = "auto",
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:SURROGATE]", help="A further concept for the same adapter; repeatable."),
+    ] = None,
+    protect: Annotated[list[str] | None, typer.Option(help="Concept that auto must not choose; repeatable.")] = None,
+    base: Annotated[
+        str, typer.Option(help="Base model: a diffusers folder, a .safetensors file, or a Hugging Face name.")
+    ] = "data/base/canvas",
     base_sha256: Annotated[str | None, typer.Option(help="Refuse a base of another hash.")] = None,
     catalog: Annotated[str, typer.Option(help="Folder of the picture catalog.")] = "data/catalog/canvas",
     seed: Annotated[int | None, typer.Option(help="Seed of every draw instead of the one in params.yaml.")] = None,
     steps: Annotated[int | None, typer.Option(help="Distillation steps instead of those in params.yaml.")] = None,
-    settings_given: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, e.g. mask.granularity=weight."),
-    ] = None,
+    settings_given: SetOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Erase a concept: splits, validation, saliency, mask, distillation, evaluation, registration.
@@ -78,21 +66,78 @@ def erase(
 
     begun = time.perf_counter()
     from fade.config import load_settings
-    from fade.steps.request import prepare_request
-    from flows.demo import figures_row
-    from flows.erase import erase as erase_flow
-    from flows.erase import prepare_folder
+    from fade.steps.catalog import ensure_catalog
+    from fade.steps.request import CATALOG, prepare_request
 
-    changes = [_setting(given) for given in settings_given or ()]
+    changes = [setting(given) for given in settings_given or ()]
     if seed is not None:
         changes += [(f"{name}.seed", seed) for name in ("split", "saliency", "distill")]
     if steps is not None:
         changes.append(("distill.steps", steps))
     settings = load_settings(Path("params.yaml"), changes=dict(changes))
+    if catalog == CATALOG:
+        ensure_catalog(Path(CATALOG))
     request = prepare_request(
-        concept, surrogate, settings=settings, base=base, catalog=catalog, expected_base_sha256=base_sha256
+        concept,
+        surrogate,
+        settings=settings,
+        base=base,
+        catalog=catalog,
+        expected_base_sha256=base_sha256,
+        protected=protect or (),
+        also=[pair(given) for given in also or ()],
     )
+    _erase(request, json_file, begun=begun)
+
+
+@app.command()
+@guarded
+def consolidate(
+    names: Annotated[list[str], typer.Argument(metavar="ID...", help="Finished erasures.")],
+    steps: Annotated[int | None, typer.Option(help="Distillation steps; more than one erasure's by default.")] = None,
+    settings_given: SetOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Distil several erasures into one adapter, all their concepts at once.
+
+    It is an erasure of its own: judged, registered, approved and rolled back like any other.
+    """
+    import time
+
+    begun = time.perf_counter()
+    from fade.config import load_request, load_settings
+    from fade.steps.request import prepare_request
+    from flows.erase import find_folder, steps_for
+
+    requests = [load_request(find_folder(name)) for name in names]
+    if len({(request.base, request.base_sha256, request.catalog) for request in requests}) > 1:
+        raise ConfigError("These erasures have different bases or catalogs; one adapter holds for one base only.")
+    pairs = [(one.concept, one.surrogate) for request in requests for one in request.pairs]
+    settings = load_settings(Path("params.yaml"), changes=dict(setting(given) for given in settings_given or ()))
+    count = steps if steps is not None else steps_for(len(pairs), settings.distill.steps)
+    settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"steps": count})})
+    first = requests[0]
+    request = prepare_request(
+        *pairs[0],
+        settings=settings,
+        base=first.base,
+        expected_base_sha256=first.base_sha256,
+        catalog=first.catalog,
+        also=pairs[1:],
+    )
+    _erase(request, json_file, begun=begun)
+
+
+def _erase(request: Request, json_file: Path | None, *, begun: float) -> None:
+    import time
+
+    from flows.demo import figures_row
+    from flows.erase import erase as erase_flow
+    from flows.erase import prepare_folder
+
     folder = prepare_folder(request)
+    for one in request.pairs:
+        console.print(f"The prompts of {one.concept} shall give: {one.surrogate}")
     console.print(f"Erasure [bold]{request.id}[/bold], folder {folder}")
     version = erase_flow(request.id)
     row = figures_row(request, folder, version, seconds=time.perf_counter() - begun)
@@ -102,11 +147,11 @@ def erase(
         console.print(f"Look at it, then: [bold]fade approve {request.id}[/bold]")
     else:
         console.print("[bold red]The gate failed[/bold red]: " + "; ".join(_reasons(folder)))
-    _write(json_file, row)
+    write_figures(json_file, row)
 
 
 @app.command()
-@_guarded
+@guarded
 def generate(
     prompt: Annotated[str, typer.Option(help="e.g. 'a cat image in neon style.'")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Picture to write (.png, .jpg, .webp).")],
@@ -134,11 +179,11 @@ def generate(
     save_picture(draw(load_with(Path(model), chosen), [prompt], seed=seed)[0], out)
     names = [f"{version.model}/{version.version}" for version in chosen]
     console.print(f"{out}  ({', '.join(names) or 'base alone'}, seed {seed})")
-    _write(json_file, {"out": str(out), "adapters": names, "seed": seed, "seconds": time.perf_counter() - begun})
+    write_figures(json_file, {"out": str(out), "adapters": names, "seed": seed, "seconds": time.perf_counter() - begun})
 
 
 @app.command()
-@_guarded
+@guarded
 def approve(
     name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None
 ) -> None:
@@ -148,11 +193,11 @@ def approve(
     version = _named(name)
     version = _tracking.approve(version.model, version.version)
     console.print(f"{version.model} version {version.version} is [bold green]live[/bold green].")
-    _write(json_file, asdict(version))
+    write_figures(json_file, asdict(version))
 
 
 @app.command()
-@_guarded
+@guarded
 def rollback(
     name: Annotated[str, typer.Argument(help="Erasure id.")],
     to: Annotated[int | None, typer.Option(help="Go back to this version instead of to none.")] = None,
@@ -164,11 +209,11 @@ def rollback(
     version = _tracking.rollback(name, to)
     state = "live" if version.live else "no longer live"
     console.print(f"{version.model} version {version.version} is {state}.")
-    _write(json_file, asdict(version))
+    write_figures(json_file, asdict(version))
 
 
 @app.command("list")
-@_guarded
+@guarded
 def list_adapters(json_file: JsonOption = None) -> None:
     """List every registered adapter."""
     from tasks import _tracking
@@ -182,11 +227,11 @@ def list_adapters(json_file: JsonOption = None) -> None:
             *(f"{version.drift:.4f}", ", ".join(version.aliases)),
         )
     console.print(table if found else "No adapter is registered yet. Begin with: fade demo")
-    _write(json_file, {"adapters": [asdict(version) for version in found]})
+    write_figures(json_file, {"adapters": [asdict(version) for version in found]})
 
 
 @app.command()
-@_guarded
+@guarded
 def show(name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None) -> None:
     """Show one adapter: figures, hashes and where its files are."""
     from flows.erase import ERASURES
@@ -199,11 +244,11 @@ def show(name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")]
     for key, value in details.items():
         table.add_row(key, ", ".join(value) if isinstance(value, tuple) else str(value))
     console.print(table)
-    _write(json_file, details)
+    write_figures(json_file, details)
 
 
 @app.command()
-@_guarded
+@guarded
 def export(
     name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="File (kohya, difference: .safetensors) or new folder.")],
@@ -225,11 +270,11 @@ def export(
     folder = _tracking.fetch_adapter(version)
     written = export_adapter(folder, out, layout=cast("Layout", layout), base=given, strength=strength)
     console.print(f"{version.model} version {version.version} as {layout}: {written}")
-    _write(json_file, {"out": str(written), "layout": layout, "strength": strength, **asdict(version)})
+    write_figures(json_file, {"out": str(written), "layout": layout, "strength": strength, **asdict(version)})
 
 
 @app.command()
-@_guarded
+@guarded
 def demo(json_file: JsonOption = None) -> None:
     """Erase a person and a style, approve one, use it, roll it back, and prove the base is whole again."""
     import time
@@ -246,13 +291,13 @@ def demo(json_file: JsonOption = None) -> None:
     proof = "equal" if outcome["rollback_bits_equal"] else "NOT equal"
     console.print(f"After the rollback, weights and pictures are {proof} to the base's, bit for bit.")
     console.print(f"{time.perf_counter() - begun:.0f} s in all. The pages: [bold]fade ui[/bold]")
-    _write(json_file, outcome)
+    write_figures(json_file, outcome)
     if not outcome["rollback_bits_equal"] or any(row["gate"] != "passed" for row in outcome["erasures"]):
         raise typer.Exit(1)
 
 
 @app.command()
-@_guarded
+@guarded
 def ui(
     mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's pages.")] = 5000,
     prefect_port: Annotated[int, typer.Option(help="Port of Prefect's pages.")] = 4200,
@@ -284,19 +329,6 @@ def _named(name: str) -> Any:
     return _tracking.find_version(model, int(number) if number else None)
 
 
-def _setting(given: str) -> tuple[str, Any]:
-    """``NAME=VALUE``, the value read as YAML."""
-    import yaml
-
-    name, separator, value = given.partition("=")
-    if not separator or not name.strip():
-        raise ConfigError(f"--set {given!r} is no setting: expected NAME=VALUE, e.g. mask.density=0.1.")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {given!r}: the value is not YAML ({error}).") from None
-
-
 def _reasons(folder: Path) -> list[str]:
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
     reasons: list[str] = metrics["gate"]["reasons"]
@@ -319,11 +351,6 @@ def _print_figures(rows: list[dict[str, Any]]) -> None:
     table.add_row("adapter", *(f"{row['adapter_bytes'] / 1000:.0f} kB" for row in rows))
     table.add_row("gate", *(row["gate"] for row in rows))
     console.print(table)
-
-
-def _write(json_file: Path | None, content: dict[str, Any]) -> None:
-    if json_file is not None:
-        write_json(json_file, json.loads(json.dumps(content)))
 
 
 if __name__ == "__main__":

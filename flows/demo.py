@@ -47,9 +47,9 @@ def figures_row(request: Request, folder: Path, version: _tracking.AdapterVersio
     metrics = read_json(folder / "evaluation" / "metrics.json")
     judged = metrics["judges"]["report"]
     return {
-        "concept": request.concept,
-        "surrogate": request.surrogate,
-        "kind": "person" if request.person else request.kind,
+        "concept": ", ".join(pair.concept for pair in request.pairs),
+        "surrogate": ", ".join(pair.surrogate for pair in request.pairs),
+        "kind": _tracking.kind_of(request),
         **{name: judged["after"][name]["value"] for name in ("ua", "ira", "cra")},
         "base_ira": judged["before"]["ira"]["value"],
         "base_cra": judged["before"]["cra"]["value"],

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 from prefect import flow
 
 from fade.config import Request, load_request, save_request
-from fade.errors import ConfigError
-from fade.models.sd import base_sha256
+from fade.errors import ConfigError, nearest
+from fade.models.source import base_sha256
 from fade.steps.request import check_disk
-from tasks import erasure
+from tasks import _tracking, erasure
 from tasks._tracking import AdapterVersion
 from tasks._versioning import write_pipeline
 
@@ -27,6 +28,26 @@ def prepare_folder(request: Request) -> Path:
     save_request(request, folder)
     write_pipeline(folder, {"catalog": request.catalog, "base": request.base, "judges": request.judges})
     return folder
+
+
+def find_folder(name: str) -> Path:
+    """The folder of a finished erasure by its id.
+
+    Raises:
+        ConfigError: there is none, or it has not been judged yet.
+    """
+    folder = ERASURES / name.removeprefix(_tracking.MODEL_PREFIX)
+    if not (folder / "request.yaml").is_file():
+        known = [path.parent.name for path in ERASURES.glob("*/request.yaml")]
+        raise ConfigError(f"No erasure {name!r} on this machine. {nearest(name, known)}")
+    if not (folder / "evaluation" / "metrics.json").is_file():
+        raise ConfigError(f"The erasure {name} has not ended: {folder}/evaluation is missing. Run it again.")
+    return folder
+
+
+def steps_for(concepts: int, steps: int) -> int:
+    """Distillation steps for several concepts in one adapter: as the root of their number   (ours)."""
+    return math.ceil(steps * math.sqrt(concepts))
 
 
 @flow(name="erase", flow_run_name="erase-{erasure_id}")

@@ -12,14 +12,14 @@ from PIL import Image
 from fade.adapters.store import activate, apply_adapter
 from fade.errors import ConfigError, ResourceError
 from fade.files import writing
+from fade.models.family import Base, load_base
 from fade.models.generate import generate_batch
-from fade.models.sd import StableDiffusion, load_base
 from tasks import _tracking
 
 STEPS, GUIDANCE = 25, 4.0
 
 
-def load_with(base: Path, adapters: Sequence[_tracking.AdapterVersion]) -> StableDiffusion:
+def load_with(base: Path, adapters: Sequence[_tracking.AdapterVersion]) -> Base:
     """The base with these registered adapters stacked and switched on.
 
     Raises:
@@ -41,7 +41,7 @@ def live_adapters() -> list[_tracking.AdapterVersion]:
     return [version for version in _tracking.versions() if version.live]
 
 
-def draw(sd: StableDiffusion, prompts: Sequence[str], *, seed: int, steps: int = STEPS) -> NDArray[np.uint8]:
+def draw(sd: Base, prompts: Sequence[str], *, seed: int, steps: int = STEPS) -> NDArray[np.uint8]:
     """Pictures in float32, one a prompt, all from one seed.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from fade.evaluation.report import loss_figure
 from fade.files import read_json
 from fade.lineage import git_state, library_versions
 
-EXPERIMENT = "erasures"
+EXPERIMENT, STUDIES = "erasures", "studies"
 MODEL_PREFIX = "erasure-"
 APPROVED, CANDIDATE = "approved", "candidate"
 for _name in ("mlflow", "alembic", "mlflow.models.model"):
@@ -130,19 +130,12 @@ def _log_run(
     timings: Mapping[str, Any],
     lineage: Mapping[str, str],
 ) -> str:
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
-        embedded = mlflow.get_tracking_uri().startswith("sqlite")
-        place = Path(".fade/mlartifacts").resolve().as_uri() if embedded else None
-        experiment = client.create_experiment(EXPERIMENT, artifact_location=place)
-    else:
-        experiment = found.experiment_id
-    run = client.create_run(experiment, run_name=request.id)
+    run = client.create_run(_experiment(client, EXPERIMENT), run_name=request.id)
     run_id: str = run.info.run_id
     git = git_state()
     tags = {
         "erasure": request.id,
-        "kind": "person" if request.person else request.kind,
+        "kind": kind_of(request),
         "base.sha256": request.base_sha256,
         "git.commit": git["commit"],
         "git.dirty": git["dirty"],
@@ -151,8 +144,9 @@ def _log_run(
     }
     settings = request.model_dump(mode="json")
     params = {f"{step}.{key}": value for step in _STEPS for key, value in settings[step].items()}
-    if not request.person:
-        params |= {"concept": request.concept, "surrogate": request.surrogate}
+    if not any(pair.person for pair in request.pairs):
+        params |= {"concept": _all(pair.concept for pair in request.pairs)}
+        params |= {"surrogate": _all(pair.surrogate for pair in request.pairs)}
     client.log_batch(
         run_id,
         metrics=[Metric(key, float(value), 0, 0) for key, value in flat_figures(metrics, timings).items()],
@@ -173,6 +167,46 @@ def _log_run(
     _log_splits(run_id, folder, lineage)
     client.set_terminated(run_id, "FINISHED")
     return run_id
+
+
+def _all(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def kind_of(request: Request) -> str:
+    """What is erased, as a tag may say it: ``person``, ``object``, ``style``, or several of them."""
+    kinds = dict.fromkeys("person" if pair.person else pair.kind for pair in request.pairs)
+    return _all(kinds)
+
+
+def log_study(name: str, folder: Path, table: pd.DataFrame) -> None:
+    """A run of the experiment ``studies``: the table's means as metrics, a step a row, its picture and table.
+
+    The rows of single erasures stay in the project: they name what was erased.
+    """
+    with _client() as client:
+        run = client.create_run(_experiment(client, STUDIES), run_name=name)
+        numbers = table.select_dtypes("number")
+        points = [
+            Metric(key, float(row[key]), 0, step)
+            for step, row in enumerate(numbers.to_dict("records"))
+            for key in numbers
+            if pd.notna(row[key])
+        ]
+        for start in range(0, len(points), 1000):
+            client.log_batch(run.info.run_id, metrics=points[start : start + 1000])
+        for artifact in ("tradeoff.png", "table.md"):
+            client.log_artifact(run.info.run_id, str(folder / artifact))
+        client.set_terminated(run.info.run_id, "FINISHED")
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    embedded = mlflow.get_tracking_uri().startswith("sqlite")
+    place = Path(".fade/mlartifacts").resolve().as_uri() if embedded else None
+    return str(client.create_experiment(name, artifact_location=place))
 
 
 def _new_version(
@@ -213,7 +247,7 @@ def flat_figures(metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict
     judged = metrics["judges"]["report"]
     figures = {"drift": metrics["drift"], "adapter_bytes": metrics["adapter_bytes"], "samples": metrics["samples"]}
     for when, prefix in (("after", ""), ("before", "base_")):
-        for name in ("ua", "ira", "cra", "scrambled", "surrogate"):
+        for name in ("ua", "ira", "cra", "scrambled", *(["surrogate"] if "surrogate" in judged[when] else [])):
             figures[prefix + name] = judged[when][name]["value"]
             figures[f"{prefix}{name}_low"] = judged[when][name]["low"]
             figures[f"{prefix}{name}_high"] = judged[when][name]["high"]
@@ -240,7 +274,7 @@ def _log_version(
         "adapter_sha256": card["adapter_sha256"],
         "type": card["type"],
         "base_sha256": request.base_sha256,
-        "kind": "person" if request.person else request.kind,
+        "kind": kind_of(request),
         "gate": gate,
         **{name: f"{judged[name]['value']:.4f}" for name in ("ua", "ira", "cra")},
         "drift": f"{metrics['drift']:.4f}",

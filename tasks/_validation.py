@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fade.config import Request, load_request
 from fade.data.catalog import COLUMNS
-from fade.data.splits import SPLIT_NAMES
+from fade.data.splits import NOTHING, SPLIT_NAMES
 from fade.errors import DataError, listing
 from fade.files import write_json
 
@@ -91,14 +91,19 @@ def _problem(path: Path, sha256: str) -> str:
 
 def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """A readable name to each expectation of one split."""
-    names = "|".join(re.escape(word) for word in (request.concept, *request.aliases))
+    names = "|".join(re.escape(word) for pair in request.pairs for word in pair.names)
+    surrogates = "|".join(re.escape(pair.surrogate) for pair in request.pairs if pair.surrogate != NOTHING)
+    nothing = any(pair.surrogate == NOTHING for pair in request.pairs)
+    # A target names a surrogate; where a concept gives way to nothing it is the empty prompt.
+    target = "|".join([*([rf"(?i:\b({surrogates})\b)"] if surrogates else []), *(["^$"] if nothing else [])])
     paired = ["surrogate_caption"] if name in ("forget", "surrogate", "held_out") else []
     checks: dict[str, Any] = {
         f"{name}: has column {column}": gxe.ExpectColumnToExist(column=column) for column in [*COLUMNS, *paired]
     }
     checks |= {
-        f"{name}: is not empty": gxe.ExpectTableRowCountToBeBetween(min_value=1),
-        f"{name}: picture ids are unique": gxe.ExpectColumnValuesToBeUnique(column="image_id"),
+        f"{name}: no picture has a caption twice": gxe.ExpectCompoundColumnsToBeUnique(
+            column_list=["image_id", "caption"]
+        ),
         f"{name}: files are there, decode and have the recorded hash": gxe.ExpectColumnValuesToBeInSet(
             column="problem", value_set=[""]
         ),
@@ -107,13 +112,15 @@ def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) 
             column="split", value_set=["holdout" if name in ("holdout", "held_out") else "train"]
         ),
     }
+    if name != "held_out" or request.distill.stop_at is not None:
+        checks[f"{name}: is not empty"] = gxe.ExpectTableRowCountToBeBetween(min_value=1)
     if paired:
         checks |= {
             f"{name}: captions mention the concept": gxe.ExpectColumnValuesToMatchRegex(
                 column="caption", regex=rf"(?i)\b({names})\b"
             ),
             f"{name}: target captions mention the surrogate": gxe.ExpectColumnValuesToMatchRegex(
-                column="surrogate_caption", regex=rf"(?i)\b{re.escape(request.surrogate)}\b"
+                column="surrogate_caption", regex=target
             ),
         }
     if name == "forget":
@@ -122,9 +129,10 @@ def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) 
                 column="sha256", value_set=tables[other]["sha256"].tolist()
             )
     if name == "retain":
-        checks["retain: shows no erased concept"] = gxe.ExpectColumnValuesToNotBeInSet(
-            column=request.kind, value_set=[request.concept]
-        )
+        for kind in sorted({pair.kind for pair in request.pairs}):
+            checks[f"retain: shows no erased {kind}"] = gxe.ExpectColumnValuesToNotBeInSet(
+                column=kind, value_set=[pair.concept for pair in request.pairs if pair.kind == kind]
+            )
     return checks
 
 

@@ -24,6 +24,7 @@ from filelock import FileLock
 from fade.errors import LineageError
 from fade.files import sha256_file, writing
 from fade.lineage import ROOT, module_closure
+from fade.models.source import is_hub_name
 from fade.steps.request import BASE, CATALOG, JUDGES
 
 logging.getLogger("dvc").setLevel(logging.WARNING)
@@ -40,8 +41,8 @@ class Stage:
     params: tuple[str, ...]
 
 
-_WHAT = ("concept", "kind", "surrogate", "aliases", "catalog")
-_BASE = ("base", "base_sha256", "threads")
+_WHAT = ("concept", "kind", "surrogate", "aliases", "also", "catalog")
+_BASE = ("base", "base_sha256", "threads", "weights")
 STAGES = (
     Stage(
         "split",
@@ -50,13 +51,19 @@ STAGES = (
         ("splits",),
         (*_WHAT, "split"),
     ),
-    Stage("validate", "tasks._validation", ("splits", "{catalog}/pictures"), ("validation.json",), (*_WHAT,)),
+    Stage(
+        "validate",
+        "tasks._validation",
+        ("splits", "{catalog}/pictures"),
+        ("validation.json",),
+        (*_WHAT, "distill.stop_at"),
+    ),
     Stage(
         "saliency",
         "fade.steps.saliency",
         ("splits", "validation.json", "{catalog}/pictures", "{base}"),
         ("saliency.safetensors",),
-        (*_BASE, "saliency", "mask.granularity"),
+        (*_BASE, "saliency", "mask.granularity", "distill.timestep_power"),
     ),
     Stage("mask", "fade.steps.mask", ("saliency.safetensors",), ("mask",), ("mask",)),
     Stage(
@@ -87,9 +94,12 @@ def stage_definition(stage: Stage, folder: Path, places: dict[str, str], root: P
     def located(path: str) -> str:
         return path.format(**places) if path.startswith("{") else f"{where}/{path}"
 
+    # A name on the hub is no file to depend on: the parameter base_sha256 stands for its bytes.
+    inputs = [path for path in stage.inputs if path != "{base}" or not is_hub_name(places["base"])]
+
     return {
         "cmd": f"python -m {stage.module} {where}",
-        "deps": sorted([*(located(path) for path in stage.inputs), *_code(stage.module, root)]),
+        "deps": sorted([*(located(path) for path in inputs), *_code(stage.module, root)]),
         "params": [{f"{where}/request.yaml": sorted(stage.params)}],
         "outs": [located(path) for path in stage.outputs],
     }

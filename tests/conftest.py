@@ -10,7 +10,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from fade.models.sd import StableDiffusion, load_base
+from fade.models.family import load_base
+from fade.models.sd import StableDiffusion
 from tests.tiny import make_workspace, save_tiny_base
 
 

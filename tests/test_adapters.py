@@ -27,7 +27,8 @@ from fade.method.masks import Mask, make_mask
 from fade.method.saliency import random_saliency
 from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
 from fade.models.deltas import delta_weights
-from fade.models.sd import StableDiffusion, load_base, weights_sha256
+from fade.models.family import load_base
+from fade.models.sd import StableDiffusion, weights_sha256
 
 MODULES = ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "up_blocks.1.resnets.0.conv1")
 

@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from dvc.repo import Repo
 from typer.testing import CliRunner
 
 from fade.config import Request, load_settings
+from fade.data.catalog import load_concepts
 from fade.errors import BaseModelError, ConfigError, DataError, RegistryError
 from fade.files import read_json, sha256_file
 from fade.steps.attack import attack
@@ -59,7 +61,7 @@ def test_an_erasure_ends_as_a_registered_candidate(finished: tuple[Path, _tracki
         (
             {
                 "distill.depth": "deep",
-                "distill.deep": {"inner": 2, "batch": 4, "at_once": 2},
+                "distill.deep": {"states": 2, "batch": 4, "lifetime": 2},
                 "distill.timesteps": "disagreement",
                 "distill.pictures": "generated",
                 "distill.stop_at": 0.99,
@@ -84,6 +86,101 @@ def test_every_way_of_the_method_ends_as_a_live_adapter_that_is_taken_back(
     assert not np.array_equal(draw(load_with(Path(request.base), live), prompts, seed=1), before)
     _tracking.rollback(version.model)
     assert not [one for one in live_adapters() if one.model == version.model]
+
+
+def test_several_concepts_share_an_adapter_and_are_judged_one_by_one(workspace: Path, tmp_path: Path) -> None:
+    file = tmp_path / "erased.json"
+    asked = ["erase", "--concept", "astronaut", "--surrogate", "cameraman", "--also", "neon:photo", "--also", "cat"]
+    result = CliRunner().invoke(app, [*asked, "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    row = json.loads(file.read_text())
+    assert row["concept"] == "astronaut, neon, cat"
+    folder = Path(row["folder"])
+    metrics = read_json(folder / "evaluation/metrics.json")["judges"]["report"]["after"]
+    assert list(metrics["erased"]) == sorted(["astronaut", "neon", "cat"])
+    assert metrics["ua"]["count"] == 10 + 12 + 10
+    # 12 x 10 prompts less those of two objects and one style.
+    assert metrics["ira"]["count"] == 2 * 10 * 9
+    version = _tracking.find_version(row["model_version"].split("/")[0])
+    assert version.kind == "person, style, object"
+    assert version.aliases == ("candidate",)
+    with pytest.raises(ConfigError, match="one concept"):
+        next(attack(folder))
+
+
+def test_erasures_are_judged_together_and_consolidated(
+    finished: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
+) -> None:
+    folder, _ = finished
+    other = prepare_folder(_request("neon", "photo"))
+    erase(other.name)
+    together, one = tmp_path / "together.json", tmp_path / "one.json"
+    result = CliRunner().invoke(app, ["combine", folder.name, other.name, "--json", str(together)])
+    assert result.exit_code == 0, result.output
+    found = json.loads(together.read_text())
+    assert set(found["judges"]["report"]["after"]["erased"]) == {"astronaut", "neon"}
+    assert set(found["adapters"]) == {folder.name, other.name}
+    alone = read_json(folder / "evaluation/metrics.json")
+    assert found["drift"] != alone["drift"]
+    result = CliRunner().invoke(app, ["consolidate", folder.name, other.name, "--json", str(one)])
+    assert result.exit_code == 0, result.output
+    row = json.loads(one.read_text())
+    assert row["concept"] == "astronaut, neon"
+    # Steps grow as the root of the number of concepts: 4 sqrt(2), rounded up.
+    assert read_json(Path(row["folder"]) / "adapter/card.json")["steps"] == 6
+    twice = CliRunner().invoke(app, ["combine", folder.name, folder.name])
+    assert twice.exit_code == 1
+    assert "Give each concept once" in twice.output
+    unknown = CliRunner().invoke(app, ["combine", folder.name, "e00000000000"])
+    assert unknown.exit_code == 1
+    assert "No erasure" in unknown.output
+
+
+def test_a_surrogate_is_chosen_that_is_nobodys_face(workspace: Path) -> None:
+    chosen = _request("cat", "auto").surrogate
+    concepts = load_concepts(Path("data/catalog/canvas"))
+    assert concepts[chosen].kind == "object"
+    assert not concepts[chosen].person
+    settings = load_settings(Path("params.yaml"))
+    other = prepare_request("cat", "auto", settings=settings, protected=[chosen])
+    assert other.surrogate not in ("cat", chosen)
+    several = prepare_request("cat", "auto", settings=settings, also=[(chosen, "auto")])
+    assert not {pair.surrogate for pair in several.pairs} & {"cat", chosen}
+    everything = [name for name, concept in concepts.items() if concept.kind == "object" and not concept.person]
+    with pytest.raises(ConfigError, match="No surrogate for 'cat'"):
+        prepare_request("cat", "auto", settings=settings, protected=everything)
+
+
+def test_a_concept_can_give_way_to_nothing(workspace: Path, tmp_path: Path) -> None:
+    file = tmp_path / "erased.json"
+    result = CliRunner().invoke(app, ["erase", "--concept", "cat", "--surrogate", "nothing", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    row = json.loads(file.read_text())
+    assert row["surrogate"] == "nothing"
+    folder = Path(row["folder"])
+    splits = {name: pd.read_parquet(folder / "splits" / f"{name}.parquet") for name in ("forget", "surrogate")}
+    for table in splits.values():
+        assert len(table) > 0
+        assert set(table["surrogate_caption"]) == {""}
+        assert table["caption"].str.contains("cat|kitten").all()
+    assert not (splits["surrogate"]["object"] == "cat").any()
+    # There is nothing a judge could see instead, so there is no such rate: not even zero.
+    assert "surrogate" not in read_json(folder / "evaluation/metrics.json")["judges"]["report"]["after"]
+
+
+@pytest.mark.parametrize(
+    ("also", "said"),
+    [
+        ([("astronaut", "cat")], "more than once"),
+        ([("cameraman", "horse")], "as both"),
+        ([("neon", "cat")], "one kind"),
+    ],
+)
+def test_pairs_that_cannot_be_erased_together_are_refused(
+    workspace: Path, also: list[tuple[str, str]], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        prepare_request("astronaut", "cameraman", settings=load_settings(Path("params.yaml")), also=also)
 
 
 def test_an_attack_counts_every_picture_and_on_the_base_only_those_not_begun_at_its_prompt(

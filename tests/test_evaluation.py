@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,12 +16,11 @@ from fade.data.styles import STYLES
 from fade.errors import DataError
 from fade.evaluation.accuracy import (
     canvas_protocol,
-    cross_domain_retain_accuracy,
+    domain_accuracy,
     drift,
-    in_domain_retain_accuracy,
-    neighbour_accuracy,
     rate,
     scrambled_rate,
+    summary,
     surrogate_rate,
     unlearn_accuracy,
 )
@@ -28,7 +29,7 @@ from fade.lineage import ROOT
 from fade.models.latents import to_tensor
 from fade.steps.evaluate import judge_gate
 
-CAT = Concept("cat", "object")
+CAT, NEON = Concept("cat", "object"), Concept("neon", "style")
 
 
 @pytest.fixture
@@ -44,21 +45,31 @@ def confusion() -> pd.DataFrame:
 
 def test_rates_equal_the_hand_counted_ones(confusion: pd.DataFrame) -> None:
     assert unlearn_accuracy(confusion, CAT).value == 3 / 4
-    assert in_domain_retain_accuracy(confusion, CAT).value == 5 / 6
-    assert cross_domain_retain_accuracy(confusion, CAT).value == 4 / 6
+    assert domain_accuracy(confusion, [CAT], "object").value == 5 / 6
+    assert domain_accuracy(confusion, [CAT], "style").value == 4 / 6
     assert surrogate_rate(confusion, CAT, "dog").value == 2 / 4
     assert scrambled_rate(confusion).value == 2 / 10
-    assert {k: v.value for k, v in neighbour_accuracy(confusion, CAT, ["dog", "cow"]).items()} == {
-        "dog": 1,
-        "cow": 2 / 3,
-    }
+    found = summary(confusion, [(CAT, "dog")], ["dog", "cow"])
+    assert {name: near["value"] for name, near in found["neighbours"].items()} == {"dog": 1, "cow": 2 / 3}
+    assert [found[name]["value"] for name in ("ua", "ira", "cra", "surrogate")] == [3 / 4, 5 / 6, 4 / 6, 2 / 4]
 
 
 def test_for_an_erased_style_the_domains_change_places(confusion: pd.DataFrame) -> None:
-    neon = Concept("neon", "style")
-    assert unlearn_accuracy(confusion, neon).value == 1 / 7
-    assert in_domain_retain_accuracy(confusion, neon).value == 2 / 3
-    assert cross_domain_retain_accuracy(confusion, neon).value == 2 / 3
+    found = summary(confusion, [(NEON, "oil")], [])
+    assert [found[name]["value"] for name in ("ua", "ira", "cra")] == [1 / 7, 2 / 3, 2 / 3]
+    assert found["ira"] == asdict(domain_accuracy(confusion, [NEON], "style"))
+
+
+def test_several_concepts_are_pooled_and_the_rest_names_none_of_them(confusion: pd.DataFrame) -> None:
+    found = summary(confusion, [(CAT, "dog"), (NEON, "oil")], ["cow"])
+    # Of cats 3 of 4, of neon prompts 1 of 7; the rest are the three cows.
+    assert found["erased"]["cat"]["ua"]["value"] == 3 / 4
+    assert found["erased"]["neon"]["ua"]["value"] == 1 / 7
+    assert found["ua"]["count"] == 11
+    assert found["ua"]["value"] == pytest.approx(4 / 11)
+    assert found["ira"] == found["cra"]  # both domains have an erased concept
+    assert found["ira"]["value"] == 4 / 6
+    assert found["neighbours"]["cow"]["value"] == 2 / 3
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (3, 10), (50, 50), (599, 600)])
@@ -94,19 +105,23 @@ def test_the_protocol_has_every_pair_with_every_seed() -> None:
     assert protocol["prompt"][0] == "a cat image in neon style."
 
 
-def _figures(ua: float, ira: float, cra: float) -> dict[str, dict[str, dict[str, float]]]:
+def _figures(ira: float, cra: float, *ua: float) -> dict[str, dict[str, Any]]:
+    erased = {f"concept {i}": {"ua": {"value": value}} for i, value in enumerate(ua)}
     return {
-        "before": {"ira": {"value": 1.0}, "cra": {"value": 0.99}, "ua": {"value": 0.0}},
-        "after": {"ua": {"value": ua}, "ira": {"value": ira}, "cra": {"value": cra}},
+        "before": {"ira": {"value": 1.0}, "cra": {"value": 0.99}},
+        "after": {"erased": erased, "ira": {"value": ira}, "cra": {"value": cra}},
     }
 
 
 def test_the_gate_names_every_reason() -> None:
     gate = Gate(ua=0.99, ira_loss=0.01, cra_loss=0.01)
-    assert judge_gate(_figures(0.99, 0.99, 0.98), gate) == {"passed": True, "reasons": []}
-    failed = judge_gate(_figures(0.9, 0.98, 0.97), gate)
+    assert judge_gate(_figures(0.99, 0.98, 0.99), gate) == {"passed": True, "reasons": []}
+    failed = judge_gate(_figures(0.98, 0.97, 0.9), gate)
     assert not failed["passed"]
     assert [reason.split()[0] for reason in failed["reasons"]] == ["ua", "ira", "cra"]
+    # Of several concepts none may hide behind the others' figures, and none is called by its name.
+    (reason,) = judge_gate(_figures(0.99, 0.98, 1.0, 0.9, 1.0), gate)["reasons"]
+    assert reason.startswith("ua of concept 2 is 0.9000")
 
 
 @pytest.mark.parametrize("name", ["development", "report"])

@@ -30,7 +30,9 @@ from fade.files import sha256_file
 from fade.method.masks import Mask
 from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
 from fade.models.deltas import delta_weights, plain_modules
-from fade.models.sd import StableDiffusion, base_sha256, load_base, weights_sha256
+from fade.models.family import load_base
+from fade.models.sd import StableDiffusion, weights_sha256
+from fade.models.source import base_sha256
 from tests.tiny import save_tiny_base
 
 QUERY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"

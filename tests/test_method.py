@@ -9,10 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from fade.errors import ConfigError, DataError, MaskMismatchError, NoMatchingModulesError
+from fade.method.adversary import Adversary
 from fade.method.distillation import DistillStep, Sets, distill
-from fade.method.examples import Examples
+from fade.method.examples import Examples, joined
 from fade.method.masks import Mask, make_mask
-from fade.method.saliency import accumulate_saliency, contrast, noisy_groups, random_saliency, salient_parameters
+from fade.method.saliency import (
+    NoisyGroup,
+    accumulate_saliency,
+    contrast,
+    expected_gain,
+    noisy_groups,
+    random_saliency,
+    salient_parameters,
+)
 from fade.method.sparse_lora import (
     adapter_tensors,
     adapters_disabled,
@@ -24,7 +33,9 @@ from fade.method.targeting import draw_timesteps, in_proportion, power_law, teac
 from fade.models.conditioning import Conditioning
 from fade.models.deltas import delta_weights
 from fade.models.diffusion import add_noise
+from fade.models.inversion import Search
 from fade.models.sd import StableDiffusion, weights_sha256
+from fade.seeding import torch_generator
 
 MODULES = ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "up_blocks.1.resnets.0.conv1")
 MASK = Mask("module", MODULES, 3, 3)
@@ -58,7 +69,7 @@ def test_saliency_equals_its_closed_form_on_a_linear_layer_in_float64() -> None:
     unet = LinearDenoiser().double()
     examples = _examples(6, channels=2, size=3)
     alphas = torch.linspace(0.99, 0.01, 10, dtype=torch.float64)
-    groups = noisy_groups(examples, groups=3, group_size=4, timestep_count=10, seed=1)
+    groups = noisy_groups(examples, groups=3, group_size=4, timesteps=power_law(10, 1.0), seed=1)
     found = accumulate_saliency(_cast(unet), groups, alphas_cumprod=alphas)["layer"]
     expected = torch.zeros(2, 2, dtype=torch.float64)
     for group in groups:
@@ -89,7 +100,7 @@ def _cast(unet: nn.Module) -> nn.Module:
 
 def test_saliency_leaves_weights_flags_and_gradients_as_found(sd: StableDiffusion) -> None:
     before = weights_sha256(sd.unet)
-    groups = noisy_groups(_examples(4), groups=2, group_size=2, timestep_count=1000, seed=0)
+    groups = noisy_groups(_examples(4), groups=2, group_size=2, timesteps=power_law(1000, 1.0), seed=0)
     found = accumulate_saliency(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod)
     assert weights_sha256(sd.unet) == before
     assert not any(p.requires_grad or p.grad is not None for p in sd.unet.parameters())
@@ -99,7 +110,7 @@ def test_saliency_leaves_weights_flags_and_gradients_as_found(sd: StableDiffusio
 
 
 def test_saliency_does_not_depend_on_the_order_of_groups(sd: StableDiffusion) -> None:
-    groups = noisy_groups(_examples(4), groups=3, group_size=2, timestep_count=1000, seed=0)
+    groups = noisy_groups(_examples(4), groups=3, group_size=2, timesteps=power_law(1000, 1.0), seed=0)
     one = accumulate_saliency(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod)
     other = accumulate_saliency(sd.unet, groups[::-1], alphas_cumprod=sd.alphas_cumprod)
     for name in one:
@@ -110,7 +121,7 @@ def test_distillation_saliency_is_zero_when_the_surrogate_is_the_concept(sd: Sta
     examples = _examples(4)
     same = Examples(examples.latents, examples.prompts, examples.prompts)
     for given, zero in ((examples, False), (same, True)):
-        groups = noisy_groups(given, groups=1, group_size=4, timestep_count=1000, seed=0)
+        groups = noisy_groups(given, groups=1, group_size=4, timesteps=power_law(1000, 1.0), seed=0)
         found = accumulate_saliency(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod, against="teacher")
         assert (max(float(values.max()) for values in found.values()) == 0) is zero
 
@@ -124,7 +135,7 @@ def test_contrast_ranks_what_only_the_forget_set_needs_first() -> None:
 
 def test_saliency_of_no_examples_is_an_error() -> None:
     with pytest.raises(DataError, match="at least one example"):
-        noisy_groups(_examples(1)[:0], groups=1, group_size=1, timestep_count=10, seed=0)
+        noisy_groups(_examples(1)[:0], groups=1, group_size=1, timesteps=power_law(10, 1.0), seed=0)
 
 
 def _predict(sd: StableDiffusion, examples: Examples) -> Tensor:
@@ -244,7 +255,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_bits(sd: StableDiffusion) 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(tiny_base: object, precision: str) -> None:
-    from fade.models.sd import load_base
+    from fade.models.family import load_base
 
     results = []
     for seed in (7, 7, 8):
@@ -349,7 +360,7 @@ def test_a_weight_mask_of_ones_is_a_plain_lora_and_of_another_shape_is_refused(s
 
 
 def test_saliency_of_a_coarser_granularity_is_the_mean_of_the_finer(sd: StableDiffusion) -> None:
-    groups = noisy_groups(_examples(4), groups=2, group_size=4, timestep_count=1000, seed=0)
+    groups = noisy_groups(_examples(4), groups=2, group_size=4, timesteps=power_law(1000, 1.0), seed=0)
 
     def found(granularity: str, at_once: int | None = None) -> dict[str, Tensor]:
         return accumulate_saliency(
@@ -385,3 +396,81 @@ def test_an_empty_set_is_refused_before_training(sd: StableDiffusion) -> None:
     parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
     with pytest.raises(DataError, match="surrogate set is empty"):
         _run(sd, parameters, surrogate=_examples(1)[:0])
+
+
+def test_the_adversary_finds_states_that_denoise_better_keeps_the_old_ones_and_begins_anew(sd: StableDiffusion) -> None:
+    examples = _examples(6)
+    adversary = Adversary(
+        examples.latents,
+        starts=examples.prompts,
+        empty=sd.encode_prompts([""]),
+        alphas_cumprod=sd.alphas_cumprod,
+        states=4,
+        lifetime=6,
+        batch=8,
+        learning_rate=0.05,
+        size=5,
+        share=1.0,
+        empty_share=0.0,
+        retain_share=0.0,
+        precision="fp32",
+        prediction_type="epsilon",
+        device=sd.device,
+        seed=1,
+    )
+    weights = weights_sha256(sd.unet)
+    begun = adversary.known.embeds.clone()
+    sizes = []
+    for _ in range(15):
+        adversary.advance(sd.unet)
+        sizes.append(len(adversary.known))
+    assert weights_sha256(sd.unet) == weights
+    assert not torch.equal(adversary.known.embeds[:4], begun)
+    # Four under search; each of different age goes to the bank in its turn, which holds five.
+    assert sizes[0] == 4
+    assert sizes[-1] == 9
+    generator = torch_generator(1, "test")
+    forget, retain = adversary.disturbed(examples, examples, generator)
+    assert not torch.equal(forget.prompts.embeds, examples.prompts.embeds)
+    assert torch.equal(forget.targets.embeds, examples.targets.embeds)
+    assert torch.equal(retain.prompts.embeds, examples.prompts.embeds)
+
+
+def test_a_search_lowers_the_loss_and_a_restart_forgets(sd: StableDiffusion) -> None:
+    examples = _examples(4)
+    search = Search(
+        examples.latents,
+        examples.prompts[:2],
+        alphas_cumprod=sd.alphas_cumprod,
+        learning_rate=0.1,
+        precision="fp32",
+        prediction_type="epsilon",
+        device=sd.device,
+    )
+    losses = [search.step(sd.unet, batch=32, generator=torch_generator(7, "same draws")) for _ in range(12)]
+    assert losses[-1] < losses[0]
+    assert not torch.equal(search.states.embeds[0], examples.prompts.embeds[0])
+    search.restart(0, examples.prompts[:1])
+    assert torch.equal(search.states.embeds[0], examples.prompts.embeds[0])
+    assert not torch.equal(search.states.embeds[1], examples.prompts.embeds[1])
+
+
+def test_gain_is_the_squared_gradient_of_the_whole_and_grows_with_a_part(sd: StableDiffusion) -> None:
+    examples = _examples(8)
+    groups = noisy_groups(examples, groups=2, group_size=4, timesteps=power_law(1000, 0.5), seed=0)
+    fine = expected_gain(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod, granularity="weight")
+    module = expected_gain(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod, granularity="module")
+    rows = expected_gain(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod, granularity="neuron")
+    name = max(fine, key=lambda key: float(fine[key].sum()))
+    assert float(fine[name].sum()) > 0
+    torch.testing.assert_close(module[name], fine[name].sum(), rtol=1e-4, atol=0.0)
+    per_row = fine[name].flatten(1).sum(1)
+    torch.testing.assert_close(rows[f"{name}:rows"], per_row, rtol=1e-4, atol=1e-12)
+    # One group of all examples has the same gradient: the size of a group is no part of this score.
+    whole = NoisyGroup(
+        joined(*(group.examples for group in groups)),
+        torch.cat([group.timesteps for group in groups]),
+        torch.cat([group.noise for group in groups]),
+    )
+    again = expected_gain(sd.unet, [whole], alphas_cumprod=sd.alphas_cumprod, granularity="module")
+    torch.testing.assert_close(again[name], module[name], rtol=1e-3, atol=0.0)

@@ -19,9 +19,11 @@ from fade.lineage import ROOT
 from fade.models import base
 from fade.models.conditioning import Conditioning, denoise
 from fade.models.diffusion import add_noise, denoising_target, make_noise_scheduler, min_snr_weights
+from fade.models.family import load_base
 from fade.models.generate import first_latents, generate, generate_batch
 from fade.models.inversion import invert
-from fade.models.sd import StableDiffusion, base_sha256, load_base, weights_sha256
+from fade.models.sd import StableDiffusion, weights_sha256
+from fade.models.source import base_sha256
 
 SHIPPED = ROOT / "data/base/canvas"
 

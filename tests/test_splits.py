@@ -24,9 +24,8 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _splits(catalog: Path, concept: str, surrogate: str, seed: int = 1) -> dict[str, pd.DataFrame]:
     concepts = load_concepts(catalog)
-    return make_splits(
-        load_catalog(catalog), find_concept(concepts, concept), find_concept(concepts, surrogate), seed=seed, **COUNTS
-    )
+    pair = find_concept(concepts, concept), find_concept(concepts, surrogate)
+    return make_splits(load_catalog(catalog), [pair], seed=seed, **COUNTS)
 
 
 @pytest.mark.parametrize(("concept", "surrogate"), [("astronaut", "cameraman"), ("pop art", "photo")])
@@ -55,10 +54,10 @@ def test_captions_of_a_pair_differ_in_the_concept_alone(catalog: Path) -> None:
 def test_splits_are_a_function_of_seed_and_not_of_the_order_of_rows(catalog: Path) -> None:
     concepts = load_concepts(catalog)
     table = load_catalog(catalog)
-    pair = concepts["cat"], concepts["horse"]
-    one = make_splits(table, *pair, seed=1, **COUNTS)
-    shuffled = make_splits(table.sample(frac=1.0, random_state=9), *pair, seed=1, **COUNTS)
-    other = make_splits(table, *pair, seed=2, **COUNTS)
+    pair = [(concepts["cat"], concepts["horse"])]
+    one = make_splits(table, pair, seed=1, **COUNTS)
+    shuffled = make_splits(table.sample(frac=1.0, random_state=9), pair, seed=1, **COUNTS)
+    other = make_splits(table, pair, seed=2, **COUNTS)
     assert not one["forget"].equals(other["forget"])
     for name in one:
         pd.testing.assert_frame_equal(one[name], shuffled[name])
@@ -68,10 +67,31 @@ def test_an_empty_forget_set_is_refused(catalog: Path) -> None:
     table = load_catalog(catalog)
     without = table[table["object"] != "cat"]
     with pytest.raises(DataError, match="forget set is empty"):
-        make_splits(without, Concept("cat", "object"), Concept("horse", "object"), seed=1, **COUNTS)
+        make_splits(without, [(Concept("cat", "object"), Concept("horse", "object"))], seed=1, **COUNTS)
     only = table[table["object"] == "cat"]
     with pytest.raises(DataError, match="surrogate has no pictures"):
-        make_splits(only, Concept("cat", "object"), Concept("horse", "object"), seed=1, **COUNTS)
+        make_splits(only, [(Concept("cat", "object"), Concept("horse", "object"))], seed=1, **COUNTS)
+
+
+def test_several_concepts_give_way_together(catalog: Path) -> None:
+    concepts = load_concepts(catalog)
+    pairs = [(concepts["astronaut"], concepts["cameraman"]), (concepts["neon"], concepts["photo"])]
+    splits = make_splits(load_catalog(catalog), pairs, seed=1, **COUNTS)
+    forget = splits["forget"]
+    assert (forget["object"] == "astronaut").any()
+    assert (forget["style"] == "neon").any()
+    both = forget[(forget["object"] == "astronaut") & (forget["style"] == "neon")]
+    assert len(both) > 0
+    for row in both.itertuples():
+        assert "cameraman" in row.surrogate_caption
+        assert "photo" in row.surrogate_caption
+    alone = forget[(forget["object"] == "cat") & (forget["style"] == "neon")]
+    assert alone["surrogate_caption"].str.contains("cat").all()
+    for name in ("retain", "surrogate"):
+        assert not (splits[name]["object"] == "astronaut").any()
+        assert not (splits[name]["style"] == "neon").any()
+    assert not forget.duplicated(["image_id", "caption"]).any()
+    assert not set(forget["sha256"]) & set(splits["retain"]["sha256"])
 
 
 def test_concepts_are_found_by_alias_and_unknown_ones_suggest(catalog: Path) -> None:

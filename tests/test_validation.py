@@ -71,7 +71,7 @@ def test_a_caption_without_the_concept_stops(folder: Path) -> None:
 
 def test_the_erased_concept_among_those_to_retain_stops(folder: Path) -> None:
     _change(folder, "retain", object="astronaut")
-    with pytest.raises(DataError, match="retain: shows no erased concept failed"):
+    with pytest.raises(DataError, match="retain: shows no erased object failed"):
         validate(folder)
 
 

@@ -32,7 +32,8 @@ from fade.adapters.store import CARD_NAME, WEIGHTS_NAME, load_card, weights_path
 from fade.errors import AdapterFormatError, ConfigError, listing, nearest
 from fade.files import read_json, write_json, writing
 from fade.models.deltas import FixedDelta, plain_modules
-from fade.models.sd import StableDiffusion, base_sha256
+from fade.models.family import Base
+from fade.models.source import find_base, identity
 
 Layout = Literal["diffusers", "peft", "kohya", "difference", "merged"]
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -81,8 +82,8 @@ def export_adapter(folder: Path, out: Path, *, layout: Layout, base: Path | None
             f"The adapter in {folder} is from a weight-level mask: its difference is not of low rank, so {layout!r} "
             "cannot hold it. Export it as 'difference' or 'merged'."
         )
-    if base is not None and (found := base_sha256(base)) != (wanted := card["base_sha256"]):
-        raise AdapterFormatError(f"The adapter in {folder} belongs to the base {wanted[:12]}; {base} is {found[:12]}.")
+    if base is not None:
+        base = _base_folder(base, card["base_sha256"], adapter=folder)
     if base is None and (layout == "merged" or sparse):
         raise ConfigError(f"{layout!r} of this adapter needs the shapes of its base's weights: give the base's folder.")
     with writing(out) as temporary:
@@ -95,7 +96,16 @@ def export_adapter(folder: Path, out: Path, *, layout: Layout, base: Path | None
     return out
 
 
-def import_adapter(source: Path, base: StableDiffusion, *, layout: Layout | None = None) -> dict[str, Tensor]:
+def _base_folder(base: Path, wanted: str, *, adapter: Path) -> Path:
+    source = find_base(base)
+    if (found := identity(source)) != wanted:
+        raise AdapterFormatError(f"The adapter in {adapter} belongs to the base {wanted[:12]}; {base} is {found[:12]}.")
+    if source.path.is_file():
+        raise ConfigError(f"An export reads its base in diffusers layout, and {base} is one file: save it as a folder.")
+    return source.path
+
+
+def import_adapter(source: Path, base: Base, *, layout: Layout | None = None) -> dict[str, Tensor]:
     """Read another tool's adapter as this library's tensors; ``save_adapter`` makes an adapter of them.
 
     Alpha is honoured wherever a layout states it (kohya's ``.alpha``; peft's configuration, which diffusers keeps as

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fade.errors import AdapterFormatError, ConfigError, listing
 from fade.files import read_json, sha256_file, write_json, writing
-from fade.method.sparse_lora import lora_layers
+from fade.method.sparse_lora import hold_in_float32, lora_layers
 from fade.models.deltas import FixedDelta, add_delta, delta_weights, plain_modules, remove_deltas
-from fade.models.sd import StableDiffusion
+from fade.models.family import Base
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 DELTA_NAME = "weight_delta.safetensors"
@@ -88,7 +88,7 @@ def load_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def apply_adapter(sd: StableDiffusion, folder: Path, *, name: str) -> dict[str, Any]:
+def apply_adapter(sd: Base, folder: Path, *, name: str) -> dict[str, Any]:
     """Load an adapter into the UNet, switched off until ``activate`` names it; others stay as they are.
 
     Raises:
@@ -108,7 +108,7 @@ def apply_adapter(sd: StableDiffusion, folder: Path, *, name: str) -> dict[str, 
     return card
 
 
-def put_in(sd: StableDiffusion, tensors: Mapping[str, Tensor], *, name: str, origin: str) -> None:
+def put_in(sd: Base, tensors: Mapping[str, Tensor], *, name: str, origin: str) -> None:
     """Hang an adapter's tensors on the UNet, switched off until ``activate`` names it.
 
     Args:
@@ -122,11 +122,12 @@ def put_in(sd: StableDiffusion, tensors: Mapping[str, Tensor], *, name: str, ori
     else:
         floats = {key: tensor.float() for key, tensor in tensors.items()}
         sd.unet.load_lora_adapter(dict(floats), prefix="unet", adapter_name=name)
+        _unround(sd, floats, name)
         _check_all_used(sd, origin, floats, name)
     activate(sd, sd.active)
 
 
-def _add_fixed_deltas(sd: StableDiffusion, tensors: Mapping[str, Tensor], *, name: str, origin: str) -> None:
+def _add_fixed_deltas(sd: Base, tensors: Mapping[str, Tensor], *, name: str, origin: str) -> None:
     known = plain_modules(sd.unet)
     modules = sorted({key.removeprefix("unet.").rpartition(".")[0] for key in tensors})
     if unknown := [module for module in modules if module not in known]:
@@ -145,7 +146,20 @@ def _add_fixed_deltas(sd: StableDiffusion, tensors: Mapping[str, Tensor], *, nam
     add_delta(sd.unet, name, parts)
 
 
-def _check_all_used(sd: StableDiffusion, origin: str, tensors: Mapping[str, Tensor], name: str) -> None:
+def _unround(sd: Base, tensors: Mapping[str, Tensor], name: str) -> None:
+    """On a base held in bfloat16 the tensors were rounded while they were loaded: put in what was stored."""
+    if next(sd.unet.parameters()).dtype == torch.float32:
+        return
+    hold_in_float32(sd.unet, name)
+    for module, layer in lora_layers(sd.unet).items():
+        for part, tensor in (
+            (f"unet.{module}.lora_{letter}.weight", getattr(layer, f"lora_{letter}")) for letter in "AB"
+        ):
+            if part in tensors and name in tensor:
+                tensor[name].weight.data.copy_(tensors[part])
+
+
+def _check_all_used(sd: Base, origin: str, tensors: Mapping[str, Tensor], name: str) -> None:
     used: dict[str, Tensor] = {}
     for module, layer in lora_layers(sd.unet).items():
         if name in layer.lora_A:
@@ -160,7 +174,7 @@ def _check_all_used(sd: StableDiffusion, origin: str, tensors: Mapping[str, Tens
         )
 
 
-def activate(sd: StableDiffusion, weights: Mapping[str, float]) -> None:
+def activate(sd: Base, weights: Mapping[str, float]) -> None:
     """Switch on exactly the named adapters, stacked with their weights; none switches all off.
 
     Raises:
@@ -181,7 +195,7 @@ def activate(sd: StableDiffusion, weights: Mapping[str, float]) -> None:
         sd.unet.disable_adapters()
 
 
-def restore_base(sd: StableDiffusion) -> None:
+def restore_base(sd: Base) -> None:
     """Take every adapter out: the UNet's modules and bits are the base's again.
 
     Adapters are never fused into the weights, so nothing has to be subtracted.

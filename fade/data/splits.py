@@ -1,9 +1,9 @@
 """Splits: which pictures to forget, which to keep, which nobody trains on.
 
 forget      pictures of the concept, captioned with one of its names; ``surrogate_caption`` is the same
-            sentence with the surrogate's name, and differs in nothing else
+            sentence with the surrogate's name, and differs in nothing else (but in other erased names)
 surrogate   pictures of the surrogate under the concept's caption: z_t at high noise must turn towards
-            the surrogate from either picture (ours)
+            the surrogate from either picture (ours); of ``nothing``, other pictures
 retain      balanced over every other pair, captioned as they are
 holdout     unseen pictures of every pair
 held_out    those of them that show the concept, with paired captions: they decide when training may stop
@@ -11,60 +11,109 @@ held_out    those of them that show the concept, with paired captions: they deci
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pandas as pd
 
 from fade.concepts import CAPTION_TEMPLATE, PARAPHRASES, Concept, caption
+from fade.data.catalog import find_concept
 from fade.errors import DataError
 from fade.seeding import numpy_generator
 
+NOTHING, NO_CAPTION = "nothing", ""
+"""As a surrogate, *nothing* stands for what the empty prompt gives."""
 SPLIT_NAMES = ("forget", "surrogate", "retain", "holdout", "held_out")
+
+
+def find_pairs(concepts: dict[str, Concept], pairs: Iterable[tuple[str, str]]) -> list[tuple[Concept, Concept | None]]:
+    """Concepts with their surrogates by name; None is ``nothing``.
+
+    Raises:
+        ConfigError: one of them is not in the catalog.
+    """
+    return [
+        (find_concept(concepts, concept), None if surrogate == NOTHING else find_concept(concepts, surrogate))
+        for concept, surrogate in pairs
+    ]
 
 
 def make_splits(
     table: pd.DataFrame,
-    concept: Concept,
-    surrogate: Concept,
+    pairs: Sequence[tuple[Concept, Concept | None]],
     *,
     forget_per_pair: int,
     retain_per_pair: int,
     holdout_per_pair: int,
     seed: int,
 ) -> dict[str, pd.DataFrame]:
-    """Cut a catalog's table into the four splits.
+    """Cut a catalog's table into the splits.
 
     Args:
         table: a catalog's rows; ``split`` says which are train and which holdout.
+        pairs: each concept that is erased with its surrogate, or None for nothing. A picture that shows
+            several of them has a target caption in which each gives way to its surrogate; where one gives
+            way to nothing, that caption is the empty prompt.
         forget_per_pair: pictures of the concept (and of the surrogate) for each other-domain concept.
 
     Raises:
         DataError: the catalog holds no picture of the concept or of the surrogate, or nothing to retain.
     """
-    domain = concept.kind
-    train = table[table["split"] == "train"]
-    shows_concept, shows_surrogate = train[domain] == concept.name, train[domain] == surrogate.name
-    for found, name, role in (
-        (shows_concept, concept.name, "forget set is empty"),
-        (shows_surrogate, surrogate.name, "surrogate has no pictures"),
-    ):
-        if not found.any():
-            raise DataError(
-                f"The {role}: the catalog holds 0 training pictures whose {domain} is {name!r}, expected at least 1."
-            )
-    if shows_concept.all():
-        raise DataError(f"The retain set is empty: every picture of the catalog shows the {domain} {concept.name!r}.")
-    forget = _draw(train[shows_concept], forget_per_pair, seed, "forget")
-    stand_ins = _draw(train[shows_surrogate], forget_per_pair, seed, "surrogate")
-    rest = train[~shows_concept & ~train["image_id"].isin(stand_ins["image_id"])]
+    train, holdout_rows = table[table["split"] == "train"], table[table["split"] == "holdout"]
+    holdout = _draw(holdout_rows, holdout_per_pair, seed, "holdout")
+    erased = pd.Series(False, index=train.index)
+    for concept, _ in pairs:
+        erased |= train[concept.kind] == concept.name
+    parts: dict[str, list[pd.DataFrame]] = {"forget": [], "surrogate": [], "held_out": []}
+    for concept, surrogate in pairs:
+        domain = concept.kind
+        shows_concept = train[domain] == concept.name
+        # Nothing has no pictures of its own: z_t is made from what else there is.
+        stands_in = ~erased if surrogate is None else (train[domain] == surrogate.name) & ~erased
+        for found, name, role in (
+            (shows_concept, concept.name, "forget set is empty"),
+            (stands_in, "anything else" if surrogate is None else surrogate.name, "surrogate has no pictures"),
+        ):
+            if not found.any():
+                raise DataError(
+                    f"The {role}: the catalog holds 0 training pictures whose {domain} is {name!r}, "
+                    "expected at least 1."
+                )
+        drawn = {
+            "forget": _draw(train[shows_concept], forget_per_pair, seed, "forget"),
+            "surrogate": _stand_ins(train[stands_in], concept, surrogate, forget_per_pair, seed),
+            "held_out": holdout[holdout[domain] == concept.name],
+        }
+        for name, rows in drawn.items():
+            parts[name].append(_paired_captions(rows, concept, pairs, seed))
+    paired = {
+        name: pd.concat(tables, ignore_index=True).drop_duplicates(["image_id", "caption"], ignore_index=True)
+        for name, tables in parts.items()
+    }
+    if erased.all():
+        names = ", ".join(repr(concept.name) for concept, _ in pairs)
+        raise DataError(f"The retain set is empty: every picture of the catalog shows {names}.")
+    rest = train[~erased & ~train["image_id"].isin(paired["surrogate"]["image_id"])]
     retain = _draw(rest, retain_per_pair, seed, "retain")
-    holdout = _draw(table[table["split"] == "holdout"], holdout_per_pair, seed, "holdout")
     return {
-        "forget": _paired_captions(forget, concept, surrogate, seed),
-        "surrogate": _paired_captions(stand_ins, concept, surrogate, seed),
+        "forget": paired["forget"],
+        "surrogate": paired["surrogate"],
         "retain": _varied_captions(retain, seed),
         "holdout": holdout.reset_index(drop=True),
-        "held_out": _paired_captions(holdout[holdout[domain] == concept.name], concept, surrogate, seed),
+        "held_out": paired["held_out"],
     }
+
+
+def _stand_ins(
+    table: pd.DataFrame, concept: Concept, surrogate: Concept | None, per_pair: int, seed: int
+) -> pd.DataFrame:
+    """The surrogate's pictures; of nothing as many of the others, one or few of each (object, style)."""
+    if surrogate is not None:
+        return _draw(table, per_pair, seed, "surrogate")
+    other = "style" if concept.kind == "object" else "object"
+    drawn = _draw(table, per_pair, seed, "surrogate")
+    order = numpy_generator(seed, "split", "nothing").permutation(len(drawn))
+    return drawn.iloc[order].groupby(other, sort=True).head(per_pair).sort_values("image_id")
 
 
 def _draw(table: pd.DataFrame, per_pair: int, seed: int, purpose: str) -> pd.DataFrame:
@@ -81,7 +130,10 @@ def _templates(count: int, seed: int, purpose: str) -> list[str]:
     return [templates[i] for i in numpy_generator(seed, "captions", purpose).integers(0, len(templates), count)]
 
 
-def _paired_captions(table: pd.DataFrame, concept: Concept, surrogate: Concept, seed: int) -> pd.DataFrame:
+def _paired_captions(
+    table: pd.DataFrame, concept: Concept, pairs: Sequence[tuple[Concept, Concept | None]], seed: int
+) -> pd.DataFrame:
+    """Captions that name the concept, and the same with every erased name given way."""
     table = table.reset_index(drop=True)
     names = (*[concept.name] * max(1, 2 * len(concept.aliases)), *concept.aliases)
     draws: np.ndarray = numpy_generator(seed, "names").integers(0, len(names), len(table))
@@ -89,11 +141,15 @@ def _paired_captions(table: pd.DataFrame, concept: Concept, surrogate: Concept, 
     for row, template, draw in zip(
         table.to_dict("records"), _templates(len(table), seed, "forget"), draws, strict=True
     ):
-        pair = {"object": row["object"], "style": row["style"]}
-        pair[concept.kind] = names[draw]
-        captions.append(caption(pair["object"], pair["style"], template))
-        pair[concept.kind] = surrogate.name
-        targets.append(caption(pair["object"], pair["style"], template))
+        said = {"object": row["object"], "style": row["style"], concept.kind: concept.name}
+        instead, to_nothing = dict(said), False
+        for erased, surrogate in pairs:
+            if said[erased.kind] == erased.name:
+                to_nothing |= surrogate is None
+                instead[erased.kind] = erased.name if surrogate is None else surrogate.name
+        said[concept.kind] = names[draw]
+        captions.append(caption(said["object"], said["style"], template))
+        targets.append(NO_CAPTION if to_nothing else caption(instead["object"], instead["style"], template))
     return table.assign(caption=captions, surrogate_caption=targets)
 
 

@@ -18,6 +18,8 @@ from scipy.stats import binomtest
 from fade.concepts import Concept, caption
 from fade.errors import DataError
 
+DOMAINS = ("object", "style")
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -58,17 +60,25 @@ def unlearn_accuracy(samples: pd.DataFrame, concept: Concept) -> Rate:
     return rate(int((erased[f"seen_{concept.kind}"] != concept.name).sum()), len(erased))
 
 
-def in_domain_retain_accuracy(samples: pd.DataFrame, concept: Concept) -> Rate:
-    """IRA: accuracy on the other concepts of the erased one's domain."""
-    kept = samples[samples[concept.kind] != concept.name]
-    return rate(int((kept[f"seen_{concept.kind}"] == kept[concept.kind]).sum()), len(kept))
+def naming_none(samples: pd.DataFrame, erased: Sequence[Concept]) -> pd.DataFrame:
+    """The samples whose prompts name none of the erased concepts."""
+    for concept in erased:
+        samples = samples[samples[concept.kind] != concept.name]
+    return samples
 
 
-def cross_domain_retain_accuracy(samples: pd.DataFrame, concept: Concept) -> Rate:
-    """CRA: accuracy of the other domain, on the prompts that do not name the erased concept."""
-    other = "style" if concept.kind == "object" else "object"
-    kept = samples[samples[concept.kind] != concept.name]
-    return rate(int((kept[f"seen_{other}"] == kept[other]).sum()), len(kept))
+def domain_accuracy(samples: pd.DataFrame, erased: Sequence[Concept], domain: str) -> Rate:
+    """Accuracy of a domain on the prompts that name no erased concept.
+
+    In the erased concept's own domain this is IRA, in the other one CRA.
+    """
+    rest = naming_none(samples, erased)
+    return rate(int((rest[f"seen_{domain}"] == rest[domain]).sum()), len(rest))
+
+
+def pooled(rates: Sequence[Rate]) -> Rate:
+    """Several rates as one, over all their pictures."""
+    return rate(sum(round(each.value * each.count) for each in rates), sum(each.count for each in rates))
 
 
 def scrambled_rate(samples: pd.DataFrame) -> Rate:
@@ -83,15 +93,6 @@ def surrogate_rate(samples: pd.DataFrame, concept: Concept, surrogate: str) -> R
     return rate(int((erased[f"seen_{concept.kind}"] == surrogate).sum()), len(erased))
 
 
-def neighbour_accuracy(samples: pd.DataFrame, concept: Concept, neighbours: Sequence[str]) -> dict[str, Rate]:
-    """Accuracy on each neighbour: the concepts an erasure is most likely to hurt."""
-    found = {}
-    for name in neighbours:
-        rows = samples[samples[concept.kind] == name]
-        found[name] = rate(int((rows[f"seen_{concept.kind}"] == name).sum()), len(rows))
-    return found
-
-
 def drift(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> float:
     """Root mean square difference of pictures at equal prompts and seeds, 0..1.
 
@@ -103,13 +104,42 @@ def drift(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> float:
     return float(np.sqrt((difference**2).mean(axis=(1, 2, 3))).mean())
 
 
-def summary(samples: pd.DataFrame, concept: Concept, surrogate: str, neighbours: Sequence[str]) -> dict[str, Any]:
-    """All accuracies of one judge over one set of samples, JSON-ready."""
+def summary(
+    samples: pd.DataFrame, pairs: Sequence[tuple[Concept, str | None]], neighbours: Sequence[str]
+) -> dict[str, Any]:
+    """All accuracies of one judge over one set of samples, JSON-ready.
+
+    ``ua`` and ``surrogate`` pool the erased concepts, each of which is in ``erased``; ``ira`` pools the
+    domains of the erased concepts and ``cra`` the domains other than theirs, on prompts that name none.
+
+    Args:
+        pairs: each erased concept with the name of its surrogate, or None if that is nothing a judge knows:
+            then it has no ``surrogate``.
+    """
+    erased = [concept for concept, _ in pairs]
+    own = list(dict.fromkeys(concept.kind for concept in erased))
+    other = ["style" if kind == "object" else "object" for kind in own]
+    ua = {concept.name: unlearn_accuracy(samples, concept) for concept in erased}
+    shown = {
+        concept.name: surrogate_rate(samples, concept, surrogate)
+        for concept, surrogate in pairs
+        if surrogate is not None
+    }
+    near = {}
+    for name in neighbours:
+        kind = next(kind for kind in DOMAINS if (samples[kind] == name).any())
+        rows = naming_none(samples, erased)
+        rows = rows[rows[kind] == name]
+        near[name] = rate(int((rows[f"seen_{kind}"] == name).sum()), len(rows))
     return {
-        "ua": asdict(unlearn_accuracy(samples, concept)),
-        "ira": asdict(in_domain_retain_accuracy(samples, concept)),
-        "cra": asdict(cross_domain_retain_accuracy(samples, concept)),
+        "ua": asdict(pooled(list(ua.values()))),
+        "ira": asdict(pooled([domain_accuracy(samples, erased, domain) for domain in own])),
+        "cra": asdict(pooled([domain_accuracy(samples, erased, domain) for domain in other])),
         "scrambled": asdict(scrambled_rate(samples)),
-        "surrogate": asdict(surrogate_rate(samples, concept, surrogate)),
-        "neighbours": {name: asdict(r) for name, r in neighbour_accuracy(samples, concept, neighbours).items()},
+        **({"surrogate": asdict(pooled(list(shown.values())))} if shown else {}),
+        "erased": {
+            name: {"ua": asdict(ua[name]), **({"surrogate": asdict(shown[name])} if name in shown else {})}
+            for name in ua
+        },
+        "neighbours": {name: asdict(found) for name, found in near.items()},
     }

@@ -39,6 +39,33 @@ def before_after_sheet(
     return labelled_sheet(rows, columns, title=f"Erased: {concept.name}. Equal prompts and seeds (seed {seed}).")
 
 
+def erasure_sheet(
+    samples: pd.DataFrame,
+    before: NDArray[np.uint8],
+    after: NDArray[np.uint8],
+    pairs: Sequence[tuple[Concept, Concept | None]],
+    neighbours: Sequence[str],
+    *,
+    seed: int,
+) -> Image.Image:
+    """Before and after of what is erased, its surrogates and its neighbours; a part for each domain."""
+    parts = []
+    for kind in dict.fromkeys(concept.kind for concept, _ in pairs):
+        here = [(concept, surrogate) for concept, surrogate in pairs if concept.kind == kind]
+        near = [name for name in neighbours if (samples[kind] == name).any()]
+        names = [*(c.name for c, _ in here), *(s.name for _, s in here if s is not None), *near]
+        shown = list(dict.fromkeys(names))[: max(5, len(here) + 2)]
+        parts.append(before_after_sheet(samples, before, after, here[0][0], shown, seed=seed))
+    if len(parts) == 1:
+        return parts[0]
+    page = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    top = 0
+    for part in parts:
+        page.paste(part, (0, top))
+        top += part.height
+    return page
+
+
 def loss_figure(curve: pd.DataFrame) -> Figure:
     """Forget and retain loss over the steps, logarithmic, each with its running mean."""
     figure = Figure(figsize=(7, 4), layout="constrained")

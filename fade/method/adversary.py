@@ -1,10 +1,9 @@
 """Depth: training against text states that bring the concept back   (ours).
 
 Overwriting what the concept's name gives leaves a network that still knows the concept: other text
-states, found by textual inversion on the network's weights, bring it back. The adversary finds such
-states for the student as it is now, keeps the last of them in a bank, and puts them in the place of
-captions: on the concept's pictures they too must give the surrogate, on all others they must give what
-the teacher gives for them.
+states, found by textual inversion on the network's weights, bring it back. The adversary searches such
+states for as long as the student trains, a step of the search for each step of the student, and puts
+them in the place of captions: they too must give the surrogate.
 """
 
 from __future__ import annotations
@@ -16,22 +15,26 @@ from torch import Tensor
 
 from fade.method.examples import Examples
 from fade.models.conditioning import Conditioning, joined_conditioning
-from fade.models.inversion import invert
+from fade.models.inversion import Search
 from fade.seeding import torch_generator
 
 
 class Adversary:
-    """A bank of text states that bring the concept back, renewed against the student every few steps.
+    """Text states under search against the student as it is now, and a bank of those found before.
+
+    A state is searched for ``lifetime`` steps; then it goes to the bank, and another begins. Without the
+    bank the student would forget what it has learnt against the first ones.
 
     Args:
         pictures: latents of the concept's pictures.
-        starts: where inversions begin: the concept's captions and others.
+        starts: where searches begin: the concept's captions and others.
         empty: the empty prompt.
-        every: steps between renewals. ``inner``: Adam steps of one renewal, on ``at_once`` states.
-        size: states kept; the oldest make room.
-        share: forget examples that carry a state of the bank instead of their caption.
+        states: how many are searched at once; their ages are spread evenly.
+        batch: pictures of a step of the search, shared among the states.
+        size: states kept in the bank; the oldest make room.
+        share: forget examples that carry such a state instead of their caption.
         empty_share: forget examples that carry the empty prompt: the concept's pictures without its name.
-        retain_share: retain examples that carry a state of the bank.
+        retain_share: retain examples that carry such a state, and must give what the teacher gives for it.
     """
 
     def __init__(
@@ -41,9 +44,8 @@ class Adversary:
         starts: Conditioning,
         empty: Conditioning,
         alphas_cumprod: Tensor,
-        every: int,
-        inner: int,
-        at_once: int,
+        states: int,
+        lifetime: int,
         batch: int,
         learning_rate: float,
         size: int,
@@ -52,53 +54,55 @@ class Adversary:
         retain_share: float,
         precision: str,
         prediction_type: str,
+        device: torch.device,
         seed: int,
     ) -> None:
-        self._pictures, self._starts, self._empty, self._alphas_cumprod = pictures, starts, empty, alphas_cumprod
-        self._every, self._inner, self._at_once, self._batch = every, inner, at_once, batch
-        self._learning_rate, self._size = learning_rate, size
+        self._starts, self._empty, self._batch, self._size = starts, empty, batch, size
         self._share, self._empty_share, self._retain_share = share, empty_share, retain_share
-        self._precision, self._prediction_type = precision, prediction_type
         self._generator = torch_generator(seed, "adversary")
+        rows = torch.randint(len(starts), (states,), generator=self._generator)
+        self._search = Search(
+            pictures,
+            starts[rows],
+            alphas_cumprod=alphas_cumprod,
+            learning_rate=learning_rate,
+            precision=precision,
+            prediction_type=prediction_type,
+            device=device,
+        )
+        self._lifetime = lifetime
+        self._age = [lifetime * i // states for i in range(states)]
         self._bank: Conditioning | None = None
 
-    def renew(self, unet: Any, step: int) -> None:
-        """Find new states against the student, at the first step and every few."""
-        if (step - 1) % self._every:
-            return
-        rows = torch.randint(len(self._starts), (self._at_once,), generator=self._generator)
-        begin = self._starts[rows]
-        if self._bank is not None:
-            # Half go on from states found before: what still works is followed up.
-            kept = torch.randint(len(self._bank), (self._at_once,), generator=self._generator)
-            begin = begin.replaced(torch.arange(self._at_once) % 2 == 0, self._bank[kept])
-        for found in invert(
-            unet,
-            self._pictures,
-            start=begin,
-            alphas_cumprod=self._alphas_cumprod,
-            steps=self._inner,
-            batch=self._batch,
-            learning_rate=self._learning_rate,
-            generator=self._generator,
-            precision=self._precision,
-            prediction_type=self._prediction_type,
-        ):
-            begin = found.states
-        begin = begin.to("cpu")
-        self._bank = begin if self._bank is None else joined_conditioning(self._bank, begin)[-self._size :]
+    @property
+    def known(self) -> Conditioning:
+        """The states under search and those of the bank, on the CPU."""
+        now = self._search.states.to("cpu")
+        return now if self._bank is None else joined_conditioning(now, self._bank)
+
+    def advance(self, unet: Any) -> None:
+        """A step of the search against the student; states whose time is over go to the bank."""
+        self._search.step(unet, batch=self._batch, generator=self._generator)
+        now = self._search.states.to("cpu")
+        for i in range(len(self._age)):
+            self._age[i] += 1
+            if self._age[i] >= self._lifetime:
+                found = now[i : i + 1]
+                self._bank = found if self._bank is None else joined_conditioning(self._bank, found)[-self._size :]
+                row = torch.randint(len(self._starts), (1,), generator=self._generator)
+                self._search.restart(i, self._starts[row])
+                self._age[i] = 0
 
     def disturbed(self, forget: Examples, retain: Examples, generator: torch.Generator) -> tuple[Examples, Examples]:
-        """Some captions replaced by states of the bank, some forget captions by the empty prompt."""
-        if self._bank is None:
-            raise RuntimeError("The adversary's bank is empty: renew it before drawing from it.")
+        """Some captions replaced by states, some forget captions by the empty prompt."""
+        known = self.known
         draws = torch.rand(len(forget), generator=generator)
-        states = self._bank[torch.randint(len(self._bank), (len(forget),), generator=generator)]
+        states = known[torch.randint(len(known), (len(forget),), generator=generator)]
         prompts = forget.prompts.replaced(draws < self._share, states)
         unnamed = (draws >= self._share) & (draws < self._share + self._empty_share)
         forget = Examples(forget.latents, prompts.replaced(unnamed, self._empty), forget.targets)
         mixed = torch.rand(len(retain), generator=generator) < self._retain_share
-        states = self._bank[torch.randint(len(self._bank), (len(retain),), generator=generator)]
+        states = known[torch.randint(len(known), (len(retain),), generator=generator)]
         return forget, Examples(
             retain.latents, retain.prompts.replaced(mixed, states), retain.targets.replaced(mixed, states)
         )

@@ -66,6 +66,12 @@ class _Batch:
     noisy: Tensor
     forget_count: int
 
+    def parts(self, at_once: int | None) -> Iterator[slice]:
+        """The rows, ``at_once`` at a time."""
+        total = len(self.noisy)
+        for start in range(0, total, at_once or total):
+            yield slice(start, min(start + (at_once or total), total))
+
 
 class _Batches:
     """Draws a batch a step; all draws of a run come from one generator, in a fixed order."""
@@ -135,6 +141,7 @@ def distill(
     seed: int,
     stop_at: float | None = None,
     check_every: int = 10,
+    micro_batch: int | None = None,
     adversary: Adversary | None = None,
 ) -> Iterator[DistillStep]:
     """Train the adapter's tensors; yields after each step.
@@ -154,6 +161,8 @@ def distill(
         timesteps: probabilities of the forget half's timesteps, (T,); the retain half's are uniform.
         stop_at: end early, with a short cool-down, once the held-out disagreement has fallen to this
             share of what it was (ours); ``steps`` is the most then.
+        micro_batch: examples that go forward and backward at a time (all of a step's if None); changes
+            memory, and the result by rounding alone.
         adversary: replaces captions by text states that bring the concept back (``depth: deep``, ours).
 
     Raises:
@@ -175,18 +184,24 @@ def distill(
     course = _Course(steps, early=stop_at is not None)
     held_out = None
     if stop_at is not None and sets.held_out is not None:
-        held_out = _HeldOut(unet, sets.held_out, alphas_cumprod, timesteps, precision=precision, seed=seed)
+        held_out = _HeldOut(
+            unet, sets.held_out, alphas_cumprod, timesteps, precision=precision, at_once=micro_batch, seed=seed
+        )
     step = 0
     while step < course.end:
         step += 1
         if adversary is not None:
-            adversary.renew(unet, step)
+            adversary.advance(unet)
         drawn = batches.draw(adversary, device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * course.rate(step)
-        forget_loss, retain_loss = _losses(unet, drawn, precision)
         optimizer.zero_grad(set_to_none=True)
-        (forget_weight * forget_loss + retain_weight * retain_loss).backward()
+        forget_loss = retain_loss = 0.0
+        for part in drawn.parts(micro_batch):
+            forget_share, retain_share = _losses(unet, drawn, part, precision)
+            (forget_weight * forget_share + retain_weight * retain_share).backward()
+            forget_loss += float(forget_share.detach())
+            retain_loss += float(retain_share.detach())
         norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()
         left = None
@@ -194,17 +209,20 @@ def distill(
             left = held_out.left(unet)
             if left <= stop_at:
                 course.cool_down(step)
-        yield DistillStep(step, float(forget_loss.detach()), float(retain_loss.detach()), float(norm), left)
+        yield DistillStep(step, forget_loss, retain_loss, float(norm), left)
 
 
-def _losses(unet: Any, drawn: _Batch, precision: str) -> tuple[Tensor, Tensor]:
-    """L_f and L_r of a batch: student against teacher at the same z_t and t."""
-    with autocast(precision, drawn.noisy.device.type):
+def _losses(unet: Any, drawn: _Batch, part: slice, precision: str) -> tuple[Tensor, Tensor]:
+    """What some rows of a batch add to L_f and L_r: student against teacher at the same z_t and t."""
+    noisy, timesteps, examples = drawn.noisy[part], drawn.timesteps[part], drawn.examples[part]
+    with autocast(precision, noisy.device.type):
         with torch.no_grad(), adapters_disabled(unet):
-            target = denoise(unet, drawn.noisy, drawn.timesteps, drawn.examples.targets)
-        predicted = denoise(unet, drawn.noisy, drawn.timesteps, drawn.examples.prompts)
+            target = denoise(unet, noisy, timesteps, examples.targets)
+        predicted = denoise(unet, noisy, timesteps, examples.prompts)
     error = (predicted.float() - target.float()).square().mean(dim=(1, 2, 3))
-    return error[: drawn.forget_count].mean(), error[drawn.forget_count :].mean()
+    here = min(max(drawn.forget_count - part.start, 0), len(error))
+    retain_count = len(drawn.noisy) - drawn.forget_count
+    return error[:here].sum() / drawn.forget_count, error[here:].sum() / retain_count
 
 
 class _Course:
@@ -234,19 +252,26 @@ class _HeldOut:
     """
 
     def __init__(
-        self, unet: Any, examples: Examples, alphas_cumprod: Tensor, timesteps: Tensor, *, precision: str, seed: int
+        self,
+        unet: Any,
+        examples: Examples,
+        alphas_cumprod: Tensor,
+        timesteps: Tensor,
+        *,
+        precision: str,
+        at_once: int | None,
+        seed: int,
     ) -> None:
         generator = torch_generator(seed, "held out")
         device = next(unet.parameters()).device
-        self._precision = precision
+        self._precision, self._at_once = precision, at_once or HELD_OUT_POINTS
         chosen = examples.drawn(HELD_OUT_POINTS, generator)
         drawn = draw_timesteps(timesteps, HELD_OUT_POINTS, generator)
         noise = torch.randn(chosen.latents.shape, generator=generator)
         self._noisy = add_noise(chosen.latents, noise, drawn, alphas_cumprod).to(device)
         self._timesteps, self._prompts = drawn.to(device), chosen.prompts.to(device)
-        with torch.no_grad(), adapters_disabled(unet), autocast(precision, device.type):
-            self._target = denoise(unet, self._noisy, self._timesteps, chosen.targets.to(device)).float()
         with adapters_disabled(unet):
+            self._target = self._answers(unet, chosen.targets.to(device))
             self._before = self._apart(unet)
         if self._before == 0:
             raise DataError(
@@ -254,10 +279,13 @@ class _HeldOut:
             )
 
     @torch.no_grad()
-    def _apart(self, unet: Any) -> float:
+    def _answers(self, unet: Any, told: Conditioning) -> Tensor:
+        parts = (slice(start, start + self._at_once) for start in range(0, HELD_OUT_POINTS, self._at_once))
         with autocast(self._precision, self._noisy.device.type):
-            answer = denoise(unet, self._noisy, self._timesteps, self._prompts)
-        return float((answer.float() - self._target).square().mean())
+            return torch.cat([denoise(unet, self._noisy[p], self._timesteps[p], told[p]).float() for p in parts])
+
+    def _apart(self, unet: Any) -> float:
+        return float((self._answers(unet, self._prompts) - self._target).square().mean())
 
     def left(self, unet: Any) -> float:
         """What is left, as a share of what there was."""

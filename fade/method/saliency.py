@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from fade.errors import DataError
 from fade.method.examples import Examples
 from fade.method.masks import COLUMNS, ROWS, Granularity
+from fade.method.targeting import draw_timesteps
 from fade.models.conditioning import denoise
 from fade.models.diffusion import add_noise, denoising_target
 from fade.seeding import torch_generator
@@ -28,10 +30,11 @@ class NoisyGroup:
     noise: Tensor
 
 
-def noisy_groups(
-    examples: Examples, *, groups: int, group_size: int, timestep_count: int, seed: int
-) -> list[NoisyGroup]:
-    """Draw groups of examples, uniform timesteps and noise.
+def noisy_groups(examples: Examples, *, groups: int, group_size: int, timesteps: Tensor, seed: int) -> list[NoisyGroup]:
+    """Draw groups of examples, timesteps and noise.
+
+    Args:
+        timesteps: their probabilities, (T,); the paper's are uniform.
 
     A group is part of the definition of saliency (the absolute value is taken per group); how many
     examples go through the network at once is not.
@@ -45,8 +48,8 @@ def noisy_groups(
     drawn = []
     for _ in range(groups):
         chosen = examples.drawn(group_size, generator)
-        timesteps = torch.randint(timestep_count, (group_size,), generator=generator)
-        drawn.append(NoisyGroup(chosen, timesteps, torch.randn(chosen.latents.shape, generator=generator)))
+        at = draw_timesteps(timesteps, group_size, generator)
+        drawn.append(NoisyGroup(chosen, at, torch.randn(chosen.latents.shape, generator=generator)))
     return drawn
 
 
@@ -73,45 +76,102 @@ def accumulate_saliency(
         against="teacher": L = || e(z_t, t, c) - e(z_t, t, c_target) ||^2, the distillation loss at its
                            start, where student and teacher are the same network     (ours)
 
-    Weights, gradients and training flags are left as found. What a coarse granularity does not need is
-    dropped as soon as a gradient is there, so that a large network's gradients are never held together.
+    Weights, gradients and training flags are left as found. With a group at once, a gradient is reduced to
+    the granularity and dropped as soon as it is there, so that all of them are never held together.
 
     Args:
-        at_once: examples through the network at a time (all of a group if None); changes memory, not
-            the definition.
+        at_once: examples through the network at a time (all of a group if None); fewer hold less of its
+            inside but sum up all gradients. Changes memory, not the definition.
 
     Returns:
         On the CPU, float32, non-negative. ``weight``: module name to its weight's shape. ``neuron``:
         ``<module>:rows`` (out,) and ``<module>:columns`` (in,), means over the row or column.
         ``module`` and ``none``: module name to the mean over the weight (biases ignored), shape ().
     """
-    weights = salient_parameters(unet)
     total: dict[str, Tensor] = {}
-    with _collecting(unet, weights) as gradients:
+
+    def take(name: str, gradient: Tensor) -> None:
+        for key, value in _reduced(name, gradient.abs(), granularity):
+            total[key] = total.get(key, 0.0) + value.float().cpu() / len(groups)
+
+    with _collecting(unet) as gradients:
         for group in groups:
-            size = len(group.examples)
-            for start in range(0, size, at_once or size):
-                part = slice(start, start + (at_once or size))
-                loss = _loss(
-                    unet,
-                    group,
-                    part,
-                    alphas_cumprod=alphas_cumprod,
-                    against=against,
-                    prediction_type=prediction_type,
-                )
-                (loss * len(group.timesteps[part]) / size).backward()
-            for name in weights:
-                if (gradient := gradients.pop(name)) is None:
-                    gradient = torch.zeros_like(weights[name])
-                for key, value in _reduced(name, gradient.abs(), granularity):
-                    total[key] = total.get(key, 0.0) + value.float().cpu() / len(groups)
+            _backward(
+                unet,
+                group,
+                alphas_cumprod=alphas_cumprod,
+                against=against,
+                prediction_type=prediction_type,
+                at_once=at_once,
+                share=1.0,
+                last=gradients.handed_to(take),
+            )
     return total
 
 
+def expected_gain(
+    unet: nn.Module,
+    groups: list[NoisyGroup],
+    *,
+    alphas_cumprod: Tensor,
+    granularity: Granularity = "weight",
+    prediction_type: str = "epsilon",
+    at_once: int | None = None,
+) -> dict[str, Tensor]:
+    """How much of the distillation loss a first step on a part of the network would take away   (ours).
+
+    S_P = sum over weights p of part P of ( d L / d p )^2,   L the distillation loss over all groups
+
+    A gradient step of size h on the weights of P lowers the loss by h times this, to first order. Unlike
+    the mean of | d L / d p | it keeps the sign while it averages, so that noise cancels, and it does not
+    favour small layers: parts are counted whole by a mask, whatever their size.
+
+    Args and returns are those of ``accumulate_saliency``; all gradients are held at once.
+    """
+    found: dict[str, Tensor] = {}
+    with _collecting(unet) as gradients:
+        for group in groups:
+            _backward(
+                unet,
+                group,
+                alphas_cumprod=alphas_cumprod,
+                against="teacher",
+                prediction_type=prediction_type,
+                at_once=at_once,
+                share=1 / len(groups),
+            )
+        for name in gradients.names:
+            squares = gradients.pop(name).double().square()
+            for key, value in _reduced(name, squares, granularity):
+                # _reduced takes means over a part; the sum is that times the part's size.
+                found[key] = (value * (squares.numel() / max(value.numel(), 1))).float().cpu()
+    return found
+
+
+def _backward(
+    unet: nn.Module,
+    group: NoisyGroup,
+    *,
+    alphas_cumprod: Tensor,
+    against: str,
+    prediction_type: str,
+    at_once: int | None,
+    share: float,
+    last: AbstractContextManager[None] | None = None,
+) -> None:
+    """Add ``share`` of a group's mean loss to the gradients; ``last`` is entered for the last backward pass."""
+    size = len(group.examples)
+    for start in range(0, size, at_once or size):
+        part = slice(start, start + (at_once or size))
+        loss = _loss(unet, group, part, alphas_cumprod=alphas_cumprod, against=against, prediction_type=prediction_type)
+        with last if last is not None and part.stop >= size else nullcontext():
+            (loss * (share * len(group.timesteps[part]) / size)).backward()
+
+
 @contextmanager
-def _collecting(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[_Gradients]:
-    """Only the weights require gradients inside; flags and gradients are put back."""
+def _collecting(unet: nn.Module) -> Iterator[_Gradients]:
+    """Only what a mask may choose from requires gradients inside; flags and gradients are put back."""
+    weights = salient_parameters(unet)
     before = {p: (p.requires_grad, p.grad) for p in unet.parameters()}
     try:
         for parameter in before:
@@ -130,11 +190,43 @@ class _Gradients:
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = weights
 
-    def pop(self, name: str) -> Tensor | None:
-        """The gradient of a weight, which is then forgotten."""
-        gradient = self._weights[name].grad
-        self._weights[name].grad = None
-        return gradient
+    @contextmanager
+    def handed_to(self, take: Callable[[str, Tensor], None]) -> Iterator[None]:
+        """Within a backward pass: each module's gradient goes to ``take`` once it is whole, and is forgotten.
+
+        So a large network's gradients are never held together. What the pass does not reach is handed
+        over at its end, zero where no pass has reached it.
+        """
+        waiting = dict.fromkeys(self._weights)
+
+        def hook(name: str) -> Callable[[Tensor], None]:
+            def hand_over(_: Tensor) -> None:
+                del waiting[name]
+                take(name, self.pop(name))
+
+            return hand_over
+
+        hooks: list[Any] = [
+            weight.register_post_accumulate_grad_hook(hook(name)) for name, weight in self._weights.items()
+        ]
+        try:
+            yield
+            for name in waiting:
+                take(name, self.pop(name))
+        finally:
+            for registered in hooks:
+                registered.remove()
+
+    @property
+    def names(self) -> list[str]:
+        """The modules."""
+        return list(self._weights)
+
+    def pop(self, name: str) -> Tensor:
+        """The gradient of a module's weight, zero if there was none; then it is forgotten."""
+        weight = self._weights[name]
+        gradient, weight.grad = weight.grad, None
+        return torch.zeros_like(weight) if gradient is None else gradient
 
 
 def _reduced(name: str, values: Tensor, granularity: Granularity) -> Iterator[tuple[str, Tensor]]:

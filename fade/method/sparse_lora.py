@@ -52,6 +52,7 @@ def add_sparse_lora(unet: Any, mask: Mask, *, rank: int, alpha: float, seed: int
             LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(mask.modules), init_lora_weights=True),
             adapter_name=name,
         )
+    hold_in_float32(unet, name)
     layers = lora_layers(unet)
     if (placed := set(layers)) != set(mask.modules):
         raise NoMatchingModulesError(
@@ -61,6 +62,14 @@ def add_sparse_lora(unet: Any, mask: Mask, *, rank: int, alpha: float, seed: int
         _confine(layers[module].lora_B[name].weight, mask.rows[module], 0)
         _confine(layers[module].lora_A[name].weight, mask.columns[module], 1)
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def hold_in_float32(unet: nn.Module, name: str) -> None:
+    """An adapter's own tensors in float32: peft gives them the base's type, and bfloat16 would round what is learnt."""
+    for layer in lora_layers(unet).values():
+        if name in layer.lora_A:
+            layer.lora_A[name].float()
+            layer.lora_B[name].float()
 
 
 def _check_shapes(mask: Mask, weights: dict[str, Tensor]) -> None:

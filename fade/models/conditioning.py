@@ -73,9 +73,13 @@ def joined_conditioning(*parts: Conditioning) -> Conditioning:
 
 
 def denoise(unet: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    """The network's answer e_theta(z_t, t, c) (noise or velocity, as it was trained), (B, C, h, w)."""
+    """The network's answer e_theta(z_t, t, c) (noise or velocity, as it was trained), (B, C, h, w).
+
+    Computed in the type the network's weights are held in; sizes stay float32, as bfloat16 rounds them.
+    """
+    dtype = next(unet.parameters()).dtype
     added = None
     if conditioning.pooled is not None:
-        added = {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids}
-    answer: Tensor = unet(noisy, timesteps, conditioning.embeds, added_cond_kwargs=added).sample
+        added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": conditioning.time_ids}
+    answer: Tensor = unet(noisy.to(dtype), timesteps, conditioning.embeds.to(dtype), added_cond_kwargs=added).sample
     return answer

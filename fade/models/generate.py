@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fade.models.conditioning import Conditioning, denoise, joined_conditioning
 from fade.models.diffusion import autocast
-from fade.models.sd import StableDiffusion
+from fade.models.family import Base
 
 Solver = Literal["ddim", "dpm++"]
 _SOLVERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
@@ -26,7 +26,7 @@ def first_latents(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def sample_latents(
-    sd: StableDiffusion,
+    sd: Base,
     conditioning: Conditioning,
     seeds: Sequence[int],
     *,
@@ -39,11 +39,10 @@ def sample_latents(
 
     Deterministic: no solver draws noise after the first latents.
     """
-    scheduler = _SOLVERS[solver].from_config(sd.pipeline.scheduler.config)
+    scheduler = _SOLVERS[solver].from_config(sd.noise_scheduler.config)
     scheduler.set_timesteps(steps)
-    config = sd.unet.config
-    latents = first_latents(seeds, (config.in_channels, config.sample_size, config.sample_size)).to(sd.device)
-    both = joined_conditioning(sd.encode_prompts([""] * len(conditioning)), conditioning).to(sd.device)
+    latents = first_latents(seeds, sd.latent_shape).to(sd.device)
+    both = joined_conditioning(sd.unconditional().expand(len(conditioning)), conditioning).to(sd.device)
     with autocast(precision, sd.device.type):
         for timestep in scheduler.timesteps:
             scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
@@ -55,7 +54,7 @@ def sample_latents(
 
 @torch.no_grad()
 def generate_from(
-    sd: StableDiffusion,
+    sd: Base,
     conditioning: Conditioning,
     seeds: Sequence[int],
     *,
@@ -68,15 +67,14 @@ def generate_from(
     latents = sample_latents(
         sd, conditioning, seeds, steps=steps, guidance=guidance, solver=solver, precision=precision
     )
-    vae = sd.pipeline.vae
     with autocast(precision, sd.device.type):
-        decoded = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+        decoded = sd.decode(latents)
     pixels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
     return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def generate_batch(
-    sd: StableDiffusion,
+    sd: Base,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -92,7 +90,7 @@ def generate_batch(
 
 
 def generate(
-    sd: StableDiffusion,
+    sd: Base,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,

@@ -6,54 +6,72 @@ Not a stage of the pipeline yet; run it on a finished erasure: ``python -m fade.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.config import Request, load_request
+from fade.errors import ConfigError
 from fade.evaluation.accuracy import rate
 from fade.evaluation.attacks.inversion import draw_from_states, invert_concept
 from fade.evaluation.judges import judge_pictures, load_judge
-from fade.files import write_json, writing
+from fade.files import sha256_file, write_json, writing
+from fade.lineage import library_versions, module_closure
+from fade.models.family import Base, load_base
 from fade.models.inversion import InversionStep
-from fade.models.sd import StableDiffusion, load_base
 from fade.sheets import labelled_sheet
 from fade.steps.encoded import encode_split
+from fade.steps.evaluate import CACHE, JUDGES
 
 
 def attack(folder: Path) -> Iterator[InversionStep]:
     """Write ``attacks/``: inversion.json (success rates with intervals) and sheet.png; yields each step.
 
     Half the restarts begin at the concept's prompts, half at the empty prompt. On the base only the
-    latter count: there the concept's own prompt is no attack.
+    latter count: there the concept's own prompt is no attack. What the attack reaches on the base is
+    kept under ``.fade/cache`` by the hash of what decides it.
+
+    Raises:
+        ConfigError: the adapter erases several concepts.
     """
     request = load_request(folder)
+    if request.also:
+        raise ConfigError(
+            f"The attack searches for one concept: {folder} erases {len(request.pairs)}. "
+            "Run it on erasures of one concept each."
+        )
     torch.set_num_threads(request.threads)
-    sd = load_base(Path(request.base), expected_sha256=request.base_sha256)
+    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
     forget = encode_split(sd, request, folder, "forget").latents
     prompts = _prompts(request)
     found: dict[str, Any] = {"settings": request.inversion.model_dump(mode="json")}
-    rows = []
-    for network in ("base", "erased"):
-        if network == "erased":
-            apply_adapter(sd, folder / "adapter", name="candidate")
-            activate(sd, {"candidate": 1.0})
-        last = None
-        for last in _search(sd, request, forget, prompts):
-            yield last
-        if last is None:
-            raise RuntimeError("an inversion has at least one step")
-        found[network], pictures = _judged(sd, request, last, prompts, only_from_empty=network == "base")
-        rows.append((network, list(pictures[: 2 * len(prompts)])))
+    kept = _reference_path(request, folder)
+    if not kept.is_file():
+        last = yield from _search(sd, request, forget, prompts)
+        figures, pictures = _judged(sd, request, last, prompts, only_from_empty=True)
+        with writing(kept) as temporary:
+            save_file({"pictures": torch.from_numpy(pictures)}, temporary, metadata={"figures": json.dumps(figures)})
+    with safe_open(kept, framework="pt") as reference:
+        found["base"], base_pictures = json.loads(reference.metadata()["figures"]), reference.get_tensor("pictures")
+    apply_adapter(sd, folder / "adapter", name="candidate")
+    activate(sd, {"candidate": 1.0})
+    last = yield from _search(sd, request, forget, prompts)
+    found["erased"], pictures = _judged(sd, request, last, prompts, only_from_empty=False)
     restore_base(sd)
+    shown = 2 * len(prompts)
+    rows = [("base", list(base_pictures.numpy()[:shown])), ("erased", list(pictures[:shown]))]
     columns = [f"from {'empty' if not prompt else 'its prompt'}" for prompt in prompts] * 2
     with writing(folder / "attacks") as temporary:
         temporary.mkdir(parents=True)
@@ -66,9 +84,31 @@ def _prompts(request: Request) -> list[str]:
     return [named if i % 2 == 0 else "" for i in range(request.inversion.restarts)]
 
 
-def _search(sd: StableDiffusion, request: Request, latents: Tensor, prompts: list[str]) -> Iterator[InversionStep]:
+def _reference_path(request: Request, folder: Path) -> Path:
+    """Named by everything that decides what the attack reaches on the base."""
+    decided_by = {
+        "base": request.base_sha256,
+        "weights": request.weights,
+        "concept": request.concept,
+        "pictures": sha256_file(folder / "splits" / "forget.parquet"),
+        "inversion": request.inversion.model_dump(mode="json"),
+        "evaluate": request.evaluate.model_dump(mode="json"),
+        "judges": [sha256_file(Path(request.judges) / f"{name}.safetensors") for name in JUDGES],
+        "threads": request.threads,
+        "code": [sha256_file(path) for path in module_closure("fade.evaluation.attacks.inversion")],
+        "libraries": library_versions(),
+    }
+    digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
+    return CACHE / f"base-inversion-{digest[:16]}.safetensors"
+
+
+def _search(
+    sd: Base, request: Request, latents: Tensor, prompts: list[str]
+) -> Generator[InversionStep, None, InversionStep]:
+    """Yields the steps of the search and returns the last."""
     settings = request.inversion
-    return invert_concept(
+    last = None
+    for last in invert_concept(
         sd,
         latents,
         prompts=prompts,
@@ -78,12 +118,16 @@ def _search(sd: StableDiffusion, request: Request, latents: Tensor, prompts: lis
         learning_rate=settings.learning_rate,
         precision=request.evaluate.precision,
         seed=settings.seed,
-    )
+    ):
+        yield last
+    if last is None:
+        raise RuntimeError("an inversion has at least one step")
+    return last
 
 
 def _judged(
-    sd: StableDiffusion, request: Request, last: InversionStep, prompts: list[str], *, only_from_empty: bool
-) -> tuple[dict[str, Any], Any]:
+    sd: Base, request: Request, last: InversionStep, prompts: list[str], *, only_from_empty: bool
+) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     settings = request.evaluate
     pictures = draw_from_states(
         sd,
@@ -97,7 +141,7 @@ def _judged(
     )
     counted = np.array([not (only_from_empty and prompt) for prompt in prompts] * len(request.inversion.seeds))
     figures: dict[str, Any] = {"loss": last.loss}
-    for name in ("development", "report"):
+    for name in JUDGES:
         verdict = judge_pictures(load_judge(Path(request.judges), name), pictures)
         seen = np.array(verdict.objects if request.kind == "object" else verdict.styles)
         figures[name] = asdict(rate(int((seen[counted] == request.concept).sum()), int(counted.sum())))

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from fade.evaluation.accuracy import canvas_protocol, rate, scrambled_rate
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.files import read_yaml, write_json, writing
+from fade.models.family import load_base
 from fade.models.generate import generate
-from fade.models.sd import load_base
 from fade.sheets import labelled_sheet
 
 

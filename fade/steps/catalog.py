@@ -64,6 +64,14 @@ def build_catalog(folder: Path, *, params: dict[str, Any]) -> None:
         )
 
 
+def ensure_catalog(folder: Path, *, params: Path = Path("params.yaml")) -> bool:
+    """Render the canvas unless it is there; give whether it was rendered. Takes about ten seconds."""
+    if (folder / "catalog.parquet").is_file():
+        return False
+    build_catalog(folder, params=read_yaml(params)["catalog"])
+    return True
+
+
 def main() -> None:
     """Run the stage with the parameters in params.yaml."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -22,8 +22,8 @@ from fade.method.masks import load_mask
 from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, check_inside_mask
 from fade.method.targeting import in_proportion, power_law, teacher_disagreement
 from fade.models.conditioning import joined_conditioning
+from fade.models.family import Base, load_base
 from fade.models.generate import sample_latents
-from fade.models.sd import StableDiffusion, load_base
 from fade.seeding import derive_seed
 from fade.steps.encoded import encode_split
 
@@ -31,7 +31,7 @@ GENERATED_BATCH, GENERATED_STEPS, GENERATED_GUIDANCE = 32, 20, 4.0
 DISAGREEMENT_POINTS, DISAGREEMENT_GROUP = 20, 32
 _LOOP = {
     *("steps", "batch", "learning_rate", "weight_decay", "clip_norm", "forget_weight", "retain_weight"),
-    *("empty_caption_share", "precision", "seed", "stop_at", "check_every"),
+    *("empty_caption_share", "precision", "seed", "stop_at", "check_every", "micro_batch"),
 }
 
 
@@ -46,11 +46,13 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
     request = load_request(folder)
     settings = request.distill
     torch.set_num_threads(request.threads)
-    sd = load_base(Path(request.base), expected_sha256=request.base_sha256)
+    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
     mask = load_mask(folder / "mask")
     sets = training_sets(sd, request, folder)
     probabilities = timestep_probabilities(sd, sets, settings, folder)
     adversary = make_adversary(sd, sets, settings) if settings.depth == "deep" else None
+    if settings.gradient_checkpointing:
+        sd.unet.enable_gradient_checkpointing()
     parameters = add_sparse_lora(
         sd.unet, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
     )
@@ -59,7 +61,7 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
         sd.unet,
         parameters,
         sets=sets,
-        empty=sd.encode_prompts([""]),
+        empty=sd.unconditional(),
         alphas_cumprod=sd.alphas_cumprod,
         timesteps=probabilities,
         surrogate_share={"forget": 0.0, "surrogate": 1.0}.get(settings.pictures, settings.surrogate_share),
@@ -86,7 +88,7 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
         pd.DataFrame(curve).to_parquet(temporary, index=False)
 
 
-def training_sets(sd: StableDiffusion, request: Request, folder: Path) -> Sets:
+def training_sets(sd: Base, request: Request, folder: Path) -> Sets:
     """The splits, encoded; with ``pictures: generated`` the base draws what z_t is made of."""
     settings = request.distill
     encoded = {name: encode_split(sd, request, folder, name) for name in ("forget", "surrogate", "retain")}
@@ -101,7 +103,7 @@ def training_sets(sd: StableDiffusion, request: Request, folder: Path) -> Sets:
     return Sets(encoded["forget"], encoded["surrogate"], encoded["retain"], held_out)
 
 
-def _redrawn(sd: StableDiffusion, examples: Examples, seed: int, *, of_target: bool) -> Examples:
+def _redrawn(sd: Base, examples: Examples, seed: int, *, of_target: bool) -> Examples:
     """The same captions, with pictures that the base itself draws for the concept or for the surrogate."""
     told = examples.targets if of_target else examples.prompts
     seeds = [derive_seed(seed, "generated", i, of_target) for i in range(len(examples))]
@@ -116,7 +118,7 @@ def _redrawn(sd: StableDiffusion, examples: Examples, seed: int, *, of_target: b
     return Examples(torch.cat(parts), examples.prompts, examples.targets)
 
 
-def timestep_probabilities(sd: StableDiffusion, sets: Sets, settings: DistillSettings, folder: Path) -> Tensor:
+def timestep_probabilities(sd: Base, sets: Sets, settings: DistillSettings, folder: Path) -> Tensor:
     """P(t) of the forget half; the measured disagreement is kept in ``timesteps.json``."""
     total = len(sd.alphas_cumprod)
     measured: dict[str, Sequence[float]] = {}
@@ -137,9 +139,9 @@ def timestep_probabilities(sd: StableDiffusion, sets: Sets, settings: DistillSet
     return probabilities
 
 
-def make_adversary(sd: StableDiffusion, sets: Sets, settings: DistillSettings) -> Adversary:
+def make_adversary(sd: Base, sets: Sets, settings: DistillSettings) -> Adversary:
     """The search begins at the concept's captions, at others' and at the empty prompt."""
-    deep, empty = settings.deep, sd.encode_prompts([""])
+    deep, empty = settings.deep, sd.unconditional()
     return Adversary(
         sets.forget.latents,
         starts=joined_conditioning(sets.forget.prompts, sets.retain.prompts, empty.expand(len(sets.forget))),
@@ -147,6 +149,7 @@ def make_adversary(sd: StableDiffusion, sets: Sets, settings: DistillSettings) -
         alphas_cumprod=sd.alphas_cumprod,
         precision=settings.precision,
         prediction_type=sd.prediction_type,
+        device=sd.device,
         seed=settings.seed,
         **deep.model_dump(),
     )

@@ -9,10 +9,10 @@ import pandas as pd
 from fade.config import Request
 from fade.data.catalog import load_pictures
 from fade.method.examples import Examples
-from fade.models.sd import StableDiffusion
+from fade.models.family import Base
 
 
-def encode_split(sd: StableDiffusion, request: Request, folder: Path, name: str) -> Examples:
+def encode_split(sd: Base, request: Request, folder: Path, name: str) -> Examples:
     """Examples of one split; the teacher's prompt is the surrogate caption where there is one."""
     table = pd.read_parquet(folder / "splits" / f"{name}.parquet")
     latents = sd.encode_pictures(load_pictures(Path(request.catalog), table))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,23 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from fade.adapters.store import activate, apply_adapter, restore_base
-from fade.concepts import Concept, caption
+from fade.concepts import Concept
 from fade.config import Gate, Request, load_request
-from fade.data.catalog import find_concept, load_concepts
+from fade.data.catalog import load_concepts
+from fade.data.splits import find_pairs
 from fade.errors import LineageError
-from fade.evaluation.accuracy import canvas_protocol, drift, summary
-from fade.evaluation.judges import judge_pictures, load_judge
-from fade.evaluation.report import before_after_sheet
+from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_none, summary
+from fade.evaluation.judges import Judge, judge_pictures, load_judge
+from fade.evaluation.neighbours import find_neighbours
+from fade.evaluation.report import erasure_sheet
 from fade.files import sha256_file, write_json, writing
+from fade.lineage import module_closure
+from fade.models.family import Base, load_base
 from fade.models.generate import generate
-from fade.models.sd import StableDiffusion, load_base, weights_sha256
+from fade.models.sd import weights_sha256
 
 CACHE = Path(".fade/cache")
 JUDGES = ("development", "report")
-_CODE = Path(__file__).parents[1] / "models"
 
 
 def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
@@ -46,38 +49,23 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     settings = request.evaluate
     torch.set_num_threads(request.threads)
     concepts = load_concepts(Path(request.catalog))
-    concept, surrogate = find_concept(concepts, request.concept), find_concept(concepts, request.surrogate)
-    sd = load_base(Path(request.base), expected_sha256=request.base_sha256)
+    pairs = find_pairs(concepts, [(pair.concept, pair.surrogate) for pair in request.pairs])
+    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
     untouched = weights_sha256(sd.unet)
-    samples = canvas_protocol(*_domains(concepts), settings.seeds)
-    total = 2 * len(samples)
-    parts: list[NDArray[np.uint8]] = []
-    kept = _cache_path(request, samples)
-    if kept.is_file():
-        before = load_file(kept)["pictures"].numpy()
-    else:
-        for batch in _pictures(sd, request, samples):
-            parts.append(batch)
-            yield sum(map(len, parts)), total
-        before = np.concatenate(parts)
-        with writing(kept) as temporary:
-            save_file({"pictures": torch.from_numpy(before)}, temporary)
+    samples = canvas_protocol(*domains(concepts), settings.seeds)
+    before = yield from base_pictures(sd, request, samples)
     card = apply_adapter(sd, folder / "adapter", name="candidate")
     activate(sd, {"candidate": 1.0})
-    parts = []
-    for batch in _pictures(sd, request, samples):
-        parts.append(batch)
-        yield len(before) + sum(map(len, parts)), total
-    after = np.concatenate(parts)
+    after = yield from pictures_now(sd, request, samples, done=len(before))
     restore_base(sd)
     if (restored := weights_sha256(sd.unet)) != untouched:
         raise LineageError(f"Taking the adapter out left other base weights: {restored[:12]}, were {untouched[:12]}.")
-    neighbours = find_neighbours(sd, concept, surrogate, concepts)
-    metrics = _figures(request, samples, before, after, concept=concept, surrogate=surrogate, neighbours=neighbours)
+    neighbours = neighbours_of(sd, pairs, concepts)
+    metrics = judged(Path(request.judges), samples, before, after, pairs=pairs, neighbours=neighbours)
+    metrics["gate"] = judge_gate(metrics["judges"]["report"], request.gate)
     metrics["adapter_sha256"] = card["adapter_sha256"]
     metrics["adapter_bytes"] = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
-    shown = [concept.name, surrogate.name, *neighbours][:5]
-    sheet = before_after_sheet(samples, before, after, concept, list(dict.fromkeys(shown)), seed=settings.seeds[0])
+    sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=settings.seeds[0])
     with writing(folder / "evaluation") as temporary:
         temporary.mkdir(parents=True)
         write_json(temporary / "metrics.json", metrics)
@@ -85,16 +73,34 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
         sheet.save(temporary / "sheet.png")
 
 
-def _domains(concepts: dict[str, Concept]) -> tuple[list[str], list[str]]:
+def domains(concepts: dict[str, Concept]) -> tuple[list[str], list[str]]:
+    """Names of the objects and of the styles."""
     return (
         [c.name for c in concepts.values() if c.kind == "object"],
         [c.name for c in concepts.values() if c.kind == "style"],
     )
 
 
-def _pictures(sd: StableDiffusion, request: Request, samples: pd.DataFrame) -> Iterator[NDArray[np.uint8]]:
+def base_pictures(
+    sd: Base, request: Request, samples: pd.DataFrame
+) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
+    """The protocol's pictures by the base alone, kept by the hash of what makes them; yields progress."""
+    kept = _cache_path(request, samples)
+    if kept.is_file():
+        return load_file(kept)["pictures"].numpy()
+    before = yield from pictures_now(sd, request, samples, done=0)
+    with writing(kept) as temporary:
+        save_file({"pictures": torch.from_numpy(before)}, temporary)
+    return before
+
+
+def pictures_now(
+    sd: Base, request: Request, samples: pd.DataFrame, *, done: int
+) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
+    """The protocol's pictures with the adapters that are on; yields (pictures done, of before and after)."""
     settings = request.evaluate
-    return generate(
+    parts: list[NDArray[np.uint8]] = []
+    for batch in generate(
         sd,
         samples["prompt"].tolist(),
         samples["seed"].tolist(),
@@ -103,75 +109,80 @@ def _pictures(sd: StableDiffusion, request: Request, samples: pd.DataFrame) -> I
         guidance=settings.guidance,
         solver=settings.solver,
         precision=settings.precision,
-    )
+    ):
+        parts.append(batch)
+        yield done + sum(map(len, parts)), 2 * len(samples)
+    return np.concatenate(parts)
 
 
 def _cache_path(request: Request, samples: pd.DataFrame) -> Path:
     """Named by everything that decides the base's pictures: base, protocol, settings, threads and code."""
     made_by = {
         "base": request.base_sha256,
+        "weights": request.weights,
         "prompts": samples["prompt"].tolist(),
         "settings": request.evaluate.model_dump(mode="json"),
         "threads": request.threads,
-        "code": [sha256_file(_CODE / name) for name in ("generate.py", "sd.py", "diffusion.py")],
+        "code": [sha256_file(path) for path in module_closure("fade.models.generate")],
         "torch": torch.__version__,
     }
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
     return CACHE / f"base-pictures-{digest[:16]}.safetensors"
 
 
-def find_neighbours(
-    sd: StableDiffusion, concept: Concept, surrogate: Concept, concepts: dict[str, Concept], *, count: int = 3
+def neighbours_of(
+    sd: Base, pairs: Sequence[tuple[Concept, Concept | None]], concepts: Mapping[str, Concept]
 ) -> list[str]:
-    """The concepts an erasure is most likely to hurt; never the surrogate.
-
-    Of a person: every other person. Else the nearest of its domain by cosine of the mean text states.
-    """
-    same = [c for c in concepts.values() if c.kind == concept.kind and c.name not in (concept.name, surrogate.name)]
-    if concept.person and (persons := [c.name for c in same if c.person]):
-        return persons
-
-    def sentence(name: str) -> str:
-        return caption(name, "photo") if concept.kind == "object" else caption("picture", name)
-
-    states = sd.encode_prompts([sentence(concept.name), *(sentence(c.name) for c in same)]).embeds.mean(dim=1)
-    nearness = torch.nn.functional.cosine_similarity(states[:1], states[1:])
-    return [same[i].name for i in nearness.argsort(descending=True)[:count].tolist()]
+    """Neighbours of all erased concepts that are not erased themselves."""
+    erased = {concept.name for concept, _ in pairs}
+    found = [
+        name for concept, surrogate in pairs for name in find_neighbours(sd, concept, surrogate, concepts.values())
+    ]
+    return [name for name in dict.fromkeys(found) if name not in erased]
 
 
-def _figures(
-    request: Request,
+def judged(
+    judges: Path,
     samples: pd.DataFrame,
     before: NDArray[np.uint8],
     after: NDArray[np.uint8],
     *,
-    concept: Concept,
-    surrogate: Concept,
+    pairs: Sequence[tuple[Concept, Concept | None]],
     neighbours: Sequence[str],
 ) -> dict[str, Any]:
+    """Figures of both judges, JSON-ready; adds what they called each picture to the samples as columns."""
     metrics: dict[str, Any] = {"samples": len(samples), "neighbours": list(neighbours), "judges": {}}
+    named = [(concept, None if surrogate is None else surrogate.name) for concept, surrogate in pairs]
     for name in JUDGES:
-        judge = load_judge(Path(request.judges), name)
-        found = {}
+        judge, found = load_judge(judges, name), {}
         for when, pictures in (("before", before), ("after", after)):
-            verdict = judge_pictures(judge, pictures)
-            seen = samples.assign(seen_object=verdict.objects, seen_style=verdict.styles)
-            found[when] = summary(seen, concept, surrogate.name, neighbours)
-            for domain in ("object", "style"):
+            seen = named_by(judge, pictures, samples)
+            found[when] = summary(seen, named, neighbours)
+            for domain in DOMAINS:
                 samples[f"{name}_{when}_{domain}"] = seen[f"seen_{domain}"]
         metrics["judges"][name] = found
-    retained = (samples[concept.kind] != concept.name).to_numpy()
+    retained = samples.index.isin(naming_none(samples, [concept for concept, _ in pairs]).index)
     metrics["drift"] = drift(before[retained], after[retained])
     metrics["change_of_concept"] = drift(before[~retained], after[~retained])
-    metrics["gate"] = judge_gate(metrics["judges"]["report"], request.gate)
     return metrics
 
 
+def named_by(judge: Judge, pictures: NDArray[np.uint8], samples: pd.DataFrame) -> pd.DataFrame:
+    """The samples with what a judge calls each picture: ``seen_object``, ``seen_style``."""
+    verdict = judge_pictures(judge, pictures)
+    return samples.assign(seen_object=verdict.objects, seen_style=verdict.styles)
+
+
 def judge_gate(figures: dict[str, Any], gate: Gate) -> dict[str, Any]:
-    """Whether the report judge's figures pass; every reason if not."""
+    """Whether a judge's figures pass; every reason if not. UA is asked of each erased concept by itself."""
     before, after = figures["before"], figures["after"]
+    several = len(after["erased"]) > 1
     checks = {
-        "ua": (after["ua"]["value"], gate.ua),
+        **{
+            # By number: a reason goes into the registry's page, where no name of a person may stand.
+            f"ua of concept {number}" if several else "ua": (found["ua"]["value"], gate.ua)
+            for number, found in enumerate(after["erased"].values(), start=1)
+        },
         "ira": (after["ira"]["value"], before["ira"]["value"] - gate.ira_loss),
         "cra": (after["cra"]["value"], before["cra"]["value"] - gate.cra_loss),
     }

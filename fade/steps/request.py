@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fade.config import Request, Settings, load_settings, make_request, save_request
-from fade.data.catalog import find_concept, load_catalog, load_concepts
-from fade.errors import BaseModelError, ConfigError, DataError, ResourceError
-from fade.files import read_yaml
-from fade.models.sd import base_sha256
+import pandas as pd
 
+from fade.concepts import Concept
+from fade.config import Request, Settings, load_settings, make_request, save_request
+from fade.data.catalog import find_concept, load_catalog, load_concepts, load_pictures
+from fade.data.splits import NOTHING
+from fade.errors import BaseModelError, ConfigError, DataError, ResourceError
+from fade.evaluation.neighbours import choose_surrogate
+from fade.files import read_yaml
+from fade.models.family import load_base
+from fade.models.source import BaseSource, find_base, identity
+
+AUTO = "auto"
 CATALOG, BASE, JUDGES = "data/catalog/canvas", "data/base/canvas", "data/judges"
 NEEDED_BYTES = 200 * 2**20
 """Free disk an erasure asks for: DVC's copies, MLflow's artifacts and the base's pictures."""
@@ -30,40 +38,42 @@ def prepare_request(
     expected_base_sha256: str | None = None,
     catalog: str = CATALOG,
     judges: str = JUDGES,
+    protected: Sequence[str] = (),
+    also: Sequence[tuple[str, str]] = (),
 ) -> Request:
     """Resolve names and check everything that can be checked without training.
 
+    Args:
+        surrogate: a concept of the catalog, ``nothing`` for what the empty prompt gives, or ``auto`` for
+            the nearest in text space that is neither a person nor ``protected`` nor erased; the request records which.
+        also: further concepts that the same adapter erases, each with its surrogate.
+
     Raises:
         ConfigError: unknown concept or surrogate, equal, or of different kinds.
-        DataError: no catalog, or it holds no picture of the concept.
-        BaseModelError: the base is missing, or not the expected one.
+        DataError: no catalog, it holds no picture of the concept, or its pictures do not fit the base.
+        BaseModelError: the base is missing, not supported, or not the expected one.
         ResourceError: too little free disk.
     """
     concepts = load_concepts(Path(catalog))
-    erased, instead = find_concept(concepts, concept), find_concept(concepts, surrogate)
-    if erased.name == instead.name:
-        raise ConfigError(
-            f"The surrogate must differ from the concept: got {instead.name!r} for both. "
-            "Name what its prompts shall give instead."
-        )
-    if erased.kind != instead.kind:
-        raise ConfigError(
-            f"Concept and surrogate must be of one kind: {erased.name!r} is an {erased.kind}, "
-            f"{instead.name!r} is a {instead.kind}."
-        )
     table = load_catalog(Path(catalog))
-    if not (table[erased.kind] == erased.name).any():
-        raise DataError(
-            f"The forget set is empty: {catalog} holds 0 pictures of {erased.name!r}. Add pictures to the catalog."
-        )
-    found = _checked_base(Path(base), expected_base_sha256)
+    source = find_base(base)
+    found = _checked_identity(source, expected_base_sha256)
+    _check_size(source, load_pictures(Path(catalog), table.head(1)).shape[1:3], catalog)
+    erased = [find_concept(concepts, name) for name in (concept, *(name for name, _ in also))]
+    spared = {find_concept(concepts, name).name for name in protected} | {one.name for one in erased}
+    pairs = []
+    instead: Concept | None
+    for one, wanted in zip(erased, (surrogate, *(instead for _, instead in also)), strict=True):
+        if wanted == AUTO:
+            sd = load_base(base, expected_sha256=found)
+            instead = choose_surrogate(sd, one, concepts.values(), protected=spared)
+        else:
+            instead = None if wanted == NOTHING else find_concept(concepts, wanted)
+        pairs.append(_pair(one, instead, table, catalog))
     check_disk(Path())
     return make_request(
-        concept=erased.name,
-        kind=erased.kind,
-        surrogate=instead.name,
-        person=erased.person,
-        aliases=erased.aliases,
+        **pairs[0],
+        also=pairs[1:],
         base=base,
         base_sha256=found,
         catalog=catalog,
@@ -72,11 +82,44 @@ def prepare_request(
     )
 
 
-def _checked_base(base: Path, expected: str | None) -> str:
-    found = base_sha256(base)
+def _pair(erased: Concept, instead: Concept | None, table: pd.DataFrame, catalog: str) -> dict[str, Any]:
+    """Fields of a pair that can be erased."""
+    if instead is not None and erased.name == instead.name:
+        raise ConfigError(
+            f"The surrogate must differ from the concept: got {instead.name!r} for both. "
+            "Name what its prompts shall give instead."
+        )
+    if instead is not None and erased.kind != instead.kind:
+        raise ConfigError(
+            f"Concept and surrogate must be of one kind: {erased.name!r} is an {erased.kind}, "
+            f"{instead.name!r} is a {instead.kind}."
+        )
+    if not (table[erased.kind] == erased.name).any():
+        raise DataError(
+            f"The forget set is empty: {catalog} holds 0 pictures of {erased.name!r}. Add pictures to the catalog."
+        )
+    return {
+        "concept": erased.name,
+        "kind": erased.kind,
+        "surrogate": NOTHING if instead is None else instead.name,
+        "person": erased.person,
+        "aliases": erased.aliases,
+    }
+
+
+def _check_size(source: BaseSource, found: tuple[int, ...], catalog: str) -> None:
+    if source.picture_size is not None and found != (source.picture_size, source.picture_size):
+        raise DataError(
+            f"The pictures of {catalog} are {found[0]} x {found[1]}; the base in {source.path} draws "
+            f"{source.picture_size} x {source.picture_size}. Resize the catalog to that, or take another base."
+        )
+
+
+def _checked_identity(source: BaseSource, expected: str | None) -> str:
+    found = identity(source)
     if expected is not None and found != expected:
         raise BaseModelError(
-            f"The base model in {base} is another one: its hash is {found[:12]}, expected {expected[:12]}. "
+            f"The base model in {source.path} is another one: its hash is {found[:12]}, expected {expected[:12]}. "
             "Restore that base, or ask for this one."
         )
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -11,8 +12,17 @@ from torch import Tensor
 
 from fade.config import load_request
 from fade.files import writing
-from fade.method.saliency import accumulate_saliency, contrast, noisy_groups, random_saliency
-from fade.models.sd import load_base
+from fade.method.examples import joined
+from fade.method.saliency import (
+    NoisyGroup,
+    accumulate_saliency,
+    contrast,
+    expected_gain,
+    noisy_groups,
+    random_saliency,
+)
+from fade.method.targeting import power_law
+from fade.models.family import load_base
 from fade.steps.encoded import encode_split
 
 
@@ -21,32 +31,38 @@ def saliency(folder: Path) -> dict[str, Tensor]:
     request = load_request(folder)
     settings, granularity = request.saliency, request.mask.granularity
     torch.set_num_threads(request.threads)
-    sd = load_base(Path(request.base), expected_sha256=request.base_sha256)
+    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
+    if settings.gradient_checkpointing:
+        sd.unet.enable_gradient_checkpointing()
 
-    def measured(split: str, against: str) -> dict[str, Tensor]:
-        groups = noisy_groups(
-            encode_split(sd, request, folder, split),
+    total = len(sd.alphas_cumprod)
+    options: dict[str, Any] = {
+        "alphas_cumprod": sd.alphas_cumprod,
+        "granularity": granularity,
+        "prediction_type": sd.prediction_type,
+        "at_once": settings.at_once,
+    }
+
+    def groups(*splits: str, power: float = 1.0) -> list[NoisyGroup]:
+        return noisy_groups(
+            joined(*(encode_split(sd, request, folder, split) for split in splits)),
             groups=settings.groups,
             group_size=settings.group_size,
-            timestep_count=len(sd.alphas_cumprod),
+            timesteps=power_law(total, power),
             seed=settings.seed,
-        )
-        return accumulate_saliency(
-            sd.unet,
-            groups,
-            alphas_cumprod=sd.alphas_cumprod,
-            against=against,
-            granularity=granularity,
-            prediction_type=sd.prediction_type,
-            at_once=settings.at_once,
         )
 
     if settings.score == "random":
         scores = random_saliency(sd.unet, granularity, seed=settings.seed)
+    elif settings.score == "gain":
+        # The pictures and timesteps that training will see.
+        drawn = groups("forget", "surrogate", power=request.distill.timestep_power)
+        scores = expected_gain(sd.unet, drawn, **options)
     else:
-        scores = measured("forget", "teacher" if settings.score == "distillation" else "noise")
+        against = "teacher" if settings.score == "distillation" else "noise"
+        scores = accumulate_saliency(sd.unet, groups("forget"), against=against, **options)
     if settings.score == "contrast":
-        scores = contrast(scores, measured("retain", "noise"))
+        scores = contrast(scores, accumulate_saliency(sd.unet, groups("retain"), against="noise", **options))
     with writing(folder / "saliency.safetensors") as temporary:
         save_file({name: scores[name].contiguous() for name in sorted(scores)}, temporary, metadata={"format": "pt"})
     return scores

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from fade.config import load_request
-from fade.data.catalog import find_concept, load_catalog, load_concepts
-from fade.data.splits import make_splits
+from fade.data.catalog import load_catalog, load_concepts
+from fade.data.splits import find_pairs, make_splits
 from fade.files import writing
 
 
@@ -24,8 +24,7 @@ def split(folder: Path) -> dict[str, int]:
     settings = request.split
     splits = make_splits(
         load_catalog(catalog),
-        find_concept(concepts, request.concept),
-        find_concept(concepts, request.surrogate),
+        find_pairs(concepts, [(pair.concept, pair.surrogate) for pair in request.pairs]),
         forget_per_pair=settings.forget_per_pair,
         retain_per_pair=settings.retain_per_pair,
         holdout_per_pair=settings.holdout_per_pair,

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from fade.errors import DataError
 from fade.models.conditioning import Conditioning
+from fade.models.family import Base
 from fade.models.generate import Solver, generate_from
 from fade.models.inversion import InversionStep, invert
-from fade.models.sd import StableDiffusion
 from fade.seeding import torch_generator
 
 
 def invert_concept(
-    sd: StableDiffusion,
+    sd: Base,
     latents: Tensor,
     *,
     prompts: Sequence[str],
@@ -65,7 +65,7 @@ def invert_concept(
 
 
 def draw_from_states(
-    sd: StableDiffusion,
+    sd: Base,
     states: Conditioning,
     *,
     seeds: Sequence[int],

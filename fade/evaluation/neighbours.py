@@ -1,0 +1,56 @@
+"""Neighbours: the concepts most alike another one in text space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from fade.concepts import PLAIN_STYLE, Concept, caption
+from fade.errors import ConfigError
+from fade.models.family import Base
+
+
+def by_nearness(sd: Base, concept: Concept, others: Sequence[Concept]) -> list[Concept]:
+    """Others of the concept's kind, the nearest first: by cosine of the mean text states   (ours)."""
+    same = [other for other in others if other.kind == concept.kind and other.name != concept.name]
+    if not same:
+        return []
+
+    def sentence(name: str) -> str:
+        return caption(name, PLAIN_STYLE) if concept.kind == "object" else caption("picture", name)
+
+    states = sd.encode_prompts([sentence(concept.name), *(sentence(other.name) for other in same)]).embeds.mean(dim=1)
+    nearness = torch.nn.functional.cosine_similarity(states[:1], states[1:])
+    return [same[i] for i in nearness.argsort(descending=True, stable=True).tolist()]
+
+
+def find_neighbours(
+    sd: Base, concept: Concept, surrogate: Concept | None, concepts: Iterable[Concept], *, count: int = 3
+) -> list[str]:
+    """The concepts an erasure is most likely to hurt; never the surrogate.
+
+    Of a person: every other person. Else the nearest of its domain.
+    """
+    others = [other for other in concepts if surrogate is None or other.name != surrogate.name]
+    persons = [other.name for other in others if other.person and other.name != concept.name]
+    if concept.person and persons:
+        return persons
+    return [other.name for other in by_nearness(sd, concept, others)[:count]]
+
+
+def choose_surrogate(sd: Base, concept: Concept, concepts: Iterable[Concept], *, protected: Iterable[str]) -> Concept:
+    """The nearest concept of its kind that is nobody's face and not protected.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    kept = set(protected)
+    allowed = [other for other in concepts if not other.person and other.name not in kept]
+    found = by_nearness(sd, concept, allowed)
+    if not found:
+        raise ConfigError(
+            f"No surrogate for {concept.name!r}: every other {concept.kind} of the catalog is a person or protected "
+            f"({', '.join(sorted(kept)) or 'none by name'}). Name one with --surrogate."
+        )
+    return found[0]

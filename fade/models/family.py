@@ -1,0 +1,173 @@
+"""Families of base models behind one protocol: what the method needs of a loaded base, and how one is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.utils import logging as diffusers_logging
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from fade.errors import BaseModelError
+from fade.models.conditioning import Conditioning
+from fade.models.sd import StableDiffusion
+from fade.models.sdxl import StableDiffusionXL
+from fade.models.source import PREDICTION_TYPES, BaseSource, find_base, identity
+
+Weights = Literal["fp32", "bf16"]
+FAMILIES = {"StableDiffusionPipeline": StableDiffusion, "StableDiffusionXLPipeline": StableDiffusionXL}
+# Plain attention is faster than the fused kernel in the backward pass on CPU, but holds all pairs of positions.
+_PLAIN_ATTENTION_UP_TO = 32 * 32
+
+
+class Base(Protocol):
+    """A loaded base model: its denoiser, what it is told, and the adapters that are switched on.
+
+    Attributes:
+        sha256: its identity; an adapter holds for one base only.
+        folder: where it was loaded from.
+        active: adapter name to weight.
+    """
+
+    sha256: str
+    folder: Path
+    active: dict[str, float]
+
+    @property
+    def pipeline(self) -> Any:
+        """The stock diffusers pipeline."""
+
+    @property
+    def unet(self) -> Any:
+        """The denoiser, e_theta(z_t, t, c)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser lies."""
+
+    @property
+    def noise_scheduler(self) -> Any:
+        """The base's own; solvers are made from its configuration."""
+
+    @property
+    def prediction_type(self) -> str:
+        """What the denoiser answers: ``epsilon`` or ``v_prediction``."""
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """The noise scheduler's cumulative alphas, (T,) float32."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one picture's latents."""
+
+    @property
+    def picture_size(self) -> int:
+        """Height and width of a picture, in pixels."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """What the denoiser is told for each prompt, on the CPU."""
+
+    def unconditional(self) -> Conditioning:
+        """What guidance leads away from, one row."""
+
+    def encode_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
+        """Scaled latents, (N, C, h, w) float32 on the CPU, of (N, H, W, 3) pictures."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of scaled latents, (B, 3, H, W) float32, about -1..1."""
+
+
+def load_base(source: str | Path, *, expected_sha256: str | None = None, weights: Weights = "fp32") -> Base:
+    """Load a base: a diffusers folder, a single safetensors file, or a name on the Hugging Face hub.
+
+    Args:
+        weights: how the denoiser's weights are held; ``bf16`` halves their memory and rounds them, the
+            encoders and the autoencoder stay float32.
+
+    Raises:
+        BaseModelError: missing, damaged, not supported, or of another hash than expected.
+    """
+    found = find_base(source)
+    sha256 = identity(found)
+    if expected_sha256 is not None and sha256 != expected_sha256:
+        raise BaseModelError(
+            f"The base model in {source} is another one: its hash is {sha256[:12]}, expected {expected_sha256[:12]}. "
+            "An erasure holds for one base only; restore that base, or make a new request for this one."
+        )
+    try:
+        with _no_progress_bars():
+            pipeline = (_load_file if found.path.is_file() else _load_folder)(found, weights)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        hint = "Restore it."
+        if found.config is None:
+            hint = (
+                f"Without a network, put a folder {found.path.with_suffix('').name!r} beside it that describes its "
+                f"parts: a {found.pipeline} in diffusers layout, of which only configurations and tokenizers are read."
+            )
+        raise BaseModelError(f"The base model in {source} does not load: {error}. {hint}") from error
+    predicts = pipeline.scheduler.config.get("prediction_type")
+    if predicts not in PREDICTION_TYPES or not hasattr(pipeline.scheduler, "alphas_cumprod"):
+        raise BaseModelError(
+            f"The base in {source} has a {type(pipeline.scheduler).__name__} that predicts {predicts!r}; supported "
+            f"are diffusion schedules with {' and '.join(PREDICTION_TYPES)}."
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    if pipeline.unet.config.sample_size**2 <= _PLAIN_ATTENTION_UP_TO:
+        pipeline.unet.set_attn_processor(AttnProcessor())
+    return FAMILIES[found.pipeline](pipeline, sha256, Path(source))
+
+
+def _load_folder(found: BaseSource, weights: Weights) -> Any:
+    dtypes = {"default": torch.float32, "unet": torch.bfloat16 if weights == "bf16" else torch.float32}
+    return getattr(diffusers, found.pipeline).from_pretrained(
+        found.path, dtype=dtypes, use_safetensors=True, local_files_only=True, **_left_out(found)
+    )
+
+
+def _load_file(found: BaseSource, weights: Weights) -> Any:
+    """What describes the parts is the folder beside the file, else the published one of its kind, from the hub."""
+    pipeline = getattr(diffusers, found.pipeline).from_single_file(
+        str(found.path),
+        config=None if found.config is None else str(found.config),
+        local_files_only=found.config is not None,
+        dtype=torch.float32,
+        **_left_out(found),
+    )
+    if weights == "bf16":
+        # diffusers' own `to` warns of modules to be kept in float32, also where there are none.
+        torch.nn.Module.to(pipeline.unet, torch.bfloat16)
+    return pipeline
+
+
+def _left_out(found: BaseSource) -> dict[str, Any]:
+    """Parts that judge or mark pictures: they are no part of what is erased."""
+    if found.pipeline == "StableDiffusionPipeline":
+        return {"safety_checker": None}
+    return {"add_watermarker": False}
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Both libraries draw a bar for each file they read; a base is read many times."""
+    before = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before[0]:
+            diffusers_logging.enable_progress_bar()
+        if before[1]:
+            transformers_logging.enable_progress_bar()

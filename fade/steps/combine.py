@@ -1,0 +1,91 @@
+"""Step ``combine``: several finished erasures live at once, judged together.
+
+Each adapter was trained against the base alone; whether they hold on top of each other is a question of
+its own. ``python -m fade.steps.combine OUT FOLDER FOLDER ...``
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.config import Request, load_request
+from fade.data.catalog import load_concepts
+from fade.data.splits import find_pairs
+from fade.errors import ConfigError, DataError, listing
+from fade.evaluation.accuracy import canvas_protocol
+from fade.evaluation.report import erasure_sheet
+from fade.files import write_json, writing
+from fade.models.family import load_base
+from fade.steps.evaluate import base_pictures, domains, judged, neighbours_of, pictures_now
+
+SHARED = ("base_sha256", "weights", "catalog", "judges", "evaluate", "threads")
+"""What erasures must have in common to be judged together."""
+
+
+def combine(folders: Sequence[Path], out: Path) -> Iterator[tuple[int, int]]:
+    """Write ``out``: metrics.json, samples.parquet and sheet.png, as of one erasure; yields (pictures done, of all).
+
+    Raises:
+        ConfigError: erasures of different bases, catalogs, judges or evaluation settings, or one twice.
+        DataError: no erasure was given.
+    """
+    requests = _checked(folders)
+    first = requests[0]
+    torch.set_num_threads(first.threads)
+    concepts = load_concepts(Path(first.catalog))
+    pairs = find_pairs(concepts, [(pair.concept, pair.surrogate) for request in requests for pair in request.pairs])
+    sd = load_base(first.base, expected_sha256=first.base_sha256, weights=first.weights)
+    samples = canvas_protocol(*domains(concepts), first.evaluate.seeds)
+    before = yield from base_pictures(sd, first, samples)
+    cards = [apply_adapter(sd, folder / "adapter", name=f"erasure{i}") for i, folder in enumerate(folders)]
+    activate(sd, {f"erasure{i}": 1.0 for i in range(len(folders))})
+    after = yield from pictures_now(sd, first, samples, done=len(before))
+    restore_base(sd)
+    neighbours = neighbours_of(sd, pairs, concepts)
+    metrics = judged(Path(first.judges), samples, before, after, pairs=pairs, neighbours=neighbours)
+    metrics["adapters"] = {request.id: card["adapter_sha256"] for request, card in zip(requests, cards, strict=True)}
+    with writing(out) as temporary:
+        temporary.mkdir(parents=True)
+        write_json(temporary / "metrics.json", metrics)
+        samples.to_parquet(temporary / "samples.parquet", index=False)
+        sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=first.evaluate.seeds[0])
+        sheet.save(temporary / "sheet.png")
+
+
+def _checked(folders: Sequence[Path]) -> list[Request]:
+    if not folders:
+        raise DataError("A combination needs at least one erasure: got none.")
+    requests = [load_request(folder) for folder in folders]
+    for name in SHARED:
+        if len({str(getattr(request, name)) for request in requests}) > 1:
+            raise ConfigError(
+                f"The erasures differ in {name!r}, so they cannot be judged together: "
+                f"{listing(f'{request.id}: {getattr(request, name)}' for request in requests)}. "
+                "Ask for them again with equal settings."
+            )
+    named = [pair.concept for request in requests for pair in request.pairs]
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise ConfigError(f"Erased twice in one combination: {listing(twice)}. Give each concept once.")
+    return requests
+
+
+def main() -> None:
+    """Combine finished erasures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    with tqdm(desc="pictures") as bar:
+        for done, total in combine(arguments.folders, arguments.out):
+            bar.total = total
+            bar.update(done - bar.n)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What all commands share: the console, entering the project, errors as one line, figures as JSON."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from fade.errors import ConfigError, FadeError
+from fade.files import write_json
+from flows.settings import configure
+
+# In a log or a pipe, whose width nobody knows, a table is not squeezed into 80 columns.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+Result = TypeVar("Result")
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, e.g. mask.granularity=weight."),
+]
+
+
+def guarded(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Enter the project, and turn an error raised on purpose into one line and exit status 1."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> Result:
+        try:
+            json_file = options.get("json_file")
+            if json_file is not None:
+                options["json_file"] = json_file.resolve()
+            if options.get("out") is not None:
+                options["out"] = options["out"].resolve()
+            configure()
+            return command(*arguments, **options)
+        except FadeError as error:
+            Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def setting(given: str) -> tuple[str, Any]:
+    """``NAME=VALUE``, the value read as YAML."""
+    import yaml
+
+    name, separator, value = given.partition("=")
+    if not separator or not name.strip():
+        raise ConfigError(f"--set {given!r} is no setting: expected NAME=VALUE, e.g. mask.density=0.1.")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {given!r}: the value is not YAML ({error}).") from None
+
+
+def pair(given: str) -> tuple[str, str]:
+    """``NAME`` or ``NAME:SURROGATE``; without one the surrogate is chosen."""
+    concept, _, surrogate = given.partition(":")
+    return concept.strip(), surrogate.strip() or "auto"
+
+
+def write_figures(json_file: Path | None, content: dict[str, Any]) -> None:
+    """Write what ``--json`` asks for."""
+    if json_file is not None:
+        write_json(json_file, json.loads(json.dumps(content)))

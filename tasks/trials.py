@@ -1,0 +1,47 @@
+"""Prefect task of one trial, in a process of its own: its threads, memory and death are its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from fade.config import load_request
+from fade.errors import FadeError
+from fade.steps.trial import figures
+
+
+class TrialError(FadeError, RuntimeError):
+    """A trial ended without figures; the message is what it said last."""
+
+
+# A trial that is asked for again finds on disk what it has finished, so nothing is cached here.
+@task(name="trial", task_run_name="trial-{folder.name}", cache_policy=NO_CACHE)
+def trial(folder: Path, *, attacked: bool, say: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Run the trial of a folder that holds ``request.yaml``; give its figures.
+
+    Raises:
+        TrialError: the trial failed, with its reason.
+    """
+    command = [sys.executable, "-m", "fade.steps.trial", str(folder), *(["--attack"] if attacked else [])]
+    log = folder.with_suffix(".log")  # beside it: a trial of other code empties its folder
+    with log.open("w", encoding="utf-8") as errors:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            for line in running.stdout or ():
+                if say is not None:
+                    say(f"{load_request(folder).concept}: {line.strip()}")
+            status = running.wait()
+        finally:
+            if running.poll() is None:
+                running.terminate()
+                running.wait()
+    if status != 0:
+        last = (log.read_text(encoding="utf-8").strip().splitlines() or [f"exit status {status}"])[-1]
+        raise TrialError(f"The trial in {folder} failed: {last} (whole log: {log})")
+    return figures(folder)

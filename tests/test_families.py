@@ -1,0 +1,693 @@
+"""Families of bases: what stock diffusers does with the same weights, from the source to a restored base."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from fade.adapters.exports import export_adapter
+from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.concepts import caption
+from fade.config import Request, load_settings, make_request, save_request
+from fade.data.canvas import OBJECTS
+from fade.data.styles import STYLES
+from fade.errors import BaseModelError, DataError
+from fade.lineage import ROOT
+from fade.method.examples import Examples
+from fade.method.saliency import accumulate_saliency, noisy_groups, salient_parameters
+from fade.method.sparse_lora import lora_layers
+from fade.method.targeting import power_law
+from fade.models import base as small
+from fade.models.family import Base, load_base
+from fade.models.generate import first_latents, generate_batch, sample_latents
+from fade.models.sd import weights_sha256
+from fade.models.source import PARTS, base_sha256, find_base, is_hub_name
+from fade.steps.catalog import build_catalog
+from fade.steps.distill import distill_adapter
+from fade.steps.mask import mask
+from fade.steps.request import prepare_request
+from fade.steps.saliency import saliency
+from fade.steps.split import split
+from tasks._versioning import STAGES, stage_definition
+from tests.tiny import SETTINGS
+
+LENGTH, LATENT, CHANNELS = 16, 16, 4
+PROMPT = "a cat image in neon style."
+KINDS = ("epsilon", "velocity", "sd2", "sdxl", "sdxl-empty-prompt")
+_SCHEDULE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+
+
+def _tokenizer() -> CLIPTokenizer:
+    return small.build_tokenizer(sorted(caption(o, s) for o in OBJECTS for s in STYLES), max_length=LENGTH)
+
+
+def _text_config(tokenizer: CLIPTokenizer, *, width: int, act: str, projection: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=projection,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        hidden_act=act,
+        max_position_embeddings=LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _unet(text_width: int, **changes: Any) -> UNet2DConditionModel:
+    settings: dict[str, Any] = {
+        "sample_size": LATENT,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": text_width,
+        "attention_head_dim": 2,
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**settings | changes)
+
+
+def save_tiny(folder: Path, kind: str, *, seed: int = 0) -> Path:
+    """An untrained base of a family, as its stock pipeline saves it, in float32."""
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer()
+    vae = small.make_autoencoder([16, 16, 16], size=64, latent_channels=CHANNELS)
+    if kind.startswith("sdxl"):
+        text_2 = _text_config(tokenizer, width=16, act="gelu", projection=16)
+        pipeline: Any = StableDiffusionXLPipeline(
+            vae=vae,
+            text_encoder=CLIPTextModel(_text_config(tokenizer, width=32, act="quick_gelu", projection=32)),
+            text_encoder_2=CLIPTextModelWithProjection(text_2),
+            tokenizer=tokenizer,
+            tokenizer_2=_tokenizer(),
+            unet=_unet(
+                32 + 16,
+                attention_head_dim=(2, 4),
+                transformer_layers_per_block=(1, 2),
+                use_linear_projection=True,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=6 * 8 + 16,
+            ),
+            scheduler=EulerDiscreteScheduler(**_SCHEDULE, timestep_spacing="leading"),
+            force_zeros_for_empty_prompt=kind == "sdxl",
+            add_watermarker=False,
+        )
+    else:
+        width, act = (40, "gelu") if kind == "sd2" else (32, "quick_gelu")
+        like_sd2: dict[str, Any] = {"attention_head_dim": (2, 4), "use_linear_projection": True}
+        pipeline = StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=CLIPTextModel(_text_config(tokenizer, width=width, act=act, projection=width)),
+            tokenizer=tokenizer,
+            unet=_unet(width, **like_sd2 if kind == "sd2" else {}),
+            scheduler=PNDMScheduler(
+                **_SCHEDULE,
+                skip_prk_steps=True,
+                prediction_type="epsilon" if kind == "epsilon" else "v_prediction",
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    return {kind: save_tiny(root / kind, kind) for kind in KINDS}
+
+
+def _stock(folder: Path) -> Any:
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+# ---------------------------------------------------------------------------------------------- generation
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+def test_latents_and_pictures_equal_the_stock_pipelines(bases: dict[str, Path], kind: str, solver: Any) -> None:
+    loaded, stock = load_base(bases[kind]), _stock(bases[kind])
+    schedulers = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
+    stock.scheduler = schedulers[solver].from_config(stock.scheduler.config)
+    prompts, seeds = [PROMPT, "a horse image in oil style."], [188, 288]
+    told = loaded.encode_prompts(prompts)
+    ours = sample_latents(loaded, told, seeds, steps=4, guidance=3.0, solver=solver)
+    given: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0}
+
+    def theirs(output: str) -> Any:
+        first = first_latents(seeds, loaded.latent_shape)
+        return stock(prompts, latents=first, output_type=output, **given).images
+
+    assert not torch.allclose(ours[0], ours[1], atol=0.1)
+    assert not torch.allclose(ours, sample_latents(loaded, told, seeds, steps=4, guidance=1.0, solver=solver), atol=0.1)
+    torch.testing.assert_close(ours, theirs("latent"), rtol=1e-4, atol=1e-4)
+    pictures = generate_batch(loaded, prompts, seeds, steps=4, guidance=3.0, solver=solver)
+    assert np.abs(pictures.astype(int) - np.round(theirs("np") * 255).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sdxl-empty-prompt"])
+def test_sdxl_tells_its_denoiser_what_the_stock_pipeline_does(bases: dict[str, Path], kind: str) -> None:
+    loaded, stock = load_base(bases[kind]), _stock(bases[kind])
+    states, negative, pooled, negative_pooled = stock.encode_prompt(PROMPT)
+    found, empty = loaded.encode_prompts(["", PROMPT, PROMPT])[2:], loaded.unconditional()
+    torch.testing.assert_close(found.embeds, states)
+    torch.testing.assert_close(found.pooled, pooled)
+    torch.testing.assert_close(empty.embeds, negative)
+    torch.testing.assert_close(empty.pooled, negative_pooled)
+    assert bool(empty.embeds.any()) is (kind == "sdxl-empty-prompt")
+    assert found.time_ids is not None
+    assert found.time_ids.tolist() == [[64, 64, 0, 0, 64, 64]]
+
+
+# ---------------------------------------------------------------------------------------------- sources
+
+
+def _changed(folder: Path, file: str, **changes: Any) -> Path:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("epsilon", 3), ("sdxl", 4)])
+def test_a_base_is_identified_by_the_weights_of_all_its_parts(
+    bases: dict[str, Path], tmp_path: Path, kind: str, parts: int
+) -> None:
+    def sha256(content: bytes) -> str:
+        return hashlib.sha256(content).hexdigest()
+
+    files = sorted(bases[kind].glob("*/*.safetensors"))
+    assert len(files) == parts
+    listed = "".join(f"{file.parent.name}/{file.name}:{sha256(file.read_bytes())}\n" for file in files)
+    assert base_sha256(bases[kind]) == sha256(listed.encode())
+    for file in files:
+        copy = tmp_path / file.parent.name
+        shutil.copytree(bases[kind], copy)
+        changed = copy / file.relative_to(bases[kind])
+        tensors = load_file(changed)
+        name = sorted(tensors)[0]
+        save_file({**tensors, name: tensors[name] + 1}, changed, metadata={"format": "pt"})
+        assert base_sha256(copy) != base_sha256(bases[kind])
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline, which is not supported yet"),
+        (
+            "model_index.json",
+            {"_class_name": "StableDiffusion3Pipeline"},
+            "StableDiffusion3Pipeline.*supported are Sta",
+        ),
+        ("model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"}, "InpaintPipeline, which is not"),
+        ("model_index.json", {"_class_name": "KandinskyPipeline"}, "KandinskyPipeline, which is not supported yet"),
+        ("unet/config.json", {"in_channels": 9}, r"takes 9 channels \(inpainting or depth\) for latents of 4"),
+        ("unet/config.json", {"time_cond_proj_dim": 8}, "told the guidance"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample', which is not supported"),
+        ("vae/config.json", {"latents_mean": [0, 0, 0, 0]}, "shifts its latents"),
+    ],
+)
+def test_what_is_not_supported_is_named_before_anything_is_loaded(
+    bases: dict[str, Path], tmp_path: Path, file: str, changes: dict[str, Any], message: str
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(bases["epsilon"], folder)
+    find_base(folder)
+    _changed(folder, file, **changes)
+    with pytest.raises(BaseModelError, match=message):
+        find_base(folder)
+
+
+def test_pickles_are_never_read(bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(bases["epsilon"], folder)
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(BaseModelError, match=r"lacks safetensors weights for unet.*\.bin can run code"):
+        find_base(folder)
+    with pytest.raises(BaseModelError, match="is a pickle file"):
+        find_base(tmp_path / "model.ckpt")
+
+
+def test_pictures_of_another_size_are_refused(bases: dict[str, Path]) -> None:
+    loaded = load_base(bases["epsilon"])
+    assert loaded.encode_pictures(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, *loaded.latent_shape)
+    with pytest.raises(DataError, match=r"are 96 x 96; the base in .* draws 64 x 64"):
+        loaded.encode_pictures(np.zeros((1, 96, 96, 3), np.uint8))
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bases: dict[str, Path]) -> Path:
+    """A local Hugging Face cache that holds one revision of ``somebody/tiny``."""
+    from huggingface_hub import constants
+
+    repository, revision = tmp_path / "hub" / "models--somebody--tiny", "1" * 40
+    shutil.copytree(bases["epsilon"], repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(revision)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return repository / "snapshots" / revision
+
+
+def test_a_hub_name_is_its_snapshot_in_the_local_cache(
+    bases: dict[str, Path], hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert base_sha256("somebody/tiny") == base_sha256("somebody/tiny@main") == base_sha256(bases["epsilon"])
+    loaded = load_base("somebody/tiny", expected_sha256=base_sha256(bases["epsilon"]))
+    assert weights_sha256(loaded.unet) == weights_sha256(load_base(bases["epsilon"]).unet)
+    # What other programs put into the cache changes nothing.
+    weights = hub_cache / "unet/diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, weights.with_suffix(".fp16.safetensors"))
+    assert base_sha256("somebody/tiny") == base_sha256(bases["epsilon"])
+
+
+def test_a_hub_name_that_is_not_to_be_had_says_what_to_do(hub_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"'somebody/else'.*no such folder or file here.*hf download"):
+        find_base("somebody/else")
+    shutil.rmtree(hub_cache / "vae")
+    with pytest.raises(BaseModelError, match=r"lacks safetensors weights for vae.*fetch the missing files"):
+        find_base("somebody/tiny")
+
+
+def test_places_on_this_machine_are_no_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_name("owner/name")
+    assert is_hub_name("owner/name@refs/pr/1")
+    for place in ("/owner/name", "./owner", "data/base/canvas", "name", "models/one.safetensors"):
+        assert not is_hub_name(place), place
+    (tmp_path / "owner/name").mkdir(parents=True)
+    assert not is_hub_name("owner/name")
+
+
+# ---------------------------------------------------------------------------------------------- single files
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+# Of the tiny base: two levels, one layer a block, attention at the lower level.
+_UNET_NAMES = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "down_blocks.0.resnets.0": "input_blocks.1.0",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+    "down_blocks.1.resnets.0": "input_blocks.3.0",
+    "down_blocks.1.attentions.0": "input_blocks.3.1",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+    "up_blocks.0.resnets.0": "output_blocks.0.0",
+    "up_blocks.0.attentions.0": "output_blocks.0.1",
+    "up_blocks.0.resnets.1": "output_blocks.1.0",
+    "up_blocks.0.attentions.1": "output_blocks.1.1",
+    "up_blocks.0.upsamplers.0.conv": "output_blocks.1.2.conv",
+    "up_blocks.1.resnets.0": "output_blocks.2.0",
+    "up_blocks.1.resnets.1": "output_blocks.3.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+_OPEN_CLIP_NAMES = {
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "encoder.layers": "transformer.resblocks",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn": "attn",
+    "final_layer_norm": "ln_final",
+    "text_projection.weight": "text_projection",
+}
+
+
+def _published_unet_name(key: str) -> str:
+    start = max((name for name in _UNET_NAMES if key.startswith(f"{name}.")), key=len)
+    rest = key[len(start) + 1 :]
+    if ".resnets." in key:
+        layer, _, kind = rest.partition(".")
+        rest = f"{_RESNET[layer]}.{kind}"
+    return f"model.diffusion_model.{_UNET_NAMES[start]}.{rest}"
+
+
+def _published_vae_name(key: str, levels: int) -> str:
+    name = key.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+    for number in range(levels):
+        name = name.replace(f"down_blocks.{number}.resnets.", f"down.{number}.block.")
+        name = name.replace(f"down_blocks.{number}.downsamplers.0", f"down.{number}.downsample")
+        name = name.replace(f"up_blocks.{number}.resnets.", f"up.{levels - 1 - number}.block.")
+        name = name.replace(f"up_blocks.{number}.upsamplers.0", f"up.{levels - 1 - number}.upsample")
+    for number in range(2):
+        name = name.replace(f"mid_block.resnets.{number}.", f"mid.block_{number + 1}.")
+    return f"first_stage_model.{name}"
+
+
+def _open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A CLIP text encoder as OpenCLIP holds it: queries, keys and values in one, the projection transposed."""
+    found: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        name = key.removeprefix("text_model.")
+        for ours, theirs in _OPEN_CLIP_NAMES.items():
+            name = name.replace(ours, theirs)
+        if ".attn.q_proj." in name:
+            others = [state[key.replace("q_proj", f"{letter}_proj")] for letter in "kv"]
+            found[name.replace(".q_proj.", ".in_proj_")] = torch.cat([value, *others])
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            found[name] = value.T if name == "text_projection" else value
+    return found
+
+
+def _single_file(folder: Path, path: Path) -> Path:
+    """All weights in one file, under the names that Stable Diffusion 1 and XL were published with."""
+    pipeline = _stock(folder)
+    tensors = {_published_unet_name(key): value for key, value in pipeline.unet.state_dict().items()}
+    levels = len(pipeline.vae.config.block_out_channels)
+    tensors |= {_published_vae_name(key, levels): value for key, value in pipeline.vae.state_dict().items()}
+    clip = "cond_stage_model"
+    if isinstance(pipeline, StableDiffusionXLPipeline):
+        clip, second = "conditioner.embedders.0", _open_clip(pipeline.text_encoder_2.state_dict())
+        tensors |= {f"conditioner.embedders.1.model.{key}": value for key, value in second.items()}
+    for key, value in pipeline.text_encoder.state_dict().items():
+        tensors[f"{clip}.transformer.text_model.{key.removeprefix('text_model.')}"] = value
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+    return path
+
+
+@pytest.fixture
+def single(bases: dict[str, Path], tmp_path: Path) -> Path:
+    return _single_file(bases["epsilon"], tmp_path / "one.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sdxl"])
+def test_a_single_file_with_a_described_folder_beside_it_is_the_same_base(
+    bases: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    single = _single_file(bases[kind], tmp_path / "one.safetensors")
+    shutil.copytree(bases[kind], single.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
+    loaded, folder = load_base(single), load_base(bases[kind])
+    assert loaded.sha256 == base_sha256(single) == hashlib.sha256(single.read_bytes()).hexdigest()
+    for part in PARTS[find_base(single).pipeline]:
+        assert weights_sha256(getattr(loaded.pipeline, part)) == weights_sha256(getattr(folder.pipeline, part)), part
+    settings: dict[str, Any] = {"steps": 2, "guidance": 3.0, "solver": "ddim"}
+    assert np.array_equal(
+        generate_batch(loaded, [PROMPT], [1], **settings), generate_batch(folder, [PROMPT], [1], **settings)
+    )
+
+
+def test_a_single_file_without_description_says_offline_what_it_needs(single: Path, hub_cache: Path) -> None:
+    assert find_base(single).pipeline == "StableDiffusionPipeline"
+    with pytest.raises(BaseModelError, match=r"put a folder 'one' beside it that describes its parts"):
+        load_base(single)
+
+
+def test_single_files_of_other_kinds_are_named(bases: dict[str, Path], single: Path, tmp_path: Path) -> None:
+    shutil.copytree(bases["sdxl"], single.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(BaseModelError, match=r"describes a StableDiffusionXLPipeline, but one.safetensors holds a St"):
+        find_base(single)
+    tensors = load_file(single)
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    save_file({**tensors, name: torch.zeros(16, 9, 3, 3)}, tmp_path / "inpainting.safetensors")
+    with pytest.raises(BaseModelError, match="takes 9 channels"):
+        find_base(tmp_path / "inpainting.safetensors")
+    save_file({"transformer.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(BaseModelError, match=r"not a whole Stable Diffusion in one file: its tensors are transformer"):
+        find_base(tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"broken")
+    with pytest.raises(BaseModelError, match="is not a safetensors file"):
+        find_base(tmp_path / "broken.safetensors")
+
+
+# ---------------------------------------------------------------------------------------------- erasures
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("catalog") / "canvas"
+    build_catalog(folder, params={"seed": 3, "train_per_pair": 1, "holdout_per_pair": 1})
+    return folder
+
+
+def _erase(folder: Path, base: Path, catalog: Path, **settings: Any) -> Request:
+    """An erasure through its steps, up to the adapter."""
+    chosen = SETTINGS | {"threads": 1} | settings
+    chosen["distill"] = SETTINGS["distill"] | {"learning_rate": 0.05} | settings.get("distill", {})
+    request = make_request(
+        concept="astronaut",
+        kind="object",
+        surrogate="cameraman",
+        base=str(base),
+        base_sha256=base_sha256(base),
+        catalog=str(catalog),
+        judges="",
+        **chosen,
+    )
+    save_request(request, folder)
+    split(folder)
+    saliency(folder)
+    mask(folder)
+    assert len(list(distill_adapter(folder))) == request.distill.steps
+    return request
+
+
+def _latents(base: Base) -> torch.Tensor:
+    told = base.encode_prompts(["a astronaut image in photo style."])
+    return sample_latents(base, told, [1], steps=2, guidance=3.0, solver="ddim")
+
+
+@pytest.mark.parametrize(
+    ("kind", "granularity"),
+    [("velocity", "module"), ("sd2", "module"), ("sdxl", "module"), ("sdxl", "neuron"), ("sdxl", "weight")],
+)
+def test_an_erasure_is_loaded_by_the_stock_pipeline_and_leaves_the_bases_bits(
+    bases: dict[str, Path], catalog: Path, tmp_path: Path, kind: str, granularity: str
+) -> None:
+    _erase(tmp_path / "erasure", bases[kind], catalog, mask={"granularity": granularity, "density": 0.5})
+    adapter, base = tmp_path / "erasure/adapter", load_base(bases[kind])
+    untouched, before = weights_sha256(base.unet), _latents(base)
+    apply_adapter(base, adapter, name="one")
+    assert torch.equal(_latents(base), before)
+    activate(base, {"one": 1.0})
+    after = _latents(base)
+    assert not torch.allclose(after, before, atol=1e-2)
+    if granularity == "weight":
+        stock = _stock(export_adapter(adapter, tmp_path / "merged", layout="merged", base=bases[kind]))
+    else:
+        stock = _stock(bases[kind])
+        stock.load_lora_weights(export_adapter(adapter, tmp_path / "lora", layout="diffusers"))
+    stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)
+    theirs = stock(
+        "a astronaut image in photo style.",
+        latents=first_latents([1], base.latent_shape),
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(after, theirs, rtol=1e-3, atol=1e-3)
+    restore_base(base)
+    assert weights_sha256(base.unet) == untouched
+    assert torch.equal(_latents(base), before)
+
+
+def test_every_way_of_targeting_and_depth_runs_on_sdxl(bases: dict[str, Path], catalog: Path, tmp_path: Path) -> None:
+    deep = {"states": 2, "lifetime": 1, "batch": 2, "size": 4}
+    ways: dict[str, dict[str, Any]] = {
+        "deep": {"depth": "deep", "deep": deep},
+        "targeted": {"pictures": "generated", "timesteps": "disagreement"},
+    }
+    for name, changes in ways.items():
+        folder = tmp_path / name
+        _erase(folder, bases["sdxl"], catalog, distill={"steps": 2, "gradient_checkpointing": True, **changes})
+        apply_adapter(load_base(bases["sdxl"]), folder / "adapter", name="one")
+
+
+def test_an_erasure_on_weights_held_in_bfloat16_is_held_in_float32_itself(
+    bases: dict[str, Path], catalog: Path, tmp_path: Path
+) -> None:
+    _erase(tmp_path / "half", bases["sdxl"], catalog, weights="bf16")
+    base = load_base(bases["sdxl"], weights="bf16")
+    assert {p.dtype for p in base.unet.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in base.pipeline.text_encoder_2.parameters()} == {torch.float32}
+    bits, before = weights_sha256(base.unet), _latents(base)
+    apply_adapter(base, tmp_path / "half/adapter", name="one")
+    activate(base, {"one": 1.0})
+    stored = load_file(tmp_path / "half/adapter/pytorch_lora_weights.safetensors")
+    assert any(not torch.equal(tensor, tensor.bfloat16().half()) for tensor in stored.values())
+    for module, layer in lora_layers(base.unet).items():
+        for letter in "AB":
+            held = getattr(layer, f"lora_{letter}")["one"].weight
+            assert held.dtype == torch.float32
+            assert torch.equal(held, stored[f"unet.{module}.lora_{letter}.weight"].float())
+    assert not torch.allclose(_latents(base), before, atol=1e-2)
+    restore_base(base)
+    assert weights_sha256(base.unet) == bits
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+def _blocks_computed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How often a block of the network was computed since the last call."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    count, forward = [0], ResnetBlock2D.forward
+
+    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        count[0] += 1
+        return forward(self, *arguments, **options)
+
+    def taken() -> int:
+        found, count[0] = count[0], 0
+        return found
+
+    monkeypatch.setattr(ResnetBlock2D, "forward", counted)
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("memory", "precision"),
+    [
+        ({"gradient_checkpointing": True}, "fp32"),
+        ({"micro_batch": 3}, "fp32"),
+        ({"micro_batch": 1, "gradient_checkpointing": True}, "bf16"),
+    ],
+)
+def test_saving_memory_changes_an_erasure_by_rounding_alone(
+    bases: dict[str, Path],
+    catalog: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    memory: dict[str, Any],
+    precision: str,
+) -> None:
+    checkpointed = {"gradient_checkpointing": memory.get("gradient_checkpointing", False)}
+    computed, amounts = _blocks_computed(monkeypatch), []
+    # Few steps: Adam turns a gradient near zero into a whole step of either sign, and steps add up.
+    distilled = {"steps": 2, "precision": precision, "stop_at": 0.01, "check_every": 1}
+    for name, chosen, searched in (("plain", {}, {}), ("saving", memory, checkpointed)):
+        _erase(
+            tmp_path / name,
+            bases["sdxl"],
+            catalog,
+            saliency=SETTINGS["saliency"] | searched,
+            distill=distilled | chosen,
+        )
+        amounts.append(computed())
+    assert amounts[1] > amounts[0]
+    plain, saving = (
+        pd.read_parquet(tmp_path / "plain/curve.parquet"),
+        pd.read_parquet(tmp_path / "saving/curve.parquet"),
+    )
+    tolerance = {"rtol": 1e-4} if precision == "fp32" else {"rtol": 0.05}
+    for name in ("forget_loss", "gradient_norm", "held_out"):
+        np.testing.assert_allclose(saving[name], plain[name], **tolerance)
+
+
+@pytest.mark.parametrize("granularity", ["module", "weight"])
+def test_saliency_never_holds_all_gradients_with_a_group_at_once(bases: dict[str, Path], granularity: Any) -> None:
+    base = load_base(bases["sdxl"])
+    weights = list(salient_parameters(base.unet).values())
+    told = base.encode_prompts([PROMPT, "a horse image in oil style."])
+    latents = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    groups = noisy_groups(
+        Examples(latents, told, told[[1, 0]]), groups=2, group_size=2, timesteps=power_law(1000, 1.0), seed=0
+    )
+    held = 0
+
+    def count(_: torch.Tensor) -> None:
+        nonlocal held
+        held = max(held, sum(weight.grad is not None for weight in weights))
+
+    found, most = [], []
+    hooks = []
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+            hooks.append(weight.register_post_accumulate_grad_hook(count))
+            weight.requires_grad_(False)
+        for at_once in (1, None):
+            held = 0
+            found.append(
+                accumulate_saliency(
+                    base.unet, groups, alphas_cumprod=base.alphas_cumprod, granularity=granularity, at_once=at_once
+                )
+            )
+            most.append(held)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert most == [len(weights), 1]
+    for name, values in found[0].items():
+        torch.testing.assert_close(found[1][name], values, rtol=1e-3, atol=1e-7)
+
+
+# ---------------------------------------------------------------------------------------------- requests
+
+
+def test_a_base_from_the_hub_is_a_parameter_of_the_pipeline_and_no_file(hub_cache: Path, catalog: Path) -> None:
+    settings = load_settings(ROOT / "params.yaml")
+    request = prepare_request(
+        "astronaut", "cameraman", settings=settings, base="somebody/tiny", catalog=str(catalog), judges="judges"
+    )
+    assert request.base == "somebody/tiny"
+    assert request.base_sha256 == base_sha256(hub_cache)
+    places = {"catalog": request.catalog, "judges": request.judges}
+    stage = next(stage for stage in STAGES if stage.name == "distill")
+    named = stage_definition(stage, Path("erasure"), {**places, "base": request.base}, Path.cwd())
+    local = stage_definition(stage, Path("erasure"), {**places, "base": "data/base/canvas"}, Path.cwd())
+    assert [dep for dep in local["deps"] if dep not in named["deps"]] == ["data/base/canvas"]
+    assert "base_sha256" in named["params"][0]["erasure/request.yaml"]
+
+
+def test_a_request_whose_pictures_do_not_fit_the_base_is_refused(
+    bases: dict[str, Path], catalog: Path, tmp_path: Path
+) -> None:
+    settings, folder = load_settings(ROOT / "params.yaml"), tmp_path / "base"
+    shutil.copytree(bases["epsilon"], folder)
+    names: dict[str, Any] = {"settings": settings, "base": str(folder), "catalog": str(catalog)}
+    assert prepare_request("astronaut", "cameraman", **names).base == str(folder)
+    _changed(folder, "unet/config.json", sample_size=64)
+    with pytest.raises(DataError, match=r"are 64 x 64; the base in .* draws 256 x 256. Resize"):
+        prepare_request("astronaut", "cameraman", **names)
