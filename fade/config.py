@@ -179,9 +179,11 @@ class Request(Settings, Pair):
 
     Attributes:
         also: further concepts that the same adapter erases.
+        imported: hash of another tool's adapter that is judged instead of one made here (``fade import``).
     """
 
     also: tuple[Pair, ...] = ()
+    imported: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     base: str
     base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     catalog: str

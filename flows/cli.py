@@ -273,6 +273,44 @@ def export(
     write_figures(json_file, {"out": str(written), "layout": layout, "strength": strength, **asdict(version)})
 
 
+@app.command("import")
+@guarded
+def import_foreign(
+    source: Annotated[
+        Path, typer.Argument(help="LoRA of diffusers, peft or kohya, or a difference: a .safetensors file or a folder.")
+    ],
+    concept: Annotated[str, typer.Option(help="What it is said to erase: an object or style of the catalog.")],
+    surrogate: Annotated[
+        str, typer.Option(help="What its prompts shall give instead; nothing if that is not known.")
+    ] = "nothing",
+    base: Annotated[str, typer.Option(help="The base model it was made for.")] = "data/base/canvas",
+    catalog: Annotated[str, typer.Option(help="Folder of the picture catalog.")] = "data/catalog/canvas",
+    settings_given: SetOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Take in another tool's adapter: judged by the same gate, registered, approved and rolled back like any other."""
+    import time
+
+    begun = time.perf_counter()
+    from fade.adapters.exports import import_adapter
+    from fade.config import load_settings
+    from fade.models.family import load_base
+    from fade.steps.catalog import ensure_catalog
+    from fade.steps.foreign import foreign_sha256, lay_foreign
+    from fade.steps.request import CATALOG, prepare_request
+    from flows.erase import prepare_folder
+
+    imported = foreign_sha256(source)
+    if catalog == CATALOG:
+        ensure_catalog(Path(CATALOG))
+    settings = load_settings(Path("params.yaml"), changes=dict(setting(given) for given in settings_given or ()))
+    request = prepare_request(concept, surrogate, settings=settings, base=base, catalog=catalog)
+    import_adapter(source, load_base(base, expected_sha256=request.base_sha256))  # a wrong one is refused here
+    request = request.model_copy(update={"imported": imported})
+    lay_foreign(source, prepare_folder(request))
+    _erase(request, json_file, begun=begun)
+
+
 @app.command()
 @guarded
 def demo(json_file: JsonOption = None) -> None:

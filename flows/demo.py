@@ -60,7 +60,7 @@ def figures_row(request: Request, folder: Path, version: _tracking.AdapterVersio
         "drift": metrics["drift"],
         "samples": metrics["samples"],
         "gate": version.gate,
-        "distill_seconds": read_json(folder / "timings.json")["distill"]["seconds"],
+        "distill_seconds": read_json(folder / "timings.json").get("distill", {"seconds": 0.0})["seconds"],
         "total_seconds": round(seconds, 2),
         "adapter_bytes": metrics["adapter_bytes"],
         "adapter_sha256": version.adapter_sha256,

@@ -26,7 +26,8 @@ def prepare_folder(request: Request) -> Path:
     if (folder / "request.yaml").is_file() and load_request(folder) != request:
         raise ConfigError(f"{folder} holds another request under the same id. Remove that folder.")
     save_request(request, folder)
-    write_pipeline(folder, {"catalog": request.catalog, "base": request.base, "judges": request.judges})
+    places = {"catalog": request.catalog, "base": request.base, "judges": request.judges}
+    write_pipeline(folder, places, foreign=request.imported is not None)
     return folder
 
 
@@ -67,8 +68,11 @@ def erase(erasure_id: str) -> AdapterVersion:
     check_disk(Path())
     erasure.split(folder)
     erasure.validate(folder)
-    erasure.saliency(folder)
-    erasure.mask(folder)
-    erasure.distill(folder)
+    if request.imported is None:
+        erasure.saliency(folder)
+        erasure.mask(folder)
+        erasure.distill(folder)
+    else:
+        erasure.foreign(folder)
     erasure.evaluate(folder)
     return erasure.register(folder)

@@ -136,6 +136,7 @@ def _log_run(
     tags = {
         "erasure": request.id,
         "kind": kind_of(request),
+        "origin": "distilled here" if request.imported is None else "imported",
         "base.sha256": request.base_sha256,
         "git.commit": git["commit"],
         "git.dirty": git["dirty"],
@@ -143,7 +144,9 @@ def _log_run(
         **lineage,
     }
     settings = request.model_dump(mode="json")
-    params = {f"{step}.{key}": value for step in _STEPS for key, value in settings[step].items()}
+    # What another tool made was made without these settings.
+    steps = _STEPS if request.imported is None else ("split", "evaluate", "gate")
+    params = {f"{step}.{key}": value for step in steps for key, value in settings[step].items()}
     if not any(pair.person for pair in request.pairs):
         params |= {"concept": _all(pair.concept for pair in request.pairs)}
         params |= {"surrogate": _all(pair.surrogate for pair in request.pairs)}
@@ -153,7 +156,17 @@ def _log_run(
         params=[Param(key, str(value)) for key, value in params.items()],
         tags=[RunTag(key, value) for key, value in tags.items()],
     )
-    curve = pd.read_parquet(folder / "curve.parquet")
+    for name in ("evaluation/sheet.png", "evaluation/metrics.json", "dvc.lock", "validation.json"):
+        client.log_artifact(run_id, str(folder / name))
+    if request.imported is None:
+        client.log_artifact(run_id, str(folder / "mask" / "mask.json"))
+        _log_curve(client, run_id, pd.read_parquet(folder / "curve.parquet"))
+    _log_splits(run_id, folder, lineage)
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _log_curve(client: MlflowClient, run_id: str, curve: pd.DataFrame) -> None:
     points = [
         Metric(key, float(row[key]), 0, int(row["step"]))
         for row in curve.to_dict("records")
@@ -161,12 +174,7 @@ def _log_run(
     ]
     for start in range(0, len(points), 1000):
         client.log_batch(run_id, metrics=points[start : start + 1000])
-    for name in ("evaluation/sheet.png", "evaluation/metrics.json", "mask/mask.json", "dvc.lock", "validation.json"):
-        client.log_artifact(run_id, str(folder / name))
     client.log_figure(run_id, loss_figure(curve), "curve.png")
-    _log_splits(run_id, folder, lineage)
-    client.set_terminated(run_id, "FINISHED")
-    return run_id
 
 
 def _all(names: Iterable[str]) -> str:

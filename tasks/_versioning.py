@@ -82,6 +82,13 @@ STAGES = (
     ),
 )
 
+FOREIGN_STAGES = (
+    *STAGES[:2],
+    Stage("foreign", "fade.steps.foreign", ("foreign", "{base}"), ("adapter",), (*_BASE, "imported")),
+    STAGES[-1],
+)
+"""An erasure whose adapter another tool made."""
+
 
 def _code(module: str, root: Path) -> list[str]:
     return [Path(os.path.relpath(path, root)).as_posix() for path in module_closure(module)]
@@ -105,16 +112,21 @@ def stage_definition(stage: Stage, folder: Path, places: dict[str, str], root: P
     }
 
 
-def write_pipeline(folder: Path, places: dict[str, str]) -> None:
-    """Write the erasure's ``dvc.yaml``; ``places`` says where catalog, base and judges lie."""
+def write_pipeline(folder: Path, places: dict[str, str], *, foreign: bool = False) -> None:
+    """Write the erasure's ``dvc.yaml``; ``places`` says where catalog, base and judges lie.
+
+    Args:
+        foreign: its adapter is another tool's.
+    """
     up = Path(os.path.relpath(Path.cwd(), folder)).as_posix()
-    stages = {stage.name: {**stage_definition(stage, folder, places, Path.cwd()), "wdir": up} for stage in STAGES}
+    chosen = FOREIGN_STAGES if foreign else STAGES
+    stages = {stage.name: {**stage_definition(stage, folder, places, Path.cwd()), "wdir": up} for stage in chosen}
     with writing(folder / "dvc.yaml") as temporary:
         temporary.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     with writing(folder / ".gitignore") as temporary:
-        names = [output for stage in STAGES for output in stage.outputs]
+        names = [output for stage in chosen for output in stage.outputs]
         temporary.write_text(
-            "\n".join(f"/{name}" for name in sorted([*names, "docs", "timings.json", "attacks"])) + "\n"
+            "\n".join(f"/{name}" for name in sorted([*names, "docs", "timings.json", "attacks", "foreign"])) + "\n"
         )
 
 

@@ -28,6 +28,7 @@ from fade.errors import FadeError
 from fade.files import read_json, write_json
 from fade.steps import distill as distill_step
 from fade.steps import evaluate as evaluate_step
+from fade.steps import foreign as foreign_step
 from fade.steps import mask as mask_step
 from fade.steps import saliency as saliency_step
 from fade.steps import split as split_step
@@ -99,6 +100,12 @@ def distill(folder: Path) -> bool:
                 progress.at(step.step, f"forget {step.forget_loss:.4f} retain {step.retain_loss:.4f}")
 
     return _once(folder, "distill", work)
+
+
+@task(name="foreign", **_OPTIONS)
+def foreign(folder: Path) -> bool:
+    """Another tool's adapter as one of this library."""
+    return _once(folder, "foreign", lambda: foreign_step.convert_foreign(folder))
 
 
 @task(name="evaluate", **_OPTIONS)

@@ -356,6 +356,32 @@ def test_live_pictures_differ_from_the_bases(finished: tuple[Path, _tracking.Ada
         save_picture(live[0], tmp_path / "out.txt")
 
 
+def test_another_tools_adapter_is_judged_and_registered(
+    finished: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
+) -> None:
+    folder, version = finished
+    file, figures = tmp_path / "foreign.safetensors", tmp_path / "figures.json"
+    exported = CliRunner().invoke(app, ["export", version.model, "--layout", "kohya", "-o", str(file)])
+    assert exported.exit_code == 0, exported.output
+    asked = ["import", str(file), "--concept", "astronaut", "--surrogate", "cameraman", "--json", str(figures)]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    row = json.loads(figures.read_text())
+    assert row["folder"] != str(folder)
+    # kohya keeps float16 tensors as they are: the same change, so the same pictures and figures.
+    assert row["drift"] == read_json(folder / "evaluation/metrics.json")["drift"]
+    imported = Path(row["folder"])
+    assert not (imported / "mask").exists()
+    laid = imported / "foreign" / "adapter.safetensors"
+    laid.write_bytes(laid.read_bytes()[:-1] + b"x")
+    again = CliRunner().invoke(app, asked)
+    assert again.exit_code == 0, again.output  # laid anew from the file that is given
+    file.write_bytes(file.read_bytes()[:100])
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 1
+    assert "not a safetensors file" in refused.output
+
+
 def test_a_failed_gate_registers_without_candidate_and_is_not_approved(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -385,6 +387,59 @@ def test_tensors_without_a_use_are_named(
         with pytest.raises(AdapterFormatError, match="lacks a half"):
             import_adapter(out, sd)
     assert weights_sha256(sd.unet) == bits
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_hundred_random_operations_leave_the_bases_bits(
+    tiny_base: Path, tmp_path: Path, adapters: dict[str, Path], seed: int
+) -> None:
+    """Load, stack, switch, merge into a copy, take out: adapters of all granularities, in any order."""
+    sd, draw = load_base(tiny_base), random.Random(seed)
+    bits, untouched = weights_sha256(sd.unet), _predict(sd.unet)
+    loaded: list[str] = []
+    counted: Counter[str] = Counter()
+    for number in range(100):
+        action = draw.choice(["load", "load", "stack", "stack", "off", "merge", "restore"])
+        changed = False
+        if action == "load":
+            loaded.append(f"a{number}")
+            apply_adapter(sd, adapters[draw.choice(sorted(adapters))], name=loaded[-1])
+        elif action == "stack" and loaded:
+            chosen = draw.sample(loaded, draw.randint(1, min(3, len(loaded))))
+            activate(sd, {name: draw.uniform(0.2, 1.5) for name in chosen})
+            changed = True
+        elif action == "off":
+            activate(sd, {})
+        elif action == "merge":
+            folder = adapters[draw.choice(sorted(adapters))]
+            merged = export_adapter(folder, tmp_path / f"merged{number}", layout="merged", base=tiny_base)
+            assert base_sha256(merged) != sd.sha256
+        elif action == "restore":
+            restore_base(sd)
+            loaded.clear()
+        counted[action] += 1
+        assert base_sha256(tiny_base) == sd.sha256
+        if changed:
+            assert not torch.equal(_predict(sd.unet), untouched)
+        elif action in ("off", "restore"):
+            assert torch.equal(_predict(sd.unet), untouched)
+    assert min(counted.values()) >= 5
+    restore_base(sd)
+    assert weights_sha256(sd.unet) == bits
+    assert torch.equal(_predict(sd.unet), untouched)
+
+
+def test_a_kohya_alpha_of_several_numbers_is_refused(
+    sd: StableDiffusion, tmp_path: Path, adapters: dict[str, Path]
+) -> None:
+    file = export_adapter(adapters["module"], tmp_path / "kohya.safetensors", layout="kohya")
+    tensors = load_file(file)
+    assert import_adapter(file, sd)
+    name = next(key for key in tensors if key.endswith(".alpha"))
+    tensors[name] = torch.ones(2)
+    save_file(tensors, file)
+    with pytest.raises(AdapterFormatError, match="one finite number"):
+        import_adapter(file, sd)
 
 
 def test_only_safetensors_are_read(sd: StableDiffusion, tmp_path: Path, adapters: dict[str, Path]) -> None:

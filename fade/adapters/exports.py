@@ -297,8 +297,12 @@ def _check_shape(got: Sequence[int], expected: Sequence[int], module: str) -> No
 
 def _scaling(alpha: Tensor | None, rank: int, module: str, config: Mapping[str, Any]) -> float:
     """alpha / rank: kohya's own alpha, or as peft reads its configuration; 1 where there is neither."""
-    if alpha is not None or not config:
-        return 1.0 if alpha is None else float(alpha) / rank
+    if alpha is not None:
+        if alpha.numel() != 1 or not torch.isfinite(alpha).all():
+            raise AdapterFormatError(f"{module}: .alpha must be one finite number, got shape {tuple(alpha.shape)}.")
+        return float(alpha) / rank
+    if not config:
+        return 1.0
     if config.get("use_dora") or config.get("init_lora_weights") not in _KEEPS_BASE:
         raise AdapterFormatError(f"{module} is no plain LoRA: DoRA and starts that change the base are not supported.")
     values = []

@@ -1,0 +1,100 @@
+"""Step ``foreign``: another tool's adapter, laid beside the request, as an adapter of this library.
+
+Takes the place of saliency, mask and distillation: what comes after judges it like any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+from pathlib import Path
+
+from fade.adapters.exports import PEFT_CONFIG, PEFT_WEIGHTS, import_adapter
+from fade.adapters.store import WEIGHTS_NAME, save_adapter
+from fade.config import load_request
+from fade.errors import AdapterFormatError, LineageError
+from fade.files import sha256_file, writing
+from fade.models.family import load_base
+
+FOREIGN = "foreign"
+"""Folder of the files as they came."""
+
+
+def foreign_files(source: Path) -> list[Path]:
+    """The files of an adapter, a file itself or a folder's, sorted by name.
+
+    Raises:
+        AdapterFormatError: there is none.
+    """
+    if source.is_file():
+        return [source]
+    found = [source / name for name in (PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS_NAME) if (source / name).is_file()]
+    if not found:
+        raise AdapterFormatError(
+            f"No adapter in {source}: expected a .safetensors file, or a folder with {PEFT_WEIGHTS} and {PEFT_CONFIG} "
+            f"or with {WEIGHTS_NAME}."
+        )
+    return sorted(found)
+
+
+def foreign_sha256(source: Path) -> str:
+    """One hash of an adapter's files, whatever they are called above their own names."""
+    digest = hashlib.sha256()
+    for path in foreign_files(source):
+        name = path.name if source.is_dir() else f"adapter{path.suffix}"
+        digest.update(f"{name}:{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def lay_foreign(source: Path, folder: Path) -> None:
+    """Copy an adapter's files beside the request, so that the erasure does not depend on where they came from."""
+    with writing(folder / FOREIGN) as temporary:
+        temporary.mkdir(parents=True)
+        for path in foreign_files(source):
+            shutil.copyfile(path, temporary / (path.name if source.is_dir() else f"adapter{path.suffix}"))
+
+
+def convert_foreign(folder: Path) -> str:
+    """Write ``adapter/`` from ``foreign/``; give the hash of its weights.
+
+    Raises:
+        AdapterFormatError: the file is damaged, of an unknown layout, or a tensor finds no module of the base.
+        LineageError: the files are not those of the request.
+    """
+    request = load_request(folder)
+    source = _laid(folder)
+    if (found := foreign_sha256(source)) != request.imported:
+        raise LineageError(
+            f"{folder / FOREIGN} was changed: its hash is {found[:12]}, the request names "
+            f"{str(request.imported)[:12]}. Import the adapter again."
+        )
+    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
+    tensors = import_adapter(source, sd)
+    card = {
+        "erasure": request.id,
+        "kind": request.kind,
+        "base_sha256": request.base_sha256,
+        "imported_sha256": request.imported,
+        "modules": len({key.removeprefix("unet.").partition(".lora_")[0] for key in tensors}),
+        "steps": 0,
+    }
+    return save_adapter(folder / "adapter", tensors, card)
+
+
+def _laid(folder: Path) -> Path:
+    files = sorted((folder / FOREIGN).glob("*"))
+    if not files:
+        raise AdapterFormatError(f"{folder / FOREIGN} holds no adapter. Import it again.")
+    return files[0] if [path.stem for path in files] == ["adapter"] else folder / FOREIGN
+
+
+def main() -> None:
+    """Run the step for one erasure's folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    convert_foreign(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()
