@@ -53,6 +53,7 @@ def erase(
     ] = "data/base/canvas",
     base_sha256: Annotated[str | None, typer.Option(help="Refuse a base of another hash.")] = None,
     catalog: Annotated[str, typer.Option(help="Folder of the picture catalog.")] = "data/catalog/canvas",
+    judges: Annotated[str, typer.Option(help="Folder of the judges that know the catalog's concepts.")] = "data/judges",
     seed: Annotated[int | None, typer.Option(help="Seed of every draw instead of the one in params.yaml.")] = None,
     steps: Annotated[int | None, typer.Option(help="Distillation steps instead of those in params.yaml.")] = None,
     settings_given: SetOption = None,
@@ -83,6 +84,7 @@ def erase(
         settings=settings,
         base=base,
         catalog=catalog,
+        judges=judges,
         expected_base_sha256=base_sha256,
         protected=protect or (),
         also=[pair(given) for given in also or ()],
@@ -123,6 +125,7 @@ def consolidate(
         base=first.base,
         expected_base_sha256=first.base_sha256,
         catalog=first.catalog,
+        judges=first.judges,
         also=pairs[1:],
     )
     _erase(request, json_file, begun=begun)
@@ -285,6 +288,7 @@ def import_foreign(
     ] = "nothing",
     base: Annotated[str, typer.Option(help="The base model it was made for.")] = "data/base/canvas",
     catalog: Annotated[str, typer.Option(help="Folder of the picture catalog.")] = "data/catalog/canvas",
+    judges: Annotated[str, typer.Option(help="Folder of the judges that know the catalog's concepts.")] = "data/judges",
     settings_given: SetOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -304,7 +308,7 @@ def import_foreign(
     if catalog == CATALOG:
         ensure_catalog(Path(CATALOG))
     settings = load_settings(Path("params.yaml"), changes=dict(setting(given) for given in settings_given or ()))
-    request = prepare_request(concept, surrogate, settings=settings, base=base, catalog=catalog)
+    request = prepare_request(concept, surrogate, settings=settings, base=base, catalog=catalog, judges=judges)
     import_adapter(source, load_base(base, expected_sha256=request.base_sha256))  # a wrong one is refused here
     request = request.model_copy(update={"imported": imported})
     lay_foreign(source, prepare_folder(request))
