@@ -58,8 +58,10 @@ class MaskSettings(_Settings):
 class DeepSettings(_Settings):
     """Training against inversion, for ``depth: deep`` (fade/method/adversary.py)."""
 
-    states: int = Field(8, ge=1, description="states searched at once")
-    lifetime: int = Field(40, ge=1, description="steps of a state's search")
+    steps: int = Field(240, ge=1, description="in the place of distill.steps")
+    retain_weight: float = Field(2.0, gt=0, description="in the place of distill.retain_weight")
+    states: int = Field(4, ge=1, description="states searched at once")
+    lifetime: int = Field(80, ge=1, description="steps of a state's search")
     batch: int = Field(16, ge=1)
     learning_rate: float = Field(0.05, gt=0)
     size: int = Field(64, ge=1, description="states kept when their search is over")
@@ -102,6 +104,17 @@ class DistillSettings(_Settings):
     precision: Literal["bf16", "fp32"] = "bf16"
     micro_batch: int | None = Field(None, ge=1, description="examples forward and backward at a time; memory only")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass; memory")
+
+    @property
+    def in_force(self) -> DistillSettings:
+        """The settings that training follows: ``deep`` brings steps and retain weight of its own."""
+        if self.depth == "name":
+            return self
+        return self.model_copy(update={"steps": self.deep.steps, "retain_weight": self.deep.retain_weight})
+
+    def with_steps(self, steps: int) -> DistillSettings:
+        """The same with another number of steps, at either depth."""
+        return self.model_copy(update={"steps": steps, "deep": self.deep.model_copy(update={"steps": steps})})
 
 
 class EvaluateSettings(_Settings):

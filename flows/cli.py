@@ -74,7 +74,7 @@ def erase(
     if seed is not None:
         changes += [(f"{name}.seed", seed) for name in ("split", "saliency", "distill")]
     if steps is not None:
-        changes.append(("distill.steps", steps))
+        changes += [("distill.steps", steps), ("distill.deep.steps", steps)]
     settings = load_settings(Path("params.yaml"), changes=dict(changes))
     if catalog == CATALOG:
         ensure_catalog(Path(CATALOG))
@@ -116,8 +116,8 @@ def consolidate(
         raise ConfigError("These erasures have different bases or catalogs; one adapter holds for one base only.")
     pairs = [(one.concept, one.surrogate) for request in requests for one in request.pairs]
     settings = load_settings(Path("params.yaml"), changes=dict(setting(given) for given in settings_given or ()))
-    count = steps if steps is not None else steps_for(len(pairs), settings.distill.steps)
-    settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"steps": count})})
+    count = steps if steps is not None else steps_for(len(pairs), settings.distill.in_force.steps)
+    settings = settings.model_copy(update={"distill": settings.distill.with_steps(count)})
     first = requests[0]
     request = prepare_request(
         *pairs[0],

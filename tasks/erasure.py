@@ -94,7 +94,7 @@ def distill(folder: Path) -> bool:
     """Train the adapter; progress as an artifact and on a terminal."""
 
     def work() -> None:
-        steps = load_request(folder).distill.steps
+        steps = load_request(folder).distill.in_force.steps
         with _Progress("distill", steps) as progress:
             for step in distill_step.distill_adapter(folder):
                 progress.at(step.step, f"forget {step.forget_loss:.4f} retain {step.retain_loss:.4f}")

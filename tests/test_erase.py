@@ -61,7 +61,7 @@ def test_an_erasure_ends_as_a_registered_candidate(finished: tuple[Path, _tracki
         (
             {
                 "distill.depth": "deep",
-                "distill.deep": {"states": 2, "batch": 4, "lifetime": 2},
+                "distill.deep": {"steps": 4, "states": 2, "batch": 4, "lifetime": 2},
                 "distill.timesteps": "disagreement",
                 "distill.pictures": "generated",
                 "distill.stop_at": 0.99,

@@ -532,7 +532,7 @@ def test_an_erasure_is_loaded_by_the_stock_pipeline_and_leaves_the_bases_bits(
 
 
 def test_every_way_of_targeting_and_depth_runs_on_sdxl(bases: dict[str, Path], catalog: Path, tmp_path: Path) -> None:
-    deep = {"states": 2, "lifetime": 1, "batch": 2, "size": 4}
+    deep = {"steps": 2, "states": 2, "lifetime": 1, "batch": 2, "size": 4}
     ways: dict[str, dict[str, Any]] = {
         "deep": {"depth": "deep", "deep": deep},
         "targeted": {"pictures": "generated", "timesteps": "disagreement"},

@@ -44,7 +44,7 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
         MaskMismatchError: training moved what the mask leaves out (checked before the adapter is saved).
     """
     request = load_request(folder)
-    settings = request.distill
+    settings = request.distill.in_force
     torch.set_num_threads(request.threads)
     sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
     mask = load_mask(folder / "mask")
@@ -151,7 +151,7 @@ def make_adversary(sd: Base, sets: Sets, settings: DistillSettings) -> Adversary
         prediction_type=sd.prediction_type,
         device=sd.device,
         seed=settings.seed,
-        **deep.model_dump(),
+        **deep.model_dump(exclude={"steps", "retain_weight"}),
     )
 
 
@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    for _ in tqdm(distill_adapter(folder), total=load_request(folder).distill.steps, desc="distill"):
+    for _ in tqdm(distill_adapter(folder), total=load_request(folder).distill.in_force.steps, desc="distill"):
         pass
 
 
