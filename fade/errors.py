@@ -9,6 +9,8 @@ FadeError
 ├── AdapterFormatError (ValueError)   an adapter file is damaged, foreign or only partly used
 ├── RegistryError (RuntimeError)      the model registry refused or cannot be reached
 ├── LineageError (RuntimeError)       a recorded hash does not match what is there
+├── SignatureError (ValueError)       a signed file is damaged, changed, or signed by another key
+├── RefusedError (RuntimeError)       what must be erased cannot be established, so nothing is generated
 └── ResourceError (OSError)           a port, the disk or another machine resource is not to be had
 
 A message says what is wrong, what was got, what was expected and what to do.
@@ -54,6 +56,14 @@ class RegistryError(FadeError, RuntimeError):
 
 class LineageError(FadeError, RuntimeError):
     """A recorded hash does not match what is there."""
+
+
+class SignatureError(FadeError, ValueError):
+    """A signed file is damaged, was changed, or is signed by another key."""
+
+
+class RefusedError(FadeError, RuntimeError):
+    """What must be erased cannot be established, so nothing is generated."""
 
 
 class ResourceError(FadeError, OSError):

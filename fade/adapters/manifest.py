@@ -1,0 +1,302 @@
+"""The release manifest: what must be erased now, signed (ours).
+
+A release is a folder: ``manifest.json`` and ``adapters/<hash>/``, each adapter under the hash of its
+card, which names its weights' hash. The manifest names the base (its identity, and the hash of every
+file of it), the adapters in order with weight and hashes, and a counter that only grows. It is replaced
+by one rename, after the adapters are there, so that a reader finds the old release or the new one, whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from fade.adapters.store import CARD_NAME, load_card, weights_path
+from fade.errors import AdapterFormatError, BaseModelError, ConfigError, MaskMismatchError, SignatureError, listing
+from fade.files import read_json, sha256_file, writing
+from fade.method.masks import Mask, load_mask
+from fade.models.source import find_base, identity
+from fade.signing import read_signed, verify, write_signed
+
+MANIFEST_KIND, PERMISSION_KIND = "fade-manifest/1", "fade-rollback-permission/1"
+MANIFEST_NAME, PERMISSION_NAME = "manifest.json", "permission.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveAdapter:
+    """One adapter of a release.
+
+    Attributes:
+        name: registered model and version, ``erasure-<id>/<version>``.
+        weight: factor on the adapter's change.
+        adapter_sha256: of its weights.
+        card_sha256: of its card, which binds base, mask and parameters; it also names its folder.
+        file: name of the weights' file.
+    """
+
+    name: str
+    weight: float
+    adapter_sha256: str
+    card_sha256: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What must be erased now.
+
+    Attributes:
+        release: name of the line of releases; counters of different lines are not compared.
+        counter: 1 for the first release of a line, one more each time.
+        issued: UTC time, ISO 8601.
+        base_sha256: identity of the base (``fade.models.source.identity``).
+        base_files: hash of every file of the base, by its path: configurations and vocabularies decide
+            what is drawn as well.
+        adapters: in the order in which they are applied.
+        previous_sha256: hash of the manifest before; empty for the first.
+        sha256: hash of this manifest's file.
+    """
+
+    release: str
+    counter: int
+    issued: str
+    base_sha256: str
+    base_files: Mapping[str, str]
+    adapters: tuple[LiveAdapter, ...]
+    previous_sha256: str
+    sha256: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the adapters, in order."""
+        return tuple(adapter.name for adapter in self.adapters)
+
+
+def base_files(source: str | Path) -> dict[str, str]:
+    """Path in the base's folder to SHA-256, of every file that loading may read.
+
+    Raises:
+        BaseModelError: as ``find_base``.
+    """
+    found = find_base(source)
+    if found.path.is_file():
+        files = {found.path.name: found.path}
+        folder = found.config
+    else:
+        files, folder = {}, found.path
+    if folder is not None:
+        wanted = (".json", ".txt", ".model", ".safetensors")
+        files |= {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.suffix in wanted
+        }
+    return {name: sha256_file(path) for name, path in sorted(files.items())}
+
+
+def check_base(source: str | Path, manifest: Manifest) -> None:
+    """Check that a base on disk is the manifest's, file by file.
+
+    Raises:
+        BaseModelError: another base, or a file that was changed, added or removed; names the first ones.
+    """
+    found = base_files(source)
+    wrong = [
+        name for name in sorted({*found, *manifest.base_files}) if found.get(name) != manifest.base_files.get(name)
+    ]
+    if wrong:
+        raise BaseModelError(
+            f"The base in {source} is not the one of release {manifest.release} {manifest.counter}: {listing(wrong)} "
+            "changed, missing or added. Restore the base."
+        )
+    if (sha256 := identity(find_base(source))) != manifest.base_sha256:
+        raise BaseModelError(
+            f"The base in {source} has the hash {sha256[:12]}; the release is for {manifest.base_sha256[:12]}."
+        )
+
+
+def check_mask(folder: Path, card: Mapping[str, Any]) -> Mask:
+    """The mask that an adapter's card names.
+
+    Raises:
+        MaskMismatchError: missing, damaged, or another one.
+    """
+    path = folder / "mask.json"
+    if not path.is_file() or (found := sha256_file(path)) != card.get("mask_sha256"):
+        got = found[:12] if path.is_file() else "nothing"
+        raise MaskMismatchError(
+            f"The mask in {path} is not the adapter's: got {got}, its card says {str(card.get('mask_sha256'))[:12]}. "
+            "Fetch it again, or run the erasure again."
+        )
+    try:
+        return load_mask(folder)
+    except (SafetensorError, OSError, KeyError) as error:
+        raise MaskMismatchError(f"The mask in {folder} is damaged: {error}. Fetch it again.") from None
+
+
+def read_manifest(release: Path, key: Ed25519PublicKey) -> Manifest:
+    """The manifest of a release, its signature checked.
+
+    Raises:
+        SignatureError: missing, damaged, changed, or signed by another key.
+    """
+    path = release / MANIFEST_NAME
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SignatureError(f"No manifest in {path} ({error.strerror}): nothing says what must be erased.") from None
+    return parse_manifest(data, key, origin=str(path))
+
+
+def parse_manifest(data: bytes, key: Ed25519PublicKey, *, origin: str) -> Manifest:
+    """The same of a manifest's bytes."""
+    payload = verify(data, MANIFEST_KIND, key, origin=origin)
+    try:
+        adapters = tuple(LiveAdapter(**adapter) for adapter in payload.pop("adapters"))
+        return Manifest(**payload, adapters=adapters, sha256=hashlib.sha256(data).hexdigest())
+    except (TypeError, KeyError) as error:
+        raise SignatureError(f"{origin} is a manifest of another version of this program: {error}.") from None
+
+
+def read_adapter(release: Path, entry: LiveAdapter, *, base_sha256: str) -> dict[str, Tensor]:
+    """Tensors of a release's adapter; the bytes that are hashed are the bytes that are read.
+
+    Raises:
+        AdapterFormatError: missing, changed, or for another base; names the file.
+    """
+    folder = release / "adapters" / entry.card_sha256
+    contents = {}
+    for name, expected in ((CARD_NAME, entry.card_sha256), (entry.file, entry.adapter_sha256)):
+        path = folder / name
+        try:
+            contents[name] = path.read_bytes()
+        except OSError as error:
+            raise AdapterFormatError(
+                f"{entry.name}: cannot read {path} ({error.strerror}). Publish it again."
+            ) from None
+        if (found := hashlib.sha256(contents[name]).hexdigest()) != expected:
+            raise AdapterFormatError(
+                f"{entry.name}: {path} was changed ({len(contents[name])} bytes): its hash is {found[:12]}, "
+                f"the manifest says {expected[:12]}. Publish it again."
+            )
+    if (base := read_json(folder / CARD_NAME).get("base_sha256")) != base_sha256:
+        raise AdapterFormatError(
+            f"{entry.name} is for the base {str(base)[:12]}; the release is for {base_sha256[:12]}."
+        )
+    try:
+        return load(contents[entry.file])
+    except SafetensorError as error:
+        raise AdapterFormatError(f"{entry.name}: {folder / entry.file} is not a safetensors file: {error}.") from None
+
+
+def publish(
+    release: Path,
+    adapters: Sequence[tuple[str, Path, float]],
+    *,
+    base: str | Path,
+    key: Ed25519PrivateKey,
+    name: str = "live",
+) -> Manifest:
+    """Make exactly these adapters the release; give its manifest.
+
+    Args:
+        adapters: name, folder and weight of each, in order.
+        base: the base they belong to.
+        name: the line of releases.
+
+    Raises:
+        AdapterFormatError: an adapter is damaged or for another base; nothing was published.
+        ConfigError: one name twice, or a weight that is not finite.
+        SignatureError: the manifest that is there is not ours; nothing was published.
+    """
+    names = [called for called, _, _ in adapters]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"An adapter can be live once: got {listing(names)}.")
+    if bad := [called for called, _, weight in adapters if not abs(weight) < float("inf")]:
+        raise ConfigError(f"The weight of {listing(bad)} is not a finite number.")
+    release.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(release / ".lock"), timeout=60):
+        before = read_manifest(release, key.public_key()) if (release / MANIFEST_NAME).exists() else None
+        if before is not None and before.release != name:
+            raise ConfigError(f"{release} holds the line {before.release!r}; expected {name!r}. Take another folder.")
+        files = base_files(base)
+        sha256 = identity(find_base(base))
+        entries = [_deposit(release, called, folder, weight, sha256) for called, folder, weight in adapters]
+        manifest = Manifest(
+            release=name,
+            counter=1 if before is None else before.counter + 1,
+            issued=datetime.now(UTC).isoformat(timespec="seconds"),
+            base_sha256=sha256,
+            base_files=files,
+            adapters=tuple(entries),
+            previous_sha256="" if before is None else before.sha256,
+        )
+        payload = asdict(manifest)
+        del payload["sha256"]
+        write_signed(release / MANIFEST_NAME, payload, MANIFEST_KIND, key)
+        return read_manifest(release, key.public_key())
+
+
+def _deposit(release: Path, name: str, folder: Path, weight: float, base_sha256: str) -> LiveAdapter:
+    """Copy an adapter into the release unless it is there, whole."""
+    card = load_card(folder)
+    if card["base_sha256"] != base_sha256:
+        raise AdapterFormatError(
+            f"{name} belongs to the base {card['base_sha256'][:12]}; the release is for {base_sha256[:12]}."
+        )
+    source = weights_path(folder, card)
+    entry = LiveAdapter(name, float(weight), card["adapter_sha256"], sha256_file(folder / CARD_NAME), source.name)
+    target = release / "adapters" / entry.card_sha256
+    wanted = {source.name: entry.adapter_sha256, CARD_NAME: entry.card_sha256}
+    if any(not (target / part).is_file() or sha256_file(target / part) != sha for part, sha in wanted.items()):
+        with writing(target) as temporary:
+            temporary.mkdir(parents=True)
+            for part in wanted:
+                shutil.copyfile(folder / part, temporary / part)
+    return entry
+
+
+def permit(release: Path, manifest: Manifest, *, seen: int, reason: str, key: Ed25519PrivateKey) -> None:
+    """Sign a permission for runtimes that have seen counter ``seen`` to go back to an older manifest.
+
+    Taking an adapter back needs none of this: it is a new manifest with fewer adapters. This is for a
+    release restored from a backup.
+    """
+    payload = {
+        "release": manifest.release,
+        "from_counter": seen,
+        "to_counter": manifest.counter,
+        "to_sha256": manifest.sha256,
+        "reason": reason,
+        "issued": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_signed(release / PERMISSION_NAME, payload, PERMISSION_KIND, key)
+
+
+def is_permitted(release: Path, manifest: Manifest, *, seen: int, key: Ed25519PublicKey) -> bool:
+    """Whether a signed permission allows exactly this step back; a damaged one allows nothing.
+
+    Raises:
+        SignatureError: there is a permission, and it is not genuine.
+    """
+    if not (release / PERMISSION_NAME).exists():
+        return False
+    payload = read_signed(release / PERMISSION_NAME, PERMISSION_KIND, key)
+    wanted = {
+        "release": manifest.release,
+        "from_counter": seen,
+        "to_counter": manifest.counter,
+        "to_sha256": manifest.sha256,
+    }
+    return all(payload.get(name) == value for name, value in wanted.items())

@@ -1,0 +1,186 @@
+"""Signed files: JSON with an Ed25519 signature (RFC 8032, by ``cryptography``), refused after any change of a byte.
+
+A signed file has exactly one spelling. It is read, written anew and compared byte for byte before its
+signature is checked, so that spaces, the order of keys or letter case cannot be changed unseen either.
+The kind of a file is part of what is signed: a permission cannot pass for a manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from fade.errors import ConfigError, ResourceError, SignatureError
+from fade.files import writing
+
+PRIVATE_NAME, PUBLIC_NAME = "signing.pem", "public.pem"
+KEY_VARIABLE = "FADE_SIGNING_KEY"
+_FIELDS = {"key", "kind", "payload", "signature"}
+
+
+def canonical(content: Mapping[str, Any]) -> bytes:
+    """The one spelling of JSON content: sorted keys, two spaces, UTF-8, a newline at the end.
+
+    Raises:
+        ConfigError: it holds NaN or an infinity, which JSON has no word for.
+    """
+    try:
+        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return (text + "\n").encode("utf-8")
+    except ValueError as error:
+        raise ConfigError(f"This content cannot be signed: {error}. Replace numbers that are not finite.") from None
+
+
+def key_id(public: Ed25519PublicKey) -> str:
+    """A short name of a key: the first 16 digits of its SHA-256."""
+    return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16]
+
+
+def signing_key(folder: Path) -> Ed25519PrivateKey:
+    """The key that signs: PEM text in FADE_SIGNING_KEY, else the one in ``folder``, made there at first use.
+
+    ``public.pem`` is written beside it: that file, and only that one, goes to whoever verifies.
+
+    Raises:
+        ConfigError: what is there is no Ed25519 key in PEM.
+    """
+    given = os.environ.get(KEY_VARIABLE)
+    path = folder / PRIVATE_NAME
+    if given:
+        key = _private(given.encode(), f"the variable {KEY_VARIABLE}")
+    elif path.is_file():
+        key = _private(path.read_bytes(), str(path))
+    else:
+        key = Ed25519PrivateKey.generate()
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        with writing(path) as temporary:
+            # Readable by its owner alone from the first byte on.
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(pem)
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    if not (folder / PUBLIC_NAME).is_file() or (folder / PUBLIC_NAME).read_bytes() != public:
+        with writing(folder / PUBLIC_NAME) as temporary:
+            temporary.write_bytes(public)
+    return key
+
+
+def public_key(path: Path) -> Ed25519PublicKey:
+    """The key that verifies, from a PEM file.
+
+    Raises:
+        ConfigError: the file is missing or holds no Ed25519 public key.
+    """
+    try:
+        key = serialization.load_pem_public_key(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"No public key in {path}: get {PUBLIC_NAME} from whoever signs.") from None
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{path} is no public key in PEM: {error}. Get {PUBLIC_NAME} from whoever signs.") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigError(f"{path} holds a {type(key).__name__}; expected an Ed25519 public key.")
+    return key
+
+
+def _private(pem: bytes, origin: str) -> Ed25519PrivateKey:
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # The library's message could quote the key.
+        raise ConfigError(f"What is in {origin} is no unencrypted private key in PEM.") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"{origin} holds a {type(key).__name__}; expected an Ed25519 private key.")
+    return key
+
+
+def sign(payload: Mapping[str, Any], kind: str, key: Ed25519PrivateKey) -> bytes:
+    """The signed file's bytes."""
+    signature = key.sign(_signed_bytes(payload, kind)).hex()
+    return canonical({"kind": kind, "key": key_id(key.public_key()), "payload": payload, "signature": signature})
+
+
+def _signed_bytes(payload: Mapping[str, Any], kind: str) -> bytes:
+    return f"fade-signed/1\n{kind}\n".encode() + canonical(payload)
+
+
+def verify(data: bytes, kind: str, key: Ed25519PublicKey, *, origin: str) -> dict[str, Any]:
+    """The payload of a signed file.
+
+    Args:
+        origin: where the bytes are from, for error messages.
+
+    Raises:
+        SignatureError: damaged, changed, of another kind or key; says what and where.
+    """
+    content = _parsed(data, origin)
+    if content["kind"] != kind:
+        raise SignatureError(f"{origin} is of the kind {content['kind']!r}; expected {kind!r}.")
+    if content["key"] != key_id(key):
+        raise SignatureError(
+            f"{origin} is signed by the key {content['key']!r}; trusted is {key_id(key)!r}. "
+            "Check the public key, or whoever wrote the file."
+        )
+    try:
+        key.verify(bytes.fromhex(str(content["signature"])), _signed_bytes(content["payload"], kind))
+    except (InvalidSignature, ValueError, ConfigError):
+        raise SignatureError(f"{origin} was changed: its signature does not hold. It is not used.") from None
+    if not isinstance(content["payload"], dict):
+        raise SignatureError(f"{origin} holds no JSON object as its payload.")
+    payload: dict[str, Any] = content["payload"]
+    return payload
+
+
+def _parsed(data: bytes, origin: str) -> dict[str, Any]:
+    """The fields of a signed file that is spelt as it was written."""
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise SignatureError(f"{origin} was changed: byte {error.start} is no UTF-8. Fetch it again.") from None
+    except json.JSONDecodeError as error:
+        raise SignatureError(f"{origin} is damaged: {error.msg} at byte {error.pos}. Fetch it again.") from None
+    except (ValueError, RecursionError) as error:
+        raise SignatureError(f"{origin} is damaged: {error}. Fetch it again.") from None
+    if not isinstance(content, dict) or set(content) != _FIELDS:
+        raise SignatureError(f"{origin} is no signed file: expected a JSON object with {', '.join(sorted(_FIELDS))}.")
+    try:
+        rewritten = canonical(content)
+    except (ConfigError, UnicodeEncodeError):
+        rewritten = b""
+    if rewritten != data:
+        at = next((i for i, (a, b) in enumerate(zip(data, rewritten, strict=False)) if a != b), len(rewritten))
+        raise SignatureError(f"{origin} was changed: byte {at} is not as it was written. Fetch it again.")
+    return content
+
+
+def read_signed(path: Path, kind: str, key: Ed25519PublicKey) -> dict[str, Any]:
+    """The payload of a signed file on disk.
+
+    Raises:
+        SignatureError: missing, damaged, changed, of another kind or key.
+        ResourceError: it cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise SignatureError(f"{path} is missing: expected a signed file of the kind {kind!r}.") from None
+    except OSError as error:
+        raise ResourceError(f"Cannot read {path}: {error}") from None
+    return verify(data, kind, key, origin=str(path))
+
+
+def write_signed(path: Path, payload: Mapping[str, Any], kind: str, key: Ed25519PrivateKey) -> str:
+    """Write a signed file; give its SHA-256."""
+    data = sign(payload, kind, key)
+    with writing(path) as temporary:
+        temporary.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,154 @@
+"""Tampering: a byte changed or an end cut off at a random place, and whether anyone notices.
+
+    python tests/chaos/tamper.py --cases 500 --json tamper.json
+
+writes ``cases``, ``accepted`` (has to be 0), and the cases by target. A case is refused when the part of
+the system that uses the file raises one of its own errors and names the file; any other exception ends
+the run. The parts are made anew: a tiny base, adapters of both kinds, a mask, a release.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fade.adapters.manifest import MANIFEST_NAME, check_base, check_mask, permit, publish, read_adapter, read_manifest
+from fade.adapters.store import load_card, weights_path
+from fade.errors import FadeError
+from fade.files import sha256_file, write_json
+from fade.method.masks import make_mask, save_mask
+from fade.method.saliency import random_saliency
+from fade.models.family import load_base
+from fade.signing import read_signed, write_signed
+from tests.test_adapters import _adapter, _delta_adapter
+from tests.tiny import save_tiny_base
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file, and what uses it."""
+
+    kind: str
+    path: Path
+    use: Callable[[], Any]
+
+
+def build(folder: Path) -> list[Target]:
+    """Every file that may not be changed, with the code that reads it."""
+    key = Ed25519PrivateKey.generate()
+    public = key.public_key()
+    base = folder / "base"
+    save_tiny_base(base)
+    adapters = [_adapter(base, folder / "lora"), _delta_adapter(base, folder / "delta")[0]]
+    release = folder / "release"
+    named = [(f"erasure-{adapter.name}/1", adapter, 1.0) for adapter in adapters]
+    manifest = publish(release, named, base=base, key=key)
+    targets = [Target("manifest", release / MANIFEST_NAME, lambda: read_manifest(release, public))]
+    targets += [Target("base", base / name, lambda: check_base(base, manifest)) for name in manifest.base_files]
+    for entry, source in zip(manifest.adapters, adapters, strict=True):
+        for name in (entry.file, "card.json"):
+            targets.append(
+                Target(
+                    "adapter",
+                    release / "adapters" / entry.card_sha256 / name,
+                    lambda entry=entry: read_adapter(release, entry, base_sha256=manifest.base_sha256),
+                )
+            )
+        # Also on the way to a release: the card binds the weights' bytes.
+        targets.append(Target("adapter", weights_path(source, load_card(source)), lambda at=source: load_card(at)))
+    permit(release, manifest, seen=9, reason="restored", key=key)
+    permission = release / "permission.json"
+    targets.append(
+        Target("permission", permission, lambda: read_signed(permission, "fade-rollback-permission/1", public))
+    )
+    sd = load_base(base)
+    for granularity in ("module", "neuron", "weight"):
+        where = folder / f"mask-{granularity}"
+        save_mask(where, make_mask(random_saliency(sd.unet, granularity, seed=3), 0.3, granularity=granularity))
+        card = {"mask_sha256": sha256_file(where / "mask.json")}
+        for path in sorted(where.iterdir()):
+            targets.append(Target("mask", path, lambda at=where, card=card: check_mask(at, card)))
+    evidence = folder / "evidence.json"
+    write_signed(evidence, {"request": "0123", "figures": {"ua": 1.0}}, "fade-evidence/1", key)
+    targets.append(Target("evidence", evidence, lambda: read_signed(evidence, "fade-evidence/1", public)))
+    for target in targets:
+        target.use()  # untouched, each is accepted: a refusal below is the change's doing
+    return targets
+
+
+def damaged(content: bytes, draw: random.Random) -> tuple[bytes, str]:
+    """One bit flipped, one byte replaced, or the end cut off; and where."""
+    at = draw.randrange(len(content))
+    way = draw.choice(("bit", "byte", "cut"))
+    if way == "cut":
+        return content[:at], f"cut at {at}"
+    new = content[at] ^ (1 << draw.randrange(8) if way == "bit" else draw.randrange(1, 256))
+    return content[:at] + bytes([new]) + content[at + 1 :], f"{way} at {at}"
+
+
+def run(cases: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Try ``cases`` changes, the kinds of file in turn; give the counts."""
+    draw = random.Random(seed)
+    by_kind: dict[str, list[Target]] = {}
+    for target in build(folder):
+        by_kind.setdefault(target.kind, []).append(target)
+    accepted: list[str] = []
+    counts: Counter[str] = Counter()
+    kinds = sorted(by_kind)
+    for case in range(cases):
+        target = draw.choice(by_kind[kinds[case % len(kinds)]])
+        content = target.path.read_bytes()
+        changed, where = damaged(content, draw)
+        target.path.write_bytes(changed)
+        try:
+            target.use()
+            accepted.append(f"{target.kind} {target.path.name}: {where}")
+        except FadeError as error:
+            said = str(error)
+            if target.path.name not in said and str(target.path.parent) not in said:
+                accepted.append(f"{target.kind} {target.path.name}: {where}: refused without naming it: {error}")
+        finally:
+            target.path.write_bytes(content)
+        counts[target.kind] += 1
+    return {
+        "cases": cases,
+        "accepted": len(accepted),
+        "which": accepted[:20],
+        "by_target": dict(sorted(counts.items())),
+    }
+
+
+def main() -> None:
+    """Try changes, and write what was accepted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="tamper-"))
+    try:
+        found = run(arguments.cases, arguments.seed, folder)
+    finally:
+        shutil.rmtree(folder)
+    print(f"{found['cases']} cases, {found['accepted']} accepted: {found['by_target']}")
+    for line in found["which"]:
+        print(line)
+    if arguments.json:
+        write_json(arguments.json, found)
+    sys.exit(1 if found["accepted"] else 0)
+
+
+if __name__ == "__main__":
+    main()
