@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fade.errors import ConfigError
 from fade.files import read_yaml, writing
+from fade.hardware import Precision, fast_precision
+
+AUTO_PRECISION = "auto"
 
 
 class _Settings(BaseModel):
@@ -101,7 +104,7 @@ class DistillSettings(_Settings):
     check_every: int = Field(10, ge=1)
     depth: Literal["name", "deep"] = "name"
     deep: DeepSettings = DeepSettings()
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "fp32"
     micro_batch: int | None = Field(None, ge=1, description="examples forward and backward at a time; memory only")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass; memory")
 
@@ -125,7 +128,7 @@ class EvaluateSettings(_Settings):
     guidance: float = Field(4.0, ge=0)
     solver: Literal["ddim", "dpm++"] = "dpm++"
     batch: int = Field(120, ge=1)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "fp32"
 
 
 class InversionSettings(_Settings):
@@ -251,6 +254,9 @@ def make_request(**fields: Any) -> Request:
 def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Settings:
     """The section ``erasure`` of params.yaml.
 
+    A precision that is left out or ``auto`` becomes the one that is fast on this machine, so that a
+    request always says in which it was computed.
+
     Args:
         changes: settings by dotted name, e.g. ``mask.density``, that take the place of the file's.
 
@@ -266,6 +272,10 @@ def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Se
             if not isinstance(at, dict):
                 raise ConfigError(f"Setting {name!r} does not exist: {parent!r} has no parts.")
         at[last] = value
+    for step in ("distill", "evaluate"):
+        given = section.setdefault(step, {})
+        if isinstance(given, dict) and given.get("precision", AUTO_PRECISION) == AUTO_PRECISION:
+            given["precision"] = fast_precision()
     try:
         return Settings(**section)
     except ValidationError as error:

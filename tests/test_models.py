@@ -15,6 +15,7 @@ from fade.data.canvas import OBJECTS
 from fade.data.styles import STYLES
 from fade.errors import BaseModelError, ConfigError
 from fade.evaluation.judges import judge_pictures, load_judge
+from fade.hardware import fast_precision
 from fade.lineage import ROOT
 from fade.models import base
 from fade.models.conditioning import Conditioning, denoise
@@ -190,7 +191,7 @@ def test_the_shipped_base_draws_every_pair_recognisably() -> None:
     pairs = [(o, s) for o in OBJECTS for s in STYLES]
     prompts = [caption(o, s) for o, s in pairs]
     pictures = generate_batch(
-        load_base(SHIPPED), prompts, [888] * 120, steps=25, guidance=3.0, solver="ddim", precision="bf16"
+        load_base(SHIPPED), prompts, [888] * 120, steps=25, guidance=3.0, solver="ddim", precision=fast_precision()
     )
     verdict = judge_pictures(load_judge(ROOT / "data/judges", "report"), pictures)
     assert np.mean([seen == o for seen, (o, _) in zip(verdict.objects, pairs, strict=True)]) >= 0.98

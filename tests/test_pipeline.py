@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from fade import config
 from fade.config import Request, Settings, load_settings, make_request
 from fade.errors import ConfigError, ResourceError
+from fade.hardware import fast_precision
 from fade.lineage import ROOT, module_closure
 from fade.steps.request import check_disk, prepare_request
 from tasks._versioning import STAGES, root_pipeline, write_pipeline
@@ -64,6 +67,25 @@ def test_a_wrong_parameter_is_named_with_what_was_got(tmp_path: Path) -> None:
         load_settings(path)
     with pytest.raises(ConfigError, match="Missing file"):
         load_settings(tmp_path / "none.yaml")
+
+
+def test_auto_precision_is_decided_when_the_settings_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"erasure": {"distill": {"precision": "auto"}}}))
+    for native in ("bf16", "fp32"):
+        monkeypatch.setattr(config, "fast_precision", lambda native=native: native)
+        loaded = load_settings(path)
+        assert (loaded.distill.precision, loaded.evaluate.precision) == (native, native)
+        assert load_settings(path, changes={"evaluate.precision": "fp32"}).evaluate.precision == "fp32"
+    with pytest.raises(ConfigError, match=r"distill\.precision.*got 'fp16'"):
+        load_settings(path, changes={"distill.precision": "fp16"})
+
+
+def test_a_machine_without_bfloat16_instructions_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert fast_precision() == expected
 
 
 VALID = {
