@@ -82,11 +82,23 @@ class DeepSettings(_Settings):
         return self
 
 
+class ClosedFormSettings(_Settings):
+    """The linear change of the text path that training may begin with (fade/method/closed_form.py)."""
+
+    retain_weight: float = Field(3.0, gt=0)
+    ridge: float = Field(1e-3, gt=0, description="share of the mean square of a text state's entries")
+
+
 class DistillSettings(_Settings):
-    """Self-distillation; defaults were chosen on the canvas (README, "The method")."""
+    """Self-distillation; defaults were chosen on the canvas (README, "The method").
+
+    ``start: closed_form`` begins with the closed form instead of with no change; with 0 steps that is all.
+    """
 
     seed: int = 42
-    steps: int = Field(120, ge=1)
+    start: Literal["zero", "closed_form"] = "zero"
+    closed_form: ClosedFormSettings = ClosedFormSettings()
+    steps: int = Field(120, ge=0)
     batch: int = Field(16, ge=2, description="forget examples a step; as many retain examples")
     rank: int = Field(6, ge=1)
     alpha: float = Field(6.0, gt=0)
@@ -107,6 +119,14 @@ class DistillSettings(_Settings):
     precision: Precision = "fp32"
     micro_batch: int | None = Field(None, ge=1, description="examples forward and backward at a time; memory only")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass; memory")
+
+    @model_validator(mode="after")
+    def _change_something(self) -> DistillSettings:
+        if self.in_force.steps == 0 and self.start == "zero":
+            raise ValueError(
+                "distill.steps is 0, so nothing would change: expected at least 1, or distill.start closed_form"
+            )
+        return self
 
     @property
     def in_force(self) -> DistillSettings:

@@ -12,8 +12,8 @@ module names and positions, so a mask is a function of the saliency alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -71,7 +71,8 @@ def make_mask(
         raise ConfigError(f"Unknown granularity {granularity!r}: expected one of {', '.join(get_args(Granularity))}.")
     if not 0 < density <= 1:
         raise ConfigError(f"density must be in (0, 1]: got {density}. Set `mask.density` in params.yaml.")
-    scores = {key: saliency[key] for key in sorted(saliency) if re.search(_WITHIN[within], key.partition(":")[0])}
+    chosen = modules_within(sorted({key.partition(":")[0] for key in saliency}), within)
+    scores = {key: saliency[key] for key in sorted(saliency) if key.partition(":")[0] in set(chosen)}
     if not scores:
         raise MaskMismatchError(f"A mask needs something to choose from: got no module within {within!r}.")
     if bad := [key for key, values in scores.items() if not torch.isfinite(values).all()]:
@@ -86,6 +87,21 @@ def make_mask(
     counts = sum(int(part.sum()) for part in kept.values()), sum(part.numel() for part in kept.values())
     weights = {key: kept[key] for key in modules} if granularity == "weight" else {}
     return Mask(granularity, modules, *counts, weights=weights)
+
+
+def narrowed(mask: Mask, modules: Iterable[str]) -> Mask:
+    """The same mask, of some of its modules."""
+    names = tuple(modules)
+    parts = {
+        kind: {name: part for name, part in getattr(mask, kind).items() if name in names}
+        for kind in (ROWS, COLUMNS, "weights")
+    }
+    return replace(mask, modules=names, **parts)
+
+
+def modules_within(names: Iterable[str], within: Within) -> list[str]:
+    """Those modules of a UNet that lie in a part of it, in order."""
+    return [name for name in names if re.search(_WITHIN[within], name)]
 
 
 def keep_most(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ delta_weight = alpha / rank * (B A) * M                      weight masks: a dif
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fade.errors import MaskMismatchError, NoMatchingModulesError, listing, nearest
+from fade.method.closed_form import LowRank
 from fade.method.masks import Mask
 from fade.models.deltas import add_delta, delta_weights, plain_modules
 from fade.seeding import derive_seed, torch_generator
@@ -62,6 +63,25 @@ def add_sparse_lora(unet: Any, mask: Mask, *, rank: int, alpha: float, seed: int
         _confine(layers[module].lora_B[name].weight, mask.rows[module], 0)
         _confine(layers[module].lora_A[name].weight, mask.columns[module], 1)
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def begin_with(unet: nn.Module, name: str, changes: Mapping[str, LowRank]) -> None:
+    """Let an adapter begin with given changes: the first rows of A and columns of B are theirs, the others as drawn.
+
+    Raises:
+        MaskMismatchError: a change is of higher rank than the adapter, or its module is not in it.
+    """
+    layers = lora_layers(unet)
+    for module, change in changes.items():
+        count = len(change.A)
+        if module not in layers or count > layers[module].r[name]:
+            raise MaskMismatchError(
+                f"The change of {module} is of rank {count}; the adapter holds "
+                f"{'nothing' if module not in layers else f'rank {layers[module].r[name]}'} there."
+            )
+        with torch.no_grad():
+            layers[module].lora_A[name].weight[:count] = change.A
+            layers[module].lora_B[name].weight[:, :count] = change.B / layers[module].scaling[name]
 
 
 def hold_in_float32(unet: nn.Module, name: str) -> None:

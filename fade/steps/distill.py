@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pandas as pd
@@ -16,10 +16,11 @@ from fade.adapters.store import save_adapter
 from fade.config import DistillSettings, Request, load_request
 from fade.files import sha256_file, write_json, writing
 from fade.method.adversary import Adversary
+from fade.method.closed_form import LowRank, closed_form, distinct, text_moments
 from fade.method.distillation import DistillStep, Sets, distill
 from fade.method.examples import Examples, joined
-from fade.method.masks import load_mask
-from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, check_inside_mask
+from fade.method.masks import Mask, load_mask, narrowed
+from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, begin_with, check_inside_mask
 from fade.method.targeting import in_proportion, power_law, teacher_disagreement
 from fade.models.conditioning import joined_conditioning
 from fade.models.family import Base, load_base
@@ -53,9 +54,14 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
     adversary = make_adversary(sd, sets, settings) if settings.depth == "deep" else None
     if settings.gradient_checkpointing:
         sd.unet.enable_gradient_checkpointing()
+    changes = closed_form_changes(sd, sets, settings, mask) if settings.start == "closed_form" else {}
+    if settings.steps == 0:
+        # What training does not reach stays zero: it is left out of the file.
+        mask = narrowed(mask, changes)
     parameters = add_sparse_lora(
         sd.unet, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
     )
+    begin_with(sd.unet, "student", changes)
     curve = []
     for step in distill(
         sd.unet,
@@ -85,7 +91,7 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
     }
     save_adapter(folder / "adapter", adapter_tensors(sd.unet, "student"), card)
     with writing(folder / "curve.parquet") as temporary:
-        pd.DataFrame(curve).to_parquet(temporary, index=False)
+        pd.DataFrame(curve, columns=[field.name for field in fields(DistillStep)]).to_parquet(temporary, index=False)
 
 
 def training_sets(sd: Base, request: Request, folder: Path) -> Sets:
@@ -116,6 +122,15 @@ def _redrawn(sd: Base, examples: Examples, seed: int, *, of_target: bool) -> Exa
             ).cpu()
         )
     return Examples(torch.cat(parts), examples.prompts, examples.targets)
+
+
+def closed_form_changes(sd: Base, sets: Sets, settings: DistillSettings, mask: Mask) -> dict[str, LowRank]:
+    """The closed form over the captions that training would see, the empty prompt among those to retain."""
+    concept, surrogate = distinct(sets.forget.prompts.embeds, sets.forget.targets.embeds)
+    (retain,) = distinct(torch.cat([sets.retain.prompts.embeds, sd.unconditional().embeds]))
+    given = settings.closed_form
+    moments = text_moments(concept, surrogate, retain, retain_weight=given.retain_weight, ridge=given.ridge)
+    return closed_form(sd.unet, moments, mask, rank=settings.rank)
 
 
 def timestep_probabilities(sd: Base, sets: Sets, settings: DistillSettings, folder: Path) -> Tensor:

@@ -1,0 +1,199 @@
+"""The closed form against a plain least-squares solution, whole, within masks, and cut to a rank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fade.config import load_settings
+from fade.errors import ConfigError, DataError, MaskMismatchError
+from fade.files import read_json
+from fade.method.closed_form import LowRank, closed_form, distinct, text_moments
+from fade.method.masks import Mask, modules_within
+from fade.method.sparse_lora import add_sparse_lora, begin_with, check_inside_mask, lora_layers
+from fade.models.sd import StableDiffusion
+from fade.steps.request import prepare_request
+from fade.steps.trial import run_trial
+
+RETAIN_WEIGHT, RIDGE = 2.0, 1e-3
+
+
+def _states(width: int = 32) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    concept, surrogate, retain = (torch.randn(n, 6, width, generator=generator) for n in (9, 9, 14))
+    return concept, surrogate, retain
+
+
+def _mask(sd: StableDiffusion, **parts: dict[str, Tensor]) -> Mask:
+    names = [name for name, module in sd.unet.named_modules() if isinstance(module, torch.nn.Linear)]
+    modules = tuple(sorted(modules_within(names, "cross_attention")))
+    assert len(modules) >= 2
+    return Mask("neuron" if parts else "none", modules, len(modules), len(modules), **parts)
+
+
+def _by_least_squares(weight: Tensor, columns: np.ndarray) -> np.ndarray:
+    """The change of one projection, from the stacked equations themselves, in float64."""
+    f, s, r = (states.reshape(-1, states.shape[-1]).double().numpy() for states in _states(weight.shape[1]))
+    w = weight.double().numpy()
+    ridge = RIDGE * (f**2).mean()
+    # Unknown: X (in, in), rows of X are what the columns kept contribute; minimise over X = D' on those columns.
+    left = np.concatenate(
+        [
+            f[:, columns] / np.sqrt(len(f)),
+            np.sqrt(RETAIN_WEIGHT / len(r)) * r[:, columns],
+            np.sqrt(ridge) * np.eye(int(columns.sum())),
+        ]
+    )
+    rest = np.zeros((len(r) + int(columns.sum()), f.shape[1]))
+    right = np.concatenate([(s - f) / np.sqrt(len(f)), rest])
+    found = np.linalg.lstsq(left, right, rcond=None)[0]
+    change = np.zeros_like(w)
+    change[:, columns] = w @ found.T
+    return change
+
+
+def _whole(change: LowRank) -> np.ndarray:
+    return (change.B.double() @ change.A.double()).numpy()
+
+
+def _moments(width: int) -> object:
+    return text_moments(*_states(width), retain_weight=RETAIN_WEIGHT, ridge=RIDGE)
+
+
+def test_of_full_rank_it_is_the_least_squares_solution(sd: StableDiffusion) -> None:
+    mask, modules = _mask(sd), dict(sd.unet.named_modules())
+    width = modules[mask.modules[0]].weight.shape[1]
+    found = closed_form(sd.unet, _moments(width), mask, rank=1000)  # type: ignore[arg-type]
+    assert set(found) == set(mask.modules)
+    for name in mask.modules:
+        expected = _by_least_squares(modules[name].weight.detach(), np.ones(width, dtype=bool))
+        assert np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(_whole(found[name]), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_within_a_mask_it_is_the_least_squares_solution_of_the_mask(sd: StableDiffusion) -> None:
+    mask, modules = _mask(sd), dict(sd.unet.named_modules())
+    generator = torch.Generator().manual_seed(2)
+    rows = {name: torch.rand(modules[name].weight.shape[0], generator=generator) < 0.5 for name in mask.modules}
+    columns = {name: torch.rand(modules[name].weight.shape[1], generator=generator) < 0.5 for name in mask.modules}
+    masked = replace(mask, granularity="neuron", rows=rows, columns=columns)
+    width = modules[mask.modules[0]].weight.shape[1]
+    found = closed_form(sd.unet, _moments(width), masked, rank=1000)  # type: ignore[arg-type]
+    unmasked = closed_form(sd.unet, _moments(width), mask, rank=1000)  # type: ignore[arg-type]
+    for name in mask.modules:
+        kept = columns[name].numpy()
+        expected = _by_least_squares(modules[name].weight.detach(), kept)
+        expected[~rows[name].numpy()] = 0.0
+        np.testing.assert_allclose(_whole(found[name]), expected, rtol=1e-4, atol=1e-6)
+        # Not merely the whole solution with entries struck out.
+        struck = _whole(unmasked[name]) * rows[name].numpy()[:, None] * kept
+        assert np.abs(struck - expected).max() > 1e-4
+
+
+def test_cut_to_a_rank_it_is_the_best_of_that_rank_on_the_states_it_sees(sd: StableDiffusion) -> None:
+    mask, modules = _mask(sd), dict(sd.unet.named_modules())
+    width = modules[mask.modules[0]].weight.shape[1]
+    moments = _moments(width)
+    metric = moments.metric.numpy()  # type: ignore[attr-defined]
+    values, vectors = np.linalg.eigh(metric)
+    root = vectors * np.sqrt(values) @ vectors.T  # symmetric, where the code takes a triangular one
+    whole = closed_form(sd.unet, moments, mask, rank=1000)  # type: ignore[arg-type]
+    found = closed_form(sd.unet, moments, mask, rank=2)  # type: ignore[arg-type]
+    for name in mask.modules:
+        change = _whole(whole[name])
+        left, singular, right = np.linalg.svd(change @ root, full_matrices=False)
+        best = (left[:, :2] * singular[:2]) @ right[:2] @ np.linalg.inv(root)
+        np.testing.assert_allclose(_whole(found[name]), best, rtol=1e-3, atol=1e-5)
+        u, plain, v = np.linalg.svd(change, full_matrices=False)
+        naive = (u[:, :2] * plain[:2]) @ v[:2]
+        lost = [float(np.square((change - cut) @ root).sum()) for cut in (_whole(found[name]), naive)]
+        assert lost[0] < lost[1]
+
+
+def test_what_must_stay_stays_the_more_the_more_it_weighs(sd: StableDiffusion) -> None:
+    mask, modules = _mask(sd), dict(sd.unet.named_modules())
+    name = mask.modules[0]
+    width = modules[name].weight.shape[1]
+    concept, surrogate, retain = _states(width)
+    moved, missed = [], []
+    for weight in (0.1, 1.0, 100.0):
+        moments = text_moments(concept, surrogate, retain, retain_weight=weight, ridge=RIDGE)
+        change = closed_form(sd.unet, moments, mask, rank=1000)[name]
+        matrix = change.B @ change.A
+        moved.append(float((retain @ matrix.T).square().mean()))
+        aim = (surrogate - concept) @ modules[name].weight.detach().T
+        missed.append(float((concept @ matrix.T - aim).square().mean()))
+    assert moved[0] > moved[1] > moved[2]
+    assert missed[0] < missed[1] < missed[2]
+
+
+def test_an_adapter_begins_with_it_and_stays_inside_its_mask(sd: StableDiffusion) -> None:
+    modules = dict(sd.unet.named_modules())
+    mask = _mask(sd)
+    rows = {name: torch.arange(modules[name].weight.shape[0]) % 2 == 0 for name in mask.modules}
+    columns = {name: torch.arange(modules[name].weight.shape[1]) % 3 > 0 for name in mask.modules}
+    masked = replace(mask, granularity="neuron", rows=rows, columns=columns)
+    width = modules[mask.modules[0]].weight.shape[1]
+    changes = closed_form(sd.unet, _moments(width), masked, rank=2)  # type: ignore[arg-type]
+    add_sparse_lora(sd.unet, masked, rank=3, alpha=6.0, seed=1, name="student")
+    begin_with(sd.unet, "student", changes)
+    for name, layer in lora_layers(sd.unet).items():
+        expected = changes[name].B @ changes[name].A
+        assert expected.abs().max() > 1e-3
+        torch.testing.assert_close(layer.get_delta_weight("student"), expected, rtol=1e-5, atol=1e-6)
+    check_inside_mask(sd.unet, masked, "student")
+    with pytest.raises(MaskMismatchError, match="of rank 5; the adapter holds rank 3"):
+        begin_with(sd.unet, "student", closed_form(sd.unet, _moments(width), masked, rank=5))  # type: ignore[arg-type]
+
+
+def test_what_it_cannot_do_is_an_error_that_says_so(sd: StableDiffusion) -> None:
+    concept, surrogate, retain = _states()
+    with pytest.raises(DataError, match="must be paired"):
+        text_moments(concept[:3], surrogate, retain, retain_weight=1.0, ridge=RIDGE)
+    with pytest.raises(DataError, match="0 to retain"):
+        text_moments(concept, surrogate, retain[:0], retain_weight=1.0, ridge=RIDGE)
+    elsewhere = Mask("module", ("conv_in",), 1, 1)
+    with pytest.raises(MaskMismatchError, match=r"holds 0 of them.*distill\.start"):
+        closed_form(sd.unet, _moments(32), elsewhere, rank=1)  # type: ignore[arg-type]
+
+
+def test_captions_that_occur_twice_count_once() -> None:
+    concept, surrogate, _ = _states()
+    again = torch.cat([concept[:3], concept[:2]]), torch.cat([surrogate[:3], surrogate[:1], surrogate[4:5]])
+    first, second = distinct(*again)
+    torch.testing.assert_close(first, torch.cat([concept[:3], concept[1:2]]), rtol=0, atol=0)
+    torch.testing.assert_close(second, torch.cat([surrogate[:3], surrogate[4:5]]), rtol=0, atol=0)
+
+
+INSTANT = {
+    "distill.start": "closed_form",
+    "distill.steps": 0,
+    "distill.rank": 1,
+    "mask.granularity": "none",
+    "saliency.score": "random",
+}
+
+
+def test_without_training_the_adapter_is_the_closed_form_alone(workspace: Path, tmp_path: Path) -> None:
+    settings = load_settings(Path("params.yaml"), changes=INSTANT)
+    request = prepare_request("astronaut", "cameraman", settings=settings)
+    row = run_trial(request, root=tmp_path)
+    folder = tmp_path / request.id
+    assert (row["steps"], read_json(folder / "adapter" / "card.json")["steps"]) == (0, 0)
+    assert pd.read_parquet(folder / "curve.parquet").empty
+    tensors = load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
+    assert tensors
+    assert all(".attn2.to_k." in name or ".attn2.to_v." in name for name in tensors)
+    assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
+
+
+def test_no_steps_and_no_start_change_nothing_and_are_refused(workspace: Path) -> None:
+    with pytest.raises(ConfigError, match=r"distill\.steps is 0, so nothing would change"):
+        load_settings(Path("params.yaml"), changes={"distill.steps": 0})
