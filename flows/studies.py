@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,7 +155,9 @@ def study(name: str, folders: list[Path], attacked: bool) -> list[dict[str, Any]
     rows = [outcome for outcome in outcomes if not isinstance(outcome, str)]
     if rows:
         shown = pd.DataFrame(rows)[["ua", "ira", "cra", "drift", "adapter_bytes", "method_seconds"]]
-        create_markdown_artifact(shown.to_markdown(floatfmt=".4g"), key=f"study-{name}", description="figures")
+        # A key holds small letters, digits and dashes alone; a study's name may hold more.
+        key = "study-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        create_markdown_artifact(shown.to_markdown(floatfmt=".4g"), key=key, description="figures")
     return outcomes
 
 

@@ -71,7 +71,7 @@ def _invoke(*arguments: str) -> str:
 def test_a_sweep_has_a_row_for_each_erasure_a_table_and_a_picture(workspace: Path, tmp_path: Path) -> None:
     file = tmp_path / "sweep.json"
     asked = ["--concepts", "astronaut:cameraman,neon:photo", "--vary", "mask.density=0.2,0.8", "--seeds", "1,2"]
-    _invoke("sweep", *asked, "--name", "s", "--parallel", "2", "--json", str(file))
+    _invoke("sweep", *asked, "--name", "S.0,1", "--parallel", "2", "--json", str(file))
     found = json.loads(file.read_text())
     assert len(found["rows"]) == 8
     assert len({row["adapter_sha256"] for row in found["rows"]}) == 8
@@ -79,12 +79,12 @@ def test_a_sweep_has_a_row_for_each_erasure_a_table_and_a_picture(workspace: Pat
     table = means(found["rows"], ["mask.density", "seed"])
     assert len(table) == 4
     assert table["erasures"].tolist() == [2, 2, 2, 2]
-    assert (workspace / "data/studies/s/tradeoff.png").stat().st_size > 10_000
-    assert "ua_worst" in (workspace / "data/studies/s/table.md").read_text()
+    assert (workspace / "data/studies/S.0,1/tradeoff.png").stat().st_size > 10_000
+    assert "ua_worst" in (workspace / "data/studies/S.0,1/table.md").read_text()
     # Asked again, every trial is found on disk.
     written = {path: path.stat().st_mtime_ns for path in Path("data/trials").glob("*/curve.parquet")}
     assert len(written) >= 8
-    _invoke("sweep", *asked, "--name", "s", "--json", str(file))
+    _invoke("sweep", *asked, "--name", "S.0,1", "--json", str(file))
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert json.loads(file.read_text())["rows"] == found["rows"]
 

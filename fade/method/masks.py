@@ -92,11 +92,11 @@ def make_mask(
 def narrowed(mask: Mask, modules: Iterable[str]) -> Mask:
     """The same mask, of some of its modules."""
     names = tuple(modules)
-    parts = {
-        kind: {name: part for name, part in getattr(mask, kind).items() if name in names}
-        for kind in (ROWS, COLUMNS, "weights")
-    }
-    return replace(mask, modules=names, **parts)
+    rows, columns, weights = (
+        {name: part for name, part in parts.items() if name in names}
+        for parts in (mask.rows, mask.columns, mask.weights)
+    )
+    return replace(mask, modules=names, rows=rows, columns=columns, weights=weights)
 
 
 def modules_within(names: Iterable[str], within: Within) -> list[str]:
