@@ -18,6 +18,7 @@ from flows.console import JsonOption, console, guarded, write_figures
 
 if TYPE_CHECKING:
     from fade.requests.ledger import Record
+    from fade.requests.overview import Overview
 
 app = typer.Typer()
 request_app = typer.Typer(help="Submit a deletion request, follow it, hold it, extend its deadline.")
@@ -196,6 +197,166 @@ def upgrade() -> None:
 
     with Ledger() as ledger:
         console.print(f"{ledger.engine.url.render_as_string()} has version {HEAD}.")
+
+
+@app.command()
+@guarded
+def status(
+    watch: Annotated[float | None, typer.Option(min=0.2, help="Show it anew every so many seconds.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 20,
+    json_file: JsonOption = None,
+) -> None:
+    """How all requests stand: counts by state, and the open ones by deadline."""
+    import time
+
+    from rich.live import Live
+
+    from fade.requests.ledger import Ledger
+    from fade.requests.overview import overview
+
+    with Ledger() as ledger:
+        found = overview(ledger, limit=limit)
+        if watch is None:
+            console.print(_status_table(found))
+        else:
+            with Live(_status_table(found), console=console, auto_refresh=False) as live:
+                try:
+                    while True:
+                        time.sleep(watch)
+                        found = overview(ledger, limit=limit)
+                        live.update(_status_table(found), refresh=True)
+                except KeyboardInterrupt:
+                    pass
+    write_figures(
+        json_file,
+        {
+            "counts": found.counts,
+            "overdue": found.overdue,
+            "oldest_seconds": found.oldest_seconds,
+            "webhooks": found.webhooks,
+            "urgent": [as_json(record) for record in found.urgent],
+        },
+    )
+
+
+@app.command()
+@guarded
+def intake(
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Take messages from the queue (FADE_QUEUE_URL; the folder .fade/queue) into the ledger."""
+    import time
+
+    from fade.errors import RegistryError
+    from fade.requests.intake import take_in, transport
+    from fade.requests.ledger import Ledger
+
+    sums = {"new": 0, "known": 0, "dead": 0}
+    try:
+        while True:
+            try:
+                with Ledger() as ledger, transport() as source:
+                    while (found := take_in(ledger, source)).total or follow:
+                        sums = {name: sums[name] + getattr(found, name) for name in sums}
+                break
+            except RegistryError as error:
+                if not follow:
+                    raise
+                console.print(str(error))
+                time.sleep(5)
+    except KeyboardInterrupt:
+        pass
+    console.print(f"{sums['new']} new, {sums['known']} known already, {sums['dead']} dead letters")
+    write_figures(json_file, sums)
+
+
+@app.command()
+@guarded
+def drain(
+    limit: Annotated[int | None, typer.Option(min=1, help="Run at most so many.")] = None,
+    cron: Annotated[str | None, typer.Option(help="Serve it on a schedule instead, e.g. '*/5 * * * *'.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Run the requests that are due; several may run at once, and a dead one's work is taken over."""
+    from flows.drain import drain as drain_flow
+
+    if cron is not None:
+        drain_flow.serve(name="drain", cron=cron, limit=1)
+        return
+    ended = drain_flow(limit)
+    console.print(", ".join(f"{count} {state}" for state, count in sorted(ended.items())) or "Nothing is due.")
+    write_figures(json_file, ended)
+
+
+@app.command()
+@guarded
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8700,
+) -> None:
+    """Take requests over HTTP, with the token FADE_INTAKE_TOKEN; Prometheus metrics under /metrics."""
+    import uvicorn
+
+    from fade.requests.ledger import Ledger
+    from flows.intake_http import make_app, token
+    from flows.services import check_port
+
+    expected = token()
+    check_port(port, "the HTTP intake", "--port")
+    with Ledger() as ledger:
+        console.print(f"Intake   http://{host}:{port}/requests   metrics: /metrics")
+        uvicorn.run(make_app(ledger, expected=expected), host=host, port=port, log_level="warning", access_log=False)
+
+
+@app.command()
+@guarded
+def webhooks(
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Send the webhooks whose turn it is, signed with FADE_WEBHOOK_SECRET."""
+    import time
+
+    from fade.requests import webhooks as outbox
+    from fade.requests.ledger import Ledger
+
+    key, sent, failed = outbox.secret(), 0, 0
+    with Ledger() as ledger:
+        try:
+            while True:
+                sums = outbox.deliver(ledger, key=key)
+                sent, failed = sent + sums[0], failed + sums[1]
+                if not follow and sums[0] == 0:
+                    break
+                if sums[0] == 0:
+                    time.sleep(2)
+        except KeyboardInterrupt:
+            pass
+    console.print(f"{sent} sent, {failed} to be tried again")
+    write_figures(json_file, {"sent": sent, "failed": failed})
+
+
+def _status_table(found: Overview) -> Table:
+    counts = "  ".join(f"{state} {count}" for state, count in sorted(found.counts.items())) or "no request yet"
+    table = Table("id", "kind", "state", "step", "age", "due in", "attempts", title=counts)
+    table.caption = f"{found.overdue} overdue, {found.webhooks} webhooks wait, {found.at:%Y-%m-%d %H:%M:%S} UTC"
+    for record in found.urgent:
+        left = (record.due_at - found.at).total_seconds()
+        table.add_row(
+            *(record.id, record.kind, record.state, record.step or ""),
+            _span((found.at - record.received_at).total_seconds()),
+            f"[red]-{_span(-left)}[/red]" if left < 0 else _span(left),
+            str(record.attempts),
+        )
+    return table
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def as_json(record: Record) -> dict[str, Any]:
