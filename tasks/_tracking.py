@@ -285,13 +285,14 @@ def _log_version(
         "kind": kind_of(request),
         "gate": gate,
         **{name: f"{judged[name]['value']:.4f}" for name in ("ua", "ira", "cra")},
-        "drift": f"{metrics['drift']:.4f}",
     }
     for key, value in tags.items():
         client.set_model_version_tag(model, str(number), key, value)
     client.update_model_version(model, str(number), description=_description(metrics, gate))
     if gate == "passed":
         client.set_registered_model_alias(model, CANDIDATE, str(number))
+    # Last of all: a version counts once it has its drift, so one whose registration was cut off never does.
+    client.set_model_version_tag(model, str(number), "drift", f"{metrics['drift']:.4f}")
     return number
 
 

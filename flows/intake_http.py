@@ -1,0 +1,148 @@
+"""HTTP intake, shaped like OpenDSR: POST a request, GET its status, DELETE to withdraw it; and Prometheus metrics.
+
+Bearer token from FADE_INTAKE_TOKEN; loopback by default. Run: fade serve
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import CollectorRegistry, GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.concurrency import run_in_threadpool
+
+from fade.errors import ConfigError, ConflictError, DataError, RegistryError, TransitionError
+from fade.requests.ledger import Ledger, Record
+from fade.requests.messages import MAX_BYTES, read_message
+from fade.requests.overview import overview
+from fade.requests.states import State
+
+ACTOR = "http"
+_STATUS = {
+    ConflictError: 409,
+    TransitionError: 409,
+    DataError: 400,
+    RegistryError: 503,
+}
+_bearer = HTTPBearer(auto_error=False)
+
+
+def token() -> str:
+    """The token that callers must have.
+
+    Raises:
+        ConfigError: it is not set, or too short.
+    """
+    found = os.environ.get("FADE_INTAKE_TOKEN", "")
+    if len(found) < 16:
+        raise ConfigError("FADE_INTAKE_TOKEN must hold at least 16 characters: the intake is never open to everyone.")
+    return found
+
+
+def make_app(ledger: Ledger, *, expected: str) -> FastAPI:
+    """The intake as an application.
+
+    Args:
+        expected: the bearer token; every path but /health asks for it.
+    """
+    app = FastAPI(title="FADE intake", docs_url=None, redoc_url=None, openapi_url=None)
+
+    def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+        if given is None or not hmac.compare_digest(given.credentials.encode(), expected.encode()):
+            raise HTTPException(401, "A valid bearer token is needed.", headers={"WWW-Authenticate": "Bearer"})
+
+    guard = [Depends(authorised)]
+    for kind, code in _STATUS.items():
+        app.add_exception_handler(kind, _answer(code))
+
+    @app.post("/requests", status_code=201, dependencies=guard)
+    async def submit(request: Request, response: Response) -> dict[str, Any]:
+        body = await _body(request)
+        record, new = await run_in_threadpool(ledger.submit, read_message(body), actor=ACTOR)
+        response.status_code = 201 if new else 200
+        return public(record)
+
+    @app.get("/requests/{request_id}", dependencies=guard)
+    def status(request_id: str) -> dict[str, Any]:
+        return public(_known(ledger, request_id))
+
+    @app.delete("/requests/{request_id}", dependencies=guard)
+    def cancel(request_id: str) -> dict[str, Any]:
+        _known(ledger, request_id)
+        return public(ledger.cancel(request_id, actor=ACTOR, reason="withdrawn by its sender"))
+
+    @app.get("/metrics", dependencies=guard)
+    def metrics() -> Response:
+        registry = CollectorRegistry()
+        registry.register(Requests(ledger))
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return app
+
+
+def public(record: Record) -> dict[str, Any]:
+    """What a sender is told: where it stands, and no name."""
+    return {
+        "id": record.id,
+        "external_id": record.external_id,
+        "status": record.state,
+        "received_at": record.received_at.isoformat(),
+        "due_at": record.due_at.isoformat(),
+        "status_at": record.state_at.isoformat(),
+        "duplicate_of": record.duplicate_of,
+        "erasure": record.erasure_id,
+    }
+
+
+class Requests(Collector):
+    """Figures of the ledger, read when Prometheus asks."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Requests by state, overdue ones, the age of the oldest open one, waiting webhooks."""
+        found = overview(self.ledger, limit=1)
+        states = GaugeMetricFamily("fade_requests", "Requests by state", labels=["state"])
+        for state in State:
+            states.add_metric([state], found.counts.get(state, 0))
+        yield states
+        yield GaugeMetricFamily("fade_requests_overdue", "Open requests past their deadline", found.overdue)
+        yield GaugeMetricFamily("fade_oldest_open_seconds", "Age of the oldest open request", found.oldest_seconds)
+        yield GaugeMetricFamily("fade_webhooks_waiting", "Webhooks in the outbox", found.webhooks)
+
+
+def _known(ledger: Ledger, request_id: str) -> Record:
+    try:
+        return ledger.get(request_id)
+    except DataError:
+        # No suggestion here: other senders' ids are not told.
+        raise HTTPException(404, "There is no such request.") from None
+
+
+async def _body(request: Request) -> bytes:
+    """The body, read no further than a request may be long."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BYTES:
+            raise HTTPException(413, f"A request has at most {MAX_BYTES} bytes.")
+    return body
+
+
+def _answer(status: int) -> Any:
+    def handle(_request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, status_code=status)
+
+    return handle

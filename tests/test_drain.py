@@ -1,0 +1,230 @@
+"""The drain on a tiny base: outcomes, refusals, retries; what is told over HTTP and by webhooks."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from fade.errors import BaseModelError, ConfigError, LeaseLostError, RegistryError, SignatureError
+from fade.requests import leases, webhooks
+from fade.requests.ledger import Ledger, utc_now
+from fade.requests.messages import make_message
+from fade.requests.overview import near_deadlines, overview
+from fade.requests.states import State
+from flows import drain as drained
+from flows.drain import Pace, alive, drain
+from flows.intake_http import make_app, token
+
+TOKEN = "a token of the test"
+KEY = b"a key of the test"
+
+
+@pytest.fixture
+def ledger(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    monkeypatch.setenv("FADE_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
+    with Ledger() as found:
+        yield found
+
+
+def ask(ledger: Ledger, concept: str = "cat", **changes: Any) -> str:
+    asked = {"id": str(uuid.uuid4()), "kind": "object", "concept": concept, "surrogate": "horse", **changes}
+    return ledger.submit(make_message(**asked), actor="test")[0].id
+
+
+@pytest.mark.services
+def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(ledger: Ledger, workspace: Path) -> None:
+    good, wrong = ask(ledger), ask(ledger, "astronot")
+    nowhere = ask(ledger, base="data/base/nowhere")
+    held = ask(ledger, "coffee")
+    ledger.hold(held, actor="test", reason="court")
+    assert drain() == {"candidate": 1, "needs_input": 1, "failed": 1}
+    record = ledger.get(good)
+    assert record.state is State.CANDIDATE
+    assert (workspace / "data/erasures" / str(record.erasure_id) / "adapter/card.json").is_file()
+    assert ledger.get(wrong).state is State.NEEDS_INPUT
+    assert "Did you mean 'astronaut'" in str(ledger.get(wrong).reason)
+    assert "No base model" in str(ledger.get(nowhere).reason)
+    assert ledger.get(held).state is State.ON_HOLD
+    assert drain() == {}
+    again = ask(ledger)
+    assert drain() == {"candidate": 1}  # the same erasure: all of it is current, nothing is made twice
+    assert ledger.get(again).erasure_id == record.erasure_id
+    ledger.verify()
+
+
+def test_what_may_pass_is_repeated_with_growing_waits_and_given_up(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = ask(ledger)
+
+    def refuse(*_: object) -> None:
+        raise RegistryError("MLflow is down, cat")
+
+    monkeypatch.setattr(drained, "_erase", refuse)
+    now, waits = utc_now(), []
+    for _ in range(3):
+        lease = leases.take(ledger, "w", seconds=60, now=now)
+        assert lease
+        drained.run_one(ledger, lease, Pace(attempts=3, retry_seconds=100))
+        record = ledger.get(name)
+        if record.not_before:
+            waits.append(round((record.not_before - record.state_at).total_seconds(), -1))
+            now = record.not_before
+    assert waits == [100, 200]
+    assert record.state is State.FAILED
+    assert "given up after 3 attempts: MLflow is down" in str(record.reason)
+    assert all("cat" not in entry.reason for entry in ledger.history(request_id=name))
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(ConfigError("x"), "needs_input"), (BaseModelError("x"), "failed"), (OSError("disk"), "scheduled")],
+)
+def test_a_refusal_is_not_repeated_and_a_fault_is(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, error: Exception, state: str
+) -> None:
+    name = ask(ledger)
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(drained, "_erase", refuse)
+    lease = leases.take(ledger, "w", seconds=60)
+    assert lease
+    assert drained.run_one(ledger, lease, Pace()) == state
+    assert ledger.get(name).state == state
+
+
+def test_a_lease_is_renewed_while_work_goes_on(ledger: Ledger) -> None:
+    name = ask(ledger)
+    lease = leases.take(ledger, "w", seconds=1)
+    assert lease
+    with alive(ledger, lease, 1, lambda: "mask"):
+        deadline = time.monotonic() + 20
+        while ledger.get(name).step != "mask" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        record = ledger.get(name)
+    assert record.step == "mask"
+    assert record.lease_until is not None
+    assert record.lease_until > lease.until
+
+
+def test_a_worker_that_lost_its_lease_changes_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = ask(ledger)
+    lease = leases.take(ledger, "w", seconds=60)
+    assert lease
+    ledger.cancel(name, actor="test", reason="withdrawn")
+    monkeypatch.setattr(drained, "_erase", lambda *_: {"after": State.CANDIDATE, "reason": "done"})
+    assert drained.run_one(ledger, lease, Pace()) == "lost"
+    assert ledger.get(name).state is State.CANCELLED
+    with pytest.raises(LeaseLostError):
+        leases.renew(ledger, lease, seconds=1)
+
+
+def test_the_overview_counts_and_shows_the_most_urgent_first(ledger: Ledger) -> None:
+    late = ask(ledger, "cat", received_at=(utc_now() - timedelta(days=60)).isoformat())
+    new = ask(ledger, "horse", surrogate="cat")
+    found = overview(ledger)
+    assert (found.counts, found.overdue) == ({"scheduled": 2}, 1)
+    assert [record.id for record in found.urgent] == [late, new]
+    assert [record.id for record in near_deadlines(ledger, days=5)] == [late]
+
+
+@pytest.fixture
+def client(ledger: Ledger) -> TestClient:
+    return TestClient(make_app(ledger, expected=TOKEN), headers={"authorization": f"Bearer {TOKEN}"})
+
+
+def test_requests_are_taken_followed_and_withdrawn_over_http(client: TestClient, ledger: Ledger) -> None:
+    asked = {"id": str(uuid.uuid4()), "kind": "person", "concept": "astronaut", "subject": "s-1"}
+    first = client.post("/requests", json=asked)
+    assert (first.status_code, first.json()["status"]) == (201, "scheduled")
+    assert "astronaut" not in first.text
+    assert client.post("/requests", json=asked).status_code == 200
+    conflict = client.post("/requests", json={**asked, "concept": "cat"})
+    assert conflict.status_code == 409
+    assert "with other content" in conflict.json()["detail"]
+    bad = client.post("/requests", json={**asked, "kind": "dog"})
+    assert (bad.status_code, "kind" in bad.json()["detail"]) == (400, True)
+    assert client.post("/requests", content=b"x" * (2 << 20)).status_code == 413
+    where = f"/requests/{asked['id']}"
+    assert client.get(where).json()["due_at"] == ledger.get(asked["id"]).due_at.isoformat()
+    assert client.delete(where).json()["status"] == "cancelled"
+    assert client.delete(where).status_code == 409
+    assert client.get(f"/requests/{uuid.uuid4()}").status_code == 404
+    figures = client.get("/metrics").text
+    assert 'fade_requests{state="cancelled"} 1.0' in figures
+    assert 'fade_requests{state="live"} 0.0' in figures
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer \xe9"])
+def test_nothing_is_told_without_the_token(ledger: Ledger, header: str | None) -> None:
+    client = TestClient(make_app(ledger, expected=TOKEN))
+    headers = {"authorization": header.encode("latin-1")} if header else {}
+    for method, path in (("POST", "/requests"), ("GET", "/requests/x"), ("DELETE", "/requests/x"), ("GET", "/metrics")):
+        assert client.request(method, path, headers=headers).status_code == 401
+    assert client.get("/health").status_code == 200
+
+
+def test_secrets_must_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, read in (("FADE_INTAKE_TOKEN", token), ("FADE_WEBHOOK_SECRET", webhooks.secret)):
+        monkeypatch.setenv(name, "short")
+        with pytest.raises(ConfigError, match=f"{name} must hold at least 16"):
+            read()
+
+
+def test_each_state_reaches_its_callback_signed_and_none_is_lost(ledger: Ledger) -> None:
+    got: list[tuple[bytes, int, str]] = []
+    answers = [500, 200]
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            status = answers.pop(0) if answers else 200
+            if status == 200:
+                got.append((body, int(self.headers["x-fade-timestamp"]), self.headers["x-fade-signature"]))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        name = ask(ledger, callback_url=f"http://127.0.0.1:{server.server_port}/hook")
+        ask(ledger, "horse", surrogate="cat")  # asked for none
+        assert overview(ledger).webhooks == 2
+        assert webhooks.deliver(ledger, key=KEY) == (1, 1)
+        assert webhooks.deliver(ledger, key=KEY) == (0, 0)  # its turn is not yet
+        ledger.cancel(name, actor="test", reason="withdrawn")
+        assert webhooks.deliver(ledger, key=KEY, now=utc_now() + timedelta(minutes=1)) == (2, 0)
+    finally:
+        server.shutdown()
+        server.server_close()
+    bodies = [json.loads(body) for body, _, _ in got]
+    assert {body["state"] for body in bodies} == {"received", "scheduled", "cancelled"}
+    assert overview(ledger).webhooks == 0
+    body, timestamp, signature = got[0]
+    webhooks.check(body, timestamp=timestamp, signature=signature, key=KEY)
+    with pytest.raises(SignatureError, match="does not fit"):
+        webhooks.check(body + b" ", timestamp=timestamp, signature=signature, key=KEY)
+    later = utc_now() + timedelta(minutes=6)
+    with pytest.raises(SignatureError, match="older than five"):
+        webhooks.check(body, timestamp=timestamp, signature=signature, key=KEY, now=later)
+
+
+def test_a_receiver_that_is_down_is_tried_again(ledger: Ledger) -> None:
+    ask(ledger, callback_url="http://127.0.0.1:9/hook")
+    assert webhooks.deliver(ledger, key=KEY) == (0, 2)
+    assert overview(ledger).webhooks == 2
