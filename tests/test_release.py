@@ -26,13 +26,14 @@ from flows.erase import erase, prepare_folder
 from tasks import _tracking
 from tasks._tracking import AdapterVersion
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 PROMPT = "a cat image in thermal style."
+FAST = {"distill.learning_rate": 0.02, "distill.precision": "fp32", "evaluate.precision": "fp32"}
 TOKEN = "a-token-for-tests-alone"
 
 
 def _erased(concept: str, surrogate: str, **changes: Any) -> AdapterVersion:
-    settings = load_settings(Path("params.yaml"), changes={"distill.learning_rate": 0.02, **changes})
+    settings = load_settings(Path("params.yaml"), changes={**FAST, **changes})
     request = prepare_request(concept, surrogate, settings=settings)
     prepare_folder(request)
     return erase(request.id)
@@ -46,8 +47,8 @@ def client(workspace: Path) -> MlflowClient:
 
 
 @pytest.fixture(scope="module")
-def pair(workspace: Path, client: MlflowClient) -> Iterator[tuple[AdapterVersion, AdapterVersion]]:
-    yield _erased("thermal", "photo"), _erased("cat", "horse")
+def pair(workspace: Path, client: MlflowClient) -> tuple[AdapterVersion, AdapterVersion]:
+    return _erased("thermal", "photo"), _erased("cat", "horse")
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +188,7 @@ def test_what_fails_together_waits_and_is_distilled_into_one(
     both = prepare_request(
         requests[0].concept,
         requests[0].surrogate,
-        settings=load_settings(Path("params.yaml")),
+        settings=load_settings(Path("params.yaml"), changes=FAST),
         also=[(requests[1].concept, requests[1].surrogate)],
     )
     prepare_folder(both)
@@ -224,8 +225,7 @@ def test_a_manifest_holds_for_its_time_and_is_signed_anew_while_someone_watches(
 def test_a_candidate_is_tested_before_it_is_approved(
     client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion]
 ) -> None:
-    one, other = pair
-    _set(client, one)
+    _set(client, pair[0])
     watcher = watch.Watch(valid_seconds=0)
     assert watcher.look()
     chosen = [release.check_version(version) for version in pair]
