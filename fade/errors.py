@@ -9,6 +9,9 @@ FadeError
 ├── AdapterFormatError (ValueError)   an adapter file is damaged, foreign or only partly used
 ├── RegistryError (RuntimeError)      the model registry refused or cannot be reached
 ├── LineageError (RuntimeError)       a recorded hash does not match what is there
+├── TransitionError (ValueError)      a request cannot go from its state to the one asked for
+├── ConflictError (ValueError)        a request's id is taken by another request
+├── LeaseLostError (RuntimeError)     a worker's lease ended, and the request is another's now
 ├── SignatureError (ValueError)       a signed file is damaged, changed, or signed by another key
 ├── RefusedError (RuntimeError)       what must be erased cannot be established, so nothing is generated
 └── ResourceError (OSError)           a port, the disk or another machine resource is not to be had
@@ -56,6 +59,18 @@ class RegistryError(FadeError, RuntimeError):
 
 class LineageError(FadeError, RuntimeError):
     """A recorded hash does not match what is there."""
+
+
+class TransitionError(FadeError, ValueError):
+    """A request cannot go from the state it is in to the one asked for."""
+
+
+class ConflictError(FadeError, ValueError):
+    """A request's id is taken by a request of other content."""
+
+
+class LeaseLostError(FadeError, RuntimeError):
+    """A worker's lease ended, and the request may be another worker's now."""
 
 
 class SignatureError(FadeError, ValueError):

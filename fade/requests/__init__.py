@@ -1,0 +1,1 @@
+"""Deletion requests: their states, the ledger that keeps them, and how they come in."""

@@ -1,0 +1,174 @@
+"""Leases: a request is one worker's for a time, and a worker that is late cannot end what another has taken.
+
+Every lease has a number, the fence, that grows with each one given. A worker that died stops renewing; its lease ends
+and the request is given to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from fade.errors import LeaseLostError
+from fade.requests.ledger import Ledger, Record, change, get, to_record, utc_now
+from fade.requests.states import State
+from fade.requests.tables import requests
+
+NEAR = timedelta(days=3)
+"""A deadline nearer than this goes before any priority."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A request that is this worker's until a time."""
+
+    request: Record
+    worker: str
+    fence: int
+    until: datetime
+
+
+def take(
+    ledger: Ledger,
+    worker: str,
+    *,
+    seconds: float,
+    running_limit: int = 1,
+    attempts_limit: int = 5,
+    now: datetime | None = None,
+) -> Lease | None:
+    """The most urgent request that may run, now this worker's; None if there is none, or enough run.
+
+    Deadlines that are near or over come first, then priority, then deadline. Two requests for the same
+    concept on the same base do not run at once: the second then finds its work done.
+
+    Args:
+        running_limit: requests that run at once, over all workers.
+        attempts_limit: a request whose workers died that often is given up: state ``failed``.
+    """
+    now = now or utc_now()
+    with ledger.writing() as connection:
+        _take_back(connection, attempts_limit=attempts_limit, now=now)
+        count = sa.select(sa.func.count()).where(requests.c.state == State.RUNNING)
+        if (connection.scalar(count) or 0) >= running_limit:
+            return None
+        row = connection.execute(_most_urgent(now)).mappings().one_or_none()
+        if row is None:
+            return None
+        record, until = to_record(dict(row)), now + timedelta(seconds=seconds)
+        change(
+            connection, record, State.RUNNING, actor=worker, reason=f"attempt {record.attempts + 1}", now=now,
+            worker=worker, lease_until=until, fence=record.fence + 1, attempts=record.attempts + 1, not_before=None,
+        )  # fmt: skip
+        return Lease(get(connection, record.id), worker, record.fence + 1, until)
+
+
+def _most_urgent(now: datetime) -> Any:
+    near = sa.case((requests.c.due_at <= now + NEAR, 0), else_=1)
+    other = requests.alias("other")
+    busy = sa.exists().where(other.c.concept_key == requests.c.concept_key, other.c.state == State.RUNNING)
+    return (
+        sa.select(requests)
+        .where(
+            requests.c.state == State.SCHEDULED,
+            sa.or_(requests.c.not_before.is_(None), requests.c.not_before <= now),
+            ~busy,
+        )
+        .order_by(
+            near,
+            sa.case((near == 0, requests.c.due_at)),
+            requests.c.priority.desc(),
+            requests.c.due_at,
+            requests.c.id,
+        )
+        .limit(1)
+        .with_for_update(skip_locked=True, of=requests)
+    )
+
+
+def _take_back(connection: Connection, *, attempts_limit: int, now: datetime) -> None:
+    """Requests whose worker stopped giving signs of life are free again, or given up."""
+    ended = sa.select(requests).where(requests.c.state == State.RUNNING, requests.c.lease_until <= now)
+    for row in connection.execute(ended.with_for_update(skip_locked=True)).mappings().all():
+        record = to_record(dict(row))
+        said = f"the lease of {record.worker} ended without a result"
+        if record.attempts >= attempts_limit:
+            said += f"; given up after {record.attempts} attempts"
+        after = State.FAILED if record.attempts >= attempts_limit else State.SCHEDULED
+        change(connection, record, after, actor="ledger", reason=said, now=now, fence=record.fence + 1)
+
+
+def renew(
+    ledger: Ledger, lease: Lease, *, seconds: float, step: str | None = None, now: datetime | None = None
+) -> None:
+    """A sign of life: the lease lasts on, and the step is shown.
+
+    Raises:
+        LeaseLostError: the request is not this worker's any more: stop.
+    """
+    now = now or utc_now()
+    with ledger.signing() as connection:
+        done = connection.execute(
+            sa.update(requests).where(*_mine(lease)).values(lease_until=now + timedelta(seconds=seconds), step=step)
+        )
+        if done.rowcount != 1:
+            raise _lost(lease)
+
+
+def finish(
+    ledger: Ledger,
+    lease: Lease,
+    after: State,
+    *,
+    reason: str,
+    erasure_id: str | None = None,
+    retry_at: datetime | None = None,
+    details: Mapping[str, Any] | None = None,
+    now: datetime | None = None,
+) -> Record:
+    """End a run with its result; the lease is over.
+
+    Args:
+        retry_at: with ``scheduled``, not before this time.
+
+    Raises:
+        LeaseLostError: the request is not this worker's any more, and what it did here counts for nothing.
+    """
+    with ledger.writing() as connection:
+        if connection.scalar(sa.select(sa.func.count()).where(*_mine(lease))) != 1:
+            raise _lost(lease)
+        columns: dict[str, Any] = {"not_before": retry_at}
+        if erasure_id is not None:
+            columns["erasure_id"] = erasure_id
+        change(
+            connection,
+            get(connection, lease.request.id),
+            after,
+            actor=lease.worker,
+            reason=reason,
+            now=now or utc_now(),
+            details=details,
+            **columns,
+        )
+        return get(connection, lease.request.id)
+
+
+def _mine(lease: Lease) -> tuple[Any, ...]:
+    return (
+        requests.c.id == lease.request.id,
+        requests.c.state == State.RUNNING,
+        requests.c.worker == lease.worker,
+        requests.c.fence == lease.fence,
+    )
+
+
+def _lost(lease: Lease) -> LeaseLostError:
+    return LeaseLostError(
+        f"Request {lease.request.id} is no longer {lease.worker}'s (lease {lease.fence}): its lease ended, or a person "
+        "took the request back. What was done is kept on disk, and whoever has the request goes on from there."
+    )

@@ -1,0 +1,527 @@
+"""The ledger: every deletion request, its deadline and its state, and the chained log of what happened.
+
+Writers queue at the chain's head, so each transaction sees the states it acts on. Times are arguments
+(``now``), so that a deadline can be tested without waiting for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from dateutil.relativedelta import relativedelta
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from fade.errors import ConfigError, ConflictError, DataError, RegistryError, TransitionError, nearest
+from fade.requests import chain, tables
+from fade.requests.chain import ChainReport, Event
+from fade.requests.messages import Message
+from fade.requests.states import IN_FORCE, OPEN, State, check_transition
+from fade.requests.tables import requests
+
+MONTHS, EXTENSION_MONTHS = 1, 2
+"""GDPR Art. 12(3): one month, and two further months where necessary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A request as the ledger holds it. ``fence`` counts its leases: only the newest may end a run."""
+
+    id: str
+    external_id: str | None
+    regulation: str
+    legal_basis: str | None
+    kind: str
+    concept: str | None
+    aliases: tuple[str, ...]
+    surrogate: str | None
+    pictures: tuple[str, ...]
+    subject: str | None
+    base: str
+    priority: int
+    callback_url: str | None
+    received_at: datetime
+    due_at: datetime
+    extended: bool
+    state: State
+    state_at: datetime
+    reason: str | None
+    step: str | None
+    erasure_id: str | None
+    duplicate_of: str | None
+    attempts: int
+    not_before: datetime | None
+    worker: str | None
+    lease_until: datetime | None
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the log."""
+
+    seq: int
+    request_id: str | None
+    erasure_id: str | None
+    event: str
+    before: str | None
+    after: str | None
+    actor: str
+    reason: str
+    details: dict[str, Any]
+    at: datetime
+    hash: str
+
+
+_COLUMNS = [requests.c[field.name] for field in fields(Record)]
+
+
+def to_record(row: Mapping[str, Any]) -> Record:
+    """A row of the table as a record."""
+    changed = {"state": State(row["state"]), "aliases": tuple(row["aliases"]), "pictures": tuple(row["pictures"])}
+    return Record(**{field.name: row[field.name] for field in fields(Record)} | changed)
+
+
+def utc_now() -> datetime:
+    """The clock where none is given."""
+    return datetime.now(UTC)
+
+
+class Ledger:
+    """Opens the ledger and brings its tables to the newest version.
+
+    Args:
+        url: ``sqlite:///FILE`` or ``postgresql+psycopg://HOST/NAME``; FADE_LEDGER_URL, or
+            ``.fade/ledger.db``, if None.
+
+    Raises:
+        RegistryError: the database cannot be reached.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        self.engine = tables.open_engine(tables.ledger_url(url or os.environ.get("FADE_LEDGER_URL")))
+        tables.upgrade(self.engine)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that holds the chain's head from its beginning."""
+        with _reached(), self.engine.begin() as connection:
+            chain.lock_head(connection)
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads, and blocks nobody."""
+        with _reached(), self.engine.connect().execution_options(fade_reading=True) as connection:
+            yield connection
+
+    @contextmanager
+    def signing(self) -> Iterator[Connection]:
+        """A transaction that writes and logs nothing, so that it need not wait for the chain's head."""
+        with _reached(), self.engine.begin() as connection:
+            yield connection
+
+    # Coming in
+
+    def submit(self, message: Message, *, actor: str, now: datetime | None = None) -> tuple[Record, bool]:
+        """Take a request in; gives it, and whether it is new.
+
+        Raises:
+            ConflictError: its id is taken by a request of other content.
+        """
+        (result,) = self.submit_all([message], actor=actor, now=now)
+        if isinstance(result, ConflictError):
+            raise result
+        return result
+
+    def submit_all(
+        self, messages: Sequence[Message], *, actor: str, now: datetime | None = None
+    ) -> list[tuple[Record, bool] | ConflictError]:
+        """Take many requests in by one transaction; a result for each, in order."""
+        now = now or utc_now()
+        with self.writing() as connection:
+            known = _known(connection, [str(message.id) for message in messages])
+            in_force = _in_force(connection, [message.key for message in messages if message.key])
+            results: list[tuple[str, bool] | ConflictError] = []
+            rows, events = [], []
+            for message in messages:
+                name, body = str(message.id), message.sha256
+                if (before := known.get(name)) is not None:
+                    results.append((name, False) if before == body else _conflict(name))
+                    continue
+                row, happened = _enter(message, in_force.get(message.key or ""), actor=actor, now=now)
+                known[name] = body
+                rows.append(row)
+                events += happened
+                results.append((name, True))
+            if rows:
+                connection.execute(sa.insert(requests), rows)
+                log_events(connection, events, {row["id"]: row["callback_url"] for row in rows})
+            names = [result[0] for result in results if not isinstance(result, ConflictError)]
+            found = {record.id: record for record in _records(connection, requests.c.id.in_(names))}
+        return [result if isinstance(result, ConflictError) else (found[result[0]], result[1]) for result in results]
+
+    # What happens to a request
+
+    def transition(
+        self,
+        request_id: str,
+        after: State,
+        *,
+        actor: str,
+        reason: str,
+        erasure_id: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
+    ) -> Record:
+        """Bring a request to another state, and log it.
+
+        Args:
+            details: figures for the log; no names, which the log must not hold.
+
+        Raises:
+            TransitionError: it may not follow the state the request is in.
+            DataError: there is no such request.
+        """
+        with self.writing() as connection:
+            record = get(connection, request_id)
+            change(
+                connection,
+                record,
+                after,
+                actor=actor,
+                reason=reason,
+                now=now or utc_now(),
+                details=details,
+                **({"erasure_id": erasure_id} if erasure_id else {}),
+            )
+            return get(connection, request_id)
+
+    def cancel(self, request_id: str, *, actor: str, reason: str, now: datetime | None = None) -> Record:
+        """Withdraw a request; a worker that runs it learns so at its next sign of life."""
+        return self.transition(request_id, State.CANCELLED, actor=actor, reason=reason, now=now)
+
+    def hold(self, request_id: str, *, actor: str, reason: str, now: datetime | None = None) -> Record:
+        """Keep a request from running, for example under a legal hold; its deadline stays."""
+        return self.transition(request_id, State.ON_HOLD, actor=actor, reason=reason, now=now)
+
+    def release(
+        self,
+        request_id: str,
+        *,
+        actor: str,
+        reason: str,
+        concept: str | None = None,
+        surrogate: str | None = None,
+        now: datetime | None = None,
+    ) -> Record:
+        """Let a request run: from hold, after an answer (``concept``, ``surrogate``), a failure or a roll-back.
+
+        Raises:
+            TransitionError: it is in no state from which it can be scheduled.
+            ConfigError: it needs a concept and none is given.
+        """
+        now = now or utc_now()
+        with self.writing() as connection:
+            record = get(connection, request_id)
+            check_transition(request_id, record.state, State.SCHEDULED)
+            if record.state is State.RUNNING:
+                raise TransitionError(f"Request {request_id} is running; there is nothing to release.")
+            answered = concept or record.concept
+            if answered is None:
+                raise ConfigError(f"Request {request_id} names no concept, so nothing can be erased. Give --concept.")
+            body = Message(
+                id=record.id, kind="object", concept=answered, base=record.base, surrogate=surrogate or "auto"
+            )
+            given: dict[str, Any] = {
+                "concept": body.concept,
+                "concept_key": body.key,
+                "attempts": 0,
+                "not_before": None,
+            }
+            if surrogate:
+                given["surrogate"] = body.surrogate
+            change(connection, record, State.SCHEDULED, actor=actor, reason=reason, now=now, **given)
+            return get(connection, request_id)
+
+    def extend(self, request_id: str, *, actor: str, reason: str, now: datetime | None = None) -> Record:
+        """Move the deadline by two further months, once, with a reason, within the first month.
+
+        Raises:
+            TransitionError: the first month is over, it was extended before, or the request is closed.
+            ConfigError: no reason is given.
+        """
+        now = now or utc_now()
+        if not reason.strip():
+            raise ConfigError("An extension needs a reason: the person is told why it takes longer.")
+        with self.writing() as connection:
+            record = get(connection, request_id)
+            if record.extended:
+                raise TransitionError(f"Request {request_id} was extended before; the law allows it once.")
+            if record.state not in OPEN:
+                raise TransitionError(f"Request {request_id} is {record.state}; its deadline no longer matters.")
+            if now > record.due_at:
+                raise TransitionError(
+                    f"Request {request_id} was due on {record.due_at:%Y-%m-%d}; "
+                    "an extension is possible within the first month alone."
+                )
+            due = deadline(record.received_at, extended=True)
+            _update(connection, request_id, due_at=due, extended=True)
+            said = Event(
+                "extended", actor, now, reason=minimal(reason, record), request_id=request_id,
+                details=json.dumps({"due_at": due.isoformat()}),
+            )  # fmt: skip
+            log_events(connection, [said], {})
+            return get(connection, request_id)
+
+    def minimise(self, request_id: str, *, actor: str, reason: str, now: datetime | None = None) -> Record:
+        """Forget the names in a request that is over: concept, aliases, surrogate, pictures and subject.
+
+        What is left (ids, times, states, ``concept_key``) still shows that and when it was done.
+
+        Raises:
+            TransitionError: it is not over.
+        """
+        with self.writing() as connection:
+            record = get(connection, request_id)
+            if record.state not in (State.LIVE, State.CERTIFIED, State.CANCELLED, State.DUPLICATE):
+                raise TransitionError(f"Request {request_id} is {record.state}: its names are still needed.")
+            _update(
+                connection, request_id, concept=None, aliases=[], surrogate=None, pictures=[], subject=None, reason=None
+            )
+            said = Event("minimised", actor, now or utc_now(), reason=minimal(reason, record), request_id=request_id)
+            log_events(connection, [said], {})
+            return get(connection, request_id)
+
+    def append(
+        self,
+        event: str,
+        *,
+        actor: str,
+        reason: str = "",
+        request_id: str | None = None,
+        erasure_id: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
+    ) -> int:
+        """Log something that is no transition (a release, a refused approval, a purge); gives its number.
+
+        Args:
+            details: must hold no names: the log is never changed.
+        """
+        happened = Event(
+            event, actor, now or utc_now(), reason=reason, request_id=request_id, erasure_id=erasure_id,
+            details=json.dumps(dict(details or {}), sort_keys=True),
+        )  # fmt: skip
+        with self.writing() as connection:
+            return chain.append(connection, [happened])[0]
+
+    # Looking
+
+    def get(self, request_id: str) -> Record:
+        """One request.
+
+        Raises:
+            DataError: there is none; suggests the nearest.
+        """
+        with self.reading() as connection:
+            return get(connection, request_id)
+
+    def find(
+        self, *, states: Sequence[State] | None = None, erasure_id: str | None = None, limit: int = 1000
+    ) -> list[Record]:
+        """Requests by deadline, of all states or of some, of all erasures or of one."""
+        wanted: list[sa.ColumnElement[bool]] = []
+        if states is not None:
+            wanted.append(requests.c.state.in_(states))
+        if erasure_id is not None:
+            wanted.append(requests.c.erasure_id == erasure_id)
+        with self.reading() as connection:
+            return _records(connection, *wanted, limit=limit)
+
+    def history(
+        self, *, request_id: str | None = None, erasure_id: str | None = None, after: int = 0, limit: int = 1000
+    ) -> list[Entry]:
+        """Rows of the log, oldest first: of a request, of an erasure, or all after number ``after``."""
+        log = tables.log.c
+        wanted: list[sa.ColumnElement[bool]] = [log.seq > after]
+        if request_id is not None:
+            wanted.append(log.request_id == request_id)
+        if erasure_id is not None:
+            wanted.append(log.erasure_id == erasure_id)
+        columns = [log[field.name] for field in fields(Entry)]
+        with self.reading() as connection:
+            rows = connection.execute(sa.select(*columns).where(*wanted).order_by(log.seq).limit(limit))
+            return [Entry(**{**row, "details": json.loads(row["details"])}) for row in rows.mappings()]
+
+    def verify(self) -> ChainReport:
+        """Check the whole chain; see `fade.requests.chain.verify`."""
+        with self.reading() as connection:
+            return chain.verify(connection)
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        raise RegistryError(
+            f"The ledger's database refused or cannot be reached: {str(error.orig).splitlines()[0]}. "
+            "Nothing of this transaction was kept; try again when it runs."
+        ) from error
+
+
+def deadline(received_at: datetime, *, extended: bool = False) -> datetime:
+    """One calendar month after receipt, three if extended; the 31st becomes a shorter month's last day."""
+    return received_at + relativedelta(months=MONTHS + (EXTENSION_MONTHS if extended else 0))
+
+
+def minimal(reason: str, record: Record) -> str:
+    """A reason for the log: without the names that the request holds."""
+    for name in sorted({record.concept, record.subject, *record.aliases} - {None}, key=lambda n: -len(str(n))):
+        reason = re.sub(re.escape(str(name)), "[name]", reason, flags=re.IGNORECASE)
+    return reason
+
+
+def get(connection: Connection, request_id: str) -> Record:
+    """One request, within a transaction."""
+    found = _records(connection, requests.c.id == request_id)
+    if not found:
+        known = connection.scalars(sa.select(requests.c.id).where(requests.c.id.startswith(request_id[:4])).limit(50))
+        options = list(known)
+        raise DataError(
+            f"There is no request {request_id!r} in the ledger. "
+            + (nearest(request_id, options) if options else "`fade request list` shows those there are.")
+        )
+    return found[0]
+
+
+def change(
+    connection: Connection,
+    record: Record,
+    after: State,
+    *,
+    actor: str,
+    reason: str,
+    now: datetime,
+    details: Mapping[str, Any] | None = None,
+    **columns: Any,
+) -> None:
+    """Bring a request to a state within a transaction that holds the head: row, log and webhook together."""
+    check_transition(record.id, record.state, after)
+    lease = {} if after is State.RUNNING else {"worker": None, "lease_until": None, "step": None}
+    _update(connection, record.id, **lease, state=after, state_at=now, reason=reason, **columns)
+    event = Event(
+        "state",
+        actor,
+        now,
+        reason=minimal(reason, record),
+        request_id=record.id,
+        erasure_id=columns.get("erasure_id", record.erasure_id),
+        before=record.state,
+        after=after,
+        details=json.dumps(dict(details or {}), sort_keys=True),
+    )
+    log_events(connection, [event], {record.id: record.callback_url})
+
+
+def log_events(connection: Connection, events: Sequence[Event], callbacks: Mapping[str, str | None]) -> None:
+    """Append events to the chain, and put a webhook for each state into the outbox of who asked for it."""
+    numbers = chain.append(connection, events)
+    letters = [
+        {
+            "request_id": event.request_id,
+            "seq": seq,
+            "url": callbacks[event.request_id],
+            "body": json.dumps(
+                {"id": event.request_id, "sequence": seq, "before": event.before, "state": event.after,
+                 "at": event.at.astimezone(UTC).isoformat()}, sort_keys=True
+            ),
+            "attempts": 0,
+            "next_at": event.at,
+        }
+        for seq, event in zip(numbers, events, strict=True)
+        if event.after is not None and event.request_id is not None and callbacks.get(event.request_id)
+    ]  # fmt: skip
+    if letters:
+        connection.execute(sa.insert(tables.outbox), letters)
+
+
+def _update(connection: Connection, request_id: str, **columns: Any) -> None:
+    connection.execute(sa.update(requests).where(requests.c.id == request_id).values(**columns))
+
+
+def _records(connection: Connection, *wanted: Any, limit: int | None = None) -> list[Record]:
+    asked = sa.select(*_COLUMNS).where(*wanted).order_by(requests.c.due_at, requests.c.id).limit(limit)
+    return [to_record(dict(row)) for row in connection.execute(asked).mappings()]
+
+
+def _known(connection: Connection, names: Sequence[str]) -> dict[str, str]:
+    asked = sa.select(requests.c.id, requests.c.body_sha256).where(requests.c.id.in_(names))
+    return {row.id: row.body_sha256 for row in connection.execute(asked)}
+
+
+def _in_force(connection: Connection, keys: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+    """By concept and base, the request whose erasure is in force."""
+    asked = sa.select(requests.c.concept_key, requests.c.id, requests.c.erasure_id).where(
+        requests.c.concept_key.in_(keys), requests.c.state.in_(IN_FORCE)
+    )
+    return {row.concept_key: (row.id, row.erasure_id) for row in connection.execute(asked)}
+
+
+def _conflict(name: str) -> ConflictError:
+    return ConflictError(
+        f"Request {name} is in the ledger already, with other content. "
+        "The id is the idempotency key: send what was sent before, or a new id."
+    )
+
+
+def _enter(
+    message: Message, same: tuple[str, str | None] | None, *, actor: str, now: datetime
+) -> tuple[dict[str, Any], list[Event]]:
+    """A new request's row and its first events: received, and what follows from that at once."""
+    received = min(message.received_at or now, now)  # a sender's clock that is ahead must not move the deadline
+    if message.concept is None:
+        after, reason = State.NEEDS_INPUT, "It names pictures and no concept: which concept do they show?"
+    elif same is not None:
+        after, reason = State.DUPLICATE, f"The same concept is erased on this base already, by request {same[0]}."
+    else:
+        after, reason = State.SCHEDULED, "complete"
+    name = str(message.id)
+    row = {
+        **message.model_dump(mode="json", exclude={"version", "received_at"}),
+        "id": name,
+        "body_sha256": message.sha256,
+        "concept_key": message.key,
+        "received_at": received,
+        "due_at": deadline(received),
+        "extended": False,
+        "state": after,
+        "state_at": now,
+        "reason": reason,
+        "erasure_id": same[1] if same else None,
+        "duplicate_of": same[0] if same else None,
+        "attempts": 0,
+        "fence": 0,
+    }
+    first = Event("state", actor, now, reason="received", request_id=name, after=State.RECEIVED)
+    then = Event("state", actor, now, reason=reason, request_id=name, before=State.RECEIVED, after=after)
+    return row, [first, then]

@@ -1,0 +1,1 @@
+"""Alembic migrations of the ledger; `fade.requests.tables.upgrade` applies them."""
