@@ -174,6 +174,53 @@ def serve(
     uvicorn.run(app_, host=host, port=port, log_level="warning", access_log=False)
 
 
+@app.command()
+@guarded
+def audit(
+    name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None
+) -> None:
+    """Make an erasure again from its recorded commit in a clean clone, and compare every hash."""
+    from flows.audit import AUDITS
+    from flows.audit import audit as run_audit
+    from flows.erase import find_folder
+
+    version = named(name)
+    report = run_audit(version, find_folder(version.model))
+    console.print(f"{report['compared']} hashes compared, {report['different']} differ.")
+    for row in report["rows"]:
+        if not row["equal"]:
+            much = f", by at most {row['largest_difference']:.3g}" if row.get("largest_difference") else ""
+            console.print(f"[bold red]differs[/bold red] {row['path']}{much}")
+    if not report["commit_holds_all_the_code"]:
+        console.print("The adapter was made with changes that its commit does not hold.")
+    console.print(f"Report: {AUDITS}/{report['erasure']}/report.md")
+    write_figures(json_file, report)
+    if not report["equal"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def rebase(base: Annotated[str, typer.Argument(help="The new base model.")], json_file: JsonOption = None) -> None:
+    """Make every live erasure again on a new base; lists what fails its gate there, and approves nothing."""
+    from flows.rebase import rebase as run_again
+
+    found = run_again(base, console.print)
+    table = Table("live", "on the new base", "gate", "UA", "IRA", "CRA")
+    for one in found:
+        if one.new is None:
+            table.add_row(one.old, f"[red]{one.reason}[/red]", "", "", "", "")
+        else:
+            rates = [f"{value:.2%}" for value in (one.new.ua, one.new.ira, one.new.cra)]
+            table.add_row(one.old, f"{one.new.model}/{one.new.version}", one.new.gate, *rates)
+    console.print(table)
+    failed = [one.old for one in found if not one.passed]
+    write_figures(json_file, {"rebased": [{**asdict(one), "passed": one.passed} for one in found], "failed": failed})
+    if failed:
+        console.print(f"[bold red]Do not switch yet[/bold red]: {len(failed)} of {len(found)} did not pass.")
+        raise typer.Exit(1)
+
+
 def named(name: str) -> AdapterVersion:
     """The adapter ``id`` or ``id:version``."""
     from tasks import _tracking
