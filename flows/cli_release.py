@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +31,7 @@ def approve(
 
     version = named(name)
     version = _tracking.approve(version.model, version.version)
-    changes = release.reconcile()
+    changes = release.reconcile(actor=getpass.getuser())
     version = _tracking.find_version(version.model, version.version)
     _print_changes(changes)
     if version.release == release.LIVE:
@@ -53,7 +54,7 @@ def rollback(
     from tasks import _tracking
 
     version = _tracking.rollback(name, to)
-    _print_changes(release.reconcile())
+    _print_changes(release.reconcile(actor=getpass.getuser()))
     version = _tracking.find_version(version.model, version.version)
     state = "live" if version.live else "no longer live"
     console.print(f"{version.model} version {version.version} is {state}.")
@@ -197,6 +198,83 @@ def audit(
     write_figures(json_file, report)
     if not report["equal"]:
         raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def purge(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="ID...", help="Erasures; those purged before if none.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and remove nothing.")] = False,
+    audited: Annotated[bool, typer.Option("--audited", help="Only what `fade audit` found equal.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Remove the forget data and what was made from it everywhere; receipts and hashes stay.
+
+    Without an ID it purges again what was purged before: run it after a backup was restored.
+    """
+    from fade.files import read_json
+    from fade.requests.ledger import Ledger
+    from flows.audit import AUDITS
+    from flows.erase import ERASURES
+    from flows.purge import RECEIPTS_NAME
+    from flows.purge import purge as run_purge
+
+    again = [path.parent.name for path in sorted(ERASURES.glob(f"*/{RECEIPTS_NAME}"))]
+    found = {}
+    with Ledger() as ledger:
+        for name in names or again:
+            version = named(name)
+            erasure = version.model.removeprefix("erasure-")
+            report = AUDITS / erasure / "report.json"
+            if audited and not (report.is_file() and read_json(report)["equal"]):
+                raise ConfigError(f"{erasure} has no audit that found every hash equal. Run: fade audit {erasure}")
+            receipts = run_purge(version, ERASURES / erasure, ledger, dry_run=dry_run)
+            found[erasure] = [asdict(one) for one in receipts]
+            gone = [one for one in receipts if one.removed]
+            said = "would be removed" if dry_run else "removed"
+            console.print(f"{erasure}: {len(gone)} objects {said} ({sum(one.bytes for one in gone) / 1e6:.1f} MB)")
+            for one in receipts:
+                if dry_run or not one.removed:
+                    console.print(f"  {'out' if one.removed else 'kept'}  {one.place}: {one.name}  {one.reason}")
+    write_figures(json_file, {"dry_run": dry_run, "receipts": found})
+
+
+evidence = typer.Typer(help="Signed evidence of an erasure: seal it, verify it offline.", no_args_is_help=True)
+app.add_typer(evidence, name="evidence")
+
+
+@evidence.command("seal")
+@guarded
+def seal_evidence(
+    name: Annotated[str, typer.Argument(help="A request's id in the ledger, or an erasure's id.")],
+    json_file: JsonOption = None,
+) -> None:
+    """Write evidence.json, signed, and evidence.html, the same for people to read."""
+    from fade.requests.ledger import Ledger
+    from flows.evidence import seal_evidence as run_seal
+
+    with Ledger() as ledger:
+        folder, content = run_seal(name, ledger)
+    console.print(f"Evidence: {folder}/evidence.html   check it: fade evidence verify {folder}")
+    write_figures(json_file, {"folder": str(folder), **content})
+
+
+@evidence.command("verify")
+@guarded
+def verify_evidence(
+    folder: Annotated[Path, typer.Argument(help="Folder with evidence.json and evidence.html.")],
+    public_key: Annotated[Path, typer.Option(help="PEM file of the key that signs.")] = Path(".fade/keys/public.pem"),
+) -> None:
+    """Check a bundle with the public key alone, offline."""
+    from fade.requests.evidence import verify_evidence as check
+    from fade.signing import public_key as load_key
+
+    content = check(folder, load_key(public_key))
+    chain = content["chain"]
+    console.print(f"Genuine and unchanged: erasure {content['erasure']['id']}, sealed {content['sealed_at']}.")
+    console.print(f"{len(chain['rows'])} rows of a log of {chain['rows_in_all']}, whose end is {chain['head'][:16]}.")
 
 
 @app.command()

@@ -26,6 +26,8 @@ from fade.config import Request, load_request
 from fade.errors import ConfigError, FadeError, LineageError, RefusedError, listing
 from fade.files import read_json, sha256_file
 from fade.lineage import module_closure
+from fade.requests.ledger import Ledger
+from fade.requests.states import TRANSITIONS, State
 from fade.signing import signing_key
 from fade.steps.combine import combine, strictest
 from fade.steps.evaluate import judge_gate
@@ -35,6 +37,8 @@ from tasks._tracking import MODEL_PREFIX, AdapterVersion
 
 RELEASES, KEYS, COMBINATIONS = Path("data/release"), Path(".fade/keys"), Path("data/combinations")
 LIVE, GONE = "live", "rolled back"
+REGISTRY = "an alias in the registry"
+"""Who acted, where MLflow does not say who set an alias."""
 _LONGEST = 500
 """Characters of a tag's reason."""
 
@@ -120,7 +124,11 @@ def release() -> list[Change]:
 
 
 def reconcile(
-    *, valid_seconds: int = 0, consolidate: bool = True, between: Callable[[], None] | None = None
+    *,
+    valid_seconds: int = 0,
+    consolidate: bool = True,
+    between: Callable[[], None] | None = None,
+    actor: str = REGISTRY,
 ) -> list[Change]:
     """Bring every base's release to what is approved now. Needs no Prefect: a rollback must not wait for it.
 
@@ -128,6 +136,7 @@ def reconcile(
         valid_seconds: how long runtimes may use the manifests; 0 for without end.
         consolidate: distil what fails together into one adapter, in a process of its own.
         between: called while a combination is tested, batch by batch.
+        actor: who approved, for the log.
 
     Raises:
         RegistryError: MLflow cannot be asked. Releases are then as they were, or less.
@@ -137,7 +146,7 @@ def reconcile(
     with FileLock(str(RELEASES / ".lock"), timeout=3600):
         everything = _tracking.versions()
         bases = {one.base_sha256 for one in released().values()} | {one.base_sha256 for one in everything if one.live}
-        options: Any = {"valid_seconds": valid_seconds, "consolidate": consolidate, "between": between}
+        options: Any = {"valid_seconds": valid_seconds, "consolidate": consolidate, "between": between, "actor": actor}
         return [_release_base(base, everything, **options) for base in sorted(bases)]
 
 
@@ -240,6 +249,7 @@ def _release_base(
     valid_seconds: int,
     consolidate: bool,
     between: Callable[[], None] | None,
+    actor: str,
 ) -> Change:
     folder, board = release_folder(base), _Board()
     approved = [version for version in everything if version.live and version.base_sha256 == base]
@@ -270,7 +280,7 @@ def _release_base(
         before = _publish(folder, [(one.name, one.adapter, 1.0) for one in chosen], source, valid_seconds)
     if consolidate and board.waiting:
         _consolidate(live + new, everything, board)
-    _say(names, before, [entry.name for entry in was], board)
+    _say(names, before, [entry.name for entry in was], board, actor)
     return Change(
         base,
         folder,
@@ -448,16 +458,41 @@ def _short(error: object) -> str:
     return said if len(said) <= _LONGEST else said[: _LONGEST - 3] + "..."
 
 
-def _say(names: dict[str, AdapterVersion], manifest: Manifest, was: Sequence[str], board: _Board) -> None:
+def _say(names: dict[str, AdapterVersion], manifest: Manifest, was: Sequence[str], board: _Board, actor: str) -> None:
     """Write on every version's page what became of it."""
     said = {name: GONE for name in was if name not in manifest.names}
     said |= dict.fromkeys(manifest.names, LIVE)
     said |= {name: f"waiting: {_short(reason)}" for name, reason in board.waiting.items()}
     said |= {name: f"refused: {reason}" for name, reason in board.refused.items()}
-    for name, what in said.items():
-        if name in names:
-            _tracking.say_release(names[name], what)
-    for name, version in names.items():
-        # An approval that was refused and then withdrawn leaves nothing to be said.
-        if name not in said and not version.live and version.release.startswith(("refused", "waiting")):
-            _tracking.say_release(version, GONE)
+    changed = [(names[name], what) for name, what in said.items() if name in names and names[name].release != what]
+    # An approval that was refused and then withdrawn leaves nothing to be said.
+    changed += [
+        (version, GONE)
+        for name, version in names.items()
+        if name not in said and not version.live and version.release.startswith(("refused", "waiting"))
+    ]
+    if not changed:
+        return
+    # First the log, then the page: what died in between is logged again, not forgotten.
+    with Ledger() as ledger:
+        for version, what in changed:
+            _log(ledger, version, what, manifest, actor)
+            _tracking.say_release(version, what)
+
+
+def _log(ledger: Ledger, version: AdapterVersion, what: str, manifest: Manifest, actor: str) -> None:
+    """A row of the log, and the requests behind the erasure brought to their state."""
+    kind, _, reason = what.partition(": ")
+    erasure = version.model.removeprefix(MODEL_PREFIX)
+    details = {
+        "version": version.version,
+        "adapter_sha256": version.adapter_sha256,
+        "manifest": manifest.counter,
+        "manifest_sha256": manifest.sha256,
+    }
+    event = f"release.{kind.replace(' ', '_')}"
+    ledger.append(event, actor=actor, reason=reason, erasure_id=erasure, details=details)
+    after = {LIVE: State.LIVE, GONE: State.ROLLED_BACK}.get(what)
+    for record in ledger.find(erasure_id=erasure) if after else []:
+        if after in TRANSITIONS[record.state]:
+            ledger.transition(record.id, after, actor=actor, reason=f"release {manifest.counter}")  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ model is called by its erasure's id.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import tempfile
@@ -27,6 +28,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from fade.adapters.store import load_card
 from fade.config import Request
@@ -467,3 +469,18 @@ def run_tags(version: AdapterVersion) -> dict[str, str]:
     """Tags of a version's run: commit, libraries, hashes of DVC's outputs."""
     with _client() as client:
         return dict(client.get_run(version.run_id).data.tags)
+
+
+def run_objects(version: AdapterVersion, names: Iterable[str]) -> list[tuple[str, str, int]]:
+    """Those of these files that a version's run has: name, SHA-256, bytes."""
+    with _client() as client:
+        there = {one.path for one in client.list_artifacts(version.run_id)}
+    found = [(name, run_file(version, name)) for name in names if name in there]
+    return [(name, hashlib.sha256(content).hexdigest(), len(content)) for name, content in found]
+
+
+def delete_run_file(version: AdapterVersion, name: str) -> None:
+    """Delete a file of a version's run from MLflow's artifact store."""
+    with _client() as client:
+        uri = client.get_run(version.run_id).info.artifact_uri
+        get_artifact_repository(uri).delete_artifacts(name)

@@ -20,6 +20,7 @@ import pytest
 
 from fade.adapters.runtime import Runtime
 from fade.config import load_settings
+from fade.files import write_json
 from fade.lineage import ROOT
 from fade.models.family import load_base
 from fade.steps.request import prepare_request
@@ -113,7 +114,7 @@ def test_a_click_in_mlflow_changes_the_picture_and_another_brings_the_bases_back
             watcher.ended.set()
             watcher.woken.set()
             thread.join(timeout=60)
-        print(f"click to live {live_after:.1f} s, click to base {gone_after:.1f} s")
+        write_json(SHOTS / "seconds.json", {"click_to_live": live_after, "click_to_base": gone_after})
 
 
 def _edit_alias(page: Any, server: str, version: _tracking.AdapterVersion, alias: str | None, *, name: str) -> None:
