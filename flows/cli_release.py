@@ -262,16 +262,20 @@ def seal_evidence(
 
 
 @evidence.command("verify")
-@guarded
 def verify_evidence(
     folder: Annotated[Path, typer.Argument(help="Folder with evidence.json and evidence.html.")],
     public_key: Annotated[Path, typer.Option(help="PEM file of the key that signs.")] = Path(".fade/keys/public.pem"),
 ) -> None:
-    """Check a bundle with the public key alone, offline."""
+    """Check a bundle with the public key alone, offline; needs no project."""
+    from fade.errors import FadeError
     from fade.requests.evidence import verify_evidence as check
     from fade.signing import public_key as load_key
 
-    content = check(folder, load_key(public_key))
+    try:
+        content = check(folder, load_key(public_key))
+    except FadeError as error:
+        console.print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
     chain = content["chain"]
     console.print(f"Genuine and unchanged: erasure {content['erasure']['id']}, sealed {content['sealed_at']}.")
     console.print(f"{len(chain['rows'])} rows of a log of {chain['rows_in_all']}, whose end is {chain['head'][:16]}.")

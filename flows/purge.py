@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from tasks._tracking import AdapterVersion
 
 RECEIPTS_KIND, RECEIPTS_NAME = "fade-purge/1", "purge.json"
 DERIVED = ("splits", "saliency.safetensors", "validation.json", "docs", "foreign", "attacks")
+RECORDED = ("splits", "saliency.safetensors", "validation.json")
 JUDGED = ("evaluation/samples.parquet", "evaluation/sheet.png")
 RUN_FILES = ("sheet.png", "validation.json")
 DELETED_NAME = "deleted.json"
@@ -64,48 +65,59 @@ def purge(version: AdapterVersion, folder: Path, ledger: Ledger, *, dry_run: boo
             f"{version.model} version {version.version} is not live ({version.release or 'never approved'}): its data "
             "may be needed to make it again. Approve it first."
         )
-    request, at = load_request(folder), datetime.now(UTC).isoformat(timespec="seconds")
-    catalog = Path(request.catalog)
-    needed, needed_md5 = _needed_by_others(folder, catalog)
-    receipts: list[Receipt] = []
-
-    def note(place: str, name: str, digest: str, size: int, *, keep: str = "") -> bool:
-        receipts.append(Receipt(place, name, digest, size, not keep, keep, at))
-        return not keep and not dry_run
-
-    objects = {md5: part for part in (*DERIVED[:3], "foreign") for md5 in _versioning.objects_of(folder, part)}
-    objects |= {
-        md5: "evaluation" for md5 in _versioning.objects_of(folder, "evaluation", only=("samples.parquet", "sheet.png"))
-    }
-    objects |= {one["hash"]: one["name"] for one in before if one["place"].startswith("dvc") and one["removed"]}
+    catalog = Path(load_request(folder).catalog)
+    book = _Book(datetime.now(UTC).isoformat(timespec="seconds"), dry_run)
+    pictures, objects = _needed_by_others(folder, catalog)
+    wanted = _objects(folder, before)
     for path in _pictures(folder, catalog, before):
         digest = sha256_file(path)
-        keep = "another erasure needs the same picture" if digest in needed else ""
-        md5 = _versioning.md5_of(path)
-        if not keep and md5 not in needed_md5:
-            objects[md5] = "picture"
-        if note("work tree", f"picture {digest[:16]}", digest, path.stat().st_size, keep=keep):
-            path.unlink()
-    for path in _files(folder):
-        if note("work tree", path.relative_to(folder).as_posix(), sha256_file(path), path.stat().st_size):
-            path.unlink()
-    for path in _combination_files(folder.name):
-        if note("work tree", path.as_posix(), sha256_file(path), path.stat().st_size):
-            path.unlink()
-    for md5, name in objects.items():
+        wanted.setdefault(_versioning.md5_of(path), "picture")
+        keep = "another erasure needs the same picture" if digest in pictures else ""
+        book.remove_file(path, f"picture {digest[:16]}", keep=keep)
+    for path in [*_files(folder), *_combination_files(folder.name)]:
+        book.remove_file(path, path.as_posix())
+    for md5, name in wanted.items():
+        keep = "another erasure needs the same bytes" if md5 in objects else ""
         for place, size in _versioning.places_of(md5):
-            keep = "another erasure needs the same bytes" if md5 in needed_md5 else ""
-            if note(place, name, md5, size, keep=keep):
+            if book.note(place, name, md5, size, keep=keep):
                 _versioning.delete_object(md5, place)
     for name, digest, size in _tracking.run_objects(version, RUN_FILES):
-        if note("mlflow", name, digest, size):
+        if book.note("mlflow", name, digest, size):
             _tracking.delete_run_file(version, name)
-    for name in _tracking_free_artifacts(folder.name, delete=not dry_run):
-        receipts.append(Receipt("prefect", name, "", 0, True, "", at))
+    for name in _prefect_artifacts(folder.name, delete=not dry_run):
+        book.note("prefect", name, "", 0)
     if not dry_run:
         _tidy(folder)
-        _record(folder, catalog, receipts, before, ledger)
-    return receipts
+        _record(folder, catalog, book.receipts, before, ledger)
+    return book.receipts
+
+
+@dataclass(slots=True)
+class _Book:
+    """The receipts as they come."""
+
+    at: str
+    dry_run: bool
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def note(self, place: str, name: str, digest: str, size: int, *, keep: str = "") -> bool:
+        """Write a receipt; whether to remove the object now."""
+        self.receipts.append(Receipt(place, name, digest, size, not keep, keep, self.at))
+        return not keep and not self.dry_run
+
+    def remove_file(self, path: Path, name: str, *, keep: str = "") -> None:
+        """A file of the work tree."""
+        if self.note("work tree", name, sha256_file(path), path.stat().st_size, keep=keep):
+            path.unlink()
+
+
+def _objects(folder: Path, before: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """MD5 of DVC's objects to purge, and what each was part of; those of earlier receipts too."""
+    wanted = {one["hash"]: one["name"] for one in before if one["place"].startswith("dvc") and one["removed"]}
+    for part in RECORDED:
+        wanted |= dict.fromkeys(_versioning.objects_of(folder, part), part)
+    judged = tuple(name.removeprefix("evaluation/") for name in JUDGED)
+    return wanted | dict.fromkeys(_versioning.objects_of(folder, "evaluation", only=judged), "evaluation")
 
 
 def _before(folder: Path) -> list[dict[str, Any]]:
@@ -160,7 +172,7 @@ def _combination_files(erasure: str) -> list[Path]:
     return sorted(found)
 
 
-def _tracking_free_artifacts(erasure: str, *, delete: bool) -> list[str]:
+def _prefect_artifacts(erasure: str, *, delete: bool) -> list[str]:
     """Prefect's artifacts of an erasure: the sheet is kept there as a small picture."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey

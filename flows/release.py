@@ -495,4 +495,4 @@ def _log(ledger: Ledger, version: AdapterVersion, what: str, manifest: Manifest,
     after = {LIVE: State.LIVE, GONE: State.ROLLED_BACK}.get(what)
     for record in ledger.find(erasure_id=erasure) if after else []:
         if after in TRANSITIONS[record.state]:
-            ledger.transition(record.id, after, actor=actor, reason=f"release {manifest.counter}")  # type: ignore[arg-type]
+            ledger.transition(record.id, after, actor=actor, reason=f"release {manifest.counter}")
