@@ -53,7 +53,9 @@ class Receipt:
     at: str
 
 
-def purge(version: AdapterVersion, folder: Path, ledger: Ledger, *, dry_run: bool = False) -> list[Receipt]:
+def purge(  # noqa: C901 - a loop for each store
+    version: AdapterVersion, folder: Path, ledger: Ledger, *, dry_run: bool = False
+) -> list[Receipt]:
     """Purge an erasure; gives a receipt for each object that is, or with ``dry_run`` would be, removed or kept.
 
     Raises:

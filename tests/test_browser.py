@@ -75,7 +75,7 @@ def test_a_click_in_mlflow_changes_the_picture_and_another_brings_the_bases_back
     with running(mlflow_port=_free_port(), prefect_port=_free_port()) as services:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", services.mlflow)
         monkeypatch.setenv("PREFECT_API_URL", f"{services.prefect}/api")
-        fast = {"distill.learning_rate": 0.02, "distill.precision": "fp32", "evaluate.precision": "fp32"}
+        fast = {"distill.learning_rate": 0.02, "distill.precision": "fp32", "evaluate.precision": "fp32", "threads": 1}
         request = prepare_request("mosaic", "photo", settings=load_settings(Path("params.yaml"), changes=fast))
         prepare_folder(request)
         version = erase(request.id)

@@ -30,7 +30,7 @@ from tasks import _tracking, _versioning
 from tests.tiny import save_tiny_base
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
-FAST = {"distill.precision": "fp32", "evaluate.precision": "fp32"}
+FAST = {"distill.precision": "fp32", "evaluate.precision": "fp32", "evaluate.steps": 1, "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_clean_clone_makes_every_hash_again(erased: tuple[Path, _tracking.Adap
         assert report["equal"], result.output
 
 
-def test_the_log_the_evidence_and_the_purge_belong_together(
+def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     erased: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
 ) -> None:
     folder, version = erased

@@ -28,7 +28,13 @@ from tasks._tracking import AdapterVersion
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 PROMPT = "a cat image in thermal style."
-FAST = {"distill.learning_rate": 0.02, "distill.precision": "fp32", "evaluate.precision": "fp32"}
+FAST = {
+    "distill.learning_rate": 0.02,
+    "distill.precision": "fp32",
+    "evaluate.precision": "fp32",
+    "evaluate.steps": 1,
+    "threads": 1,
+}
 TOKEN = "a-token-for-tests-alone"
 
 
