@@ -12,7 +12,8 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows import cli_requests, cli_studies
+from flows import cli_release, cli_requests, cli_studies
+from flows.cli_release import named
 from flows.console import JsonOption, SetOption, console, guarded, pair, setting, write_figures
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(cli_release.app)
 app.add_typer(cli_studies.app)
 app.add_typer(cli_requests.app)
 
@@ -177,43 +179,13 @@ def generate(
     if base:
         chosen = []
     elif adapter is not None:
-        chosen = [_named(adapter)]
+        chosen = [named(adapter)]
     else:
         chosen = live_adapters()
     save_picture(draw(load_with(Path(model), chosen), [prompt], seed=seed)[0], out)
     names = [f"{version.model}/{version.version}" for version in chosen]
     console.print(f"{out}  ({', '.join(names) or 'base alone'}, seed {seed})")
     write_figures(json_file, {"out": str(out), "adapters": names, "seed": seed, "seconds": time.perf_counter() - begun})
-
-
-@app.command()
-@guarded
-def approve(
-    name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None
-) -> None:
-    """Make a candidate live: sets the alias 'approved', as a reviewer does in the MLflow page."""
-    from tasks import _tracking
-
-    version = _named(name)
-    version = _tracking.approve(version.model, version.version)
-    console.print(f"{version.model} version {version.version} is [bold green]live[/bold green].")
-    write_figures(json_file, asdict(version))
-
-
-@app.command()
-@guarded
-def rollback(
-    name: Annotated[str, typer.Argument(help="Erasure id.")],
-    to: Annotated[int | None, typer.Option(help="Go back to this version instead of to none.")] = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Take an approved adapter back: its concept is drawn again."""
-    from tasks import _tracking
-
-    version = _tracking.rollback(name, to)
-    state = "live" if version.live else "no longer live"
-    console.print(f"{version.model} version {version.version} is {state}.")
-    write_figures(json_file, asdict(version))
 
 
 @app.command("list")
@@ -241,7 +213,7 @@ def show(name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")]
     from flows.erase import ERASURES
     from tasks._tracking import MODEL_PREFIX
 
-    version = _named(name)
+    version = named(name)
     folder = ERASURES / version.model.removeprefix(MODEL_PREFIX)
     details = {**asdict(version), "folder": str(folder) if folder.is_dir() else "not on this machine"}
     table = Table("", "", show_header=False)
@@ -269,7 +241,7 @@ def export(
     from fade.adapters.exports import Layout, export_adapter
     from tasks import _tracking
 
-    version = _named(name)
+    version = named(name)
     given = base if layout in ("merged", "difference") else None
     folder = _tracking.fetch_adapter(version)
     written = export_adapter(folder, out, layout=cast("Layout", layout), base=given, strength=strength)
@@ -360,16 +332,6 @@ def ui(
                 signal.pause()
     except KeyboardInterrupt:
         console.print("Stopped.")
-
-
-def _named(name: str) -> Any:
-    """The adapter ``id`` or ``id:version``."""
-    from tasks import _tracking
-
-    model, _, number = name.partition(":")
-    if number and not number.isdigit():
-        raise ConfigError(f"{name!r} is no adapter: expected an id, or id:version with a number.")
-    return _tracking.find_version(model, int(number) if number else None)
 
 
 def _reasons(folder: Path) -> list[str]:

@@ -37,8 +37,8 @@ def load_with(base: Path, adapters: Sequence[_tracking.AdapterVersion]) -> Base:
 
 
 def live_adapters() -> list[_tracking.AdapterVersion]:
-    """The approved version of every erasure."""
-    return [version for version in _tracking.versions() if version.live]
+    """The approved version of every erasure, without those that the release flow refused."""
+    return [one for one in _tracking.versions() if one.live and not one.release.startswith(("refused", "waiting"))]
 
 
 def draw(sd: Base, prompts: Sequence[str], *, seed: int, steps: int = STEPS) -> NDArray[np.uint8]:

@@ -6,9 +6,11 @@ model is called by its erasure's id.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from fade.adapters.store import load_card
 from fade.config import Request
@@ -37,6 +40,7 @@ from fade.lineage import git_state, library_versions
 EXPERIMENT, STUDIES = "erasures", "studies"
 MODEL_PREFIX = "erasure-"
 APPROVED, CANDIDATE = "approved", "candidate"
+RELEASE_TAG = "release"
 for _name in ("mlflow", "alembic", "mlflow.models.model"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
@@ -48,7 +52,8 @@ class AdapterVersion:
     Attributes:
         model: registered model, one for each erasure; its name holds only the erasure's id.
         aliases: among them ``candidate`` (offered) and ``approved`` (live).
-        gate: ``passed`` or ``failed``.
+        gate: ``passed`` or ``failed``, as its tag says; the release flow asks what was measured.
+        release: what the release flow said last: ``live``, ``rolled back``, ``waiting: why``, ``refused: why``.
     """
 
     model: str
@@ -63,6 +68,7 @@ class AdapterVersion:
     ira: float
     cra: float
     drift: float
+    release: str = ""
 
     @property
     def live(self) -> bool:
@@ -312,37 +318,45 @@ def _description(metrics: dict[str, Any], gate: str) -> str:
     )
 
 
+def _pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """All of the project's models or versions: the server gives them in pages."""
+    token = None
+    while True:
+        page = search(filter_string=f"name LIKE '{MODEL_PREFIX}%'", max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
 def versions() -> list[AdapterVersion]:
     """Every registered adapter, oldest first."""
     with _client() as client:
         found = []
-        for model in client.search_registered_models(filter_string=f"name LIKE '{MODEL_PREFIX}%'", max_results=1000):
-            aliases: dict[int, list[str]] = {}
-            for alias, number in client.get_registered_model(model.name).aliases.items():
-                aliases.setdefault(int(number), []).append(alias)
-            for version in client.search_model_versions(f"name = '{model.name}'", max_results=1000):
-                tags = version.tags
-                if "adapter_sha256" not in tags or "drift" not in tags:
-                    continue  # registration died half-way; the next run of the erasure registers again
-                found.append(
-                    (
-                        version.creation_timestamp,
-                        AdapterVersion(
-                            model=model.name,
-                            version=int(version.version),
-                            run_id=version.run_id or "",
-                            adapter_sha256=tags["adapter_sha256"],
-                            base_sha256=tags["base_sha256"],
-                            kind=tags["kind"],
-                            gate=tags["gate"],
-                            aliases=tuple(sorted(aliases.get(int(version.version), []))),
-                            ua=float(tags["ua"]),
-                            ira=float(tags["ira"]),
-                            cra=float(tags["cra"]),
-                            drift=float(tags["drift"]),
-                        ),
-                    )
-                )
+        aliases: dict[tuple[str, int], list[str]] = {}
+        for model in _pages(client.search_registered_models):
+            for alias, number in model.aliases.items():
+                aliases.setdefault((model.name, int(number)), []).append(alias)
+        for version in _pages(client.search_model_versions):
+            tags, number = version.tags, int(version.version)
+            if "adapter_sha256" not in tags or "drift" not in tags:
+                continue  # registration died half-way; the next run of the erasure registers again
+            one = AdapterVersion(
+                model=version.name,
+                version=number,
+                run_id=version.run_id or "",
+                adapter_sha256=tags["adapter_sha256"],
+                base_sha256=tags["base_sha256"],
+                kind=tags["kind"],
+                gate=tags["gate"],
+                aliases=tuple(sorted(aliases.get((version.name, number), []))),
+                ua=float(tags["ua"]),
+                ira=float(tags["ira"]),
+                cra=float(tags["cra"]),
+                drift=float(tags["drift"]),
+                release=tags.get(RELEASE_TAG, ""),
+            )
+            found.append((version.creation_timestamp, one))
         return [version for _, version in sorted(found, key=lambda item: (item[0], item[1].version))]
 
 
@@ -418,3 +432,56 @@ def fetch_adapter(version: AdapterVersion) -> Path:
             f"{card['adapter_sha256'][:12]} instead of {version.adapter_sha256[:12]}. It is not used."
         )
     return folder
+
+
+def approved_now() -> dict[str, int]:
+    """Registered model to the version that its alias ``approved`` names: one question to the server."""
+    with _client() as client:
+        found = _pages(client.search_registered_models)
+        return {model.name: int(model.aliases[APPROVED]) for model in found if APPROVED in model.aliases}
+
+
+def say_release(version: AdapterVersion, what: str) -> None:
+    """Show on a version's page what became of its approval."""
+    if what == version.release:
+        return
+    with _client() as client:
+        client.set_model_version_tag(version.model, str(version.version), RELEASE_TAG, what)
+
+
+def tag_version(version: AdapterVersion, tags: Mapping[str, str]) -> None:
+    """Set tags of a version."""
+    with _client() as client:
+        for name, value in tags.items():
+            client.set_model_version_tag(version.model, str(version.version), name, value)
+
+
+def run_file(version: AdapterVersion, name: str) -> bytes:
+    """A file of a version's run, e.g. ``metrics.json``.
+
+    Raises:
+        RegistryError: MLflow does not have it.
+    """
+    with _client() as client, tempfile.TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(version.run_id, name, folder)).read_bytes()
+
+
+def run_tags(version: AdapterVersion) -> dict[str, str]:
+    """Tags of a version's run: commit, libraries, hashes of DVC's outputs."""
+    with _client() as client:
+        return dict(client.get_run(version.run_id).data.tags)
+
+
+def run_objects(version: AdapterVersion, names: Iterable[str]) -> list[tuple[str, str, int]]:
+    """Those of these files that a version's run has: name, SHA-256, bytes."""
+    with _client() as client:
+        there = {one.path for one in client.list_artifacts(version.run_id)}
+    found = [(name, run_file(version, name)) for name in names if name in there]
+    return [(name, hashlib.sha256(content).hexdigest(), len(content)) for name, content in found]
+
+
+def delete_run_file(version: AdapterVersion, name: str) -> None:
+    """Delete a file of a version's run from MLflow's artifact store."""
+    with _client() as client:
+        uri = client.get_run(version.run_id).info.artifact_uri
+        get_artifact_repository(uri).delete_artifacts(name)

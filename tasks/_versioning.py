@@ -6,6 +6,8 @@ concurrent erasures never meet in one lock file, and the lock file is the erasur
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -237,6 +239,63 @@ def lock_record(folder: Path) -> dict[str, str]:
         out["path"].removeprefix(f"{folder.as_posix()}/"): out["md5"] for s in stages.values() for out in s["outs"]
     }
     return {"dvc.lock": sha256_file(path), **outputs}
+
+
+def objects_of(folder: Path, output: str | None = None, *, only: tuple[str, ...] = ()) -> set[str]:
+    """MD5 of the objects in DVC's cache that an erasure's outputs consist of.
+
+    Args:
+        output: one output by its name in the folder; all if None.
+        only: of a folder, these files alone; all of them, and the folder's own list, if empty.
+    """
+    if not (folder / "dvc.lock").is_file():
+        return set()
+    stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"].values()
+    found: set[str] = set()
+    with _repo() as repo:
+        for out in (out for stage in stages for out in stage["outs"]):
+            if output is not None and out["path"] != f"{folder.as_posix()}/{output}":
+                continue
+            listed = _object_path(repo, out["md5"])
+            if out["md5"].endswith(".dir") and listed.is_file():
+                for part in json.loads(listed.read_text()):
+                    if not only or part["relpath"] in only:
+                        found.add(part["md5"])
+            if not only:
+                found.add(out["md5"])
+    return found
+
+
+def _object_path(repo: Any, md5: str) -> Path:
+    return Path(repo.cache.local.oid_to_path(md5))
+
+
+def _stores(repo: Any) -> dict[str, Any]:
+    return {
+        "dvc cache": repo.cache.local,
+        **{f"dvc remote {name}": repo.cloud.get_remote_odb(name) for name in repo.config["remote"]},
+    }
+
+
+def places_of(md5: str) -> list[tuple[str, int]]:
+    """Where DVC holds an object (its cache, each remote), and its bytes there."""
+    with _repo() as repo:
+        return [
+            (place, int(store.fs.size(store.oid_to_path(md5)) or 0))
+            for place, store in _stores(repo).items()
+            if store.exists(md5)
+        ]
+
+
+def delete_object(md5: str, place: str) -> None:
+    """Delete an object from DVC's cache or a remote, as ``places_of`` calls it."""
+    with _repo() as repo:
+        _stores(repo)[place].delete(md5)
+
+
+def md5_of(path: Path) -> str:
+    """A file's hash as DVC records it."""
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ class Manifest:
             what is drawn as well.
         adapters: in the order in which they are applied.
         previous_sha256: hash of the manifest before; empty for the first.
+        valid_seconds: how long after ``issued`` it may be used; 0 for without end. Whoever withholds newer
+            manifests from a runtime then wins that much time, and no more.
         sha256: hash of this manifest's file.
     """
 
@@ -75,12 +77,20 @@ class Manifest:
     base_files: Mapping[str, str]
     adapters: tuple[LiveAdapter, ...]
     previous_sha256: str
+    valid_seconds: int = 0
     sha256: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the adapters, in order."""
         return tuple(adapter.name for adapter in self.adapters)
+
+    @property
+    def expires(self) -> datetime | None:
+        """When it may no longer be used; None for never."""
+        if not self.valid_seconds:
+            return None
+        return datetime.fromisoformat(self.issued) + timedelta(seconds=self.valid_seconds)
 
 
 def base_files(source: str | Path) -> dict[str, str]:
@@ -175,7 +185,7 @@ def read_adapter(release: Path, entry: LiveAdapter, *, base_sha256: str) -> dict
     Raises:
         AdapterFormatError: missing, changed, or for another base; names the file.
     """
-    folder = release / "adapters" / entry.card_sha256
+    folder = live_folder(release, entry)
     contents = {}
     for name, expected in ((CARD_NAME, entry.card_sha256), (entry.file, entry.adapter_sha256)):
         path = folder / name
@@ -204,20 +214,22 @@ def publish(
     release: Path,
     adapters: Sequence[tuple[str, Path, float]],
     *,
-    base: str | Path,
+    base: str | Path | None,
     key: Ed25519PrivateKey,
     name: str = "live",
+    valid_seconds: int = 0,
 ) -> Manifest:
     """Make exactly these adapters the release; give its manifest.
 
     Args:
         adapters: name, folder and weight of each, in order.
-        base: the base they belong to.
+        base: the base they belong to; None for the one of the manifest that is there, whose files need not be read.
         name: the line of releases.
+        valid_seconds: how long runtimes may use it; 0 for without end.
 
     Raises:
         AdapterFormatError: an adapter is damaged or for another base; nothing was published.
-        ConfigError: one name twice, or a weight that is not finite.
+        ConfigError: one name twice, a weight that is not finite, or no base for the first manifest.
         SignatureError: the manifest that is there is not ours; nothing was published.
     """
     names = [called for called, _, _ in adapters]
@@ -230,8 +242,7 @@ def publish(
         before = read_manifest(release, key.public_key()) if (release / MANIFEST_NAME).exists() else None
         if before is not None and before.release != name:
             raise ConfigError(f"{release} holds the line {before.release!r}; expected {name!r}. Take another folder.")
-        files = base_files(base)
-        sha256 = identity(find_base(base))
+        files, sha256 = _base_of(base, before, release)
         entries = [_deposit(release, called, folder, weight, sha256) for called, folder, weight in adapters]
         manifest = Manifest(
             release=name,
@@ -241,11 +252,26 @@ def publish(
             base_files=files,
             adapters=tuple(entries),
             previous_sha256="" if before is None else before.sha256,
+            valid_seconds=valid_seconds,
         )
         payload = asdict(manifest)
         del payload["sha256"]
         write_signed(release / MANIFEST_NAME, payload, MANIFEST_KIND, key)
         return read_manifest(release, key.public_key())
+
+
+def _base_of(base: str | Path | None, before: Manifest | None, release: Path) -> tuple[Mapping[str, str], str]:
+    """Hashes of the base's files, and its identity."""
+    if base is not None:
+        return base_files(base), identity(find_base(base))
+    if before is None:
+        raise ConfigError(f"{release} holds no manifest yet: its first one needs the base.")
+    return before.base_files, before.base_sha256
+
+
+def live_folder(release: Path, entry: LiveAdapter) -> Path:
+    """Where a release keeps one of its adapters."""
+    return release / "adapters" / entry.card_sha256
 
 
 def _deposit(release: Path, name: str, folder: Path, weight: float, base_sha256: str) -> LiveAdapter:
@@ -257,7 +283,7 @@ def _deposit(release: Path, name: str, folder: Path, weight: float, base_sha256:
         )
     source = weights_path(folder, card)
     entry = LiveAdapter(name, float(weight), card["adapter_sha256"], sha256_file(folder / CARD_NAME), source.name)
-    target = release / "adapters" / entry.card_sha256
+    target = live_folder(release, entry)
     wanted = {source.name: entry.adapter_sha256, CARD_NAME: entry.card_sha256}
     if any(not (target / part).is_file() or sha256_file(target / part) != sha for part, sha in wanted.items()):
         with writing(target) as temporary:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,7 @@ class Runtime:
                 data = (self.release / MANIFEST_NAME).read_bytes()
                 if self._live is None or hashlib.sha256(data).hexdigest() != self._live.manifest.sha256:
                     self._live = self._take_over(data)
+                _check_age(self._live.manifest)
                 self.refusal = ""
                 return self._live
             except (FadeError, OSError) as error:
@@ -186,12 +188,7 @@ class Runtime:
             with FileLock(f"{path}.lock", timeout=10):
                 seen = self._seen(path)
                 self._check_counter(manifest, seen)
-                adapters = self._overlay.prepare(
-                    [
-                        (one.name, one.weight, read_adapter(self.release, one, base_sha256=manifest.base_sha256))
-                        for one in manifest.adapters
-                    ]
-                )
+                adapters = self._prepared(manifest)
                 now = {"counter": manifest.counter, "sha256": manifest.sha256}
                 if seen != now:
                     write_json(path, now)
@@ -204,6 +201,21 @@ class Runtime:
             ) from None
         self._base_checked = manifest.base_files
         return Live(manifest, adapters, time.perf_counter() - begun)
+
+    def _prepared(self, manifest: Manifest) -> AdapterSet:
+        """The manifest's adapters, ready; those in force stay if it is the same release issued anew."""
+        live = self._live
+        if live is not None and (live.manifest.base_sha256, live.manifest.adapters) == (
+            manifest.base_sha256,
+            manifest.adapters,
+        ):
+            return live.adapters
+        return self._overlay.prepare(
+            [
+                (one.name, one.weight, read_adapter(self.release, one, base_sha256=manifest.base_sha256))
+                for one in manifest.adapters
+            ]
+        )
 
     def _state_path(self, manifest: Manifest) -> Path:
         if self._state_given is not None:
@@ -255,6 +267,14 @@ class Runtime:
                 f"The pipeline's weights are not those in {self.base.folder}: {listing(wrong)} differ. Give the "
                 "runtime the base as it was loaded, without fused adapters."
             )
+
+
+def _check_age(manifest: Manifest) -> None:
+    if manifest.expires is not None and datetime.now(UTC) > manifest.expires:
+        raise RefusedError(
+            f"The manifest {manifest.counter} of {manifest.issued} was valid for {manifest.valid_seconds} s: a newer "
+            "one was withheld, or nobody issues them any more. See that `fade release --watch` runs."
+        )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from fade.adapters.store import activate, apply_adapter, restore_base
-from fade.config import Request, load_request
+from fade.config import Gate, Request, load_request
 from fade.data.catalog import load_concepts
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, DataError, listing
@@ -22,14 +22,18 @@ from fade.evaluation.accuracy import canvas_protocol
 from fade.evaluation.report import erasure_sheet
 from fade.files import write_json, writing
 from fade.models.family import load_base
-from fade.steps.evaluate import base_pictures, domains, judged, neighbours_of, pictures_now
+from fade.steps.evaluate import base_pictures, domains, judge_gate, judged, neighbours_of, pictures_now
 
 SHARED = ("base_sha256", "weights", "catalog", "judges", "evaluate", "threads")
 """What erasures must have in common to be judged together."""
 
 
-def combine(folders: Sequence[Path], out: Path) -> Iterator[tuple[int, int]]:
+def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | None = None) -> Iterator[tuple[int, int]]:
     """Write ``out``: metrics.json, samples.parquet and sheet.png, as of one erasure; yields (pictures done, of all).
+
+    Args:
+        folders: the erasures.
+        adapters: the adapter of each; those in the erasures' folders if None.
 
     Raises:
         ConfigError: erasures of different bases, catalogs, judges or evaluation settings, or one twice.
@@ -43,12 +47,14 @@ def combine(folders: Sequence[Path], out: Path) -> Iterator[tuple[int, int]]:
     sd = load_base(first.base, expected_sha256=first.base_sha256, weights=first.weights)
     samples = canvas_protocol(*domains(concepts), first.evaluate.seeds)
     before = yield from base_pictures(sd, first, samples)
-    cards = [apply_adapter(sd, folder / "adapter", name=f"erasure{i}") for i, folder in enumerate(folders)]
-    activate(sd, {f"erasure{i}": 1.0 for i in range(len(folders))})
+    chosen = adapters if adapters is not None else [folder / "adapter" for folder in folders]
+    cards = [apply_adapter(sd, adapter, name=f"erasure{i}") for i, adapter in enumerate(chosen)]
+    activate(sd, {f"erasure{i}": 1.0 for i in range(len(chosen))})
     after = yield from pictures_now(sd, first, samples, done=len(before))
     restore_base(sd)
     neighbours = neighbours_of(sd, pairs, concepts)
     metrics = judged(Path(first.judges), samples, before, after, pairs=pairs, neighbours=neighbours)
+    metrics["gate"] = judge_gate(metrics["judges"]["report"], strictest([request.gate for request in requests]))
     metrics["adapters"] = {request.id: card["adapter_sha256"] for request, card in zip(requests, cards, strict=True)}
     with writing(out) as temporary:
         temporary.mkdir(parents=True)
@@ -56,6 +62,15 @@ def combine(folders: Sequence[Path], out: Path) -> Iterator[tuple[int, int]]:
         samples.to_parquet(temporary / "samples.parquet", index=False)
         sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=first.evaluate.seeds[0])
         sheet.save(temporary / "sheet.png")
+
+
+def strictest(gates: Sequence[Gate]) -> Gate:
+    """What passes every one of these gates."""
+    return Gate(
+        ua=max(gate.ua for gate in gates),
+        ira_loss=min(gate.ira_loss for gate in gates),
+        cra_loss=min(gate.cra_loss for gate in gates),
+    )
 
 
 def _checked(folders: Sequence[Path]) -> list[Request]:

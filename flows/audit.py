@@ -1,0 +1,187 @@
+"""Audit: an erasure made again from the recorded commit in a clean clone, every hash compared.
+
+The recorded ``dvc.yaml`` and ``dvc.lock``, the request and the data they name are copied into a clone of the
+code at the recorded commit, ``dvc repro --force --no-run-cache`` runs there, and the new lock file is held
+against the recorded one. On the same kind of machine all is equal, bit for bit; elsewhere the report says
+what differs, and by how much.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from fade.errors import LineageError, ResourceError
+from fade.files import write_json, writing
+from fade.lineage import ROOT
+from tasks import _tracking
+from tasks._tracking import AdapterVersion
+
+AUDITS = Path("data/audits")
+
+
+def audit(version: AdapterVersion, folder: Path) -> dict[str, Any]:
+    """Make the erasure again, and write ``data/audits/<id>/report.json`` and ``report.md``; gives the report.
+
+    Raises:
+        LineageError: no commit was recorded, or the code at that commit does not run to the end.
+        ResourceError: git cannot give the commit.
+    """
+    tags = _tracking.run_tags(version)
+    commit = tags.get("git.commit", "unknown")
+    if commit == "unknown":
+        raise LineageError(f"{version.model} was made outside a git checkout: no commit to go back to was recorded.")
+    with tempfile.TemporaryDirectory(prefix="fade-audit-") as place:
+        clone = Path(place) / "clone"
+        _git("clone", "--quiet", "--no-checkout", str(_repository()), str(clone))
+        _git("-C", str(clone), "checkout", "--quiet", commit)
+        _lay_in(clone, folder)
+        _repeat(clone, folder)
+        recorded, made = _hashes(folder / "dvc.lock"), _hashes(clone / folder / "dvc.lock")
+        rows = [
+            {
+                "path": path,
+                "recorded": recorded.get(path),
+                "made": made.get(path),
+                "equal": recorded.get(path) == made.get(path),
+                **_difference(path, Path(), clone, equal=recorded.get(path) == made.get(path)),
+            }
+            for path in sorted({*recorded, *made})
+        ]
+    report = {
+        "erasure": folder.name,
+        "version": f"{version.model}/{version.version}",
+        "adapter_sha256": version.adapter_sha256,
+        "commit": commit,
+        "commit_holds_all_the_code": tags.get("git.dirty") == "false",
+        "libraries": {name.removeprefix("library."): tag for name, tag in tags.items() if name.startswith("library.")},
+        "compared": len(rows),
+        "different": sum(not row["equal"] for row in rows),
+        "equal": all(row["equal"] for row in rows),
+        "rows": rows,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(AUDITS / folder.name / "report.json", report)
+    with writing(AUDITS / folder.name / "report.md") as temporary:
+        temporary.write_text(_page(report), encoding="utf-8")
+    return report
+
+
+def _repository() -> Path:
+    if not (ROOT / ".git").exists():
+        raise ResourceError(f"{ROOT} is no git checkout: an audit needs the repository that the code came from.")
+    return ROOT
+
+
+def _git(*arguments: str) -> None:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ResourceError(f"git {arguments[0]} failed: {done.stderr.strip()}")
+
+
+def _prefix() -> str:
+    """How a project beside the code names the code in its lock files; empty where they are one."""
+    found = Path(os.path.relpath(ROOT, Path.cwd())).as_posix()
+    return "" if found == "." else found + "/"
+
+
+def _lay_in(clone: Path, folder: Path) -> None:
+    """Copy the erasure's records and the data they name into the clone, under the names they have here."""
+    (clone / folder).mkdir(parents=True, exist_ok=True)
+    for name in ("dvc.yaml", "dvc.lock", "request.yaml"):
+        text = (folder / name).read_text(encoding="utf-8")
+        (clone / folder / name).write_text(text.replace(_prefix(), "") if _prefix() else text, encoding="utf-8")
+    if (folder / "foreign").exists():
+        shutil.copytree(folder / "foreign", clone / folder / "foreign", dirs_exist_ok=True)
+    stages = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"].values()
+    made = {out["path"] for stage in stages for out in stage.get("outs", [])}
+    for path in sorted({dep["path"] for stage in stages for dep in stage.get("deps", [])} - made):
+        if path.endswith(".py") or not Path(path).exists():
+            continue
+        if Path(path).is_dir():
+            shutil.rmtree(clone / path, ignore_errors=True)
+            shutil.copytree(path, clone / path)
+        else:
+            (clone / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, clone / path)
+
+
+def _repeat(clone: Path, folder: Path) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("FADE_ROOT", "MLFLOW_TRACKING_URI")
+    }
+    environment |= {"PYTHONPATH": str(clone), "DVC_NO_ANALYTICS": "1"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", f"{folder.as_posix()}/dvc.yaml"]
+    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise LineageError(f"The recorded code does not run to the end: {' / '.join(lines[-3:])}")
+
+
+def _hashes(lock: Path) -> dict[str, str]:
+    """Path to recorded MD5, of all that went in and came out."""
+    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].values()
+    return {
+        part["path"].removeprefix(_prefix()): part["md5"]
+        for stage in stages
+        for part in (*stage.get("deps", []), *stage.get("outs", []))
+    }
+
+
+def _difference(path: str, here: Path, there: Path, *, equal: bool) -> dict[str, Any]:
+    """By how much tensors and figures of an output differ; nothing for what is equal."""
+    if equal:
+        return {}
+    largest = 0.0
+    for ours in sorted((here / path).rglob("*")) if (here / path).is_dir() else [here / path]:
+        theirs = there / ours.relative_to(here)
+        if not theirs.is_file() or not ours.is_file():
+            continue
+        if ours.suffix == ".safetensors":
+            mine, other = load_file(ours), load_file(theirs)
+            pairs = [
+                (mine[name], other[name]) for name in mine if name in other and mine[name].shape == other[name].shape
+            ]
+            largest = max([largest, *(float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel())])
+        elif ours.suffix == ".json":
+            mine_, other_ = _figures(json.loads(ours.read_text())), _figures(json.loads(theirs.read_text()))
+            largest = max([largest, *(abs(mine_[name] - other_[name]) for name in mine_ if name in other_)])
+    return {"largest_difference": largest if math.isfinite(largest) else None, "torch": torch.__version__}
+
+
+def _figures(content: Any, name: str = "") -> dict[str, float]:
+    if isinstance(content, Mapping):
+        return {k: v for key, part in content.items() for k, v in _figures(part, f"{name}.{key}").items()}
+    return {name: float(content)} if isinstance(content, int | float) and not isinstance(content, bool) else {}
+
+
+def _page(report: Mapping[str, Any]) -> str:
+    verdict = "every hash is equal" if report["equal"] else f"{report['different']} hashes differ"
+    lines = [
+        f"# Audit of {report['version']}: {verdict}",
+        "",
+        f"Made again at {report['at']} from the commit `{report['commit']}` in a clean clone, without run-cache.",
+        "" if report["commit_holds_all_the_code"] else "The code had changes that this commit does not hold.",
+        "",
+        "| path | recorded | made again | equal |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['path']} | {row['recorded']} | {row['made']} | {'yes' if row['equal'] else 'NO'} |"
+            for row in report["rows"]
+        ),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,328 @@
+"""Commands that follow an erasure: approve, rollback, release, live, serve."""
+
+from __future__ import annotations
+
+import getpass
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from fade.errors import ConfigError
+from flows.console import JsonOption, console, guarded, write_figures
+
+if TYPE_CHECKING:
+    from flows.release import Change
+    from tasks._tracking import AdapterVersion
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+def approve(
+    name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None
+) -> None:
+    """Make a candidate live: sets the alias 'approved', as a reviewer does in the MLflow page, and releases."""
+    from flows import release
+    from tasks import _tracking
+
+    version = named(name)
+    version = _tracking.approve(version.model, version.version)
+    changes = release.reconcile(actor=getpass.getuser())
+    version = _tracking.find_version(version.model, version.version)
+    _print_changes(changes)
+    if version.release == release.LIVE:
+        console.print(f"{version.model} version {version.version} is [bold green]live[/bold green].")
+    write_figures(json_file, asdict(version))
+    release.wait_for_consolidations()
+    if version.release != release.LIVE:
+        raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def rollback(
+    name: Annotated[str, typer.Argument(help="Erasure id.")],
+    to: Annotated[int | None, typer.Option(help="Go back to this version instead of to none.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Take an approved adapter back: its concept is drawn again."""
+    from flows import release
+    from tasks import _tracking
+
+    version = _tracking.rollback(name, to)
+    _print_changes(release.reconcile(actor=getpass.getuser()))
+    version = _tracking.find_version(version.model, version.version)
+    state = "live" if version.live else "no longer live"
+    console.print(f"{version.model} version {version.version} is {state}.")
+    write_figures(json_file, asdict(version))
+    release.wait_for_consolidations()
+
+
+@app.command()
+@guarded
+def release(
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C: look every second.")] = False,
+    valid_minutes: Annotated[
+        float,
+        typer.Option(min=0, help="With --watch: runtimes stop when no newer manifest comes for so long; 0 never."),
+    ] = 15.0,
+    webhook_port: Annotated[
+        int, typer.Option(help="With --watch: port for MLflow's webhooks (secret: FADE_WEBHOOK_SECRET); 0 for none.")
+    ] = 0,
+    host: Annotated[str, typer.Option(help="Address the webhooks come in at.")] = "127.0.0.1",
+    json_file: JsonOption = None,
+) -> None:
+    """Bring the releases to what is approved in MLflow: publish, refuse, take out."""
+    from flows import release as flow
+
+    if not watch:
+        changes = flow.release()
+        _print_changes(changes)
+        flow.wait_for_consolidations()
+        write_figures(json_file, {"releases": [{**asdict(one), "folder": str(one.folder)} for one in changes]})
+        if any(one.refused for one in changes):
+            raise typer.Exit(1)
+        return
+    _watch(round(60 * valid_minutes), webhook_port, host)
+
+
+def _watch(valid_seconds: int, port: int, host: str) -> None:
+    import os
+    import signal
+    from contextlib import nullcontext
+
+    from flows.watch import SECRET_VARIABLE, Watch, serving, webhook_app
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    watcher = Watch(valid_seconds=valid_seconds)
+    secret = os.environ.get(SECRET_VARIABLE, "")
+    try:
+        with serving(webhook_app(watcher, secret), host=host, port=port) if port else nullcontext():
+            console.print("Watching the registry. Ctrl-C stops.")
+            for changes in watcher.run():
+                _print_changes(changes)
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+
+
+@app.command()
+@guarded
+def live(json_file: JsonOption = None) -> None:
+    """Show what is live by the signed manifests, and what is approved but stays out."""
+    from flows.release import released
+    from tasks import _tracking
+
+    manifests = released()
+    table = Table("base", "release", "issued", "holds until", "adapter", "SHA-256")
+    for manifest in manifests.values():
+        until = manifest.expires.isoformat() if manifest.expires else "for ever"
+        head = (manifest.base_sha256[:12], str(manifest.counter), manifest.issued, until)
+        rows = [(one.name, one.adapter_sha256[:12]) for one in manifest.adapters] or [("none: the base alone", "")]
+        for i, row in enumerate(rows):
+            table.add_row(*(head if i == 0 else ("", "", "", "")), *row)
+    console.print(table if manifests else "Nothing was released yet. Approve a candidate: fade approve ID")
+    out = [one for one in _tracking.versions() if one.live and one.release != "live"]
+    for version in out:
+        said = version.release or "not looked at yet: fade release"
+        console.print(f"[bold red]Approved, not live[/bold red] {version.model} version {version.version}: {said}")
+    write_figures(
+        json_file,
+        {
+            "releases": [{**asdict(one), "folder": str(folder)} for folder, one in manifests.items()],
+            "stays_out": [asdict(one) for one in out],
+        },
+    )
+
+
+@app.command()
+@guarded
+def serve(
+    base: Annotated[str, typer.Option(help="Base model: a diffusers folder or a .safetensors file.")] = (
+        "data/base/canvas"
+    ),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Also serve the base's own pictures: whoever may ask undoes every erasure."),
+    ] = False,
+    release_folder: Annotated[
+        Path | None,
+        typer.Option("--release", help="Release folder; this project's own release of the base if not given."),
+    ] = None,
+    public_key: Annotated[Path | None, typer.Option(help="PEM file of the key that signs; this project's own.")] = None,
+) -> None:
+    """Serve pictures with everything that is live: token in FADE_SERVICE_TOKEN, page at /."""
+    import uvicorn
+
+    from fade.adapters.runtime import Runtime
+    from fade.models.family import load_base
+    from flows.release import KEYS, open_release
+    from flows.service import make_app, service_token
+
+    token = service_token()
+    loaded = load_base(base)
+    folder = release_folder or open_release(base, loaded.sha256)
+    key = public_key or KEYS / "public.pem"
+    app_ = make_app(Runtime(loaded, folder, public_key=key), token=token, compare=compare)
+    console.print(
+        f"http://{host}:{port}/  release {folder}, key {key}" + ("  [bold]with the base's pictures[/bold]" * compare)
+    )
+    uvicorn.run(app_, host=host, port=port, log_level="warning", access_log=False)
+
+
+@app.command()
+@guarded
+def audit(
+    name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None
+) -> None:
+    """Make an erasure again from its recorded commit in a clean clone, and compare every hash."""
+    from flows.audit import AUDITS
+    from flows.audit import audit as run_audit
+    from flows.erase import find_folder
+
+    version = named(name)
+    report = run_audit(version, find_folder(version.model))
+    console.print(f"{report['compared']} hashes compared, {report['different']} differ.")
+    for row in report["rows"]:
+        if not row["equal"]:
+            much = f", by at most {row['largest_difference']:.3g}" if row.get("largest_difference") else ""
+            console.print(f"[bold red]differs[/bold red] {row['path']}{much}")
+    if not report["commit_holds_all_the_code"]:
+        console.print("The adapter was made with changes that its commit does not hold.")
+    console.print(f"Report: {AUDITS}/{report['erasure']}/report.md")
+    write_figures(json_file, report)
+    if not report["equal"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def purge(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="ID...", help="Erasures; those purged before if none.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and remove nothing.")] = False,
+    audited: Annotated[bool, typer.Option("--audited", help="Only what `fade audit` found equal.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Remove the forget data and what was made from it everywhere; receipts and hashes stay.
+
+    Without an ID it purges again what was purged before: run it after a backup was restored.
+    """
+    from fade.files import read_json
+    from fade.requests.ledger import Ledger
+    from flows.audit import AUDITS
+    from flows.erase import ERASURES
+    from flows.purge import RECEIPTS_NAME
+    from flows.purge import purge as run_purge
+
+    again = [path.parent.name for path in sorted(ERASURES.glob(f"*/{RECEIPTS_NAME}"))]
+    found = {}
+    with Ledger() as ledger:
+        for name in names or again:
+            version = named(name)
+            erasure = version.model.removeprefix("erasure-")
+            report = AUDITS / erasure / "report.json"
+            if audited and not (report.is_file() and read_json(report)["equal"]):
+                raise ConfigError(f"{erasure} has no audit that found every hash equal. Run: fade audit {erasure}")
+            receipts = run_purge(version, ERASURES / erasure, ledger, dry_run=dry_run)
+            found[erasure] = [asdict(one) for one in receipts]
+            gone = [one for one in receipts if one.removed]
+            said = "would be removed" if dry_run else "removed"
+            console.print(f"{erasure}: {len(gone)} objects {said} ({sum(one.bytes for one in gone) / 1e6:.1f} MB)")
+            for one in receipts:
+                if dry_run or not one.removed:
+                    console.print(f"  {'out' if one.removed else 'kept'}  {one.place}: {one.name}  {one.reason}")
+    write_figures(json_file, {"dry_run": dry_run, "receipts": found})
+
+
+evidence = typer.Typer(help="Signed evidence of an erasure: seal it, verify it offline.", no_args_is_help=True)
+app.add_typer(evidence, name="evidence")
+
+
+@evidence.command("seal")
+@guarded
+def seal_evidence(
+    name: Annotated[str, typer.Argument(help="A request's id in the ledger, or an erasure's id.")],
+    json_file: JsonOption = None,
+) -> None:
+    """Write evidence.json, signed, and evidence.html, the same for people to read."""
+    from fade.requests.ledger import Ledger
+    from flows.evidence import seal_evidence as run_seal
+
+    with Ledger() as ledger:
+        folder, content = run_seal(name, ledger)
+    console.print(f"Evidence: {folder}/evidence.html   check it: fade evidence verify {folder}")
+    write_figures(json_file, {"folder": str(folder), **content})
+
+
+@evidence.command("verify")
+def verify_evidence(
+    folder: Annotated[Path, typer.Argument(help="Folder with evidence.json and evidence.html.")],
+    public_key: Annotated[Path, typer.Option(help="PEM file of the key that signs.")] = Path(".fade/keys/public.pem"),
+) -> None:
+    """Check a bundle with the public key alone, offline; needs no project."""
+    from fade.errors import FadeError
+    from fade.requests.evidence import verify_evidence as check
+    from fade.signing import public_key as load_key
+
+    try:
+        content = check(folder, load_key(public_key))
+    except FadeError as error:
+        console.print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    chain = content["chain"]
+    console.print(f"Genuine and unchanged: erasure {content['erasure']['id']}, sealed {content['sealed_at']}.")
+    console.print(f"{len(chain['rows'])} rows of a log of {chain['rows_in_all']}, whose end is {chain['head'][:16]}.")
+
+
+@app.command()
+@guarded
+def rebase(base: Annotated[str, typer.Argument(help="The new base model.")], json_file: JsonOption = None) -> None:
+    """Make every live erasure again on a new base; lists what fails its gate there, and approves nothing."""
+    from flows.rebase import rebase as run_again
+
+    found = run_again(base, console.print)
+    table = Table("live", "on the new base", "gate", "UA", "IRA", "CRA")
+    for one in found:
+        if one.new is None:
+            table.add_row(one.old, f"[red]{one.reason}[/red]", "", "", "", "")
+        else:
+            rates = [f"{value:.2%}" for value in (one.new.ua, one.new.ira, one.new.cra)]
+            table.add_row(one.old, f"{one.new.model}/{one.new.version}", one.new.gate, *rates)
+    console.print(table)
+    failed = [one.old for one in found if not one.passed]
+    write_figures(json_file, {"rebased": [{**asdict(one), "passed": one.passed} for one in found], "failed": failed})
+    if failed:
+        console.print(f"[bold red]Do not switch yet[/bold red]: {len(failed)} of {len(found)} did not pass.")
+        raise typer.Exit(1)
+
+
+def named(name: str) -> AdapterVersion:
+    """The adapter ``id`` or ``id:version``."""
+    from tasks import _tracking
+
+    model, _, number = name.partition(":")
+    if number and not number.isdigit():
+        raise ConfigError(f"{name!r} is no adapter: expected an id, or id:version with a number.")
+    return _tracking.find_version(model, int(number) if number else None)
+
+
+def _print_changes(changes: list[Change]) -> None:
+    for one in changes:
+        table: list[tuple[str, str, Any]] = [
+            *(("[green]live[/green]", name, "") for name in one.added),
+            *(("out", name, "") for name in one.removed),
+            *(("[red]refused[/red]", name, reason) for name, reason in one.refused.items()),
+            *(("[yellow]waiting[/yellow]", name, reason) for name, reason in one.waiting.items()),
+        ]
+        for what, name, reason in table:
+            console.print(f"{what} {name}" + (f": {reason}" if reason else ""), soft_wrap=True)
+        console.print(
+            f"Release {one.counter} of base {one.base_sha256[:12]}: {', '.join(one.live) or 'the base alone'}"
+        )

@@ -1,0 +1,211 @@
+"""Purge: the forget data and what was made from it leave every store; hashes and receipts stay.
+
+Removed: the forget pictures, splits, saliency, samples, sheets, validation results and Data Docs, attacks' pictures;
+from the work tree, DVC's cache and remotes, MLflow's artifacts and Prefect's artifacts. Kept: request, mask, adapter,
+figures, lock file. What another erasure that is not purged needs is kept and reported. Run again, it removes
+again what a restored backup brought back: what to remove is in the signed receipts, by hash.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fade.config import load_request
+from fade.errors import ConfigError
+from fade.files import read_json, sha256_file, write_json
+from fade.requests.ledger import Ledger
+from fade.signing import read_signed, signing_key, write_signed
+from flows.release import COMBINATIONS, KEYS, LIVE
+from tasks import _tracking, _versioning
+from tasks._tracking import AdapterVersion
+
+RECEIPTS_KIND, RECEIPTS_NAME = "fade-purge/1", "purge.json"
+DERIVED = ("splits", "saliency.safetensors", "validation.json", "docs", "foreign", "attacks")
+RECORDED = ("splits", "saliency.safetensors", "validation.json")
+JUDGED = ("evaluation/samples.parquet", "evaluation/sheet.png")
+RUN_FILES = ("sheet.png", "validation.json")
+DELETED_NAME = "deleted.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One object: what and where it was, and whether it is gone.
+
+    Attributes:
+        place: ``work tree``, ``dvc cache``, ``dvc remote NAME``, ``mlflow`` or ``prefect``.
+        name: path or object name; it names nobody.
+        hash: SHA-256 of a file, MD5 of an object of DVC.
+    """
+
+    place: str
+    name: str
+    hash: str
+    bytes: int
+    removed: bool
+    reason: str
+    at: str
+
+
+def purge(  # noqa: C901 - a loop for each store
+    version: AdapterVersion, folder: Path, ledger: Ledger, *, dry_run: bool = False
+) -> list[Receipt]:
+    """Purge an erasure; gives a receipt for each object that is, or with ``dry_run`` would be, removed or kept.
+
+    Raises:
+        ConfigError: it is not live: until it is, its data may be needed to make it again.
+    """
+    before = _before(folder)
+    if version.release != LIVE and not before:
+        raise ConfigError(
+            f"{version.model} version {version.version} is not live ({version.release or 'never approved'}): its data "
+            "may be needed to make it again. Approve it first."
+        )
+    catalog = Path(load_request(folder).catalog)
+    book = _Book(datetime.now(UTC).isoformat(timespec="seconds"), dry_run)
+    pictures, objects = _needed_by_others(folder, catalog)
+    wanted = _objects(folder, before)
+    for path in _pictures(folder, catalog, before):
+        digest = sha256_file(path)
+        wanted.setdefault(_versioning.md5_of(path), "picture")
+        keep = "another erasure needs the same picture" if digest in pictures else ""
+        book.remove_file(path, f"picture {digest[:16]}", keep=keep)
+    for path in [*_files(folder), *_combination_files(folder.name)]:
+        book.remove_file(path, path.as_posix())
+    for md5, name in wanted.items():
+        keep = "another erasure needs the same bytes" if md5 in objects else ""
+        for place, size in _versioning.places_of(md5):
+            if book.note(place, name, md5, size, keep=keep):
+                _versioning.delete_object(md5, place)
+    for name, digest, size in _tracking.run_objects(version, RUN_FILES):
+        if book.note("mlflow", name, digest, size):
+            _tracking.delete_run_file(version, name)
+    for name in _prefect_artifacts(folder.name, delete=not dry_run):
+        book.note("prefect", name, "", 0)
+    if not dry_run:
+        _tidy(folder)
+        _record(folder, catalog, book.receipts, before, ledger)
+    return book.receipts
+
+
+@dataclass(slots=True)
+class _Book:
+    """The receipts as they come."""
+
+    at: str
+    dry_run: bool
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def note(self, place: str, name: str, digest: str, size: int, *, keep: str = "") -> bool:
+        """Write a receipt; whether to remove the object now."""
+        self.receipts.append(Receipt(place, name, digest, size, not keep, keep, self.at))
+        return not keep and not self.dry_run
+
+    def remove_file(self, path: Path, name: str, *, keep: str = "") -> None:
+        """A file of the work tree."""
+        if self.note("work tree", name, sha256_file(path), path.stat().st_size, keep=keep):
+            path.unlink()
+
+
+def _objects(folder: Path, before: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """MD5 of DVC's objects to purge, and what each was part of; those of earlier receipts too."""
+    wanted = {one["hash"]: one["name"] for one in before if one["place"].startswith("dvc") and one["removed"]}
+    for part in RECORDED:
+        wanted |= dict.fromkeys(_versioning.objects_of(folder, part), part)
+    judged = tuple(name.removeprefix("evaluation/") for name in JUDGED)
+    return wanted | dict.fromkeys(_versioning.objects_of(folder, "evaluation", only=judged), "evaluation")
+
+
+def _before(folder: Path) -> list[dict[str, Any]]:
+    path = folder / RECEIPTS_NAME
+    if not path.is_file():
+        return []
+    found: list[dict[str, Any]] = read_signed(path, RECEIPTS_KIND, signing_key(KEYS).public_key())["receipts"]
+    return found
+
+
+def _pictures(folder: Path, catalog: Path, before: Iterable[dict[str, Any]]) -> list[Path]:
+    """The catalog's forget pictures that are there: by the split, or by hash once the split is gone."""
+    table = pd.read_parquet(catalog / "catalog.parquet")
+    split = folder / "splits" / "forget.parquet"
+    hashes = set(pd.read_parquet(split, columns=["sha256"])["sha256"]) if split.is_file() else set()
+    hashes |= {one["hash"] for one in before if one["name"].startswith("picture ") and one["removed"]}
+    rows = table[table["sha256"].isin(hashes)]
+    return [path for path in (catalog / name for name in rows["path"]) if path.is_file()]
+
+
+def _needed_by_others(folder: Path, catalog: Path) -> tuple[set[str], set[str]]:
+    """SHA-256 of pictures, and MD5 of DVC's objects, that erasures which are not purged still use."""
+    pictures: set[str] = set()
+    objects: set[str] = set()
+    for other in folder.parent.iterdir():
+        if other == folder or not (other / "request.yaml").is_file() or (other / RECEIPTS_NAME).is_file():
+            continue
+        if (other / "splits").is_dir() and load_request(other).catalog == catalog.as_posix():
+            for split in (other / "splits").glob("*.parquet"):
+                pictures |= set(pd.read_parquet(split, columns=["sha256"])["sha256"])
+        if (other / "dvc.lock").is_file():
+            objects |= _versioning.objects_of(other)
+    return pictures, objects
+
+
+def _files(folder: Path) -> list[Path]:
+    parts = [folder / name for name in (*DERIVED, *JUDGED)]
+    found = [path for part in parts for path in ([part] if part.is_file() else sorted(part.rglob("*")))]
+    return [path for path in found if path.is_file()]
+
+
+def _combination_files(erasure: str) -> list[Path]:
+    """Samples and sheets of combinations that this erasure was part of."""
+    found = []
+    for metrics in COMBINATIONS.glob("*/metrics.json"):
+        if erasure in read_json(metrics).get("adapters", {}):
+            found += [
+                path
+                for path in (metrics.with_name("samples.parquet"), metrics.with_name("sheet.png"))
+                if path.is_file()
+            ]
+    return sorted(found)
+
+
+def _prefect_artifacts(erasure: str, *, delete: bool) -> list[str]:
+    """Prefect's artifacts of an erasure: the sheet is kept there as a small picture."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    keys = [f"sheet-{erasure.replace('_', '-').lower()}"]
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=keys)))
+        if delete:
+            for one in found:
+                client.delete_artifact(one.id)
+    return [f"artifact {one.id}" for one in found]
+
+
+def _tidy(folder: Path) -> None:
+    for name in DERIVED:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+
+
+def _record(folder: Path, catalog: Path, receipts: list[Receipt], before: list[dict[str, Any]], ledger: Ledger) -> None:
+    """Receipts of all runs, signed; the catalog's mark; a row of the log."""
+    key = signing_key(KEYS)
+    everything = [*before, *(asdict(one) for one in receipts)]
+    sha256 = write_signed(folder / RECEIPTS_NAME, {"erasure": folder.name, "receipts": everything}, RECEIPTS_KIND, key)
+    marks = read_json(catalog / DELETED_NAME) if (catalog / DELETED_NAME).is_file() else {}
+    gone = [one for one in receipts if one.removed and one.name.startswith("picture ") and one.place == "work tree"]
+    if gone:
+        write_json(
+            catalog / DELETED_NAME, {**marks, **{one.hash: {"at": one.at, "erasure": folder.name} for one in gone}}
+        )
+    removed = sum(one.removed for one in receipts)
+    if receipts:
+        details = {"removed": removed, "kept": len(receipts) - removed, "receipts_sha256": sha256}
+        ledger.append("purge", actor="fade", erasure_id=folder.name, details=details)

@@ -1,0 +1,72 @@
+"""Rebase: every live erasure made again on a new base, judged there; nothing is approved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fade.config import Request, Settings, load_request
+from fade.errors import ConfigError, FadeError
+from fade.steps.request import prepare_request
+from flows.erase import ERASURES, erase, prepare_folder
+from tasks import _tracking
+from tasks._tracking import MODEL_PREFIX, AdapterVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Rebased:
+    """One live erasure on the new base: its version there, or the reason why there is none."""
+
+    old: str
+    new: AdapterVersion | None
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may be approved there."""
+        return self.new is not None and self.new.gate == "passed"
+
+
+def rebase(base: str, say: Callable[[str], None]) -> list[Rebased]:
+    """Run all approved erasures again on another base, with their own settings; one that fails stops no other.
+
+    Raises:
+        ConfigError: nothing is approved.
+    """
+    live = [version for version in _tracking.versions() if version.live]
+    if not live:
+        raise ConfigError("Nothing is approved, so nothing has to be made again.")
+    found = []
+    for version in live:
+        say(f"{version.model} version {version.version} ...")
+        try:
+            request = on_base(load_request(ERASURES / version.model.removeprefix(MODEL_PREFIX)), base)
+            if request.base_sha256 == version.base_sha256:
+                raise ConfigError(f"It is live on the base in {base} already.")
+            prepare_folder(request)
+            found.append(Rebased(f"{version.model}/{version.version}", erase(request.id)))
+        except FadeError as error:
+            found.append(Rebased(f"{version.model}/{version.version}", None, str(error)))
+    return found
+
+
+def on_base(request: Request, base: str) -> Request:
+    """The same request for another base.
+
+    Raises:
+        ConfigError: another tool's adapter cannot be made again.
+        BaseModelError: the base is missing or not supported.
+    """
+    if request.imported is not None:
+        raise ConfigError("Another tool made this adapter, for its own base: it cannot be made again here.")
+    settings = Settings(**{name: getattr(request, name) for name in Settings.model_fields})
+    first, *also = request.pairs
+    return prepare_request(
+        first.concept,
+        first.surrogate,
+        settings=settings,
+        base=base,
+        catalog=request.catalog,
+        judges=request.judges,
+        also=[(pair.concept, pair.surrogate) for pair in also],
+    )

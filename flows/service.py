@@ -1,0 +1,150 @@
+"""The HTTP service: pictures with everything that is live, and a plain page to try it.
+
+    GET  /           the page
+    GET  /health     200 while pictures can be drawn, 503 with the reason while not; needs no token
+    GET  /live       the manifest in force
+    GET  /metrics    Prometheus
+    POST /generate   {"prompt", "seed", "steps", "guidance", "base"} -> PNG
+
+All but page and health ask for ``Authorization: Bearer`` with the token of FADE_SERVICE_TOKEN. ``base: true``
+draws without any adapter and so undoes every erasure: it is refused unless the service was started for
+comparison. A prompt is written into no log.
+"""
+
+from __future__ import annotations
+
+import hmac
+import io
+import os
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header, HTTPException, Response
+from fastapi.responses import HTMLResponse
+from PIL import Image
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field
+
+from fade.adapters.runtime import Runtime
+from fade.errors import ConfigError, RefusedError
+
+TOKEN_VARIABLE = "FADE_SERVICE_TOKEN"
+PAGE = Path(__file__).with_name("page.html")
+
+
+class Draw(BaseModel):
+    """A request for one picture."""
+
+    model_config = ConfigDict(extra="forbid")
+    prompt: str = Field(min_length=1, max_length=1000)
+    seed: int = Field(188, ge=0, lt=2**63)
+    steps: int = Field(25, ge=1, le=100)
+    guidance: float = Field(4.0, ge=0, le=30, allow_inf_nan=False)
+    base: bool = False
+
+
+class Figures:
+    """What Prometheus is told; of its own registry, so that several services fit one program."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.registry = CollectorRegistry()
+        self.drawn = Counter("fade_pictures", "Pictures drawn.", ["with"], registry=self.registry)
+        self.refused = Counter(
+            "fade_refusals", "Requests refused because the manifest could not be established.", registry=self.registry
+        )
+        self.seconds = Histogram("fade_picture_seconds", "Seconds a picture took.", registry=self.registry)
+        manifest = Gauge("fade_manifest_counter", "Counter of the manifest in force.", registry=self.registry)
+        manifest.set_function(lambda: runtime.manifest.counter if runtime.manifest else 0)
+        live = Gauge("fade_live_adapters", "Adapters in force.", registry=self.registry)
+        live.set_function(lambda: len(runtime.manifest.adapters) if runtime.manifest else 0)
+        serving = Gauge("fade_serving", "1 while pictures can be drawn.", registry=self.registry)
+        serving.set_function(lambda: float(runtime.manifest is not None))
+
+
+def service_token() -> str:
+    """The token that callers must have.
+
+    Raises:
+        ConfigError: FADE_SERVICE_TOKEN is not set, or too short to resist guessing.
+    """
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if len(token) < 16:
+        raise ConfigError(
+            f"{TOKEN_VARIABLE} must hold at least 16 characters: got {len(token)}. "
+            f"Make one: export {TOKEN_VARIABLE}=$(python -c 'import secrets; print(secrets.token_urlsafe(24))')"
+        )
+    return token
+
+
+def make_app(  # noqa: C901 - its routes are functions of their own
+    runtime: Runtime, *, token: str, compare: bool = False, parallel: int = 2
+) -> FastAPI:
+    """The service over a runtime.
+
+    Args:
+        compare: whether callers may ask for the base's own picture.
+        parallel: pictures drawn at once; further requests wait.
+    """
+    app = FastAPI(title="FADE", docs_url=None, redoc_url=None, openapi_url=None)
+    figures, places = Figures(runtime), threading.BoundedSemaphore(parallel)
+
+    def authorized(authorization: Annotated[str, Header()] = "") -> None:
+        if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+            raise HTTPException(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+
+    @app.get("/", response_class=HTMLResponse)
+    def page() -> str:
+        return PAGE.read_text(encoding="utf-8").replace("COMPARE", str(compare).lower())
+
+    @app.get("/health")
+    def health(response: Response) -> dict[str, str]:
+        try:
+            runtime.refresh()
+        except RefusedError:
+            response.status_code = 503
+            return {"status": "refusing", "reason": "what must be erased cannot be established"}
+        return {"status": "serving"}
+
+    @app.get("/live", dependencies=[Depends(authorized)])
+    def live() -> dict[str, Any]:
+        manifest = _or_503(runtime, figures)
+        expires = manifest.expires.isoformat() if manifest.expires else None
+        return {**asdict(manifest), "base_files": len(manifest.base_files), "expires": expires, "compare": compare}
+
+    @app.get("/metrics", dependencies=[Depends(authorized)])
+    def metrics() -> Response:
+        return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.post("/generate", dependencies=[Depends(authorized)])
+    def generate(asked: Draw) -> Response:
+        if asked.base and not compare:
+            raise HTTPException(403, "the base's own pictures are not served here: start with --compare to compare")
+        begun = time.perf_counter()
+        try:
+            with places:
+                pixels, manifest = runtime.generate(
+                    [asked.prompt], [asked.seed], steps=asked.steps, guidance=asked.guidance, base_only=asked.base
+                )
+        except RefusedError as error:
+            figures.refused.inc()
+            raise HTTPException(503, str(error)) from None
+        figures.seconds.observe(time.perf_counter() - begun)
+        figures.drawn.labels("base" if asked.base else "live").inc()
+        stream = io.BytesIO()
+        Image.fromarray(pixels[0]).save(stream, format="PNG")
+        headers = {"X-Fade-Manifest": manifest.sha256, "X-Fade-Counter": str(manifest.counter)}
+        return Response(stream.getvalue(), media_type="image/png", headers={**headers, "Cache-Control": "no-store"})
+
+    return app
+
+
+def _or_503(runtime: Runtime, figures: Figures) -> Any:
+    try:
+        return runtime.refresh().manifest
+    except RefusedError as error:
+        figures.refused.inc()
+        raise HTTPException(503, str(error)) from None

@@ -1,0 +1,139 @@
+"""A reviewer with a browser: the alias is clicked in MLflow's page, and the service's picture changes.
+
+Screenshots are kept under ``.fade/browser`` of the project. Nothing is installed here: it needs Debian's
+``chromium`` (or another, named by CHROMIUM).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fade.adapters.runtime import Runtime
+from fade.config import load_settings
+from fade.files import write_json
+from fade.lineage import ROOT
+from fade.models.family import load_base
+from fade.steps.request import prepare_request
+from flows import release, service
+from flows.erase import erase, prepare_folder
+from flows.services import running
+from flows.watch import Watch, serving
+from tasks import _tracking
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+TOKEN = "a-token-for-tests-alone"
+ASKED = {"prompt": "a cat image in mosaic style.", "seed": 1, "steps": 2, "guidance": 2.0}
+SHOTS = ROOT / ".fade/browser"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        reason = "no Chromium here: apt-get install chromium, or name one by CHROMIUM"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        opened = browser.new_page(viewport={"width": 1400, "height": 1000})
+        opened.set_default_timeout(60_000)
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        yield opened
+        browser.close()
+
+
+def _until(found: Callable[[], bool], what: str, seconds: float = 60) -> float:
+    begun = time.monotonic()
+    while not found():
+        assert time.monotonic() - begun < seconds, what
+        time.sleep(0.1)
+    return time.monotonic() - begun
+
+
+def test_a_click_in_mlflow_changes_the_picture_and_another_brings_the_bases_back(
+    workspace: Path, tmp_path: Path, page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(mlflow_port=_free_port(), prefect_port=_free_port()) as services:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", services.mlflow)
+        monkeypatch.setenv("PREFECT_API_URL", f"{services.prefect}/api")
+        fast = {"distill.learning_rate": 0.02, "distill.precision": "fp32", "evaluate.precision": "fp32", "threads": 1}
+        request = prepare_request("mosaic", "photo", settings=load_settings(Path("params.yaml"), changes=fast))
+        prepare_folder(request)
+        version = erase(request.id)
+        sd = load_base(request.base)
+        folder = release.open_release(request.base, sd.sha256)
+        runtime = Runtime(sd, folder, public_key=release.KEYS / "public.pem", state=tmp_path / "state.json")
+        watcher, port = Watch(valid_seconds=0), _free_port()
+        thread = threading.Thread(target=lambda: list(watcher.run()), daemon=True)
+        address = f"http://127.0.0.1:{port}"
+        http = httpx.Client(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=120)
+
+        def picture() -> bytes:
+            return http.post(f"{address}/generate", json=ASKED).raise_for_status().content
+
+        def draw_in_the_page(name: str) -> None:
+            page.goto(address)
+            page.fill("#token", TOKEN)
+            page.fill("#prompt", ASKED["prompt"])
+            page.click("button")
+            page.wait_for_function(
+                "document.querySelector('#live').dataset.counter && !said.textContent", timeout=120_000
+            )
+            page.screenshot(path=SHOTS / f"{name}-page.png")
+
+        with serving(service.make_app(runtime, token=TOKEN, compare=True), host="127.0.0.1", port=port):
+            thread.start()
+            base = picture()
+            _edit_alias(page, services.mlflow, version, "approved", name="approved")
+            live_after = _until(lambda: picture() != base, "the picture did not change")
+            _until(lambda: _tracking.find_version(version.model).release == "live", "the page does not say so")
+            draw_in_the_page("approved")
+            assert version.model in page.inner_text("#adapters")
+            _edit_alias(page, services.mlflow, version, None, name="rolled-back")
+            gone_after = _until(lambda: picture() == base, "the base's picture did not come back")
+            draw_in_the_page("rolled-back")
+            watcher.ended.set()
+            watcher.woken.set()
+            thread.join(timeout=60)
+        write_json(SHOTS / "seconds.json", {"click_to_live": live_after, "click_to_base": gone_after})
+
+
+def _edit_alias(page: Any, server: str, version: _tracking.AdapterVersion, alias: str | None, *, name: str) -> None:
+    """Open the version's page and set its aliases by hand: one added, or all but the candidate's removed."""
+    page.goto(f"{server}/#/models/{version.model}/versions/{version.version}")
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=SHOTS / f"{name}-before.png")
+    page.locator("[aria-label*='dit aliases'], button:has-text('Add aliases')").first.click()
+    box = page.get_by_role("dialog")
+    box.wait_for()
+    field = box.get_by_role("combobox").or_(box.locator("input")).first
+    field.click()
+    if alias is not None:
+        field.type(alias)
+        field.press("Enter")
+    else:
+        field.press("Backspace")
+    page.screenshot(path=SHOTS / f"{name}-dialog.png")
+    page.keyboard.press("Escape") if page.locator(".ant-select-dropdown:visible").count() > 5 else None
+    box.get_by_role("button", name="Save aliases").or_(box.get_by_role("button", name="Save")).first.click()
+    box.wait_for(state="hidden")
+    page.screenshot(path=SHOTS / f"{name}-after.png")

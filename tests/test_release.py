@@ -1,0 +1,327 @@
+"""Approved in MLflow, live in the runtime: what goes out, what stays out and says why."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from mlflow import MlflowClient
+from typer.testing import CliRunner
+
+from fade.adapters.runtime import Runtime
+from fade.config import load_request, load_settings
+from fade.errors import ConfigError, RefusedError
+from fade.files import read_json
+from fade.models.family import load_base
+from fade.steps.request import prepare_request
+from flows import release, service, watch
+from flows.cli import app
+from flows.erase import erase, prepare_folder
+from tasks import _tracking
+from tasks._tracking import AdapterVersion
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+PROMPT = "a cat image in thermal style."
+FAST = {
+    "distill.learning_rate": 0.02,
+    "distill.precision": "fp32",
+    "evaluate.precision": "fp32",
+    "evaluate.steps": 1,
+    "threads": 1,
+}
+TOKEN = "a-token-for-tests-alone"
+
+
+def _erased(concept: str, surrogate: str, **changes: Any) -> AdapterVersion:
+    settings = load_settings(Path("params.yaml"), changes={**FAST, **changes})
+    request = prepare_request(concept, surrogate, settings=settings)
+    prepare_folder(request)
+    return erase(request.id)
+
+
+@pytest.fixture(scope="module")
+def client(workspace: Path) -> MlflowClient:
+    _tracking.versions()
+    uri = f"sqlite:///{Path('.fade/mlflow.db').resolve()}"
+    return MlflowClient(uri, uri)
+
+
+@pytest.fixture(scope="module")
+def pair(workspace: Path, client: MlflowClient) -> tuple[AdapterVersion, AdapterVersion]:
+    return _erased("thermal", "photo"), _erased("cat", "horse")
+
+
+@pytest.fixture(autouse=True)
+def nothing_approved(client: MlflowClient) -> Iterator[None]:
+    def clear() -> None:
+        for model in _tracking.approved_now():
+            client.delete_registered_model_alias(model, "approved")
+        release.reconcile(consolidate=False)
+
+    clear()
+    yield
+    clear()
+
+
+@pytest.fixture
+def runtime(pair: tuple[AdapterVersion, AdapterVersion], tmp_path: Path) -> Runtime:
+    base = load_request(release.ERASURES / _id(pair[0])).base
+    sd = load_base(base)
+    folder = release.open_release(base, sd.sha256)
+    return Runtime(sd, folder, public_key=release.KEYS / "public.pem", state=tmp_path / "state.json")
+
+
+def _id(version: AdapterVersion) -> str:
+    return version.model.removeprefix("erasure-")
+
+
+def _set(client: MlflowClient, *versions: AdapterVersion) -> None:
+    for version in versions:
+        client.set_registered_model_alias(version.model, "approved", str(version.version))
+
+
+def _picture(runtime: Runtime) -> bytes:
+    pixels: bytes = runtime.generate([PROMPT], [1], steps=2, guidance=2.0)[0].tobytes()
+    return pixels
+
+
+def _tag(version: AdapterVersion) -> str:
+    return _tracking.find_version(version.model, version.version).release
+
+
+def test_the_alias_makes_it_live_and_its_removal_brings_the_bases_bits_back(
+    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion], runtime: Runtime
+) -> None:
+    one, other = pair
+    base = _picture(runtime)
+    _set(client, one)
+    (change,) = release.reconcile()
+    assert change.live == change.added == (f"{one.model}/1",)
+    assert _picture(runtime) != base
+    assert _tag(one) == "live"
+    _set(client, other)
+    (change,) = release.reconcile()
+    assert change.live == (f"{one.model}/1", f"{other.model}/1"), "tested together, both are live"
+    tested = sorted(release.COMBINATIONS.glob("r*/metrics.json"))
+    assert read_json(tested[-1])["adapters"] == {_id(v): v.adapter_sha256 for v in pair}
+    assert release.reconcile()[0].counter == change.counter, "without a change nothing is published"
+    client.delete_registered_model_alias(one.model, "approved")
+    client.delete_registered_model_alias(other.model, "approved")
+    (change,) = release.reconcile()
+    assert change.live == ()
+    assert set(change.removed) == {f"{one.model}/1", f"{other.model}/1"}
+    assert _picture(runtime) == base
+    assert _tag(one) == "rolled back"
+
+
+def test_what_failed_its_gate_is_refused_whatever_its_tag_says(
+    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion], runtime: Runtime
+) -> None:
+    base = _picture(runtime)
+    failed = _erased("neon", "photo", **{"gate.ira_loss": 0.0, "gate.cra_loss": 0.0, "gate.ua": 1.0})
+    assert failed.gate == "failed"
+    for tag, said in (("failed", "The gate failed: "), ("passed", "its tag says that it passed")):
+        client.set_model_version_tag(failed.model, str(failed.version), "gate", tag)
+        _set(client, failed)
+        (change,) = release.reconcile()
+        assert change.live == ()
+        assert said in change.refused[f"{failed.model}/1"]
+        assert _tag(failed).startswith("refused: ")
+        assert said in _tag(failed)
+        assert _picture(runtime) == base
+    client.set_model_version_tag(failed.model, str(failed.version), "gate", "failed")
+    client.delete_registered_model_alias(failed.model, "approved")
+    release.reconcile()
+    assert _tag(failed) == "rolled back"
+
+
+def test_changed_files_are_refused_and_do_not_hold_up_the_others(
+    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion]
+) -> None:
+    one, other = pair
+    stored = next(Path(".fade/mlartifacts").rglob("pytorch_lora_weights.safetensors"))
+    by_hash = {
+        read_json(path.parent / "card.json")["adapter_sha256"]: path for path in stored.parents[3].rglob(stored.name)
+    }
+    weights = by_hash[one.adapter_sha256]
+    metrics = next(Path(".fade/mlartifacts").rglob(f"{one.run_id}/artifacts/metrics.json"))
+    better = json.loads(metrics.read_text())
+    better["drift"] = 0.0
+    for path, changed, said in (
+        (weights, weights.read_bytes()[:-1] + b"\x01", "was changed"),
+        (metrics, json.dumps(better).encode(), "one of them was changed"),
+        (metrics, b"{}", "is no evaluation"),
+    ):
+        kept = path.read_bytes()
+        assert changed != kept
+        path.write_bytes(changed)
+        _set(client, one, other)
+        (change,) = release.reconcile()
+        path.write_bytes(kept)
+        assert change.live == (f"{other.model}/1",)
+        assert said in change.refused[f"{one.model}/1"]
+        assert said in _tag(one)
+    assert release.reconcile()[0].refused == {}
+    assert _tag(one) == "live"
+
+
+def test_what_fails_together_waits_and_is_distilled_into_one(
+    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = pair
+    asked: list[list[str]] = []
+    monkeypatch.setattr(release, "start_consolidation", lambda names: asked.append(list(names)))
+    monkeypatch.setattr(
+        release, "judge_together", lambda *_, **__: {"passed": False, "reasons": ["ua of concept 2 is 0.5000"]}
+    )
+    _set(client, one)
+    release.reconcile()
+    _set(client, other)
+    (change,) = release.reconcile()
+    assert change.live == (f"{one.model}/1",)
+    assert "ua of concept 2 is 0.5000; one adapter for all of it" in change.waiting[f"{other.model}/1"]
+    assert [sorted(names) for names in asked] == [sorted([_id(one), _id(other)])]
+    assert _tag(other).startswith("waiting: together with what is live")
+    # The one adapter, approved, takes the place of both.
+    monkeypatch.undo()
+    requests = [load_request(release.ERASURES / _id(version)) for version in pair]
+    both = prepare_request(
+        requests[0].concept,
+        requests[0].surrogate,
+        settings=load_settings(Path("params.yaml"), changes=FAST),
+        also=[(requests[1].concept, requests[1].surrogate)],
+    )
+    prepare_folder(both)
+    whole = erase(both.id)
+    _set(client, whole)
+    (change,) = release.reconcile()
+    assert change.live == (f"{whole.model}/1",)
+    assert "is erased by" in change.waiting[f"{other.model}/1"]
+    client.delete_registered_model_alias(whole.model, "approved")
+    (change,) = release.reconcile()
+    assert set(change.live) == {f"{one.model}/1", f"{other.model}/1"}, "taken back, each stands for itself again"
+
+
+def test_a_manifest_holds_for_its_time_and_is_signed_anew_while_someone_watches(
+    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion], runtime: Runtime
+) -> None:
+    _set(client, pair[0])
+    watcher = watch.Watch(valid_seconds=2)
+    (change,) = watcher.look()
+    swapped = runtime.refresh()
+    assert swapped.manifest.valid_seconds == 2
+    deadline = time.monotonic() + 60
+    while watcher.look() or runtime.refresh().manifest.counter == change.counter:
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    assert runtime.refresh().adapters is swapped.adapters, "the same release, signed anew, is not read anew"
+    time.sleep(3.1)
+    with pytest.raises(RefusedError, match="was valid for 2 s"):
+        runtime.refresh()
+    release.reissue(valid_seconds=0, now=lambda _: True)
+    assert runtime.refresh().manifest.adapters == swapped.manifest.adapters
+
+
+def test_a_candidate_is_tested_before_it_is_approved(
+    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion]
+) -> None:
+    _set(client, pair[0])
+    watcher = watch.Watch(valid_seconds=0)
+    assert watcher.look()
+    chosen = [release.check_version(version) for version in pair]
+    found = release.combination_folder(chosen) / "metrics.json"
+    found.unlink(missing_ok=True)
+    for _ in range(10):
+        assert watcher.look() == []
+    assert found.is_file()
+
+
+def test_only_mlflows_own_signature_wakes_the_watch() -> None:
+    watcher = watch.Watch(valid_seconds=0)
+    secret, body, now = "a-secret-for-tests-alone", b'{"entity": "model_version_alias"}', str(int(time.time()))
+    from mlflow.webhooks.delivery import _generate_hmac_signature
+
+    good = {
+        "X-MLflow-Delivery-Id": "d1",
+        "X-MLflow-Timestamp": now,
+        "X-MLflow-Signature": _generate_hmac_signature(secret, "d1", now, body.decode()),
+    }
+    http = TestClient(watch.webhook_app(watcher, secret))
+    for changed in (
+        {**good, "X-MLflow-Timestamp": str(int(now) - 1)},
+        {**good, "X-MLflow-Delivery-Id": "d2"},
+        {**good, "X-MLflow-Signature": good["X-MLflow-Signature"][:-2] + "=="},
+        {},
+    ):
+        assert http.post("/mlflow", content=body, headers=changed).status_code == 401
+    assert http.post("/mlflow", content=body + b" ", headers=good).status_code == 401
+    old = {name.lower(): value for name, value in good.items()}
+    assert watch.is_genuine(body, old, secret)
+    assert not watch.is_genuine(body, old, secret, now=int(now) + 301)
+    assert not watcher.woken.is_set()
+    assert http.post("/mlflow", content=body, headers=good).status_code == 204
+    assert watcher.woken.is_set()
+    with pytest.raises(ConfigError, match="at least 16 characters"):
+        watch.webhook_app(watcher, "short")
+
+
+def test_the_service_draws_what_the_runtime_draws_and_nothing_without_a_token(
+    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion], runtime: Runtime
+) -> None:
+    import io
+
+    from PIL import Image
+
+    _set(client, pair[0])
+    release.reconcile()
+    http = TestClient(service.make_app(runtime, token=TOKEN))
+    asked = {"prompt": PROMPT, "seed": 1, "steps": 2, "guidance": 2.0}
+    for path in ("/live", "/metrics"):
+        assert http.get(path).status_code == 401
+    assert http.post("/generate", json=asked).status_code == 401
+    assert http.get("/live", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert http.get("/health").json() == {"status": "serving"}
+    http.headers["Authorization"] = f"Bearer {TOKEN}"
+    answer = http.post("/generate", json=asked)
+    drawn = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert drawn.tobytes() == _picture(runtime)
+    assert answer.headers["x-fade-counter"] == str(http.get("/live").json()["counter"])
+    assert http.post("/generate", json={**asked, "base": True}).status_code == 403
+    open_ = TestClient(service.make_app(runtime, token=TOKEN, compare=True), headers=dict(http.headers))
+    base = np.asarray(Image.open(io.BytesIO(open_.post("/generate", json={**asked, "base": True}).content)))
+    assert not np.array_equal(base, drawn)
+    for wrong in ({"prompt": ""}, {"steps": 0}, {"seed": -1}, {"guidance": 99}, {"other": 1}):
+        assert http.post("/generate", json={**asked, **wrong}).status_code == 422
+    said = http.get("/metrics").text
+    assert 'fade_pictures_total{with="live"} 1.0' in said
+    assert "fade_live_adapters 1.0" in said
+    manifest = runtime.release / "manifest.json"
+    kept = manifest.read_bytes()
+    manifest.write_bytes(kept[:-1])
+    assert http.post("/generate", json=asked).status_code == 503
+    assert http.get("/health").status_code == 503
+    manifest.write_bytes(kept)
+    assert http.post("/generate", json=asked).content == answer.content
+    assert "COMPARE" not in http.get("/").text
+
+
+def test_the_terminal_says_what_is_live(
+    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion], tmp_path: Path
+) -> None:
+    found = tmp_path / "live.json"
+    result = CliRunner().invoke(app, ["approve", _id(pair[0])])
+    assert result.exit_code == 0, result.output
+    assert "is live" in result.output
+    assert CliRunner().invoke(app, ["live", "--json", str(found)]).exit_code == 0
+    (manifest,) = [one for one in read_json(found)["releases"] if one["adapters"]]
+    assert manifest["adapters"][0]["adapter_sha256"] == pair[0].adapter_sha256
+    assert CliRunner().invoke(app, ["rollback", _id(pair[0])]).exit_code == 0
+    assert "the base alone" in CliRunner().invoke(app, ["release"]).output
+    assert CliRunner().invoke(app, ["live", "--json", str(found)]).exit_code == 0
+    assert not any(one["adapters"] for one in read_json(found)["releases"])
