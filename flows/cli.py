@@ -195,11 +195,12 @@ def list_adapters(json_file: JsonOption = None) -> None:
     from tasks import _tracking
 
     found = _tracking.versions()
-    table = Table("adapter", "version", "kind", "gate", "UA", "IRA", "CRA", "drift", "aliases")
+    table = Table("adapter", "version", "kind", "gate", "UA", "inversion", "IRA", "CRA", "drift", "aliases")
     for version in found:
-        rates = [f"{value:.2%}" for value in (version.ua, version.ira, version.cra)]
+        depth = "not measured" if version.inversion is None else f"{version.inversion:.0%}"
         table.add_row(
-            *(version.model, str(version.version), version.kind, version.gate, *rates),
+            *(version.model, str(version.version), version.kind, version.gate),
+            *(f"{version.ua:.2%}", depth, f"{version.ira:.2%}", f"{version.cra:.2%}"),
             *(f"{version.drift:.4f}", ", ".join(version.aliases)),
         )
     console.print(table if found else "No adapter is registered yet. Begin with: fade demo")
@@ -350,6 +351,8 @@ def _print_figures(rows: list[dict[str, Any]]) -> None:
             base = f", base {row[f'base_{name}']:.1%}" if f"base_{name}" in row else ""
             cells.append(f"{row[name]:.1%} [{low:.1%}, {high:.1%}]{base}")
         table.add_row(name.upper(), *cells)
+        if name == "ua":
+            table.add_row("inversion", *("not measured: fade attack" for _ in rows))
     table.add_row("drift", *(f"{row['drift']:.4f}" for row in rows))
     table.add_row("pictures judged", *(str(row["samples"]) for row in rows))
     table.add_row("distillation", *(f"{row['distill_seconds']:.0f} s" for row in rows))

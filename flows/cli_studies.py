@@ -130,6 +130,41 @@ def combine(
 
 @app.command()
 @guarded
+def attack(
+    name: Annotated[str, typer.Argument(metavar="ID", help="A finished erasure of one concept.")],
+    json_file: JsonOption = None,
+) -> None:
+    """Measure depth: how often a search on the erased weights brings the concept back, against the base.
+
+    The figure goes to the erasure's run and page in MLflow; the pictures stay in the erasure's folder.
+    """
+    from fade.config import load_request
+    from fade.errors import RegistryError
+    from fade.files import read_json
+    from fade.steps.attack import attack as search
+    from fade.steps.trial import inversion_figures
+    from flows.erase import find_folder
+    from tasks import _tracking
+
+    folder = find_folder(name)
+    steps = load_request(folder).inversion.steps
+    for _ in tqdm(search(folder), total=2 * steps, desc="inversion", disable=None):
+        pass
+    found = inversion_figures(read_json(folder / "attacks" / "inversion.json"))
+    low, high = found["inversion_low"], found["inversion_high"]
+    console.print(
+        f"Inversion brings the concept back in {found['inversion']:.0%} [{low:.0%}, {high:.0%}] of pictures; "
+        f"on the base in {found['base_inversion']:.0%}. Sheet: {folder}/attacks/sheet.png"
+    )
+    try:
+        _tracking.log_attack(_tracking.find_version(folder.name), found)
+    except RegistryError as error:
+        console.print(f"Not noted in MLflow: {error}", soft_wrap=True)
+    write_figures(json_file, {**found, "folder": str(folder)})
+
+
+@app.command()
+@guarded
 def calibrate(
     concept: Annotated[str, typer.Option(help="What to erase.")],
     surrogate: Annotated[str, typer.Option(help="What its prompts shall give instead.")] = "auto",

@@ -54,6 +54,7 @@ class AdapterVersion:
         aliases: among them ``candidate`` (offered) and ``approved`` (live).
         gate: ``passed`` or ``failed``, as its tag says; the release flow asks what was measured.
         release: what the release flow said last: ``live``, ``rolled back``, ``waiting: why``, ``refused: why``.
+        inversion: share of pictures in which white-box inversion brings the concept back; None if not measured.
     """
 
     model: str
@@ -69,6 +70,7 @@ class AdapterVersion:
     cra: float
     drift: float
     release: str = ""
+    inversion: float | None = None
 
     @property
     def live(self) -> bool:
@@ -314,6 +316,8 @@ def _description(metrics: dict[str, Any], gate: str) -> str:
     return (
         f"Gate: **{gate}**.{reasons}\n\n" + "\n".join(lines) + f"\n\nDrift of retained pictures: "
         f"{metrics['drift']:.4f}. Before/after sheet: `sheet.png` in the source run's artifacts.\n\n"
+        "UA is asked by the concept's name. How often inversion of the weights still brings it back is the tag "
+        "`inversion`; without that tag it was not measured (`fade attack`).\n\n"
         f"Set the alias `{APPROVED}` to make this version live; move or remove it to take it back."
     )
 
@@ -355,6 +359,7 @@ def versions() -> list[AdapterVersion]:
                 cra=float(tags["cra"]),
                 drift=float(tags["drift"]),
                 release=tags.get(RELEASE_TAG, ""),
+                inversion=float(tags["inversion"]) if "inversion" in tags else None,
             )
             found.append((version.creation_timestamp, one))
         return [version for _, version in sorted(found, key=lambda item: (item[0], item[1].version))]
@@ -447,6 +452,13 @@ def say_release(version: AdapterVersion, what: str) -> None:
         return
     with _client() as client:
         client.set_model_version_tag(version.model, str(version.version), RELEASE_TAG, what)
+
+
+def log_attack(version: AdapterVersion, figures: Mapping[str, float]) -> None:
+    """Figures of an attack: metrics of the version's run, and the tag ``inversion`` on its page."""
+    with _client() as client:
+        client.log_batch(version.run_id, metrics=[Metric(key, value, 0, 0) for key, value in figures.items()])
+        client.set_model_version_tag(version.model, str(version.version), "inversion", f"{figures['inversion']:.4f}")
 
 
 def tag_version(version: AdapterVersion, tags: Mapping[str, str]) -> None:

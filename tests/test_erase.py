@@ -53,6 +53,20 @@ def test_an_erasure_ends_as_a_registered_candidate(finished: tuple[Path, _tracki
     assert set(read_json(folder / "timings.json")) == {stage.name for stage in _versioning.STAGES}
 
 
+def test_depth_is_said_to_be_unmeasured_until_it_is_measured(
+    finished: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
+) -> None:
+    folder, version = finished
+    run = CliRunner(env={"COLUMNS": "200"}).invoke
+    assert version.inversion is None
+    assert "not measured" in run(app, ["list"]).output
+    result = run(app, ["attack", folder.name, "--json", str(tmp_path / "attack.json")])
+    assert result.exit_code == 0, result.output
+    assert "on the base in" in result.output
+    measured = _tracking.find_version(version.model).inversion
+    assert measured == pytest.approx(read_json(tmp_path / "attack.json")["inversion"], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [
@@ -69,6 +83,7 @@ def test_an_erasure_ends_as_a_registered_candidate(finished: tuple[Path, _tracki
             },
             "lora",
         ),
+        ({"distill.start": "closed_form", "distill.steps": 0, "mask.granularity": "none"}, "lora"),
     ],
 )
 def test_every_way_of_the_method_ends_as_a_live_adapter_that_is_taken_back(
