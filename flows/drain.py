@@ -36,7 +36,7 @@ _PASSING = (RegistryError, ResourceError, LineageError)
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How requests are run; from FADE_DRAIN_* in the environment.
+    """How requests are run; `pace` reads it from FADE_DRAIN_* in the environment.
 
     Attributes:
         lease_seconds: without a sign of life for so long, a worker counts as dead.
@@ -45,20 +45,17 @@ class Pace:
         running: erasures at once, over all workers.
     """
 
-    lease_seconds: float = 120
+    lease_seconds: float = 120.0
     attempts: int = 5
-    retry_seconds: float = 60
+    retry_seconds: float = 60.0
     running: int = 1
 
 
-PACE = Pace()
-
-
 def pace() -> Pace:
-    """The pace in force."""
+    """The pace in force: defaults, unless a variable says otherwise."""
     numbers = {}
     for name in ("lease_seconds", "attempts", "retry_seconds", "running"):
-        default = getattr(PACE, name)
+        default = getattr(Pace(), name)
         given = os.environ.get(f"FADE_DRAIN_{name.upper()}")
         try:
             numbers[name] = default if given is None else type(default)(given)

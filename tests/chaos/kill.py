@@ -64,7 +64,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def submit(ledger: Ledger, draw: random.Random, number: int) -> str:
-    """A request whose erasure is a new one: the base's name makes equal concepts differ."""
+    """A request for a pair of concept and surrogate that was not asked for before, as long as there are any."""
     name = str(uuid.UUID(int=draw.getrandbits(128), version=4))
     concept = OBJECTS[number % len(OBJECTS)]
     surrogate = OBJECTS[(number + 1 + number // len(OBJECTS)) % len(OBJECTS)]
@@ -107,6 +107,8 @@ def run(kills: int, seed: int, folder: Path, *, longest: float) -> dict[str, Any
             if (step := moment(ledger, draw, worker, longest)) is not None:
                 kill(worker)
                 where[step] += 1
+            elif worker.returncode != 0:
+                sys.exit(f"the worker failed by itself: {(folder / 'worker.log').read_text()[-2000:]}")
         for _ in range(10 + 2 * len(names)):
             if not ledger.find(states=[State.SCHEDULED, State.RUNNING]):
                 break
