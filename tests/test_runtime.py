@@ -93,6 +93,7 @@ def test_a_signed_file_has_one_spelling_and_any_other_is_refused(key: Ed25519Pri
         (data[:-1], "x was changed: byte"),
         (data + b" ", "x was changed: byte"),
         (data.replace(b"2.5", b"2.6"), "signature does not hold"),
+        (_capital(data), "signature does not hold"),
         (data.replace(b"test/1", b"test/2"), "of the kind 'test/2'"),
         (data[: len(data) // 2], "x is damaged: .* at byte"),
         (b"\xff" + data, "byte 0 is no UTF-8"),
@@ -106,6 +107,12 @@ def test_a_signed_file_has_one_spelling_and_any_other_is_refused(key: Ed25519Pri
             verify(changed, "test/1", key.public_key(), origin="x")
     with pytest.raises(ConfigError, match="not finite"):
         canonical({"a": float("nan")})
+
+
+def _capital(data: bytes) -> bytes:
+    """One letter of the signature as a capital: the same number, another byte."""
+    at = data.index(b'"signature": "') + len(b'"signature": "')
+    return data[:at] + data[at:].replace(b"a", b"A", 1)
 
 
 def _id(key: Ed25519PrivateKey) -> bytes:
