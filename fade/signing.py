@@ -131,7 +131,10 @@ def verify(data: bytes, kind: str, key: Ed25519PublicKey, *, origin: str) -> dic
             "Check the public key, or whoever wrote the file."
         )
     try:
-        key.verify(bytes.fromhex(str(content["signature"])), _signed_bytes(content["payload"], kind))
+        signature = bytes.fromhex(str(content["signature"]))
+        if signature.hex() != content["signature"]:  # fromhex also reads capitals and spaces
+            raise ValueError("another spelling")
+        key.verify(signature, _signed_bytes(content["payload"], kind))
     except (InvalidSignature, ValueError, ConfigError):
         raise SignatureError(f"{origin} was changed: its signature does not hold. It is not used.") from None
     if not isinstance(content["payload"], dict):

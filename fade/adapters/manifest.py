@@ -121,14 +121,26 @@ def check_base(source: str | Path, manifest: Manifest) -> None:
     Raises:
         BaseModelError: another base, or a file that was changed, added or removed; names the first ones.
     """
-    found = base_files(source)
+    try:
+        found = base_files(source)
+    except BaseModelError as error:
+        # A configuration that was changed may look like another kind of model: say which file it is.
+        if not Path(source).is_dir():
+            raise
+        paths = {name: Path(source) / name for name in manifest.base_files}
+        found = {name: sha256_file(path) for name, path in paths.items() if path.is_file()}
+        if found == manifest.base_files:
+            raise
+        reason = f" ({error})"
+    else:
+        reason = ""
     wrong = [
         name for name in sorted({*found, *manifest.base_files}) if found.get(name) != manifest.base_files.get(name)
     ]
     if wrong:
         raise BaseModelError(
             f"The base in {source} is not the one of release {manifest.release} {manifest.counter}: {listing(wrong)} "
-            "changed, missing or added. Restore the base."
+            f"changed, missing or added{reason}. Restore the base."
         )
     if (sha256 := identity(find_base(source))) != manifest.base_sha256:
         raise BaseModelError(

@@ -10,6 +10,7 @@ the run. The parts are made anew: a tiny base, adapters of both kinds, a mask, a
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import sys
@@ -17,21 +18,26 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fade.adapters.manifest import MANIFEST_NAME, check_base, check_mask, permit, publish, read_adapter, read_manifest
 from fade.adapters.store import load_card, weights_path
-from fade.errors import FadeError
+from fade.errors import FadeError, LineageError
 from fade.files import sha256_file, write_json
 from fade.method.masks import make_mask, save_mask
 from fade.method.saliency import random_saliency
 from fade.models.family import load_base
-from fade.signing import read_signed, write_signed
+from fade.requests import tables
+from fade.requests.evidence import chain_rows, seal, verify_evidence
+from fade.requests.ledger import Ledger
+from fade.signing import read_signed
 from tests.test_adapters import _adapter, _delta_adapter
 from tests.tiny import save_tiny_base
 
@@ -80,12 +86,49 @@ def build(folder: Path) -> list[Target]:
         card = {"mask_sha256": sha256_file(where / "mask.json")}
         for path in sorted(where.iterdir()):
             targets.append(Target("mask", path, lambda at=where, card=card: check_mask(at, card)))
-    evidence = folder / "evidence.json"
-    write_signed(evidence, {"request": "0123", "figures": {"ua": 1.0}}, "fade-evidence/1", key)
-    targets.append(Target("evidence", evidence, lambda: read_signed(evidence, "fade-evidence/1", public)))
+    targets += _proofs(folder, key)
     for target in targets:
         target.use()  # untouched, each is accepted: a refusal below is the change's doing
     return targets
+
+
+def _proofs(folder: Path, key: Ed25519PrivateKey) -> list[Target]:
+    """A ledger's log, kept as rows of text, and a bundle of evidence."""
+    with Ledger(f"sqlite:///{folder / 'ledger.db'}") as ledger:
+        for number in range(6):
+            ledger.append("release.live", actor="test", erasure_id="e1", details={"manifest": number})
+        rows = chain_rows(ledger, erasure_id="e1")
+    log = folder / "log.jsonl"
+    # No byte of this text is without meaning, so that every change of a byte changes the log.
+    lines = [{**row, "at": round(1e6 * datetime.fromisoformat(row["at"]).timestamp())} for row in rows]
+    log.write_text("\n".join(json.dumps(line, separators=(",", ":")) for line in lines))
+    bundle = folder / "evidence"
+    seal(bundle, {"erasure": {"id": "e1"}, "figures": {"ua": 1.0}, "chain": {"rows": rows}}, key)
+    return [
+        Target("ledger", log, lambda: _load_log(log, folder / "ledger.db")),
+        *(Target("evidence", bundle / name, lambda: verify_evidence(bundle, key.public_key())) for name in PARTS),
+    ]
+
+
+PARTS = ("evidence.json", "evidence.html")
+
+
+def _load_log(log: Path, database: Path) -> None:
+    """Put the rows of the text into the ledger's table, as somebody with the database's password could; verify."""
+    url = f"sqlite:///{database}"
+    try:
+        rows = [json.loads(line) for line in log.read_bytes().decode().split("\n")]
+        rows = [{**row, "at": datetime.fromtimestamp(0, UTC) + timedelta(microseconds=row["at"])} for row in rows]
+        with Ledger(url) as ledger, ledger.engine.begin() as connection:
+            connection.execute(sa.delete(tables.log))
+            connection.execute(sa.insert(tables.log), rows)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, sa.exc.SQLAlchemyError) as error:
+        raise LineageError(f"{log} holds no rows of a log: {error}") from None
+    try:
+        with Ledger(url) as ledger:
+            ledger.verify()
+    except FadeError as error:
+        raise LineageError(f"{log}: {error}") from None
 
 
 def damaged(content: bytes, draw: random.Random) -> tuple[bytes, str]:
