@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows import cli_studies
+from flows import cli_data, cli_studies
 from flows.console import JsonOption, SetOption, console, guarded, pair, setting, write_figures
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(cli_studies.app)
+app.add_typer(cli_data.app)
 
 
 @app.command()
