@@ -7,6 +7,7 @@ pictures that share a band are compared, not all pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def near_pairs(one: NDArray[np.uint64], other: NDArray[np.uint64], *, distance: 
     """
     found = [np.empty((0, 2), dtype=np.int64)]
     edges = np.linspace(0, 64, distance + 2).round().astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         mask = np.uint64((1 << int(high - low)) - 1)
         found += _in_band(one, other, (one >> np.uint64(low)) & mask, (other >> np.uint64(low)) & mask, distance)
     return np.unique(np.concatenate(found), axis=0)
@@ -93,8 +94,8 @@ def _look_the_same(one: Path, other: Path) -> bool:
     return float(np.sqrt(((pixels - against) ** 2).mean())) / 255.0 <= SAME_LOOK
 
 
-def conflicting(table: pd.DataFrame, *, distance: int = DISTANCE) -> list[tuple[str, str]]:
-    """Ids of near-duplicates that a catalog labels as different objects."""
+def conflicting(table: pd.DataFrame, *, pictures: Path, distance: int = DISTANCE) -> list[tuple[str, str]]:
+    """Ids of pictures that look the same and that a catalog labels as different objects."""
     bits = as_bits(table["phash"].tolist())
     unique, where = np.unique(bits, return_inverse=True)
     labels = table.assign(bits=where).groupby("bits")["object"]
@@ -103,8 +104,10 @@ def conflicting(table: pd.DataFrame, *, distance: int = DISTANCE) -> list[tuple[
     pairs = near_pairs(unique, unique, distance=distance)
     pairs = pairs[pairs[:, 0] < pairs[:, 1]]
     names, idents = first.to_numpy(), ids.to_numpy()
+    paths = dict(zip(table["image_id"], table["path"], strict=True))
     differ = names[pairs[:, 0]] != names[pairs[:, 1]]
-    return found + [(str(idents[a]), str(idents[b])) for a, b in pairs[differ].tolist()]
+    found += [(str(idents[a]), str(idents[b])) for a, b in pairs[differ].tolist()]
+    return [(a, b) for a, b in found if _look_the_same(pictures / paths[a], pictures / paths[b])]
 
 
 def _other(table: pd.DataFrame, where: NDArray[np.int64], number: int, label: str) -> str:
