@@ -215,10 +215,14 @@ class Request(Settings, Pair):
 
     Attributes:
         also: further concepts that the same adapter erases.
+        image_ids: pictures that must be forgotten: the forget set is these (and those of ``subjects``) alone.
+        subjects: opaque references of those whose pictures must be forgotten.
         imported: hash of another tool's adapter that is judged instead of one made here (``fade import``).
     """
 
     also: tuple[Pair, ...] = ()
+    image_ids: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
     imported: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     base: str
     base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -19,11 +19,16 @@ os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
 import great_expectations as gx
 import great_expectations.expectations as gxe
+import numpy as np
 import pandas as pd
+from great_expectations.execution_engine import PandasExecutionEngine
+from great_expectations.expectations.expectation import ColumnMapExpectation
+from great_expectations.expectations.metrics import ColumnMapMetricProvider, column_condition_partial
 from PIL import Image, UnidentifiedImageError
 
 from fade.config import Request, load_request
-from fade.data.catalog import COLUMNS
+from fade.data.catalog import COLUMNS, load_catalog
+from fade.data.duplicates import as_bits, conflicting, leaked, near_pairs
 from fade.data.splits import NOTHING, SPLIT_NAMES
 from fade.errors import DataError, listing
 from fade.files import write_json
@@ -49,18 +54,12 @@ def validate(folder: Path) -> dict[str, bool]:
                 for path, sha256 in zip(tables[name]["path"], tables[name]["sha256"], strict=True)
             ]
         )
+    known = load_catalog(Path(request.catalog), further=("phash", "subject")).set_index("image_id")[
+        ["phash", "subject"]
+    ]
+    tables = {name: _with_catalog(table, known) for name, table in tables.items()}
     docs = folder / "docs"
-    shutil.rmtree(docs, ignore_errors=True)
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
-    context.add_data_docs_site(
-        site_name="erasure",
-        site_config={
-            "class_name": "SiteBuilder",
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
-        },
-    )
+    context = _context(docs)
     source = context.data_sources.add_pandas("splits")
     held: dict[str, bool] = {}
     for name in SPLIT_NAMES:
@@ -73,6 +72,97 @@ def validate(folder: Path) -> dict[str, bool]:
         raise DataError(f"The splits did not pass validation: {listing(failed)} failed.{detail} See {page}.")
     write_json(folder / "validation.json", {"expectations": held, "rows": {n: len(t) for n, t in tables.items()}})
     return held
+
+
+def validate_catalog(folder: Path, *, files: bool = True) -> dict[str, bool]:
+    """Judge a catalog; write ``<folder>.validation.json`` and the pages under ``<folder>.docs/``.
+
+    Beside the folder, as DVC owns what is in it.
+
+    Raises:
+        DataError: an expectation fails; names it, the first five pictures at fault and the page.
+    """
+    table = load_catalog(folder, further=("phash", "source_sha256"))
+    problems = [_problem(folder / p, s) if files else "" for p, s in zip(table["path"], table["sha256"], strict=True)]
+    table = table.assign(problem=problems, sizes=table["width"].astype(str) + "x" + table["height"].astype(str))
+    pairs = conflicting(table, pictures=folder) if files else []
+    table["alike"] = table["image_id"].isin({name for both in pairs for name in both})
+    docs = folder.with_name(f"{folder.name}.docs")
+    context = _context(docs)
+    held = _judged(context, context.data_sources.add_pandas("catalog"), "catalog", table, _catalog_expectations())
+    context.build_data_docs()
+    if failed := sorted(key for key, holds in held.items() if not holds):
+        culprits = [f"{row.path}: {row.problem}" for row in table[table["problem"] != ""].itertuples()]
+        culprits += [f"{one} looks like {other}" for one, other in pairs]
+        detail = f" At fault: {listing(culprits)}." if culprits else ""
+        raise DataError(
+            f"{folder} did not pass validation: {listing(failed)} failed.{detail} See {docs / 'index.html'}."
+        )
+    write_json(folder.with_name(f"{folder.name}.validation.json"), {"expectations": held, "rows": len(table)})
+    return held
+
+
+def _catalog_expectations() -> dict[str, Any]:
+    """A readable name to each expectation of a catalog."""
+    return {
+        **{f"has column {column}": gxe.ExpectColumnToExist(column=column) for column in (*COLUMNS, "phash")},
+        "is not empty": gxe.ExpectTableRowCountToBeBetween(min_value=1),
+        "ids are unique": gxe.ExpectColumnValuesToBeUnique(column="image_id"),
+        "files are there, decode and have the recorded hash": gxe.ExpectColumnValuesToBeInSet(
+            column="problem", value_set=[""]
+        ),
+        "every picture has a caption": gxe.ExpectColumnValueLengthsToBeBetween(column="caption", min_value=1),
+        "every picture has a subject": gxe.ExpectColumnValueLengthsToBeBetween(column="object", min_value=1),
+        "hashes are SHA-256": gxe.ExpectColumnValuesToMatchRegex(column="sha256", regex="^[0-9a-f]{64}$"),
+        "perceptual hashes have 64 bits": gxe.ExpectColumnValuesToMatchRegex(column="phash", regex="^[0-9a-f]{16}$"),
+        "pictures are train or holdout": gxe.ExpectColumnValuesToBeInSet(
+            column="split", value_set=["train", "holdout"]
+        ),
+        "pictures have one size": gxe.ExpectColumnUniqueValueCountToBeBetween(column="sizes", max_value=1),
+        "pictures that look the same show the same subject": gxe.ExpectColumnValuesToBeInSet(
+            column="alike", value_set=[False]
+        ),
+    }
+
+
+class _FarHash(ColumnMapMetricProvider):
+    """Whether a perceptual hash lies far from all of some others."""
+
+    condition_metric_name = "column_values.far_hash"
+    condition_value_keys = ("hashes",)
+
+    @column_condition_partial(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
+    def _pandas(cls, column: pd.Series, hashes: list[str], **_: Any) -> pd.Series:
+        pairs = near_pairs(as_bits(column.tolist()), as_bits(hashes))
+        return pd.Series(~np.isin(np.arange(len(column)), pairs[:, 0]), index=column.index)
+
+
+class ExpectHashesToBeFar(ColumnMapExpectation):
+    """Expect no picture to be a near-duplicate of some others, by perceptual hash."""
+
+    hashes: list[str]
+    map_metric = "column_values.far_hash"
+    success_keys = ("hashes", "mostly")
+
+
+def _with_catalog(table: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """The table with what the catalog says now: a row that was deleted there has no hash."""
+    joined = table.join(known, on="image_id")
+    live = joined["phash"].notna()
+    return joined.assign(live=live, phash=joined["phash"].fillna("0" * 16))
+
+
+def _context(docs: Path) -> Any:
+    shutil.rmtree(docs, ignore_errors=True)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())}
+    index = {"class_name": "DefaultSiteIndexBuilder"}
+    context.add_data_docs_site(
+        site_name="fade",
+        site_config={"class_name": "SiteBuilder", "site_index_builder": index, "store_backend": store},
+    )
+    return context
 
 
 def _problem(path: Path, sha256: str) -> str:
@@ -123,7 +213,16 @@ def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) 
                 column="surrogate_caption", regex=target
             ),
         }
+    checks[f"{name}: holds no deleted picture"] = gxe.ExpectColumnValuesToBeInSet(column="live", value_set=[True])
     if name == "forget":
+        kinds: set[str] = {pair.kind for pair in request.pairs}
+        near = leaked(tables["forget"], tables["retain"], pictures=Path(request.catalog), kinds=kinds)
+        # Of a style, the same photograph in another style must stay: there only what looks the same counts.
+        hashes = (near if kinds == {"style"} else tables["retain"])["phash"].tolist()
+        checks["forget: has no near-duplicate in retain"] = ExpectHashesToBeFar(column="phash", hashes=hashes)
+        checks["forget: shares no subject with retain"] = gxe.ExpectColumnValuesToNotBeInSet(
+            column="subject", value_set=sorted(set(tables["retain"]["subject"].dropna()))
+        )
         for other in ("retain", "surrogate", "holdout"):
             checks[f"forget: shares no picture with {other}"] = gxe.ExpectColumnValuesToNotBeInSet(
                 column="sha256", value_set=tables[other]["sha256"].tolist()

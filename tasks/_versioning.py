@@ -44,19 +44,20 @@ class Stage:
 
 
 _WHAT = ("concept", "kind", "surrogate", "aliases", "also", "catalog")
+_WHOSE = ("image_ids", "subjects")
 _BASE = ("base", "base_sha256", "threads", "weights")
 STAGES = (
     Stage(
         "split",
         "fade.steps.split",
-        ("{catalog}/catalog.parquet", "{catalog}/concepts.json"),
+        ("{catalog}/catalog.parquet", "{catalog}/concepts.json", "{catalog}/pictures"),
         ("splits",),
-        (*_WHAT, "split"),
+        (*_WHAT, *_WHOSE, "split"),
     ),
     Stage(
         "validate",
         "tasks._validation",
-        ("splits", "{catalog}/pictures"),
+        ("splits", "{catalog}/catalog.parquet", "{catalog}/pictures"),
         ("validation.json",),
         (*_WHAT, "distill.stop_at"),
     ),

@@ -1,19 +1,25 @@
 """Catalog: one parquet table of pictures, with their captions, concepts and hashes.
 
-A catalog is a folder: ``catalog.parquet``, ``concepts.json`` and the pictures the table names.
+A catalog is a folder: ``catalog.parquet``, ``concepts.json`` (concepts, caption templates), the pictures
+the table names, ``rejected.json`` (what was set aside) and ``sheet.png``. ``fade/data/intake.py`` writes it.
+Rows are never removed: ``deleted_at`` says that a picture is gone, and such a row is not read for a split.
 """
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from fade.concepts import Concept
+from fade.concepts import CAPTION_TEMPLATE, PARAPHRASES, Concept
 from fade.errors import ConfigError, DataError, nearest
 from fade.files import read_json
 
@@ -34,34 +40,99 @@ COLUMNS = (
 )
 
 
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """A picture as PNG bytes."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG", compress_level=6)
-    return stream.getvalue()
+FURTHER = (
+    "phash",
+    "domain",
+    "attributes",
+    "subject",
+    "uri",
+    "source_sha256",
+    "source_width",
+    "source_height",
+    "source_mode",
+    "added_at",
+    "deleted_at",
+)
+"""Columns of a catalog that splits do not carry."""
+
+_TYPES = {
+    "width": pa.int64(),
+    "height": pa.int64(),
+    "source_width": pa.int64(),
+    "source_height": pa.int64(),
+    "person": pa.bool_(),
+    "attributes": pa.list_(pa.string()),
+    "added_at": pa.timestamp("ms", tz="UTC"),
+    "deleted_at": pa.timestamp("ms", tz="UTC"),
+}
+SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in (*COLUMNS, *FURTHER)])
 
 
-def load_catalog(folder: Path) -> pd.DataFrame:
-    """Read the table.
+def load_catalog(folder: Path, *, further: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Read the rows that are not deleted: ``COLUMNS``, and those of ``FURTHER`` that are asked for.
 
     Raises:
         DataError: the table is missing, or lacks a column.
     """
+    path = table_path(folder)
+    live = pc.field("deleted_at").is_null()
+    return pd.read_parquet(path, columns=[*COLUMNS, *further], filters=live)
+
+
+def table_path(folder: Path) -> Path:
+    """The table of a catalog.
+
+    Raises:
+        DataError: it is missing, is no parquet file, or lacks a column.
+    """
     path = folder / "catalog.parquet"
     if not path.is_file():
-        raise DataError(f"No catalog in {folder}: expected {path}. Build it with `dvc repro catalog`.")
-    table = pd.read_parquet(path)
-    if missing := [column for column in COLUMNS if column not in table.columns]:
+        raise DataError(f"No catalog in {folder}: expected {path}. Build it with `fade catalog build`.")
+    try:
+        names = pq.read_schema(path).names
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is no parquet table ({error}). Restore it, or build the catalog again.") from None
+    if missing := [column for column in SCHEMA.names if column not in names]:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}. Build the catalog again.")
-    return table
+    return path
+
+
+def stream_table(folder: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The table in batches, deleted rows included: memory does not grow with its length."""
+    with pq.ParquetFile(table_path(folder)) as file:
+        yield from file.iter_batches(batch_size=8192, columns=columns)
+
+
+def count_rows(folder: Path) -> list[dict[str, Any]]:
+    """Pictures of each object and style: ``train``, ``holdout`` and ``deleted``, in order of names."""
+    counts: dict[tuple[str, str, str], dict[str, int]] = {}
+    for batch in stream_table(folder, ["object", "domain", "style", "split", "deleted_at"]):
+        for row in batch.to_pylist():
+            key = (row["object"], row["domain"], row["style"])
+            of = counts.setdefault(key, {"train": 0, "holdout": 0, "deleted": 0})
+            of["deleted" if row["deleted_at"] is not None else row["split"]] += 1
+    return [{"object": o, "domain": d, "style": s, **counts[o, d, s]} for o, d, s in sorted(counts)]
+
+
+def load_templates(folder: Path) -> tuple[str, ...] | None:
+    """The sentences that caption a catalog's pictures, the first canonical; None: each picture has its own."""
+    content = read_concepts_file(folder)
+    if content.get("captions") == "own":
+        return None
+    return tuple(content.get("templates") or (CAPTION_TEMPLATE, *PARAPHRASES))
+
+
+def read_concepts_file(folder: Path) -> dict[str, Any]:
+    """The content of concepts.json."""
+    path = folder / "concepts.json"
+    if not path.is_file():
+        raise DataError(f"No concepts in {folder}: expected {path}. Build it with `fade catalog build`.")
+    return read_json(path)
 
 
 def load_concepts(folder: Path) -> dict[str, Concept]:
     """The concepts of a catalog by name."""
-    path = folder / "concepts.json"
-    if not path.is_file():
-        raise DataError(f"No concepts in {folder}: expected {path}. Build the catalog with `dvc repro catalog`.")
-    entries = read_json(path)["concepts"]
+    entries = read_concepts_file(folder)["concepts"]
     return {
         entry["name"]: Concept(entry["name"], entry["kind"], tuple(entry["aliases"]), entry["person"])
         for entry in entries

@@ -11,6 +11,7 @@ held_out    those of them that show the concept, with paired captions: they deci
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -18,11 +19,12 @@ import pandas as pd
 
 from fade.concepts import CAPTION_TEMPLATE, PARAPHRASES, Concept, caption
 from fade.data.catalog import find_concept
-from fade.errors import DataError
+from fade.errors import DataError, listing
 from fade.seeding import numpy_generator
 
 NOTHING, NO_CAPTION = "nothing", ""
 """As a surrogate, *nothing* stands for what the empty prompt gives."""
+TEMPLATES = (CAPTION_TEMPLATE, *PARAPHRASES)
 SPLIT_NAMES = ("forget", "surrogate", "retain", "holdout", "held_out")
 
 
@@ -46,6 +48,8 @@ def make_splits(
     retain_per_pair: int,
     holdout_per_pair: int,
     seed: int,
+    templates: Sequence[str] | None = TEMPLATES,
+    selected: frozenset[str] = frozenset(),
 ) -> dict[str, pd.DataFrame]:
     """Cut a catalog's table into the splits.
 
@@ -55,10 +59,15 @@ def make_splits(
             several of them has a target caption in which each gives way to its surrogate; where one gives
             way to nothing, that caption is the empty prompt.
         forget_per_pair: pictures of the concept (and of the surrogate) for each other-domain concept.
+        templates: sentences that caption the pictures, the first canonical; None: each keeps its own caption.
+        selected: ids of pictures that must be forgotten: then the forget set of the first concept is exactly
+            these, and its other pictures are in no training set.
 
     Raises:
         DataError: the catalog holds no picture of the concept or of the surrogate, or nothing to retain.
     """
+    if selected:
+        table = table.assign(split=table["split"].where(~table["image_id"].isin(selected), "train"))
     train, holdout_rows = table[table["split"] == "train"], table[table["split"] == "holdout"]
     holdout = _draw(holdout_rows, holdout_per_pair, seed, "holdout")
     erased = pd.Series(False, index=train.index)
@@ -68,6 +77,8 @@ def make_splits(
     for concept, surrogate in pairs:
         domain = concept.kind
         shows_concept = train[domain] == concept.name
+        if selected and concept == pairs[0][0]:
+            shows_concept = _selected(train, concept, selected)
         # Nothing has no pictures of its own: z_t is made from what else there is.
         stands_in = ~erased if surrogate is None else (train[domain] == surrogate.name) & ~erased
         for found, name, role in (
@@ -80,12 +91,12 @@ def make_splits(
                     "expected at least 1."
                 )
         drawn = {
-            "forget": _draw(train[shows_concept], forget_per_pair, seed, "forget"),
+            "forget": _draw(train[shows_concept], max(forget_per_pair, len(selected)), seed, "forget"),
             "surrogate": _stand_ins(train[stands_in], concept, surrogate, forget_per_pair, seed),
             "held_out": holdout[holdout[domain] == concept.name],
         }
         for name, rows in drawn.items():
-            parts[name].append(_paired_captions(rows, concept, pairs, seed))
+            parts[name].append(_paired_captions(rows, concept, pairs, seed, templates))
     paired = {
         name: pd.concat(tables, ignore_index=True).drop_duplicates(["image_id", "caption"], ignore_index=True)
         for name, tables in parts.items()
@@ -98,7 +109,7 @@ def make_splits(
     return {
         "forget": paired["forget"],
         "surrogate": paired["surrogate"],
-        "retain": _varied_captions(retain, seed),
+        "retain": retain.reset_index(drop=True) if templates is None else _varied_captions(retain, seed, templates),
         "holdout": holdout.reset_index(drop=True),
         "held_out": paired["held_out"],
     }
@@ -124,22 +135,66 @@ def _draw(table: pd.DataFrame, per_pair: int, seed: int, purpose: str) -> pd.Dat
     return shuffled.groupby(["object", "style"], sort=True).head(per_pair).sort_values("image_id")
 
 
-def _templates(count: int, seed: int, purpose: str) -> list[str]:
+def _selected(train: pd.DataFrame, concept: Concept, selected: frozenset[str]) -> pd.Series:
+    """Which rows are selected.
+
+    Raises:
+        DataError: one of them is not in the catalog, or does not show the concept.
+    """
+    rows = train["image_id"].isin(selected)
+    if missing := sorted(selected - set(train["image_id"])):
+        raise DataError(f"The catalog holds no picture {listing(missing)}: deleted, or of another catalog.")
+    if others := train[rows & (train[concept.kind] != concept.name)]["image_id"].tolist():
+        raise DataError(f"Pictures to forget do not show the concept: {listing(others)}. Name their concept.")
+    return rows
+
+
+def _templates(count: int, seed: int, purpose: str, templates: Sequence[str]) -> list[str]:
     """Half the rows carry the canonical template, the others a paraphrase."""
-    templates = (*[CAPTION_TEMPLATE] * len(PARAPHRASES), *PARAPHRASES)
-    return [templates[i] for i in numpy_generator(seed, "captions", purpose).integers(0, len(templates), count)]
+    canonical, *others = templates
+    drawn = (*[canonical] * max(1, len(others)), *others)
+    return [drawn[i] for i in numpy_generator(seed, "captions", purpose).integers(0, len(drawn), count)]
+
+
+def _own_captions(
+    table: pd.DataFrame, concept: Concept, pairs: Sequence[tuple[Concept, Concept | None]]
+) -> pd.DataFrame:
+    """Each picture's own caption, and the same with every erased name of its picture given way."""
+    table = table.reset_index(drop=True)
+    captions: list[str] = table["caption"].tolist()
+    targets: list[str] = []
+    for row in table.to_dict("records"):
+        target, shown = row["caption"], {row["object"], row["style"], concept.name}
+        for erased, surrogate in pairs:
+            names = "|".join(re.escape(name) for name in (erased.name, *erased.aliases))
+            # What the surrogate's own pictures are told is the concept's name.
+            if surrogate is not None and surrogate.name in shown and erased == concept:
+                row["caption"] = re.sub(rf"(?i)\b{re.escape(surrogate.name)}\b", erased.name, row["caption"])
+                captions[len(targets)] = row["caption"]
+            if surrogate is None and erased.name in shown:
+                target = NO_CAPTION
+            elif surrogate is not None:
+                target = re.sub(rf"(?i)\b({names})\b", surrogate.name, target)
+        targets.append(target)
+    return table.assign(caption=captions, surrogate_caption=targets)
 
 
 def _paired_captions(
-    table: pd.DataFrame, concept: Concept, pairs: Sequence[tuple[Concept, Concept | None]], seed: int
+    table: pd.DataFrame,
+    concept: Concept,
+    pairs: Sequence[tuple[Concept, Concept | None]],
+    seed: int,
+    templates: Sequence[str] | None,
 ) -> pd.DataFrame:
     """Captions that name the concept, and the same with every erased name given way."""
+    if templates is None:
+        return _own_captions(table, concept, pairs)
     table = table.reset_index(drop=True)
     names = (*[concept.name] * max(1, 2 * len(concept.aliases)), *concept.aliases)
     draws: np.ndarray = numpy_generator(seed, "names").integers(0, len(names), len(table))
     captions, targets = [], []
     for row, template, draw in zip(
-        table.to_dict("records"), _templates(len(table), seed, "forget"), draws, strict=True
+        table.to_dict("records"), _templates(len(table), seed, "forget", templates), draws, strict=True
     ):
         said = {"object": row["object"], "style": row["style"], concept.kind: concept.name}
         instead, to_nothing = dict(said), False
@@ -153,12 +208,12 @@ def _paired_captions(
     return table.assign(caption=captions, surrogate_caption=targets)
 
 
-def _varied_captions(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _varied_captions(table: pd.DataFrame, seed: int, templates: Sequence[str]) -> pd.DataFrame:
     table = table.reset_index(drop=True)
     captions = [
         caption(object_name, style_name, template)
         for object_name, style_name, template in zip(
-            table["object"], table["style"], _templates(len(table), seed, "retain"), strict=True
+            table["object"], table["style"], _templates(len(table), seed, "retain", templates), strict=True
         )
     ]
     return table.assign(caption=captions)

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from fade.concepts import Concept, caption
+from fade.concepts import CAPTION_TEMPLATE, Concept, caption
 from fade.errors import DataError
 
 DOMAINS = ("object", "style")
@@ -43,10 +43,12 @@ def rate(hits: int, count: int) -> Rate:
     return Rate(hits / count, float(interval.low), float(interval.high), count)
 
 
-def canvas_protocol(objects: Sequence[str], styles: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
+def canvas_protocol(
+    objects: Sequence[str], styles: Sequence[str], seeds: Sequence[int], *, template: str = CAPTION_TEMPLATE
+) -> pd.DataFrame:
     """One row a picture to generate: object, style, seed, prompt."""
     rows = [
-        {"object": o, "style": s, "seed": seed, "prompt": caption(o, s)}
+        {"object": o, "style": s, "seed": seed, "prompt": caption(o, s, template)}
         for seed in seeds
         for o in objects
         for s in styles

@@ -1,67 +1,55 @@
-"""Stage ``catalog``: render the canvas to pictures, a table, the list of concepts and a contact sheet."""
+"""Stage ``catalog``: the canvas as a catalog; and which kinds of picture set there are."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from fade.data.intake import PictureSet, build
+from fade.data.loaders.breeds import breeds
+from fade.data.loaders.canvas import canvas
+from fade.data.loaders.folder import folder as image_folder
+from fade.data.loaders.imagenette import imagenette
+from fade.data.loaders.lfw import lfw
+from fade.data.loaders.sun import sun
+from fade.data.loaders.unlearncanvas import unlearncanvas
+from fade.data.loaders.webdataset import webdataset
+from fade.errors import ConfigError, nearest
+from fade.files import read_yaml
 
-from fade.concepts import caption, slug
-from fade.data.canvas import LICENCES, OBJECTS, SPLITS, render_all
-from fade.data.catalog import COLUMNS, encode_png
-from fade.data.styles import STYLES
-from fade.files import read_yaml, write_json, writing
-from fade.sheets import contact_sheet
+KINDS: dict[str, Callable[[Path], PictureSet]] = {
+    "folder": image_folder,
+    "unlearncanvas": unlearncanvas,
+    "imagenette": imagenette,
+    "lfw": lfw,
+    "breeds": breeds,
+    "sun": sun,
+    "webdataset": webdataset,
+}
+
+
+def open_set(kind: str, source: Path, *, domain: str = "object") -> PictureSet:
+    """The picture set of a kind; ``domain`` says what the subjects of a plain folder are.
+
+    Raises:
+        ConfigError: unknown kind.
+        DataError: the set's layout is not that of its kind.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"Unknown kind of picture set {kind!r}. {nearest(kind, KINDS)}")
+    return image_folder(source, domain=domain) if kind == "folder" else KINDS[kind](source)
 
 
 def build_catalog(folder: Path, *, params: dict[str, Any]) -> None:
-    """Write the canvas as a catalog.
+    """Write the canvas as a catalog, by the code that writes any other.
 
     Args:
         params: the section ``catalog`` of params.yaml: ``seed``, and pictures a pair by split.
     """
-    rows: list[dict[str, Any]] = []
-    first: dict[tuple[str, str], Any] = {}
-    with writing(folder) as temporary:
-        for split in SPLITS:
-            for picture in render_all(split=split, per_pair=params[f"{split}_per_pair"], seed=params["seed"]):
-                first.setdefault((picture.object, picture.style), picture.pixels)
-                name = f"{slug(picture.style)}/{slug(picture.object)}/{split}-{picture.index:03d}.png"
-                content = encode_png(picture.pixels)
-                path = temporary / "pictures" / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-                values = (
-                    name.removesuffix(".png"),
-                    f"pictures/{name}",
-                    hashlib.sha256(content).hexdigest(),
-                    picture.pixels.shape[1],
-                    picture.pixels.shape[0],
-                    "RGB",
-                    caption(picture.object, picture.style),
-                    picture.object,
-                    picture.style,
-                    split,
-                    OBJECTS[picture.object].person,
-                    f"{OBJECTS[picture.object].package}/{OBJECTS[picture.object].file}",
-                    LICENCES[picture.object],
-                )
-                rows.append(dict(zip(COLUMNS, values, strict=True)))
-        pd.DataFrame(rows).to_parquet(temporary / "catalog.parquet", index=False)
-        objects = [
-            {"name": name, "kind": "object", "aliases": list(subject.aliases), "person": subject.person}
-            for name, subject in OBJECTS.items()
-        ]
-        styles: list[dict[str, Any]] = [
-            {"name": name, "kind": "style", "aliases": [], "person": False} for name in STYLES
-        ]
-        write_json(temporary / "concepts.json", {"concepts": objects + styles})
-        contact_sheet([[first[name, style] for style in STYLES] for name in OBJECTS], zoom=2).save(
-            temporary / "sheet.png"
-        )
+    for _ in build(folder, canvas(params), workers=1):
+        pass
 
 
 def ensure_catalog(folder: Path, *, params: Path = Path("params.yaml")) -> bool:

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from fade.adapters.store import activate, apply_adapter, restore_base
-from fade.concepts import Concept
+from fade.concepts import CAPTION_TEMPLATE, Concept
 from fade.config import Gate, Request, load_request
-from fade.data.catalog import load_concepts
+from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import LineageError
 from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_none, summary
@@ -52,7 +52,8 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     pairs = find_pairs(concepts, [(pair.concept, pair.surrogate) for pair in request.pairs])
     sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
     untouched = weights_sha256(sd.unet)
-    samples = canvas_protocol(*domains(concepts), settings.seeds)
+    template = (load_templates(Path(request.catalog)) or (CAPTION_TEMPLATE,))[0]
+    samples = canvas_protocol(*domains(concepts), settings.seeds, template=template)
     before = yield from base_pictures(sd, request, samples)
     card = apply_adapter(sd, folder / "adapter", name="candidate")
     activate(sd, {"candidate": 1.0})

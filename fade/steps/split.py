@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fade.config import load_request
-from fade.data.catalog import load_catalog, load_concepts
+import pandas as pd
+
+from fade.config import Request, load_request
+from fade.data.catalog import COLUMNS, load_catalog, load_concepts, load_templates
+from fade.data.duplicates import leaked
 from fade.data.splits import find_pairs, make_splits
+from fade.errors import DataError, listing
 from fade.files import writing
 
 
@@ -22,19 +26,52 @@ def split(folder: Path) -> dict[str, int]:
     catalog = Path(request.catalog)
     concepts = load_concepts(catalog)
     settings = request.split
+    table = load_catalog(catalog, further=("phash", "subject"))
     splits = make_splits(
-        load_catalog(catalog),
+        table[list(COLUMNS)],
         find_pairs(concepts, [(pair.concept, pair.surrogate) for pair in request.pairs]),
         forget_per_pair=settings.forget_per_pair,
         retain_per_pair=settings.retain_per_pair,
         holdout_per_pair=settings.holdout_per_pair,
         seed=settings.seed,
+        templates=load_templates(catalog),
+        selected=_selected(request, table),
     )
+    splits["retain"] = _without_leaks(splits, table, catalog, {pair.kind for pair in request.pairs})
     with writing(folder / "splits") as temporary:
         temporary.mkdir(parents=True)
         for name, table in splits.items():
             table.to_parquet(temporary / f"{name}.parquet", index=False)
     return {name: len(table) for name, table in splits.items()}
+
+
+def _selected(request: Request, table: pd.DataFrame) -> frozenset[str]:
+    """Ids of the pictures a request names by id or by subject.
+
+    Raises:
+        DataError: a subject has no picture in the catalog.
+    """
+    if missing := sorted(set(request.subjects) - set(table["subject"].dropna())):
+        raise DataError(f"The catalog holds no picture of the subject {listing(missing)}.")
+    return frozenset(request.image_ids) | frozenset(table[table["subject"].isin(request.subjects)]["image_id"])
+
+
+def _without_leaks(
+    splits: dict[str, pd.DataFrame], table: pd.DataFrame, catalog: Path, kinds: set[str]
+) -> pd.DataFrame:
+    """The retain set without near-duplicates of forget pictures and without other pictures of their subjects.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    known = table.set_index("image_id")[["phash", "subject"]]
+    forget, retain = (splits[name].join(known, on="image_id") for name in ("forget", "retain"))
+    near = leaked(forget, retain, pictures=catalog, kinds=kinds)["image_id"]
+    subjects = set(forget["subject"].dropna())
+    kept = splits["retain"][~(retain["image_id"].isin(near) | retain["subject"].isin(subjects))]
+    if kept.empty:
+        raise DataError("The retain set is empty: all its pictures are near-duplicates of those to forget.")
+    return kept.reset_index(drop=True)
 
 
 def main() -> None:

@@ -1,0 +1,454 @@
+"""Intake: from any picture set to a catalog folder, in bounded memory.
+
+A loader (``fade/data/loaders/``, a file each) says which pictures a set has and what they show; this
+module does the rest for all of them alike: decode, cut to size, hash, give each a split, write pictures
+and table. What cannot be taken in is set aside with a line in ``rejected.json``; the folder appears only
+when it is whole.
+
+Two axes, decided for the whole project: every picture shows one subject (column ``object``) in one
+``style``. Whatever a set calls its subjects (person, scene, breed, class) is the column ``domain`` and
+``domain`` in concepts.json, and the judges' and evaluation's object axis carries them all; a set without
+styles is all ``photo``. Attributes of scenes are a further column and are not erased by themselves.
+Sentences come from the catalog: ``templates`` in concepts.json, or each picture's own caption where
+``captions`` is ``own``.
+
+Splits: a set's own (Imagenette's ``val``) where it has one; else of every pair of object and style each
+fifth picture, beginning with the second, is holdout. Pictures of one ``group`` (one photograph in several
+styles) stay together. Adding pictures later moves none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import blake2b
+from itertools import chain, islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from fade.concepts import CAPTION_TEMPLATE, PARAPHRASES, PLAIN_STYLE, caption
+from fade.data.catalog import SCHEMA, read_concepts_file, stream_table
+from fade.data.pictures import MAX_PIXELS, prepare
+from fade.errors import ConfigError, DataError, listing
+from fade.files import write_json, writing
+from fade.sheets import contact_sheet
+
+HOLDOUT_EVERY = 5
+PHOTO_TEMPLATES = ("a photo of {object}", "a picture of {object}", "{object}")
+_BATCH = 32
+_ROW_GROUP = 8192
+_SHEET_ROWS, _SHEET_COLUMNS = 24, 12
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture of a set, not yet decoded.
+
+    Attributes:
+        image_id: its id in the catalog, unique there; also the name of the stored file.
+        name: how a report names it (a path within the set).
+        source: file, bytes or pixels.
+        group: pictures that must stay in one split.
+        subject: opaque reference of whom it shows, for deletion requests.
+    """
+
+    image_id: str
+    name: str
+    source: Path | bytes | NDArray[np.uint8]
+    object: str
+    style: str = PLAIN_STYLE
+    split: str | None = None
+    group: str | None = None
+    caption: str | None = None
+    subject: str | None = None
+    person: bool = False
+    attributes: tuple[str, ...] = ()
+    origin: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A picture or row that was set aside, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSet:
+    """What a loader gives: the pictures in a fixed order, and what is true of all of them.
+
+    Attributes:
+        domain: what the set calls its subjects.
+        person: whether its subjects are human beings.
+        own_captions: whether each picture brings its caption.
+        concepts: entries of concepts.json known beforehand, in order; others follow as they are seen.
+    """
+
+    items: Iterable[Item | Rejected]
+    source: str
+    domain: str = "object"
+    person: bool = False
+    templates: tuple[str, ...] = PHOTO_TEMPLATES
+    own_captions: bool = False
+    licence: str = "unknown"
+    concepts: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How pictures are taken in: see ``build``."""
+
+    size: int | None
+    added_at: datetime | None
+    workers: int | None
+    max_pixels: int
+    strict: bool = False
+
+
+STYLE_TEMPLATES = (CAPTION_TEMPLATE, *PARAPHRASES)
+
+
+@dataclass(slots=True)
+class _State:
+    """What is remembered while a catalog is written: ids by hash, counts and the first pictures."""
+
+    ids: set[int] = field(default_factory=set)
+    removed: set[str] = field(default_factory=set)
+    pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
+    groups: dict[str, str] = field(default_factory=dict)
+    concepts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    first: dict[tuple[str, str], str] = field(default_factory=dict)
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    rows: int = 0
+
+    def set_aside(self, name: str, reason: str) -> None:
+        readable = name.encode("utf-8", "backslashreplace").decode()
+        self.rejected.append({"name": readable, "reason": reason})
+
+
+def build(
+    folder: Path,
+    pictures: PictureSet,
+    *,
+    size: int | None = None,
+    added_at: datetime | None = None,
+    workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    strict: bool = False,
+) -> Iterator[int]:
+    """Write a catalog; yields the number of pictures done now and then.
+
+    Args:
+        size: side of the square every picture is cut to; None keeps sizes (then they must be equal to train on).
+        added_at: written into every row; None for built-in data, whose bytes must be the same every time.
+        workers: processes that decode; None takes one for each core.
+        strict: refuse the whole set if one picture is set aside.
+
+    Raises:
+        DataError: the set's layout is broken, or not one picture of it can be taken in. Nothing is written then.
+    """
+    yield from _write(folder, pictures, _State(), None, _How(size, added_at, workers, max_pixels, strict))
+
+
+def add(
+    folder: Path,
+    pictures: PictureSet,
+    *,
+    size: int | None = None,
+    added_at: datetime | None = None,
+    workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[int]:
+    """Add pictures to a catalog. Ids that are taken, and pictures that were deleted, are set aside.
+
+    Raises:
+        DataError: as ``build``; or the catalog captions its pictures in another way than the set does.
+    """
+    known = read_concepts_file(folder)
+    wanted = _captions_word(pictures)
+    if known.get("captions", "templates") != wanted:
+        raise DataError(
+            f"{folder} has captions by {known.get('captions', 'templates')}, the new pictures by {wanted}. "
+            "Build a catalog of their own for them."
+        )
+    state = _State(concepts={entry["name"]: entry for entry in known["concepts"]})
+    for batch in stream_table(folder):
+        for row in batch.to_pylist():
+            state.ids.add(_short(row["image_id"]))
+            state.pairs[row["object"], row["style"]] += 1
+            if row["deleted_at"] is not None:
+                state.removed |= {row["sha256"], row["source_sha256"]}
+            else:
+                state.first.setdefault((row["object"], row["style"]), row["path"])
+    yield from _write(folder, pictures, state, folder, _How(size, added_at, workers, max_pixels))
+
+
+def delete(folder: Path, *, image_ids: Sequence[str], subjects: Sequence[str], at: datetime) -> int:
+    """Delete pictures by id or subject: files are removed, rows get ``deleted_at``; gives how many.
+
+    Raises:
+        ConfigError: nothing is named, or nothing that is named is in the catalog.
+    """
+    found: list[str] = []
+    if not image_ids and not subjects:
+        raise ConfigError("Nothing to delete: name pictures by id or by subject.")
+    with writing(folder / "catalog.parquet") as temporary:
+        with pq.ParquetWriter(temporary, SCHEMA) as writer:
+            for batch in stream_table(folder):
+                rows = batch.to_pylist()
+                for row in rows:
+                    named = row["image_id"] in image_ids or row["subject"] in subjects
+                    if named and row["deleted_at"] is None:
+                        row["deleted_at"] = at
+                        found.append(row["path"])
+                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+        if not found:
+            raise ConfigError(f"{folder} holds none of the pictures or subjects named. See `fade catalog show`.")
+    for path in found:  # after the table says so: a row never names a file that is gone without saying it
+        (folder / path).unlink(missing_ok=True)
+    return len(found)
+
+
+def _captions_word(pictures: PictureSet) -> str:
+    return "own" if pictures.own_captions else "templates"
+
+
+def _write(
+    folder: Path,
+    pictures: PictureSet,
+    state: _State,
+    before: Path | None,
+    how: _How,
+) -> Iterator[int]:
+    state.concepts = {**{entry["name"]: entry for entry in pictures.concepts}, **state.concepts}
+    with writing(folder) as temporary:
+        (temporary / "pictures").mkdir(parents=True)
+        with pq.ParquetWriter(temporary / "catalog.parquet", SCHEMA) as writer:
+            if before is not None:
+                _carry_over(before, temporary, writer)
+            for rows in _grouped(_rows(temporary, pictures, state, how)):
+                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+                yield state.rows
+        if state.rows == 0:
+            reasons = [f"{entry['name']}: {entry['reason']}" for entry in state.rejected]
+            raise DataError(
+                f"Not one picture of {pictures.source} could be taken in"
+                + (f": {listing(reasons)}. Mend them and build again." if reasons else ": it holds none.")
+            )
+        if how.strict and state.rejected:
+            reasons = [f"{entry['name']}: {entry['reason']}" for entry in state.rejected]
+            raise DataError(f"{len(state.rejected)} pictures cannot be taken in: {listing(reasons)}. Mend them.")
+        write_json(temporary / "concepts.json", _concepts_file(pictures, state))
+        write_json(temporary / "rejected.json", {"rejected": state.rejected})
+        _sheet(temporary, state).save(temporary / "sheet.png")
+
+
+def _carry_over(before: Path, temporary: Path, writer: pq.ParquetWriter) -> None:
+    """The rows and pictures that were there; pictures by hard link, as they never change in place."""
+    for batch in stream_table(before):
+        writer.write_batch(batch)
+        for path in batch.column("path").to_pylist():
+            if (before / path).is_file():
+                target = temporary / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(before / path, target)
+
+
+def _grouped(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while part := list(islice(rows, _ROW_GROUP)):
+        yield part
+
+
+def _rows(
+    temporary: Path,
+    pictures: PictureSet,
+    state: _State,
+    how: _How,
+) -> Iterator[dict[str, Any]]:
+    for item, outcome in _prepared(_admitted(pictures, state), temporary, how):
+        if isinstance(outcome, str):
+            state.set_aside(item.name, outcome)
+        elif {outcome["sha256"], outcome["source_sha256"]} & state.removed:
+            (temporary / outcome["path"]).unlink()
+            state.set_aside(item.name, "was deleted from this catalog before; what was deleted does not come back")
+        else:
+            yield _row(item, outcome, pictures, state, how.added_at)
+
+
+def _admitted(pictures: PictureSet, state: _State) -> Iterator[Item]:
+    """The items whose words are in order; the others are set aside."""
+    for item in pictures.items:
+        if isinstance(item, Rejected):
+            state.set_aside(item.name, item.reason)
+        elif reason := _wrong_words(item, pictures, state):
+            state.set_aside(item.name, reason)
+        else:
+            state.ids.add(_short(item.image_id))
+            yield item
+
+
+def _wrong_words(item: Item, pictures: PictureSet, state: _State) -> str:
+    """Why an item's id, labels or caption do not do; empty if they do."""
+    parts = item.image_id.split("/")
+    if not item.image_id or any(part in ("", ".", "..") for part in parts) or "\\" in item.image_id:
+        return "its name leaves the folder or has an empty part; rename it"
+    for what, value in (("name", item.image_id), ("object", item.object), ("style", item.style)):
+        if wrong := _wrong_text(value):
+            return f"its {what} {wrong}"
+    if _short(item.image_id) in state.ids:
+        return f"the id {item.image_id} is taken: every picture needs one of its own"
+    return _wrong_caption(item, pictures)
+
+
+def _wrong_text(value: str) -> str:
+    if not value.strip():
+        return "is empty"
+    if not value.isprintable():
+        return "is no readable text; rename it in UTF-8 without control characters"
+    return "is longer than 200 bytes" if len(value.encode()) > 200 else ""
+
+
+def _wrong_caption(item: Item, pictures: PictureSet) -> str:
+    if pictures.own_captions and not (item.caption or "").strip():
+        return "has no caption"
+    if item.caption is not None and item.object.lower() not in item.caption.lower():
+        return f"its caption does not mention its concept {item.object!r}"
+    return ""
+
+
+def _short(text: str) -> int:
+    """64 bits that stand for an id, so that a million ids take tens of megabytes, not hundreds."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _prepared(items: Iterator[Item], folder: Path, how: _How) -> Iterator[tuple[Item, dict[str, Any] | str]]:
+    """Each item with what ``_store`` gives, in order; at most a few batches a worker are under way."""
+    chunks: Iterator[Sequence[Item]] = iter(lambda: list(islice(items, _BATCH)), [])
+    first = list(islice(chunks, 4))
+    chunks = chain(first, chunks)
+    count = how.workers if how.workers is not None else os.cpu_count() or 1
+    if len(first) < 4 or count == 1:  # starting processes would take longer
+        for chunk in chunks:
+            yield from zip(chunk, _store(chunk, folder, how), strict=True)
+        return
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        waiting: deque[tuple[Sequence[Item], Any]] = deque()
+        for chunk in chunks:
+            waiting.append((chunk, pool.submit(_store, chunk, folder, how)))
+            if len(waiting) > 2 * count:
+                done, future = waiting.popleft()
+                yield from zip(done, future.result(), strict=True)
+        for done, future in waiting:
+            yield from zip(done, future.result(), strict=True)
+
+
+def _store(chunk: Sequence[Item], folder: Path, how: _How) -> list[dict[str, Any] | str]:
+    """Write the pictures of some items; give the columns found, or the reason why one was not taken."""
+    found: list[dict[str, Any] | str] = []
+    for item in chunk:
+        try:
+            ready = prepare(item.source, size=how.size, max_pixels=how.max_pixels)
+        except DataError as error:
+            found.append(str(error))
+            continue
+        path = folder / "pictures" / f"{item.image_id}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(ready.content)
+        found.append(
+            {
+                "path": f"pictures/{item.image_id}.png",
+                "sha256": ready.sha256,
+                "phash": ready.phash,
+                "width": ready.width,
+                "height": ready.height,
+                "source_sha256": ready.source_sha256,
+                "source_width": ready.source_width,
+                "source_height": ready.source_height,
+                "source_mode": ready.mode,
+            }
+        )
+    return found
+
+
+def _row(
+    item: Item, found: dict[str, Any], pictures: PictureSet, state: _State, added_at: datetime | None
+) -> dict[str, Any]:
+    person = item.person or pictures.person
+    state.concepts.setdefault(item.object, _concept(item.object, "object", pictures.domain, person))
+    state.concepts.setdefault(item.style, _concept(item.style, "style", "style", False))
+    state.first.setdefault((item.object, item.style), found["path"])
+    state.rows += 1
+    return {
+        "image_id": item.image_id,
+        "mode": "RGB",
+        "caption": item.caption or caption(item.object, item.style, pictures.templates[0]),
+        "object": item.object,
+        "style": item.style,
+        "split": _split(item, state),
+        "person": person,
+        "source": item.origin or pictures.source,
+        "licence": item.licence or pictures.licence,
+        "domain": pictures.domain,
+        "attributes": list(item.attributes),
+        "subject": item.subject,
+        "uri": item.name,
+        "added_at": added_at,
+        "deleted_at": None,
+        **found,
+    }
+
+
+def _split(item: Item, state: _State) -> str:
+    pair = (item.object, item.style)
+    number = state.pairs[pair]
+    state.pairs[pair] += 1
+    if item.split is not None:
+        return item.split
+    split = "holdout" if number % HOLDOUT_EVERY == 1 else "train"
+    return split if item.group is None else state.groups.setdefault(item.group, split)
+
+
+def _concept(name: str, kind: str, domain: str, person: bool) -> dict[str, Any]:
+    return {"name": name, "kind": kind, "aliases": [], "person": person, "domain": domain}
+
+
+def _concepts_file(pictures: PictureSet, state: _State) -> dict[str, Any]:
+    known = list(state.concepts.values())
+    ordered = [entry for kind in ("object", "style") for entry in known if entry["kind"] == kind]
+    return {"concepts": ordered, "templates": list(pictures.templates), "captions": _captions_word(pictures)}
+
+
+def _sheet(folder: Path, state: _State) -> Image.Image:
+    """The first picture of each pair; rows are objects, columns styles."""
+    objects = [name for name, entry in state.concepts.items() if entry["kind"] == "object"]
+    styles = [name for name, entry in state.concepts.items() if entry["kind"] == "style"]
+    shown = [name for name in objects if any((name, style) in state.first for style in styles)][:_SHEET_ROWS]
+    side = 64
+    blank = np.full((side, side, 3), 255, dtype=np.uint8)
+    rows = []
+    for name in shown:
+        row = []
+        for style in styles[:_SHEET_COLUMNS]:
+            path = state.first.get((name, style))
+            row.append(blank if path is None else _thumbnail(folder / path, side))
+        rows.append(row)
+    return contact_sheet(rows, zoom=2)
+
+
+def _thumbnail(path: Path, side: int) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        small = image if image.size == (side, side) else image.resize((side, side), Image.Resampling.LANCZOS)
+        return np.asarray(small.convert("RGB"))

@@ -1,0 +1,86 @@
+"""Walking a folder of pictures that someone else made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+from fade.data.intake import Rejected
+from fade.data.pictures import SUFFIXES
+from fade.errors import DataError, listing
+
+
+def folder_of(path: Path, what: str) -> Path:
+    """The folder itself.
+
+    Raises:
+        DataError: it is missing or a file.
+    """
+    if not path.is_dir():
+        kind = "is a file" if path.exists() else "is missing"
+        raise DataError(f"{path} {kind}: expected the folder {what}.")
+    return path
+
+
+def subfolders(folder: Path, what: str) -> list[Path]:
+    """The folders within, sorted, without hidden ones.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not found:
+        present = listing(sorted(readable(path.name) for path in folder.iterdir())) or "nothing"
+        raise DataError(f"{folder} holds no folders: expected {what}, found {present}.")
+    return found
+
+
+def pictures_below(root: Path, folder: Path) -> Iterator[Path | Rejected]:
+    """Picture files below a folder in order; set aside: other files, and links that leave ``root``."""
+    inside = root.resolve()
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(place) / name
+            shown = path.relative_to(root).as_posix()
+            if name.startswith(".") or name == "Thumbs.db":
+                continue
+            if "\\" in name or not name.isprintable():
+                yield Rejected(shown, "its name is not UTF-8, or holds control characters; rename it")
+            elif path.suffix.lower() not in SUFFIXES:
+                yield Rejected(shown, f"is no picture by its name: expected {', '.join(sorted(SUFFIXES))}")
+            elif not _lies_in(path, inside):
+                yield Rejected(shown, "is a link that leaves the folder or leads nowhere")
+            else:
+                yield path
+
+
+def _lies_in(path: Path, inside: Path) -> bool:
+    try:
+        return path.resolve(strict=True).is_relative_to(inside)
+    except (OSError, RuntimeError):
+        return False
+
+
+def words(name: str) -> str:
+    """A folder's name as words: ``Pop_Art`` -> ``pop art``."""
+    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
+
+
+def readable(name: str) -> str:
+    """A name with undecodable bytes written out."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def opaque(kind: str, name: str) -> str:
+    """A reference that does not say a name: twelve hexadecimal digits of its hash."""
+    return sha256(f"{kind}/{name}".encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def picture_id(root: Path, path: Path) -> str:
+    """A file's id: its path below the root, with the suffix kept so that a.png and a.jpg differ."""
+    relative = path.relative_to(root)
+    stem, suffix = relative.with_suffix(""), relative.suffix.lower().removeprefix(".")
+    return stem.as_posix() if suffix in ("jpg", "jpeg") else f"{stem.as_posix()}.{suffix}"

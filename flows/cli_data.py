@@ -1,0 +1,146 @@
+"""Commands about pictures: catalogs of any set, and their DVC remotes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from tqdm import tqdm
+
+from fade.errors import ConfigError, listing
+from flows.console import JsonOption, console, guarded, write_figures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+app = typer.Typer()
+catalog = typer.Typer(help="Take picture sets in, look at them, check them.", no_args_is_help=True)
+app.add_typer(catalog, name="catalog")
+
+KindArgument = Annotated[
+    str, typer.Argument(help="folder, unlearncanvas, imagenette, lfw, breeds, sun, webdataset or canvas.")
+]
+SizeOption = Annotated[int | None, typer.Option(min=16, help="Cut to a square of this side; the base's size.")]
+DomainOption = Annotated[str, typer.Option(help="What the subjects of a plain folder are: object, person, scene ...")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Processes that decode; one for each core.")]
+
+
+@catalog.command()
+@guarded
+def build(
+    kind: KindArgument,
+    source: Annotated[Path, typer.Argument(help="Folder of the set, or a tar file; params.yaml for the canvas.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new catalog.")],
+    size: SizeOption = None,
+    domain: DomainOption = "object",
+    workers: WorkersOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse the set if one picture is set aside.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Build a catalog of a picture set: table, pictures of one size, concepts, contact sheet, what was set aside."""
+    from fade.data import intake
+    from fade.data.loaders.canvas import canvas
+    from fade.files import read_yaml
+    from fade.steps.catalog import open_set
+
+    if (out / "catalog.parquet").exists():
+        raise ConfigError(f"{out} is a catalog already. Use `fade catalog add`, or another --out.")
+    now: datetime | None = datetime.now(UTC).replace(microsecond=0)
+    if kind == "canvas":
+        pictures, now = canvas(read_yaml(source)["catalog"]), None
+    else:
+        pictures = open_set(kind, source, domain=domain)
+    done = intake.build(out, pictures, size=size, added_at=now, workers=workers, strict=strict)
+    _taken_in(out, done, json_file)
+
+
+@catalog.command()
+@guarded
+def add(
+    folder: Annotated[Path, typer.Argument(help="Folder of the catalog.")],
+    kind: KindArgument,
+    source: Annotated[Path, typer.Argument(help="Folder of the set, or a tar file.")],
+    size: SizeOption = None,
+    domain: DomainOption = "object",
+    workers: WorkersOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Add a picture set to a catalog; what was deleted from it does not come back."""
+    from fade.data import intake
+    from fade.steps.catalog import open_set
+
+    now = datetime.now(UTC).replace(microsecond=0)
+    pictures = open_set(kind, source, domain=domain)
+    _taken_in(folder, intake.add(folder, pictures, size=size, added_at=now, workers=workers), json_file)
+
+
+@catalog.command()
+@guarded
+def delete(
+    folder: Annotated[Path, typer.Argument(help="Folder of the catalog.")],
+    image_id: Annotated[list[str] | None, typer.Option(help="Picture to delete; repeatable.")] = None,
+    subject: Annotated[list[str] | None, typer.Option(help="Subject whose pictures to delete; repeatable.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Delete pictures: the files go, their rows stay with the date, and they never enter a split again."""
+    from fade.data import intake
+
+    count = intake.delete(
+        folder,
+        image_ids=image_id or (),
+        subjects=subject or (),
+        at=datetime.now(UTC).replace(microsecond=0),
+    )
+    console.print(f"{count} pictures deleted from {folder}")
+    write_figures(json_file, {"deleted": count})
+
+
+@catalog.command()
+@guarded
+def show(
+    folder: Annotated[Path, typer.Argument(help="Folder of the catalog.")],
+    json_file: JsonOption = None,
+) -> None:
+    """Show how many pictures a catalog holds of each subject and style."""
+    from fade.data.catalog import count_rows
+
+    counts = count_rows(folder)
+    table = Table("object", "domain", "style", "train", "holdout", "deleted")
+    for row in counts:
+        table.add_row(*(str(value) for value in row.values()))
+    console.print(table)
+    console.print(f"Look at {folder}/sheet.png")
+    write_figures(json_file, {"counts": counts})
+
+
+@catalog.command()
+@guarded
+def check(
+    folder: Annotated[Path, typer.Argument(help="Folder of the catalog.")],
+    files: Annotated[bool, typer.Option("--files/--no-files", help="Also decode and hash every picture.")] = True,
+    json_file: JsonOption = None,
+) -> None:
+    """Judge a catalog with Great Expectations; the pages lie under docs/ beside it."""
+    from tasks._validation import validate_catalog
+
+    held = validate_catalog(folder, files=files)
+    console.print(f"{len(held)} expectations hold. Pages: {folder}.docs/index.html")
+    write_figures(json_file, {"expectations": held})
+
+
+def _taken_in(folder: Path, done: Iterator[int], json_file: Path | None) -> None:
+    from fade.files import read_json
+
+    with tqdm(desc="pictures", unit="", disable=None) as bar:
+        for count in done:
+            bar.update(count - bar.n)
+        total = int(bar.n)
+    rejected = read_json(folder / "rejected.json")["rejected"]
+    console.print(f"{total} pictures in {folder}; {len(rejected)} set aside", highlight=False)
+    if rejected:
+        shown = listing([f"{entry['name']}: {entry['reason']}" for entry in rejected])
+        console.print(f"{folder}/rejected.json: {shown}", highlight=False, markup=False)
+    write_figures(json_file, {"pictures": total, "set_aside": len(rejected), "folder": str(folder)})
