@@ -18,8 +18,10 @@ from typing import Any
 import pandas as pd
 
 from fade.config import load_request
+from fade.data.catalog import load_catalog
+from fade.data.intake import delete
 from fade.errors import ConfigError
-from fade.files import read_json, sha256_file, write_json
+from fade.files import read_json, sha256_file
 from fade.requests.ledger import Ledger
 from fade.signing import read_signed, signing_key, write_signed
 from flows.release import COMBINATIONS, KEYS, LIVE
@@ -31,7 +33,6 @@ DERIVED = ("splits", "saliency.safetensors", "validation.json", "docs", "foreign
 RECORDED = ("splits", "saliency.safetensors", "validation.json")
 JUDGED = ("evaluation/samples.parquet", "evaluation/sheet.png")
 RUN_FILES = ("sheet.png", "validation.json")
-DELETED_NAME = "deleted.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +200,13 @@ def _record(folder: Path, catalog: Path, receipts: list[Receipt], before: list[d
     key = signing_key(KEYS)
     everything = [*before, *(asdict(one) for one in receipts)]
     sha256 = write_signed(folder / RECEIPTS_NAME, {"erasure": folder.name, "receipts": everything}, RECEIPTS_KIND, key)
-    marks = read_json(catalog / DELETED_NAME) if (catalog / DELETED_NAME).is_file() else {}
-    gone = [one for one in receipts if one.removed and one.name.startswith("picture ") and one.place == "work tree"]
-    if gone:
-        write_json(
-            catalog / DELETED_NAME, {**marks, **{one.hash: {"at": one.at, "erasure": folder.name} for one in gone}}
-        )
+    gone = {
+        one.hash for one in receipts if one.removed and one.name.startswith("picture ") and one.place == "work tree"
+    }
+    table = load_catalog(catalog)
+    if marked := table[table["sha256"].isin(gone)]["image_id"].tolist():
+        # Such a row never comes into a split again.
+        delete(catalog, image_ids=marked, subjects=(), at=datetime.fromisoformat(receipts[0].at))
     removed = sum(one.removed for one in receipts)
     if receipts:
         details = {"removed": removed, "kept": len(receipts) - removed, "receipts_sha256": sha256}
