@@ -120,9 +120,11 @@ def test_a_click_in_mlflow_changes_the_picture_and_another_brings_the_bases_back
 def _edit_alias(page: Any, server: str, version: _tracking.AdapterVersion, alias: str | None, *, name: str) -> None:
     """Open the version's page and set its aliases by hand: one added, or all but the candidate's removed."""
     page.goto(f"{server}/#/models/{version.model}/versions/{version.version}")
-    page.wait_for_load_state("networkidle")
+    # The page never falls idle: it asks the server again and again.
+    button = page.locator("[aria-label*='dit aliases'], button:has-text('Add aliases'), button:has-text('Add')").first
+    button.wait_for()
     page.screenshot(path=SHOTS / f"{name}-before.png")
-    page.locator("[aria-label*='dit aliases'], button:has-text('Add aliases')").first.click()
+    button.click()
     box = page.get_by_role("dialog")
     box.wait_for()
     field = box.get_by_role("combobox").or_(box.locator("input")).first
