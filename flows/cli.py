@@ -51,6 +51,12 @@ def erase(
         list[str] | None,
         typer.Option(metavar="NAME[:SURROGATE]", help="A further concept for the same adapter; repeatable."),
     ] = None,
+    image_id: Annotated[
+        list[str] | None, typer.Option(help="Picture of the concept that must be forgotten; repeatable.")
+    ] = None,
+    subject: Annotated[
+        list[str] | None, typer.Option(help="Subject reference whose pictures must be forgotten; repeatable.")
+    ] = None,
     protect: Annotated[list[str] | None, typer.Option(help="Concept that auto must not choose; repeatable.")] = None,
     base: Annotated[
         str, typer.Option(help="Base model: a diffusers folder, a .safetensors file, or a Hugging Face name.")
@@ -92,6 +98,8 @@ def erase(
         expected_base_sha256=base_sha256,
         protected=protect or (),
         also=[pair(given) for given in also or ()],
+        image_ids=image_id or (),
+        subjects=subject or (),
     )
     _erase(request, json_file, begun=begun)
 

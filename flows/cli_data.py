@@ -135,9 +135,10 @@ def _taken_in(folder: Path, done: Iterator[int], json_file: Path | None) -> None
     from fade.files import read_json
 
     with tqdm(desc="pictures", unit="", disable=None) as bar:
+        total = 0
         for count in done:
-            bar.update(count - bar.n)
-        total = int(bar.n)
+            bar.update(count - total)
+            total = count
     rejected = read_json(folder / "rejected.json")["rejected"]
     console.print(f"{total} pictures in {folder}; {len(rejected)} set aside", highlight=False)
     if rejected:

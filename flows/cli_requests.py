@@ -289,9 +289,9 @@ def drain(
     write_figures(json_file, ended)
 
 
-@app.command()
+@app.command("intake-http")
 @guarded
-def serve(
+def intake_http(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8700,
 ) -> None:

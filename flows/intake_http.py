@@ -1,6 +1,6 @@
 """HTTP intake, shaped like OpenDSR: POST a request, GET its status, DELETE to withdraw it; and Prometheus metrics.
 
-Bearer token from FADE_INTAKE_TOKEN; loopback by default. Run: fade serve
+Bearer token from FADE_INTAKE_TOKEN; loopback by default. Run: fade intake-http
 """
 
 from __future__ import annotations

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import skimage.data
 from PIL import Image
 from scipy.io import savemat
 
+from fade.config import make_request, save_request
 from fade.data.canvas import photograph
 from fade.data.catalog import load_catalog, load_concepts, load_templates, stream_table
 from fade.data.intake import PictureSet, add, build, delete
@@ -32,6 +34,7 @@ from fade.data.loaders.unlearncanvas import unlearncanvas
 from fade.data.loaders.webdataset import webdataset
 from fade.errors import ConfigError, DataError, FadeError
 from fade.files import read_json
+from fade.steps.split import split
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -444,3 +447,37 @@ def test_strict_refuses_what_would_be_set_aside(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 pictures cannot be taken in: cat/b.jpg: is empty"):
         _take(folder(tmp_path / "in"), tmp_path / "out", strict=True)
     assert not (tmp_path / "out").exists()
+
+
+def _splits_of(out: Path, **asked: Any) -> dict[str, Any]:
+    folder_ = out.parent / "erasure"
+    request = make_request(
+        concept="cat",
+        kind="object",
+        surrogate="horse",
+        base="b",
+        base_sha256="0" * 64,
+        catalog=str(out),
+        judges="j",
+        **asked,
+    )
+    save_request(request, folder_)
+    split(folder_)
+    return {name: pd.read_parquet(folder_ / "splits" / f"{name}.parquet") for name in ("forget", "retain")}
+
+
+def test_a_copy_of_a_picture_to_forget_is_kept_out_of_the_retain_set(tmp_path: Path) -> None:
+    for name in ("cat", "horse", "coffee"):
+        for i in range(6):
+            _save(tmp_path / "in" / name / f"{i}.jpg", name, i)
+    _picture("cat", 2).save(tmp_path / "in/coffee/copy.jpg", quality=40)
+    _picture("cat", 2).save(tmp_path / "in/cat/2.jpg")
+    _take(folder(tmp_path / "in"), tmp_path / "out")
+    many = {"forget_per_pair": 9, "retain_per_pair": 9, "holdout_per_pair": 1}
+    retain = _splits_of(tmp_path / "out", split=many)["retain"]
+    assert "coffee/0" in set(retain["image_id"])
+    assert "coffee/copy" not in set(retain["image_id"])
+    chosen = _splits_of(tmp_path / "out", split=many, image_ids=("cat/0", "cat/1"))
+    assert set(chosen["forget"]["image_id"]) == {"cat/0", "cat/1"}
+    with pytest.raises(DataError, match="holds no picture cat/99"):
+        _splits_of(tmp_path / "out", split=many, image_ids=("cat/99",))

@@ -14,8 +14,9 @@ import torch
 from tqdm import tqdm
 
 from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.concepts import CAPTION_TEMPLATE
 from fade.config import Gate, Request, load_request
-from fade.data.catalog import load_concepts
+from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, DataError, listing
 from fade.evaluation.accuracy import canvas_protocol
@@ -45,7 +46,8 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
     concepts = load_concepts(Path(first.catalog))
     pairs = find_pairs(concepts, [(pair.concept, pair.surrogate) for request in requests for pair in request.pairs])
     sd = load_base(first.base, expected_sha256=first.base_sha256, weights=first.weights)
-    samples = canvas_protocol(*domains(concepts), first.evaluate.seeds)
+    template = (load_templates(Path(first.catalog)) or (CAPTION_TEMPLATE,))[0]
+    samples = canvas_protocol(*domains(concepts), first.evaluate.seeds, template=template)
     before = yield from base_pictures(sd, first, samples)
     chosen = adapters if adapters is not None else [folder / "adapter" for folder in folders]
     cards = [apply_adapter(sd, adapter, name=f"erasure{i}") for i, adapter in enumerate(chosen)]

@@ -40,6 +40,8 @@ def prepare_request(
     judges: str = JUDGES,
     protected: Sequence[str] = (),
     also: Sequence[tuple[str, str]] = (),
+    image_ids: Sequence[str] = (),
+    subjects: Sequence[str] = (),
 ) -> Request:
     """Resolve names and check everything that can be checked without training.
 
@@ -47,6 +49,7 @@ def prepare_request(
         surrogate: a concept of the catalog, ``nothing`` for what the empty prompt gives, or ``auto`` for
             the nearest in text space that is neither a person nor ``protected`` nor erased; the request records which.
         also: further concepts that the same adapter erases, each with its surrogate.
+        image_ids: pictures that must be forgotten, and ``subjects`` whose: the forget set is these alone.
 
     Raises:
         ConfigError: unknown concept or surrogate, equal, or of different kinds.
@@ -74,6 +77,8 @@ def prepare_request(
     return make_request(
         **pairs[0],
         also=pairs[1:],
+        image_ids=tuple(image_ids),
+        subjects=tuple(subjects),
         base=base,
         base_sha256=found,
         catalog=catalog,
