@@ -108,7 +108,12 @@ def _erase(record: Record, place: list[Path]) -> dict[str, Any]:
         raise DataError("The request names no concept. Give one: fade request release ID --concept NAME.")
     ensure_catalog(Path(CATALOG))
     request = prepare_request(
-        record.concept, record.surrogate or "auto", settings=load_settings(Path("params.yaml")), base=record.base
+        record.concept,
+        record.surrogate or "auto",
+        settings=load_settings(Path("params.yaml")),
+        base=record.base,
+        image_ids=record.pictures,
+        subjects=[record.subject] if record.subject else [],
     )
     place.append(prepare_folder(request))
     version = erase(request.id)

@@ -304,7 +304,18 @@ def _still(version: AdapterVersion, folder: Path, entry: LiveAdapter) -> Approve
 def _together(
     live: Sequence[Approved], new: Sequence[Approved], board: _Board, between: Callable[[], None] | None
 ) -> list[Approved]:
-    """What goes live: everything if it holds together, else as much as holds, one after the other."""
+    """What goes live; what a wider adapter takes over waits, and says so."""
+    chosen = _fitting(live, new, board, between)
+    for one in (*live, *new):
+        if one not in chosen and one.name not in board.waiting:
+            board.waiting[one.name] = _clash(one, chosen)
+    return chosen
+
+
+def _fitting(
+    live: Sequence[Approved], new: Sequence[Approved], board: _Board, between: Callable[[], None] | None
+) -> list[Approved]:
+    """Everything if it holds together, else as much as holds, one after the other."""
     chosen = list(live)
     fitting: list[Approved] = []
     for one in new:
