@@ -53,20 +53,6 @@ def test_an_erasure_ends_as_a_registered_candidate(finished: tuple[Path, _tracki
     assert set(read_json(folder / "timings.json")) == {stage.name for stage in _versioning.STAGES}
 
 
-def test_depth_is_said_to_be_unmeasured_until_it_is_measured(
-    finished: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
-) -> None:
-    folder, version = finished
-    run = CliRunner(env={"COLUMNS": "200"}).invoke
-    assert version.inversion is None
-    assert "not measured" in run(app, ["list"]).output
-    result = run(app, ["attack", folder.name, "--json", str(tmp_path / "attack.json")])
-    assert result.exit_code == 0, result.output
-    assert "on the base in" in result.output
-    measured = _tracking.find_version(version.model).inversion
-    assert measured == pytest.approx(read_json(tmp_path / "attack.json")["inversion"], abs=1e-4)
-
-
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [
@@ -294,7 +280,7 @@ def test_forced_reproduction_without_run_cache_gives_the_same_hashes(
 
 
 def test_a_run_that_died_goes_on_from_its_last_finished_task(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = _request("cat", "horse")
+    request = _request("temple", "flower")
     folder = prepare_folder(request)
     with monkeypatch.context() as patch:
 
@@ -449,3 +435,17 @@ def test_changed_files_in_the_registry_are_not_approved(
     finally:
         for path, content in originals.items():
             path.write_bytes(content)
+
+
+def test_depth_is_said_to_be_unmeasured_until_it_is_measured(
+    finished: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
+) -> None:
+    folder, version = finished
+    run = CliRunner(env={"COLUMNS": "200"}).invoke
+    assert version.inversion is None
+    assert "not measured" in run(app, ["list"]).output
+    result = run(app, ["attack", folder.name, "--json", str(tmp_path / "attack.json")])
+    assert result.exit_code == 0, result.output
+    assert "on the base in" in result.output
+    measured = _tracking.find_version(version.model).inversion
+    assert measured == pytest.approx(read_json(tmp_path / "attack.json")["inversion"], abs=1e-4)
