@@ -84,7 +84,8 @@ def erase(
     if seed is not None:
         changes += [(f"{name}.seed", seed) for name in ("split", "saliency", "distill")]
     if steps is not None:
-        changes += [("distill.steps", steps), ("distill.deep.steps", steps)]
+        # Without a step the closed form alone is asked for, which has no depth.
+        changes += [("distill.steps", steps), *([("distill.deep.steps", steps)] if steps else [])]
     settings = load_settings(Path("params.yaml"), changes=dict(changes))
     if catalog == CATALOG:
         ensure_catalog(Path(CATALOG))
