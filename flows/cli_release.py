@@ -71,7 +71,8 @@ def release(
         typer.Option(min=0, help="With --watch: runtimes stop when no newer manifest comes for so long; 0 never."),
     ] = 15.0,
     webhook_port: Annotated[
-        int, typer.Option(help="With --watch: port for MLflow's webhooks (secret: FADE_WEBHOOK_SECRET); 0 for none.")
+        int,
+        typer.Option(help="With --watch: port for MLflow's webhooks (secret: FADE_MLFLOW_WEBHOOK_SECRET); 0 for none."),
     ] = 0,
     host: Annotated[str, typer.Option(help="Address the webhooks come in at.")] = "127.0.0.1",
     json_file: JsonOption = None,

@@ -27,7 +27,7 @@ from flows.release import Change
 from tasks import _tracking
 
 logger = logging.getLogger(__name__)
-SECRET_VARIABLE = "FADE_WEBHOOK_SECRET"
+SECRET_VARIABLE = "FADE_MLFLOW_WEBHOOK_SECRET"
 WEBHOOK_SECONDS = 300
 """Age at which a hook is no longer believed, as in the Standard Webhooks' specification."""
 LOOK_AGAIN_SECONDS = 60.0
