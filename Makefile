@@ -9,8 +9,9 @@ DEMO_JSON ?=
 demo: install
 	fade demo $(if $(DEMO_JSON),--json $(DEMO_JSON))
 
+# A worker a file: each has a workspace and services of its own.
 test: install
-	pytest
+	pytest --numprocesses 2 --dist loadfile
 
 check: install
 	ruff format --check .

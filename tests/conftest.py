@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the processor: more threads than that only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Prefect reads it when it is imported, which is before a workspace is there.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 
