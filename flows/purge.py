@@ -19,7 +19,7 @@ import pandas as pd
 
 from fade.config import load_request
 from fade.data.catalog import load_catalog
-from fade.data.intake import delete
+from fade.data.deletion import delete
 from fade.errors import ConfigError
 from fade.files import read_json, sha256_file
 from fade.requests.ledger import Ledger
