@@ -57,6 +57,9 @@ def erase(
     subject: Annotated[
         list[str] | None, typer.Option(help="Subject reference whose pictures must be forgotten; repeatable.")
     ] = None,
+    data_free: Annotated[
+        bool, typer.Option("--data-free", help="No pictures are left: the base draws what is forgotten and kept.")
+    ] = False,
     protect: Annotated[list[str] | None, typer.Option(help="Concept that auto must not choose; repeatable.")] = None,
     base: Annotated[
         str, typer.Option(help="Base model: a diffusers folder, a .safetensors file, or a Hugging Face name.")
@@ -101,6 +104,7 @@ def erase(
         also=[pair(given) for given in also or ()],
         image_ids=image_id or (),
         subjects=subject or (),
+        data_free=data_free,
     )
     _erase(request, json_file, begun=begun)
 

@@ -23,6 +23,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from filelock import FileLock
 
+from fade.config import DRAWN_BY, GENERATED
 from fade.errors import LineageError
 from fade.files import sha256_file, writing
 from fade.lineage import ROOT, module_closure
@@ -44,37 +45,37 @@ class Stage:
 
 
 _WHAT = ("concept", "kind", "surrogate", "aliases", "also", "catalog")
-_WHOSE = ("image_ids", "subjects")
+_WHOSE = ("image_ids", "subjects", "neighbours", "data_free")
 _BASE = ("base", "base_sha256", "threads", "weights")
 STAGES = (
     Stage(
         "split",
         "fade.steps.split",
-        ("{catalog}/catalog.parquet", "{catalog}/concepts.json", "{catalog}/pictures"),
+        ("{pictures}/catalog.parquet", "{pictures}/concepts.json", "{pictures}/pictures"),
         ("splits",),
         (*_WHAT, *_WHOSE, "split"),
     ),
     Stage(
         "validate",
         "tasks._validation",
-        ("splits", "{catalog}/catalog.parquet", "{catalog}/pictures"),
+        ("splits", "{pictures}/catalog.parquet", "{pictures}/pictures"),
         ("validation.json",),
-        (*_WHAT, "distill.stop_at"),
+        (*_WHAT, *_WHOSE, "split", "distill.stop_at"),
     ),
     Stage(
         "saliency",
         "fade.steps.saliency",
-        ("splits", "validation.json", "{catalog}/pictures", "{base}"),
+        ("splits", "validation.json", "{pictures}/pictures", "{base}"),
         ("saliency.safetensors",),
-        (*_BASE, "saliency", "mask.granularity", "distill.timestep_power"),
+        (*_BASE, "data_free", "saliency", "mask.granularity", "distill.timestep_power"),
     ),
     Stage("mask", "fade.steps.mask", ("saliency.safetensors",), ("mask",), ("mask",)),
     Stage(
         "distill",
         "fade.steps.distill",
-        ("splits", "mask", "{catalog}/pictures", "{base}"),
+        ("splits", "mask", "{pictures}/pictures", "{base}"),
         ("adapter", "curve.parquet", "timesteps.json"),
-        (*_BASE, "distill"),
+        (*_BASE, "data_free", "distill"),
     ),
     Stage(
         "evaluate",
@@ -92,14 +93,28 @@ FOREIGN_STAGES = (
 )
 """An erasure whose adapter another tool made."""
 
+GENERATE = Stage(
+    "generate",
+    "fade.steps.generate",
+    ("{catalog}/concepts.json", "{base}"),
+    (GENERATED,),
+    (*_BASE, *_WHAT, "neighbours", "data_free", "split", *(f"evaluate.{name}" for name in DRAWN_BY)),
+)
+"""Comes first where no pictures are left: a catalog that the base draws."""
+
 
 def _code(module: str, root: Path) -> list[str]:
     return [Path(os.path.relpath(path, root)).as_posix() for path in module_closure(module)]
 
 
 def stage_definition(stage: Stage, folder: Path, places: dict[str, str], root: Path) -> dict[str, Any]:
-    """A stage as dvc.yaml holds it; every path is relative to the project's root."""
+    """A stage as dvc.yaml holds it; every path is relative to the project's root.
+
+    Args:
+        places: where ``catalog``, ``base`` and ``judges`` lie, and ``pictures`` if not in the catalog.
+    """
     where = folder.as_posix()
+    places = {"pictures": places["catalog"], **places}
 
     def located(path: str) -> str:
         return path.format(**places) if path.startswith("{") else f"{where}/{path}"
@@ -115,14 +130,17 @@ def stage_definition(stage: Stage, folder: Path, places: dict[str, str], root: P
     }
 
 
-def write_pipeline(folder: Path, places: dict[str, str], *, foreign: bool = False) -> None:
+def write_pipeline(folder: Path, places: dict[str, str], *, foreign: bool = False, data_free: bool = False) -> None:
     """Write the erasure's ``dvc.yaml``; ``places`` says where catalog, base and judges lie.
 
     Args:
         foreign: its adapter is another tool's.
+        data_free: the base draws its pictures.
     """
     up = Path(os.path.relpath(Path.cwd(), folder)).as_posix()
     chosen = FOREIGN_STAGES if foreign else STAGES
+    if data_free:
+        chosen, places = (GENERATE, *chosen), {**places, "pictures": (folder / GENERATED).as_posix()}
     stages = {stage.name: {**stage_definition(stage, folder, places, Path.cwd()), "wdir": up} for stage in chosen}
     with writing(folder / "dvc.yaml") as temporary:
         temporary.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
