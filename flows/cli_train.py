@@ -48,6 +48,7 @@ def train_base(
     """
     from fade.files import read_json, read_yaml
     from fade.steps import train
+    from tasks import _versioning
 
     _refuse_taken(out)
     given = read_yaml(Path("params.yaml"))
@@ -57,6 +58,7 @@ def train_base(
     _shown(train.train_base(catalog, out, params=params))
     _shown(train.report_on(catalog, out, judges, report, params=given["base_report"] | {"threads": threads}))
     metrics = read_json(report / "metrics.json")
+    _versioning.track(out)
     console.print(f"Base in {out}; look at {report}/sheet.png", highlight=False)
     if judges is None:
         console.print("How well it is recognised: give --judges (fade classifier train).", highlight=False)
@@ -80,6 +82,7 @@ def train_classifier(
     """Train the two judges of a catalog, which --judges takes. Cut off and asked again, it goes on."""
     from fade.files import read_json, read_yaml
     from fade.steps import train
+    from tasks import _versioning
 
     _refuse_taken(out)
     params = copy.deepcopy(read_yaml(Path("params.yaml"))["judges"]) | {"threads": threads}
@@ -87,6 +90,7 @@ def train_classifier(
         for name in train.JUDGES:
             params[name]["steps"] = steps
     _shown(train.train_judges(catalog, out, params=params))
+    _versioning.track(out)
     metrics = read_json(out / "metrics.json")
     table = Table("judge", "object (holdout)", "style (holdout)", "shuffled patches called scrambled", "pictures")
     for name in train.JUDGES:

@@ -31,6 +31,7 @@ from fade.models.source import is_hub_name
 from fade.steps.request import BASE, CATALOG, JUDGES
 
 logging.getLogger("dvc").setLevel(logging.WARNING)
+logging.getLogger("dvc_data").setLevel(logging.ERROR)  # it warns of each output that a stage has yet to make
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +311,72 @@ def delete_object(md5: str, place: str) -> None:
     """Delete an object from DVC's cache or a remote, as ``places_of`` calls it."""
     with _repo() as repo:
         _stores(repo)[place].delete(md5)
+
+
+def track(folder: Path) -> bool:
+    """Put a folder of data under DVC (``<folder>.dvc``); false if it lies outside the project or a stage makes it.
+
+    Raises:
+        LineageError: DVC refuses.
+    """
+    inside = folder.resolve().is_relative_to(Path.cwd())
+    if not inside or not Path(".dvc").is_dir():
+        return False
+    place = folder.resolve().relative_to(Path.cwd()).as_posix()
+    with _repo() as repo:
+        if any(out.def_path == place and not stage.is_data_source for stage in repo.index.stages for out in stage.outs):
+            return False
+        try:
+            repo.add(place)
+        except DvcException as error:
+            raise LineageError(f"DVC did not take {place} in: {error}") from error
+    return True
+
+
+def push(remote: str | None = None) -> int:
+    """Send catalogs, splits, adapters and all else that DVC knows to a remote; gives how many files were sent.
+
+    Raises:
+        LineageError: there is no remote, or it cannot be reached.
+    """
+    with _repo() as repo:
+        _check_remote(repo, remote)
+        try:
+            return int(repo.push(remote=remote))
+        except (DvcException, OSError) as error:
+            raise LineageError(
+                f"DVC could not push: {error}. Look at `dvc remote list` and the credentials."
+            ) from error
+
+
+def pull(remote: str | None = None) -> dict[str, int]:
+    """Bring back what the ``.dvc`` and lock files name; what no store holds any more, as after a purge, stays away.
+
+    Returns:
+        Files ``fetched`` from the remote; ``added``, ``modified``, ``deleted`` in the work tree.
+
+    Raises:
+        LineageError: there is no remote, or it cannot be reached.
+    """
+    with _repo() as repo:
+        _check_remote(repo, remote)
+        try:
+            found = repo.pull(remote=remote, allow_missing=True)
+        except (DvcException, OSError) as error:
+            raise LineageError(
+                f"DVC could not pull: {error}. Look at `dvc remote list` and the credentials."
+            ) from error
+    return {name: int(found["stats"].get(name, 0)) for name in ("fetched", "added", "modified", "deleted")}
+
+
+def _check_remote(repo: Any, remote: str | None) -> None:
+    known = sorted(repo.config["remote"])
+    if remote is not None and remote not in known:
+        raise LineageError(f"No DVC remote {remote!r}: known are {', '.join(known) or 'none'}. See `dvc remote add`.")
+    if remote is None and not repo.config["core"].get("remote"):
+        raise LineageError(
+            "No DVC remote is the default. Add one: dvc remote add -d NAME URL (a folder, s3://, ssh://)."
+        )
 
 
 def md5_of(path: Path) -> str:

@@ -14,6 +14,17 @@ from fade.errors import ConfigError
 from fade.files import writing
 
 
+def find(folder: Path, *, image_ids: Sequence[str], subjects: Sequence[str]) -> list[Path]:
+    """Files of the pictures that are named by id or subject and are not deleted yet."""
+    found = []
+    for batch in stream_table(folder, ["image_id", "subject", "path", "deleted_at"]):
+        for row in batch.to_pylist():
+            named = row["image_id"] in image_ids or row["subject"] in subjects
+            if named and row["deleted_at"] is None:
+                found.append(folder / row["path"])
+    return found
+
+
 def delete(folder: Path, *, image_ids: Sequence[str], subjects: Sequence[str], at: datetime) -> int:
     """Delete pictures by id or subject: files are removed, rows get ``deleted_at``; gives how many.
 
