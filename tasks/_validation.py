@@ -180,6 +180,9 @@ def _culprits(tables: dict[str, pd.DataFrame], near: pd.DataFrame) -> Iterator[s
         yield from (f"{path}: deleted from the catalog" for path in table[~table["live"]]["path"])
         wrong = table[~table["paired"].astype(bool)]["path"]
         yield from (f"{path}: its captions differ in more than the concept" for path in wrong)
+    for other in ("retain", "surrogate", "holdout"):
+        shared = tables[other][tables[other]["sha256"].isin(tables["forget"]["sha256"])]
+        yield from (f"{path}: is to be forgotten and in the {other} set" for path in shared["path"])
     yield from (f"{path}: a near-duplicate of a picture to forget" for path in near["path"])
     shown = retain[retain["subject"].isin(subjects)]["path"]
     yield from (f"{path}: shows a subject that is to be forgotten" for path in shown)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import skimage.data
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.io import savemat
 
 from fade.data.canvas import photograph
@@ -47,12 +47,13 @@ def _folder(root: Path) -> Path:
 
 
 def _unlearncanvas(root: Path) -> Path:
-    for style, paint in (("Seed_Images", "RGB"), ("Gray_Days", "L")):
+    for style in ("Seed_Images", "Gray_Days"):
         for name in SHOWN:
             for i in range(COUNT):
                 path = root / style / f"{name.title()}s" / f"{i + 1}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                picture(name, i).convert(paint).save(path)
+                shown = picture(name, i)
+                (shown if style == "Seed_Images" else ImageOps.invert(shown.convert("L"))).save(path)
     return root
 
 
