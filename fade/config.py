@@ -36,11 +36,12 @@ class SaliencySettings(_Settings):
 
     ``denoising`` is the paper's; ``contrast`` divides it by the same on the retain set; ``distillation``
     is the gradient of the distillation loss itself; ``gain`` is how much of that loss a first step would
-    take away (the last three ours); ``random`` is the control.
+    take away; ``decrement`` is how far it could fall along the gradient with the retained answers counted
+    (the last four ours); ``random`` is the control.
     """
 
     seed: int = 42
-    score: Literal["denoising", "contrast", "distillation", "gain", "random"] = "gain"
+    score: Literal["denoising", "contrast", "distillation", "gain", "decrement", "random"] = "gain"
     groups: int = Field(8, ge=1)
     group_size: int = Field(16, ge=1)
     at_once: int | None = Field(None, ge=1, description="examples through the network at a time; memory only")
