@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What is printed is looked at by lines: as wide as they may be, whatever a worker is told of its terminal.
+os.environ["COLUMNS"] = "200"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the processor: more threads than that only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -25,7 +25,7 @@ from flows.erase import erase, prepare_folder
 from flows.use import draw, live_adapters, load_with, save_picture
 from tasks import _tracking, _versioning, erasure
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
 
 def _request(concept: str = "astronaut", surrogate: str = "cameraman", **changes: object) -> Request:

@@ -23,7 +23,7 @@ from flows.cli import app
 from flows.studies import plan
 from tests.tiny import SETTINGS
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
 
 def _request(**changes: object) -> Request:
