@@ -16,6 +16,10 @@ from fade.files import read_yaml, writing
 from fade.hardware import Precision, fast_precision
 
 AUTO_PRECISION = "auto"
+DRAWN_BY = ("steps", "guidance", "solver", "batch", "precision")
+"""Of the section ``evaluate``: how the base draws pictures."""
+GENERATED = "generated"
+"""In the folder of a data-free erasure: the pictures that the base drew, as a catalog."""
 
 
 class _Settings(BaseModel):
@@ -28,6 +32,7 @@ class SplitSettings(_Settings):
     seed: int = 42
     forget_per_pair: int = Field(8, ge=1)
     retain_per_pair: int = Field(3, ge=1)
+    neighbour_factor: int = Field(1, ge=1, description="times as many to retain of what is most like the concept")
     holdout_per_pair: int = Field(4, ge=1)
 
 
@@ -218,12 +223,16 @@ class Request(Settings, Pair):
         also: further concepts that the same adapter erases.
         image_ids: pictures that must be forgotten: the forget set is these (and those of ``subjects``) alone.
         subjects: opaque references of those whose pictures must be forgotten.
+        neighbours: concepts nearest those erased, of which ``split.neighbour_factor`` times as many are retained.
+        data_free: no pictures are left: the base itself draws them (fade/steps/generate.py).
         imported: hash of another tool's adapter that is judged instead of one made here (``fade import``).
     """
 
     also: tuple[Pair, ...] = ()
     image_ids: tuple[str, ...] = ()
     subjects: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()
+    data_free: bool = False
     imported: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     base: str
     base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -239,7 +248,16 @@ class Request(Settings, Pair):
             raise ValueError(
                 f"a surrogate must not be erased itself: got {', '.join(back)} as both. Choose another surrogate"
             )
+        if self.data_free and (self.image_ids or self.subjects):
+            raise ValueError(
+                "pictures and subjects are named where there are none: data_free draws pictures of the concept. "
+                "Leave out one or the other"
+            )
         return self
+
+    def picture_catalog(self, folder: Path) -> Path:
+        """The catalog whose pictures the splits are made of; of a data-free erasure its own, in its folder."""
+        return folder / GENERATED if self.data_free else Path(self.catalog)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows import cli_data, cli_release, cli_requests, cli_studies
+from flows import cli_data, cli_release, cli_requests, cli_studies, cli_train
 from flows.cli_release import named
 from flows.console import JsonOption, SetOption, console, guarded, pair, setting, write_figures
 
@@ -34,6 +34,7 @@ app.add_typer(cli_release.app)
 app.add_typer(cli_studies.app)
 app.add_typer(cli_requests.app)
 app.add_typer(cli_data.app)
+app.add_typer(cli_train.app)
 
 
 @app.command()
@@ -57,6 +58,9 @@ def erase(
     subject: Annotated[
         list[str] | None, typer.Option(help="Subject reference whose pictures must be forgotten; repeatable.")
     ] = None,
+    data_free: Annotated[
+        bool, typer.Option("--data-free", help="No pictures are left: the base draws what is forgotten and kept.")
+    ] = False,
     protect: Annotated[list[str] | None, typer.Option(help="Concept that auto must not choose; repeatable.")] = None,
     base: Annotated[
         str, typer.Option(help="Base model: a diffusers folder, a .safetensors file, or a Hugging Face name.")
@@ -101,6 +105,7 @@ def erase(
         also=[pair(given) for given in also or ()],
         image_ids=image_id or (),
         subjects=subject or (),
+        data_free=data_free,
     )
     _erase(request, json_file, begun=begun)
 

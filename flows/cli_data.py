@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 catalog = typer.Typer(help="Take picture sets in, look at them, check them.", no_args_is_help=True)
+data = typer.Typer(
+    help="Send catalogs, splits and adapters to a DVC remote, and bring them back.", no_args_is_help=True
+)
 app.add_typer(catalog, name="catalog")
+app.add_typer(data, name="data")
 
 KindArgument = Annotated[
     str, typer.Argument(help="folder, unlearncanvas, imagenette, lfw, breeds, sun, webdataset or canvas.")
@@ -85,17 +89,26 @@ def delete(
     subject: Annotated[list[str] | None, typer.Option(help="Subject whose pictures to delete; repeatable.")] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Delete pictures: the files go, their rows stay with the date, and they never enter a split again."""
-    from fade.data import intake
+    """Delete pictures: the files go, also from DVC's cache and remotes; their rows stay with the date.
 
-    count = intake.delete(
-        folder,
-        image_ids=image_id or (),
-        subjects=subject or (),
-        at=datetime.now(UTC).replace(microsecond=0),
-    )
-    console.print(f"{count} pictures deleted from {folder}")
-    write_figures(json_file, {"deleted": count})
+    They never enter a split again.
+    """
+    from fade.data.deletion import delete, find
+    from tasks import _versioning
+
+    image_ids, subjects = image_id or (), subject or ()
+    copies = 0
+    for path in find(folder, image_ids=image_ids, subjects=subjects):
+        # Before the row says that it is gone: cut off in between, the command finds the picture again.
+        if path.is_file() and Path(".dvc").is_dir():
+            md5 = _versioning.md5_of(path)
+            for place, _ in _versioning.places_of(md5):
+                _versioning.delete_object(md5, place)
+                copies += 1
+    count = delete(folder, image_ids=image_ids, subjects=subjects, at=datetime.now(UTC).replace(microsecond=0))
+    _versioning.track(folder)
+    console.print(f"{count} pictures deleted from {folder}, {copies} copies from DVC's cache and remotes")
+    write_figures(json_file, {"deleted": count, "copies": copies})
 
 
 @catalog.command()
@@ -131,8 +144,35 @@ def check(
     write_figures(json_file, {"expectations": held})
 
 
+RemoteOption = Annotated[str | None, typer.Option(help="DVC remote by name; the default one if left out.")]
+
+
+@data.command()
+@guarded
+def push(remote: RemoteOption = None, json_file: JsonOption = None) -> None:
+    """Send to the remote what DVC knows: catalogs with their pictures, splits, adapters, evaluations."""
+    from tasks import _versioning
+
+    sent = _versioning.push(remote)
+    console.print(f"{sent} files sent")
+    write_figures(json_file, {"sent": sent})
+
+
+@data.command()
+@guarded
+def pull(remote: RemoteOption = None, json_file: JsonOption = None) -> None:
+    """Bring back from the remote what the .dvc and lock files name; what was purged stays away."""
+    from tasks import _versioning
+
+    found = _versioning.pull(remote)
+    changes = ", ".join(f"{count} {name}" for name, count in found.items() if name != "fetched")
+    console.print(f"{found['fetched']} files fetched; in the work tree: {changes}")
+    write_figures(json_file, found)
+
+
 def _taken_in(folder: Path, done: Iterator[int], json_file: Path | None) -> None:
     from fade.files import read_json
+    from tasks import _versioning
 
     with tqdm(desc="pictures", unit="", disable=None) as bar:
         total = 0
@@ -140,7 +180,10 @@ def _taken_in(folder: Path, done: Iterator[int], json_file: Path | None) -> None
             bar.update(count - total)
             total = count
     rejected = read_json(folder / "rejected.json")["rejected"]
+    tracked = _versioning.track(folder)
     console.print(f"{total} pictures in {folder}; {len(rejected)} set aside", highlight=False)
+    if tracked:
+        console.print(f"DVC: {folder}.dvc has its hash. Commit it; fade data push sends the pictures.", highlight=False)
     if rejected:
         shown = listing([f"{entry['name']}: {entry['reason']}" for entry in rejected])
         console.print(f"{folder}/rejected.json: {shown}", highlight=False, markup=False)

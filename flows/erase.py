@@ -27,7 +27,7 @@ def prepare_folder(request: Request) -> Path:
         raise ConfigError(f"{folder} holds another request under the same id. Remove that folder.")
     save_request(request, folder)
     places = {"catalog": request.catalog, "base": request.base, "judges": request.judges}
-    write_pipeline(folder, places, foreign=request.imported is not None)
+    write_pipeline(folder, places, foreign=request.imported is not None, data_free=request.data_free)
     return folder
 
 
@@ -66,6 +66,8 @@ def erase(erasure_id: str) -> AdapterVersion:
             f"expected {request.base_sha256[:12]}. Restore that base, or make a new request."
         )
     check_disk(Path())
+    if request.data_free:
+        erasure.generate(folder)
     erasure.split(folder)
     erasure.validate(folder)
     if request.imported is None:

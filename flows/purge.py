@@ -17,9 +17,9 @@ from typing import Any
 
 import pandas as pd
 
-from fade.config import load_request
+from fade.config import GENERATED, load_request
 from fade.data.catalog import load_catalog
-from fade.data.intake import delete
+from fade.data.deletion import delete
 from fade.errors import ConfigError
 from fade.files import read_json, sha256_file
 from fade.requests.ledger import Ledger
@@ -29,8 +29,8 @@ from tasks import _tracking, _versioning
 from tasks._tracking import AdapterVersion
 
 RECEIPTS_KIND, RECEIPTS_NAME = "fade-purge/1", "purge.json"
-DERIVED = ("splits", "saliency.safetensors", "validation.json", "docs", "foreign", "attacks")
-RECORDED = ("splits", "saliency.safetensors", "validation.json")
+DERIVED = (GENERATED, "splits", "saliency.safetensors", "validation.json", "docs", "foreign", "attacks")
+RECORDED = (GENERATED, "splits", "saliency.safetensors", "validation.json")
 JUDGED = ("evaluation/samples.parquet", "evaluation/sheet.png")
 RUN_FILES = ("sheet.png", "validation.json")
 

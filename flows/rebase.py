@@ -69,4 +69,7 @@ def on_base(request: Request, base: str) -> Request:
         catalog=request.catalog,
         judges=request.judges,
         also=[(pair.concept, pair.surrogate) for pair in also],
+        image_ids=request.image_ids,
+        subjects=request.subjects,
+        data_free=request.data_free,
     )

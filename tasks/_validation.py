@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from PIL import Image, UnidentifiedImageError
 from fade.config import Request, load_request
 from fade.data.catalog import COLUMNS, load_catalog
 from fade.data.duplicates import as_bits, conflicting, leaked, near_pairs
-from fade.data.splits import NOTHING, SPLIT_NAMES
+from fade.data.sets import generated_by
+from fade.data.splits import NOTHING, SPLIT_NAMES, differs_in_names_alone
 from fade.errors import DataError, listing
 from fade.files import write_json
 
@@ -46,29 +48,30 @@ def validate(folder: Path) -> dict[str, bool]:
         DataError: an expectation fails; names it, the first five pictures at fault and the page.
     """
     request = load_request(folder)
-    tables = {name: pd.read_parquet(folder / "splits" / f"{name}.parquet") for name in SPLIT_NAMES}
-    for name in SPLIT_NAMES:
-        tables[name] = tables[name].assign(
-            problem=[
-                _problem(Path(request.catalog) / path, sha256)
-                for path, sha256 in zip(tables[name]["path"], tables[name]["sha256"], strict=True)
-            ]
-        )
-    known = load_catalog(Path(request.catalog), further=("phash", "subject")).set_index("image_id")[
-        ["phash", "subject"]
-    ]
-    tables = {name: _with_catalog(table, known) for name, table in tables.items()}
+    catalog = request.picture_catalog(folder)
+    known = load_catalog(catalog, further=("phash", "subject"))
+    tables = {
+        name: _looked_at(pd.read_parquet(folder / "splits" / f"{name}.parquet"), catalog, known, request)
+        for name in SPLIT_NAMES
+    }
+    kinds: set[str] = {pair.kind for pair in request.pairs}
+    near = leaked(tables["forget"], tables["retain"], pictures=catalog, kinds=kinds)
     docs = folder / "docs"
     context = _context(docs)
     source = context.data_sources.add_pandas("splits")
     held: dict[str, bool] = {}
     for name in SPLIT_NAMES:
-        held |= _judged(context, source, name, tables[name], _expectations(name, request, tables))
+        checks = _expectations(name, request, tables)
+        if name == "forget":
+            checks |= _apart(tables, near, kinds)
+        if name == "retain":
+            checks |= _balance(known, request)
+        held |= _judged(context, source, name, tables[name], checks)
     context.build_data_docs()
     page = docs / "index.html"
     if failed := sorted(key for key, holds in held.items() if not holds):
-        culprits = [f"{row.path}: {row.problem}" for t in tables.values() for row in t[t["problem"] != ""].itertuples()]
-        detail = f" At fault: {listing(dict.fromkeys(culprits))}." if culprits else ""
+        culprits = list(dict.fromkeys(_culprits(tables, near)))
+        detail = f" At fault: {listing(culprits)}." if culprits else ""
         raise DataError(f"The splits did not pass validation: {listing(failed)} failed.{detail} See {page}.")
     write_json(folder / "validation.json", {"expectations": held, "rows": {n: len(t) for n, t in tables.items()}})
     return held
@@ -145,11 +148,76 @@ class ExpectHashesToBeFar(ColumnMapExpectation):
     success_keys = ("hashes", "mostly")
 
 
-def _with_catalog(table: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """The table with what the catalog says now: a row that was deleted there has no hash."""
-    joined = table.join(known, on="image_id")
+def _looked_at(table: pd.DataFrame, catalog: Path, known: pd.DataFrame, request: Request) -> pd.DataFrame:
+    """A split with what is to be judged of each row.
+
+    ``problem`` of its file; ``live``: the catalog has not deleted it; ``phash`` and ``subject`` as the catalog
+    says now; ``paired``: its two captions differ in the erased names alone; ``number`` within its pair, from 1.
+    """
+    if missing := {"image_id", "path", "sha256", "caption", "object", "style"} - set(table.columns):
+        raise DataError(f"A split lacks the columns {listing(sorted(missing))}. Cut the splits again.")
+    joined = table.join(known.set_index("image_id")[["phash", "subject"]], on="image_id")
     live = joined["phash"].notna()
-    return joined.assign(live=live, phash=joined["phash"].fillna("0" * 16))
+    pairs = [(pair.names, pair.surrogate) for pair in request.pairs]
+    targets = table["surrogate_caption"] if "surrogate_caption" in table else [None] * len(table)
+    return joined.assign(
+        problem=[_problem(catalog / path, sha256) for path, sha256 in zip(table["path"], table["sha256"], strict=True)],
+        live=live,
+        phash=joined["phash"].fillna("0" * 16),
+        paired=[
+            target is None or differs_in_names_alone(said, target, pairs)
+            for said, target in zip(table["caption"], targets, strict=True)
+        ],
+        number=table.groupby(["object", "style"]).cumcount() + 1,
+    )
+
+
+def _culprits(tables: dict[str, pd.DataFrame], near: pd.DataFrame) -> Iterator[str]:
+    """The pictures at fault, each with what is wrong."""
+    retain, subjects = tables["retain"], set(tables["forget"]["subject"].dropna())
+    for table in tables.values():
+        yield from (f"{row.path}: {row.problem}" for row in table[table["problem"] != ""].itertuples())
+        yield from (f"{path}: deleted from the catalog" for path in table[~table["live"]]["path"])
+        wrong = table[~table["paired"].astype(bool)]["path"]
+        yield from (f"{path}: its captions differ in more than the concept" for path in wrong)
+    yield from (f"{path}: a near-duplicate of a picture to forget" for path in near["path"])
+    shown = retain[retain["subject"].isin(subjects)]["path"]
+    yield from (f"{path}: shows a subject that is to be forgotten" for path in shown)
+
+
+def _apart(tables: dict[str, pd.DataFrame], near: pd.DataFrame, kinds: set[str]) -> dict[str, Any]:
+    """Nothing of the forget set is anywhere else."""
+    # Of a style, the same photograph in another style must stay: there only what looks the same counts.
+    hashes = (near if kinds == {"style"} else tables["retain"])["phash"].tolist()
+    checks: dict[str, Any] = {
+        "forget: has no near-duplicate in retain": ExpectHashesToBeFar(column="phash", hashes=hashes),
+        "forget: shares no subject with retain": gxe.ExpectColumnValuesToNotBeInSet(
+            column="subject", value_set=sorted(set(tables["retain"]["subject"].dropna()))
+        ),
+    }
+    for other in ("retain", "surrogate", "holdout"):
+        checks[f"forget: shares no picture with {other}"] = gxe.ExpectColumnValuesToNotBeInSet(
+            column="sha256", value_set=tables[other]["sha256"].tolist()
+        )
+    return checks
+
+
+def _balance(known: pd.DataFrame, request: Request) -> dict[str, Any]:
+    """No pair has more pictures to retain than asked for, and at least half of what there is to retain is shown."""
+    others = known[known["split"] == "train"]
+    for pair in request.pairs:
+        others = others[others[pair.kind] != pair.concept]
+    checks: dict[str, Any] = {
+        "retain: no pair has more pictures than the settings say": gxe.ExpectColumnValuesToBeBetween(
+            column="number", max_value=request.split.retain_per_pair * request.split.neighbour_factor
+        )
+    }
+    for kind in ("object", "style"):
+        least = -(-others[kind].nunique() // 2)
+        checks[f"retain: shows at least half of the other {kind}s"] = gxe.ExpectColumnUniqueValueCountToBeBetween(
+            column=kind, min_value=least
+        )
+    return checks
 
 
 def _context(docs: Path) -> Any:
@@ -212,21 +280,24 @@ def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) 
             f"{name}: target captions mention the surrogate": gxe.ExpectColumnValuesToMatchRegex(
                 column="surrogate_caption", regex=target
             ),
+            f"{name}: captions and targets differ in the concept alone": gxe.ExpectColumnValuesToBeInSet(
+                column="paired", value_set=[True]
+            ),
         }
     checks[f"{name}: holds no deleted picture"] = gxe.ExpectColumnValuesToBeInSet(column="live", value_set=[True])
+    drawn = generated_by(request.base_sha256)
+    checks[f"{name}: says which pictures the base drew"] = (
+        gxe.ExpectColumnValuesToBeInSet(column="source", value_set=[drawn])
+        if request.data_free
+        else gxe.ExpectColumnValuesToNotBeInSet(column="source", value_set=[drawn])
+    )
     if name == "forget":
-        kinds: set[str] = {pair.kind for pair in request.pairs}
-        near = leaked(tables["forget"], tables["retain"], pictures=Path(request.catalog), kinds=kinds)
-        # Of a style, the same photograph in another style must stay: there only what looks the same counts.
-        hashes = (near if kinds == {"style"} else tables["retain"])["phash"].tolist()
-        checks["forget: has no near-duplicate in retain"] = ExpectHashesToBeFar(column="phash", hashes=hashes)
-        checks["forget: shares no subject with retain"] = gxe.ExpectColumnValuesToNotBeInSet(
-            column="subject", value_set=sorted(set(tables["retain"]["subject"].dropna()))
-        )
-        for other in ("retain", "surrogate", "holdout"):
-            checks[f"forget: shares no picture with {other}"] = gxe.ExpectColumnValuesToNotBeInSet(
-                column="sha256", value_set=tables[other]["sha256"].tolist()
+        for kind in sorted({pair.kind for pair in request.pairs}):
+            checks[f"forget: shows every erased {kind}"] = gxe.ExpectColumnDistinctValuesToContainSet(
+                column=kind, value_set=[pair.concept for pair in request.pairs if pair.kind == kind]
             )
+        if not (request.image_ids or request.subjects):
+            checks["forget: has two pictures or more"] = gxe.ExpectTableRowCountToBeBetween(min_value=2)
     if name == "retain":
         for kind in sorted({pair.kind for pair in request.pairs}):
             checks[f"retain: shows no erased {kind}"] = gxe.ExpectColumnValuesToNotBeInSet(

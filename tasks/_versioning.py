@@ -23,6 +23,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from filelock import FileLock
 
+from fade.config import DRAWN_BY, GENERATED
 from fade.errors import LineageError
 from fade.files import sha256_file, writing
 from fade.lineage import ROOT, module_closure
@@ -30,6 +31,7 @@ from fade.models.source import is_hub_name
 from fade.steps.request import BASE, CATALOG, JUDGES
 
 logging.getLogger("dvc").setLevel(logging.WARNING)
+logging.getLogger("dvc_data").setLevel(logging.ERROR)  # it warns of each output that a stage has yet to make
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +46,37 @@ class Stage:
 
 
 _WHAT = ("concept", "kind", "surrogate", "aliases", "also", "catalog")
-_WHOSE = ("image_ids", "subjects")
+_WHOSE = ("image_ids", "subjects", "neighbours", "data_free")
 _BASE = ("base", "base_sha256", "threads", "weights")
 STAGES = (
     Stage(
         "split",
         "fade.steps.split",
-        ("{catalog}/catalog.parquet", "{catalog}/concepts.json", "{catalog}/pictures"),
+        ("{pictures}/catalog.parquet", "{pictures}/concepts.json", "{pictures}/pictures"),
         ("splits",),
         (*_WHAT, *_WHOSE, "split"),
     ),
     Stage(
         "validate",
         "tasks._validation",
-        ("splits", "{catalog}/catalog.parquet", "{catalog}/pictures"),
+        ("splits", "{pictures}/catalog.parquet", "{pictures}/pictures"),
         ("validation.json",),
-        (*_WHAT, "distill.stop_at"),
+        (*_WHAT, *_WHOSE, "split", "distill.stop_at"),
     ),
     Stage(
         "saliency",
         "fade.steps.saliency",
-        ("splits", "validation.json", "{catalog}/pictures", "{base}"),
+        ("splits", "validation.json", "{pictures}/pictures", "{base}"),
         ("saliency.safetensors",),
-        (*_BASE, "saliency", "mask.granularity", "distill.timestep_power"),
+        (*_BASE, "data_free", "saliency", "mask.granularity", "distill.timestep_power"),
     ),
     Stage("mask", "fade.steps.mask", ("saliency.safetensors",), ("mask",), ("mask",)),
     Stage(
         "distill",
         "fade.steps.distill",
-        ("splits", "mask", "{catalog}/pictures", "{base}"),
+        ("splits", "mask", "{pictures}/pictures", "{base}"),
         ("adapter", "curve.parquet", "timesteps.json"),
-        (*_BASE, "distill"),
+        (*_BASE, "data_free", "distill"),
     ),
     Stage(
         "evaluate",
@@ -92,14 +94,28 @@ FOREIGN_STAGES = (
 )
 """An erasure whose adapter another tool made."""
 
+GENERATE = Stage(
+    "generate",
+    "fade.steps.generate",
+    ("{catalog}/concepts.json", "{base}"),
+    (GENERATED,),
+    (*_BASE, *_WHAT, "neighbours", "data_free", "split", *(f"evaluate.{name}" for name in DRAWN_BY)),
+)
+"""Comes first where no pictures are left: a catalog that the base draws."""
+
 
 def _code(module: str, root: Path) -> list[str]:
     return [Path(os.path.relpath(path, root)).as_posix() for path in module_closure(module)]
 
 
 def stage_definition(stage: Stage, folder: Path, places: dict[str, str], root: Path) -> dict[str, Any]:
-    """A stage as dvc.yaml holds it; every path is relative to the project's root."""
+    """A stage as dvc.yaml holds it; every path is relative to the project's root.
+
+    Args:
+        places: where ``catalog``, ``base`` and ``judges`` lie, and ``pictures`` if not in the catalog.
+    """
     where = folder.as_posix()
+    places = {"pictures": places["catalog"], **places}
 
     def located(path: str) -> str:
         return path.format(**places) if path.startswith("{") else f"{where}/{path}"
@@ -115,14 +131,17 @@ def stage_definition(stage: Stage, folder: Path, places: dict[str, str], root: P
     }
 
 
-def write_pipeline(folder: Path, places: dict[str, str], *, foreign: bool = False) -> None:
+def write_pipeline(folder: Path, places: dict[str, str], *, foreign: bool = False, data_free: bool = False) -> None:
     """Write the erasure's ``dvc.yaml``; ``places`` says where catalog, base and judges lie.
 
     Args:
         foreign: its adapter is another tool's.
+        data_free: the base draws its pictures.
     """
     up = Path(os.path.relpath(Path.cwd(), folder)).as_posix()
     chosen = FOREIGN_STAGES if foreign else STAGES
+    if data_free:
+        chosen, places = (GENERATE, *chosen), {**places, "pictures": (folder / GENERATED).as_posix()}
     stages = {stage.name: {**stage_definition(stage, folder, places, Path.cwd()), "wdir": up} for stage in chosen}
     with writing(folder / "dvc.yaml") as temporary:
         temporary.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
@@ -292,6 +311,72 @@ def delete_object(md5: str, place: str) -> None:
     """Delete an object from DVC's cache or a remote, as ``places_of`` calls it."""
     with _repo() as repo:
         _stores(repo)[place].delete(md5)
+
+
+def track(folder: Path) -> bool:
+    """Put a folder of data under DVC (``<folder>.dvc``); false if it lies outside the project or a stage makes it.
+
+    Raises:
+        LineageError: DVC refuses.
+    """
+    inside = folder.resolve().is_relative_to(Path.cwd())
+    if not inside or not Path(".dvc").is_dir():
+        return False
+    place = folder.resolve().relative_to(Path.cwd()).as_posix()
+    with _repo() as repo:
+        if any(out.def_path == place and not stage.is_data_source for stage in repo.index.stages for out in stage.outs):
+            return False
+        try:
+            repo.add(place)
+        except DvcException as error:
+            raise LineageError(f"DVC did not take {place} in: {error}") from error
+    return True
+
+
+def push(remote: str | None = None) -> int:
+    """Send catalogs, splits, adapters and all else that DVC knows to a remote; gives how many files were sent.
+
+    Raises:
+        LineageError: there is no remote, or it cannot be reached.
+    """
+    with _repo() as repo:
+        _check_remote(repo, remote)
+        try:
+            return int(repo.push(remote=remote))
+        except (DvcException, OSError) as error:
+            raise LineageError(
+                f"DVC could not push: {error}. Look at `dvc remote list` and the credentials."
+            ) from error
+
+
+def pull(remote: str | None = None) -> dict[str, int]:
+    """Bring back what the ``.dvc`` and lock files name; what no store holds any more, as after a purge, stays away.
+
+    Returns:
+        Files ``fetched`` from the remote; ``added``, ``modified``, ``deleted`` in the work tree.
+
+    Raises:
+        LineageError: there is no remote, or it cannot be reached.
+    """
+    with _repo() as repo:
+        _check_remote(repo, remote)
+        try:
+            found = repo.pull(remote=remote, allow_missing=True)
+        except (DvcException, OSError) as error:
+            raise LineageError(
+                f"DVC could not pull: {error}. Look at `dvc remote list` and the credentials."
+            ) from error
+    return {name: int(found["stats"].get(name, 0)) for name in ("fetched", "added", "modified", "deleted")}
+
+
+def _check_remote(repo: Any, remote: str | None) -> None:
+    known = sorted(repo.config["remote"])
+    if remote is not None and remote not in known:
+        raise LineageError(f"No DVC remote {remote!r}: known are {', '.join(known) or 'none'}. See `dvc remote add`.")
+    if remote is None and not repo.config["core"].get("remote"):
+        raise LineageError(
+            "No DVC remote is the default. Add one: dvc remote add -d NAME URL (a folder, s3://, ssh://)."
+        )
 
 
 def md5_of(path: Path) -> str:

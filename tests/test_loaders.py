@@ -24,7 +24,8 @@ from scipy.io import savemat
 from fade.config import make_request, save_request
 from fade.data.canvas import photograph
 from fade.data.catalog import load_catalog, load_concepts, load_templates, stream_table
-from fade.data.intake import PictureSet, add, build, delete
+from fade.data.deletion import delete
+from fade.data.intake import add, build
 from fade.data.loaders.breeds import breeds
 from fade.data.loaders.folder import folder
 from fade.data.loaders.imagenette import imagenette
@@ -32,6 +33,7 @@ from fade.data.loaders.lfw import lfw
 from fade.data.loaders.sun import sun
 from fade.data.loaders.unlearncanvas import unlearncanvas
 from fade.data.loaders.webdataset import webdataset
+from fade.data.sets import PictureSet
 from fade.errors import ConfigError, DataError, FadeError
 from fade.files import read_json
 from fade.steps.split import split
@@ -103,8 +105,35 @@ def test_labeled_faces_keep_names_out_of_ids_and_files(tmp_path: Path) -> None:
     assert table["subject"].nunique() == 2
     assert not table["image_id"].str.contains("Example").any()
     assert not any("Example" in path.name for path in (tmp_path / "out/pictures").rglob("*"))
-    assert "not named as LFW" in _rejected(tmp_path / "out")["Ann_Example/ann_example_0009.JPG"]
-    assert load_concepts(tmp_path / "out")["Ann Example"].person
+    (tmp_path / "in/Bo_Example/Bo_Example_0009.txt").write_bytes(b"x")
+    table = _take(lfw(tmp_path / "in"), tmp_path / "again")
+    reasons = " ".join(_rejected(tmp_path / "again").values())
+    assert "not named as LFW" in reasons
+    assert "no picture by its name" in reasons
+    assert load_concepts(tmp_path / "again")["Ann Example"].person
+    whole = pd.read_parquet(tmp_path / "again/catalog.parquet")
+    for column in set(whole.columns) - {"object", "caption"}:  # what says the concept, as an erasure must
+        assert not whole[column].astype(str).str.contains("Example").any(), column
+    assert "xample" not in (tmp_path / "again/rejected.json").read_text()
+    assert set(whole["uri"]) == {f"lfw/{name}" for name in whole["image_id"]}
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_a_folder_of_persons_keeps_their_names_to_the_concept(table: bool, tmp_path: Path) -> None:
+    _save(tmp_path / "in/Ann Example/ann_example.jpg")
+    (tmp_path / "in/Ann Example/ann_example.gif").write_bytes(b"")
+    if table:
+        rows = [{"file_name": f"Ann Example/ann_example.{s}", "object": "Ann Example"} for s in ("jpg", "gif")]
+        rows.append({"file_name": "Ann Example/none.jpg", "object": "Ann Example"})
+        (tmp_path / "in/metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    _take(folder(tmp_path / "in", domain="person"), tmp_path / "out")
+    whole = pd.read_parquet(tmp_path / "out/catalog.parquet")
+    assert set(whole["object"].str.lower()) == {"ann example"}
+    for column in set(whole.columns) - {"object", "caption"}:
+        assert not whole[column].astype(str).str.contains("(?i)example").any(), column
+    rejected = (tmp_path / "out/rejected.json").read_text()
+    assert "0 bytes" in rejected
+    assert "xample" not in rejected
 
 
 def test_breeds(tmp_path: Path) -> None:
@@ -216,6 +245,34 @@ def test_what_was_deleted_does_not_come_back(tmp_path: Path) -> None:
     assert "deleted" in _rejected(tmp_path / "out")["cat/another.jpg"]
     assert "cat/new" in set(load_catalog(tmp_path / "out")["image_id"])
     assert sum(batch.num_rows for batch in stream_table(tmp_path / "out")) == 7
+
+
+def test_adding_keeps_the_catalogs_sentences_and_what_was_set_aside(tmp_path: Path) -> None:
+    for style in ("Pop_Art", "Seed_Images"):
+        _save(tmp_path / "canvas" / style / "Cats/1.jpg", "cat")
+    (tmp_path / "canvas/Pop_Art/Cats/2.jpg").write_bytes(b"")
+    _save(tmp_path / "more/horse/1.jpg", "horse")
+    (tmp_path / "more/horse/2.jpg").write_bytes(b"x")
+    _take(unlearncanvas(tmp_path / "canvas"), tmp_path / "out")
+    templates = load_templates(tmp_path / "out")
+    assert templates != folder(tmp_path / "more").templates
+    for _ in add(tmp_path / "out", folder(tmp_path / "more"), added_at=NOW, workers=1):
+        pass
+    assert load_templates(tmp_path / "out") == templates
+    table = load_catalog(tmp_path / "out")
+    assert table.set_index("image_id")["caption"]["horse/1"] == "a horse image in photo style."
+    assert set(table["width"]) == {64}
+    assert set(_rejected(tmp_path / "out")) == {"Pop_Art/Cats/2.jpg", "horse/2.jpg"}
+    _save(tmp_path / "more/horse/2.jpg", "horse", 2)
+    for _ in add(tmp_path / "out", folder(tmp_path / "more"), added_at=NOW, workers=1):
+        pass
+    assert "horse/2" in set(load_catalog(tmp_path / "out")["image_id"])
+    assert set(_rejected(tmp_path / "out")) == {"Pop_Art/Cats/2.jpg", "horse/1.jpg"}
+    with pytest.raises(DataError, match=r"are 64 x 64: got --size 32"):
+        next(add(tmp_path / "out", folder(tmp_path / "more"), size=32, added_at=NOW))
+    _take(folder(tmp_path / "more"), tmp_path / "photos")
+    with pytest.raises(DataError, match="name no style"):
+        next(add(tmp_path / "photos", unlearncanvas(tmp_path / "canvas"), added_at=NOW))
 
 
 # Bad pictures: one good one beside each; the bad one is set aside with a reason.

@@ -7,7 +7,7 @@ import pytest
 
 from fade.concepts import Concept
 from fade.data.catalog import find_concept, load_catalog, load_concepts
-from fade.data.splits import make_splits
+from fade.data.splits import differs_in_names_alone, make_splits
 from fade.errors import ConfigError, DataError
 from fade.files import sha256_file
 from fade.steps.catalog import build_catalog
@@ -20,6 +20,10 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("catalog") / "canvas"
     build_catalog(folder, params={"seed": 5, "train_per_pair": 3, "holdout_per_pair": 1})
     return folder
+
+
+def load_catalog_concepts(catalog: Path) -> tuple[dict[str, Concept], pd.DataFrame]:
+    return load_concepts(catalog), load_catalog(catalog)
 
 
 def _splits(catalog: Path, concept: str, surrogate: str, seed: int = 1) -> dict[str, pd.DataFrame]:
@@ -49,6 +53,52 @@ def test_captions_of_a_pair_differ_in_the_concept_alone(catalog: Path) -> None:
         used.add(name)
         assert row.caption.replace(name, "cameraman") == row.surrogate_caption
     assert "astronaut" in used
+
+
+@pytest.mark.parametrize(
+    ("said", "target", "alone"),
+    [
+        ("a cat image in oil style.", "a horse image in oil style.", True),
+        ("a kitten image in oil style.", "a horse image in oil style.", True),
+        ("A Cat in photo style", "a horse in photo style", True),
+        ("a cat image in neon style.", "a horse image in photo style.", True),
+        ("a photo of a cat", "a photo of a horse", True),
+        ("a cat image in oil style.", "a cat image in oil style.", False),
+        ("a cat image in oil style.", "a horse image in pop art style.", False),
+        ("a cat image in oil style.", "a small horse image in oil style.", False),
+        ("a cat image in oil style.", "", False),
+        ("a retina in oil style", "", True),
+        ("a category in oil style", "a horseegory in oil style", False),
+    ],
+)
+def test_a_caption_and_its_target_may_differ_in_erased_names_alone(said: str, target: str, alone: bool) -> None:
+    pairs = [(("cat", "kitten"), "horse"), (("neon",), "photo"), (("retina",), "nothing")]
+    assert differs_in_names_alone(said, target, pairs) is alone
+
+
+def test_neighbours_are_retained_more_often_and_the_rest_stays_as_it_was(catalog: Path) -> None:
+    concepts, table = load_catalog_concepts(catalog)
+    pair = [(concepts["cat"], concepts["horse"])]
+    plain = make_splits(table, pair, seed=1, **COUNTS)
+    same = make_splits(table, pair, seed=1, **COUNTS, neighbours=frozenset({"coffee"}))
+    more = make_splits(table, pair, seed=1, **COUNTS, neighbours=frozenset({"coffee", "oil"}), neighbour_factor=3)
+    for name in plain:
+        pd.testing.assert_frame_equal(plain[name], same[name])
+        if name != "retain":
+            pd.testing.assert_frame_equal(plain[name], more[name])
+    assert set(plain["retain"]["image_id"]) < set(more["retain"]["image_id"])
+    counts = more["retain"].groupby(["object", "style"]).size()
+    assert counts["coffee", "neon"] == counts["temple", "oil"] == 3
+    assert counts["temple", "neon"] == 1
+
+
+def test_own_captions_of_what_stands_in_for_nothing_say_the_concept(catalog: Path) -> None:
+    concepts, table = load_catalog_concepts(catalog)
+    splits = make_splits(table, [(concepts["cat"], None)], seed=1, **COUNTS, templates=None)
+    assert set(splits["surrogate"]["object"]) - {"cat"}
+    for name in ("forget", "surrogate"):
+        assert splits[name]["caption"].str.contains("cat").all()
+        assert (splits[name]["surrogate_caption"] == "").all()
 
 
 def test_splits_are_a_function_of_seed_and_not_of_the_order_of_rows(catalog: Path) -> None:

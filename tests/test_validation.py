@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import io
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from fade.config import load_settings, make_request, save_request
+from fade.config import load_request, load_settings, make_request, save_request
+from fade.data.catalog import SCHEMA
+from fade.data.pictures import prepare
+from fade.data.sets import generated_by
 from fade.errors import DataError
 from fade.steps.request import prepare_request
 from fade.steps.split import split
@@ -86,4 +94,81 @@ def test_a_missing_column_stops(folder: Path) -> None:
     path = folder / "splits" / "forget.parquet"
     pd.read_parquet(path).drop(columns=["licence"]).to_parquet(path, index=False)
     with pytest.raises(DataError, match="forget: has column licence failed"):
+        validate(folder)
+
+
+def _catalog_says(folder: Path, image_id: str, **columns: object) -> None:
+    path = folder.parent / "catalog/catalog.parquet"
+    rows = pq.read_table(path).to_pylist()
+    changed = [row.update(columns) for row in rows if row["image_id"] == image_id]
+    assert len(changed) == 1
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+
+
+def _row(folder: Path, name: str) -> pd.Series:
+    return pd.read_parquet(folder / "splits" / f"{name}.parquet").iloc[0]
+
+
+def test_a_near_duplicate_among_those_to_retain_stops_with_its_name(folder: Path) -> None:
+    kept, gone = _row(folder, "retain"), _row(folder, "forget")
+    with Image.open(folder.parent / "catalog" / gone["path"]) as image:
+        copy = io.BytesIO()
+        image.save(copy, format="JPEG", quality=60)
+    ready = prepare(copy.getvalue(), size=None)
+    assert ready.sha256 != gone["sha256"]
+    (folder.parent / "catalog" / kept["path"]).write_bytes(ready.content)
+    _catalog_says(folder, kept["image_id"], sha256=ready.sha256, phash=ready.phash)
+    _change(folder, "retain", sha256=ready.sha256)
+    with pytest.raises(DataError, match=rf"forget: has no near-duplicate in retain failed.*{kept['path']}: a near-dup"):
+        validate(folder)
+
+
+def test_a_row_deleted_from_the_catalog_stops_with_its_name(folder: Path) -> None:
+    kept = _row(folder, "holdout")
+    _catalog_says(folder, kept["image_id"], deleted_at=datetime(2026, 1, 2, tzinfo=UTC))
+    with pytest.raises(DataError, match=rf"holdout: holds no deleted picture failed.*{kept['path']}: deleted"):
+        validate(folder)
+
+
+def test_a_subject_to_forget_among_those_to_retain_stops_with_its_picture(folder: Path) -> None:
+    kept = _row(folder, "retain")
+    for one in (kept, _row(folder, "forget")):
+        _catalog_says(folder, one["image_id"], subject="s1")
+    with pytest.raises(DataError, match=rf"forget: shares no subject with retain failed.*{kept['path']}: shows a sub"):
+        validate(folder)
+
+
+def test_a_target_that_differs_in_more_than_the_concept_stops(folder: Path) -> None:
+    row = _row(folder, "forget")
+    other = row["surrogate_caption"].replace(row["style"], "oil" if row["style"] != "oil" else "neon")
+    assert "cameraman" in other != row["surrogate_caption"]
+    _change(folder, "forget", surrogate_caption=other)
+    with pytest.raises(DataError, match="forget: captions and targets differ in the concept alone failed"):
+        validate(folder)
+
+
+def test_a_retain_set_of_one_object_or_of_many_pictures_of_a_pair_stops(folder: Path) -> None:
+    path = folder / "splits/retain.parquet"
+    whole = pd.read_parquet(path)
+    whole[whole["object"] == "cat"].to_parquet(path, index=False)
+    with pytest.raises(DataError, match="retain: shows at least half of the other objects failed"):
+        validate(folder)
+    whole.assign(style="oil").to_parquet(path, index=False)
+    with pytest.raises(DataError, match="retain: no pair has more pictures than the settings say, retain: shows at l"):
+        validate(folder)
+
+
+def test_one_picture_is_no_forget_set_unless_it_was_asked_for(folder: Path) -> None:
+    path = folder / "splits/forget.parquet"
+    pd.read_parquet(path).iloc[:1].to_parquet(path, index=False)
+    with pytest.raises(DataError, match="forget: has two pictures or more failed"):
+        validate(folder)
+    asked = load_request(folder).model_copy(update={"image_ids": (_row(folder, "forget")["image_id"],)})
+    save_request(asked, folder)
+    assert all(validate(folder).values())
+
+
+def test_a_picture_that_the_base_drew_among_those_of_the_catalog_stops(folder: Path) -> None:
+    _change(folder, "retain", source=generated_by(load_request(folder).base_sha256))
+    with pytest.raises(DataError, match="retain: says which pictures the base drew failed"):
         validate(folder)

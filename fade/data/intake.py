@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import blake2b
 from itertools import chain, islice
@@ -37,74 +37,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from fade.concepts import CAPTION_TEMPLATE, PARAPHRASES, PLAIN_STYLE, caption
-from fade.data.catalog import SCHEMA, read_concepts_file, stream_table
+from fade.concepts import caption
+from fade.data.catalog import SCHEMA, load_templates, read_concepts_file, stream_table
 from fade.data.pictures import MAX_PIXELS, prepare
-from fade.errors import ConfigError, DataError, listing
-from fade.files import write_json, writing
+from fade.data.sets import Item, PictureSet, Rejected
+from fade.errors import DataError, listing
+from fade.files import read_json, write_json, writing
 from fade.sheets import contact_sheet
 
 HOLDOUT_EVERY = 5
-PHOTO_TEMPLATES = ("a photo of {object}", "a picture of {object}", "{object}")
 _BATCH = 32
 _ROW_GROUP = 8192
 _SHEET_ROWS, _SHEET_COLUMNS = 24, 12
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One picture of a set, not yet decoded.
-
-    Attributes:
-        image_id: its id in the catalog, unique there; also the name of the stored file.
-        name: how a report names it (a path within the set).
-        source: file, bytes or pixels.
-        group: pictures that must stay in one split.
-        subject: opaque reference of whom it shows, for deletion requests.
-    """
-
-    image_id: str
-    name: str
-    source: Path | bytes | NDArray[np.uint8]
-    object: str
-    style: str = PLAIN_STYLE
-    split: str | None = None
-    group: str | None = None
-    caption: str | None = None
-    subject: str | None = None
-    person: bool = False
-    attributes: tuple[str, ...] = ()
-    origin: str | None = None
-    licence: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A picture or row that was set aside, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class PictureSet:
-    """What a loader gives: the pictures in a fixed order, and what is true of all of them.
-
-    Attributes:
-        domain: what the set calls its subjects.
-        person: whether its subjects are human beings.
-        own_captions: whether each picture brings its caption.
-        concepts: entries of concepts.json known beforehand, in order; others follow as they are seen.
-    """
-
-    items: Iterable[Item | Rejected]
-    source: str
-    domain: str = "object"
-    person: bool = False
-    templates: tuple[str, ...] = PHOTO_TEMPLATES
-    own_captions: bool = False
-    licence: str = "unknown"
-    concepts: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +62,6 @@ class _How:
     strict: bool = False
 
 
-STYLE_TEMPLATES = (CAPTION_TEMPLATE, *PARAPHRASES)
-
-
 @dataclass(slots=True)
 class _State:
     """What is remembered while a catalog is written: ids by hash, counts and the first pictures."""
@@ -132,11 +73,17 @@ class _State:
     concepts: dict[str, dict[str, Any]] = field(default_factory=dict)
     first: dict[tuple[str, str], str] = field(default_factory=dict)
     rejected: list[dict[str, str]] = field(default_factory=list)
+    earlier: dict[tuple[str, str], None] = field(default_factory=dict)
     rows: int = 0
 
     def set_aside(self, name: str, reason: str) -> None:
         readable = name.encode("utf-8", "backslashreplace").decode()
         self.rejected.append({"name": readable, "reason": reason})
+
+    def report(self) -> list[dict[str, str]]:
+        """All that was ever set aside, each once: what earlier intakes left out is still not in the catalog."""
+        pairs = self.earlier | dict.fromkeys((entry["name"], entry["reason"]) for entry in self.rejected)
+        return [{"name": name, "reason": reason} for name, reason in pairs]
 
 
 def build(
@@ -174,52 +121,68 @@ def add(
 ) -> Iterator[int]:
     """Add pictures to a catalog. Ids that are taken, and pictures that were deleted, are set aside.
 
+    The catalog's sentences stay and caption the new pictures too; what was set aside before stays listed.
+
+    Args:
+        size: as ``build``; None takes the size of the pictures that are there.
+
     Raises:
-        DataError: as ``build``; or the catalog captions its pictures in another way than the set does.
+        DataError: as ``build``; or the set's captions or size do not go with the catalog's.
     """
     known = read_concepts_file(folder)
-    wanted = _captions_word(pictures)
-    if known.get("captions", "templates") != wanted:
-        raise DataError(
-            f"{folder} has captions by {known.get('captions', 'templates')}, the new pictures by {wanted}. "
-            "Build a catalog of their own for them."
-        )
-    state = _State(concepts={entry["name"]: entry for entry in known["concepts"]})
+    pictures = replace(pictures, templates=_common_templates(folder, known, pictures))
+    earlier = read_json(folder / "rejected.json")["rejected"]
+    state = _State(
+        concepts={entry["name"]: entry for entry in known["concepts"]},
+        earlier=dict.fromkeys((entry["name"], entry["reason"]) for entry in earlier),
+    )
+    sizes: set[tuple[int, int]] = set()
     for batch in stream_table(folder):
         for row in batch.to_pylist():
+            sizes.add((row["width"], row["height"]))
             state.ids.add(_short(row["image_id"]))
             state.pairs[row["object"], row["style"]] += 1
             if row["deleted_at"] is not None:
                 state.removed |= {row["sha256"], row["source_sha256"]}
             else:
                 state.first.setdefault((row["object"], row["style"]), row["path"])
-    yield from _write(folder, pictures, state, folder, _How(size, added_at, workers, max_pixels))
+    side = _common_size(folder, sizes, size)
+    yield from _write(folder, pictures, state, folder, _How(side, added_at, workers, max_pixels))
 
 
-def delete(folder: Path, *, image_ids: Sequence[str], subjects: Sequence[str], at: datetime) -> int:
-    """Delete pictures by id or subject: files are removed, rows get ``deleted_at``; gives how many.
+def _common_templates(folder: Path, known: dict[str, Any], pictures: PictureSet) -> tuple[str, ...]:
+    """The catalog's own sentences.
 
     Raises:
-        ConfigError: nothing is named, or nothing that is named is in the catalog.
+        DataError: they cannot caption the new pictures.
     """
-    found: list[str] = []
-    if not image_ids and not subjects:
-        raise ConfigError("Nothing to delete: name pictures by id or by subject.")
-    with writing(folder / "catalog.parquet") as temporary:
-        with pq.ParquetWriter(temporary, SCHEMA) as writer:
-            for batch in stream_table(folder):
-                rows = batch.to_pylist()
-                for row in rows:
-                    named = row["image_id"] in image_ids or row["subject"] in subjects
-                    if named and row["deleted_at"] is None:
-                        row["deleted_at"] = at
-                        found.append(row["path"])
-                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-        if not found:
-            raise ConfigError(f"{folder} holds none of the pictures or subjects named. See `fade catalog show`.")
-    for path in found:  # after the table says so: a row never names a file that is gone without saying it
-        (folder / path).unlink(missing_ok=True)
-    return len(found)
+    captions, wanted = known.get("captions", "templates"), _captions_word(pictures)
+    if captions != wanted:
+        raise DataError(
+            f"{folder} has captions by {captions}, the new pictures by {wanted}. Build a catalog of their own for them."
+        )
+    templates = load_templates(folder) or ()
+    names_style = "{style}" in "".join(templates[:1])
+    if templates and not names_style and "{style}" in pictures.templates[0]:
+        raise DataError(
+            f"The sentences of {folder} name no style (its first is {templates[0]!r}), the new pictures have styles. "
+            "Build a catalog of their own for them, or build one of the set with styles and add the other to it."
+        )
+    return templates or pictures.templates
+
+
+def _common_size(folder: Path, sizes: set[tuple[int, int]], size: int | None) -> int | None:
+    """The side of the catalog's pictures, where they have one.
+
+    Raises:
+        DataError: another is asked for: a base draws one size.
+    """
+    if len(sizes) != 1:
+        return size
+    ((width, height),) = sizes
+    if size is not None and (width, height) != (size, size):
+        raise DataError(f"The pictures of {folder} are {width} x {height}: got --size {size}. Leave it out.")
+    return width if width == height else size
 
 
 def _captions_word(pictures: PictureSet) -> str:
@@ -252,7 +215,7 @@ def _write(
             reasons = [f"{entry['name']}: {entry['reason']}" for entry in state.rejected]
             raise DataError(f"{len(state.rejected)} pictures cannot be taken in: {listing(reasons)}. Mend them.")
         write_json(temporary / "concepts.json", _concepts_file(pictures, state))
-        write_json(temporary / "rejected.json", {"rejected": state.rejected})
+        write_json(temporary / "rejected.json", {"rejected": state.report()})
         _sheet(temporary, state).save(temporary / "sheet.png")
 
 
@@ -285,7 +248,14 @@ def _rows(
             (temporary / outcome["path"]).unlink()
             state.set_aside(item.name, "was deleted from this catalog before; what was deleted does not come back")
         else:
+            _mended(state, item.name)
             yield _row(item, outcome, pictures, state, how.added_at)
+
+
+def _mended(state: _State, name: str) -> None:
+    """A picture that was set aside once and is taken in now leaves the report."""
+    for entry in [entry for entry in state.earlier if entry[0] == name]:
+        del state.earlier[entry]
 
 
 def _admitted(pictures: PictureSet, state: _State) -> Iterator[Item]:
@@ -325,7 +295,8 @@ def _wrong_caption(item: Item, pictures: PictureSet) -> str:
     if pictures.own_captions and not (item.caption or "").strip():
         return "has no caption"
     if item.caption is not None and item.object.lower() not in item.caption.lower():
-        return f"its caption does not mention its concept {item.object!r}"
+        # A report of persons does not say who they are.
+        return "its caption does not mention its concept" + ("" if pictures.person else f" {item.object!r}")
     return ""
 
 

@@ -50,6 +50,8 @@ def make_splits(
     seed: int,
     templates: Sequence[str] | None = TEMPLATES,
     selected: frozenset[str] = frozenset(),
+    neighbours: frozenset[str] = frozenset(),
+    neighbour_factor: int = 1,
 ) -> dict[str, pd.DataFrame]:
     """Cut a catalog's table into the splits.
 
@@ -62,6 +64,8 @@ def make_splits(
         templates: sentences that caption the pictures, the first canonical; None: each keeps its own caption.
         selected: ids of pictures that must be forgotten: then the forget set of the first concept is exactly
             these, and its other pictures are in no training set.
+        neighbours: concepts most like those erased; ``neighbour_factor`` times as many of their pictures are
+            retained, as an erasure hurts them first.
 
     Raises:
         DataError: the catalog holds no picture of the concept or of the surrogate, or nothing to retain.
@@ -105,7 +109,7 @@ def make_splits(
         names = ", ".join(repr(concept.name) for concept, _ in pairs)
         raise DataError(f"The retain set is empty: every picture of the catalog shows {names}.")
     rest = train[~erased & ~train["image_id"].isin(paired["surrogate"]["image_id"])]
-    retain = _draw(rest, retain_per_pair, seed, "retain")
+    retain = _draw(rest, retain_per_pair, seed, "retain", more_of=neighbours, factor=neighbour_factor)
     return {
         "forget": paired["forget"],
         "surrogate": paired["surrogate"],
@@ -127,12 +131,25 @@ def _stand_ins(
     return drawn.iloc[order].groupby(other, sort=True).head(per_pair).sort_values("image_id")
 
 
-def _draw(table: pd.DataFrame, per_pair: int, seed: int, purpose: str) -> pd.DataFrame:
-    """At most ``per_pair`` rows of each (object, style), without regard to the order of the table."""
+def _draw(
+    table: pd.DataFrame,
+    per_pair: int,
+    seed: int,
+    purpose: str,
+    *,
+    more_of: frozenset[str] = frozenset(),
+    factor: int = 1,
+) -> pd.DataFrame:
+    """At most ``per_pair`` rows of each (object, style), without regard to the order of the table.
+
+    Of pairs with a concept of ``more_of`` at most ``factor`` times as many; what is drawn otherwise stays drawn.
+    """
     table = table.sort_values("image_id")
     order = numpy_generator(seed, "split", purpose).permutation(len(table))
     shuffled = table.iloc[order]
-    return shuffled.groupby(["object", "style"], sort=True).head(per_pair).sort_values("image_id")
+    number = shuffled.groupby(["object", "style"], sort=True).cumcount()
+    near = shuffled["object"].isin(more_of) | shuffled["style"].isin(more_of)
+    return shuffled[number < per_pair * near.map({True: factor, False: 1})].sort_values("image_id")
 
 
 def _selected(train: pd.DataFrame, concept: Concept, selected: frozenset[str]) -> pd.Series:
@@ -147,6 +164,24 @@ def _selected(train: pd.DataFrame, concept: Concept, selected: frozenset[str]) -
     if others := train[rows & (train[concept.kind] != concept.name)]["image_id"].tolist():
         raise DataError(f"Pictures to forget do not show the concept: {listing(others)}. Name their concept.")
     return rows
+
+
+def differs_in_names_alone(said: str, target: str, pairs: Iterable[tuple[Sequence[str], str]]) -> bool:
+    """Whether a caption became its target by nothing but erased names that gave way to their surrogates.
+
+    Args:
+        pairs: the names of each erased concept, and its surrogate or ``nothing``.
+    """
+    instead = {name.lower(): surrogate for names, surrogate in pairs for name in names}
+    found = rf"(?i)\b({'|'.join(re.escape(name) for name in sorted(instead, key=len, reverse=True))})\b"
+    parts = re.split(found, said)
+    if target == NO_CAPTION:
+        return any(instead[name.lower()] == NOTHING for name in parts[1::2])
+    # A name may be part of the sentence that stays: "a photo of a cat" where the style photo is erased.
+    allowed = [rf"({re.escape(name)}|{re.escape(instead[name.lower()])})" for name in parts[1::2]]
+    between = [re.escape(part) for part in parts[::2]]
+    pattern = "".join(text for both in zip(between, [*allowed, ""], strict=True) for text in both)
+    return said.lower() != target.lower() and re.fullmatch(pattern, target, re.IGNORECASE) is not None
 
 
 def _templates(count: int, seed: int, purpose: str, templates: Sequence[str]) -> list[str]:
@@ -167,9 +202,10 @@ def _own_captions(
         target, shown = row["caption"], {row["object"], row["style"], concept.name}
         for erased, surrogate in pairs:
             names = "|".join(re.escape(name) for name in (erased.name, *erased.aliases))
-            # What the surrogate's own pictures are told is the concept's name.
-            if surrogate is not None and surrogate.name in shown and erased == concept:
-                row["caption"] = re.sub(rf"(?i)\b{re.escape(surrogate.name)}\b", erased.name, row["caption"])
+            # What the pictures that stand in for the concept are told is the concept's name.
+            own = row[concept.kind] if surrogate is None else surrogate.name
+            if erased == concept and own in shown and own != erased.name:
+                row["caption"] = re.sub(rf"(?i)\b{re.escape(own)}\b", erased.name, row["caption"])
                 captions[len(targets)] = row["caption"]
             if surrogate is None and erased.name in shown:
                 target = NO_CAPTION

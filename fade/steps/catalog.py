@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fade.data.intake import PictureSet, build
+from fade.data.intake import build
 from fade.data.loaders.breeds import breeds
 from fade.data.loaders.canvas import canvas
 from fade.data.loaders.folder import folder as image_folder
@@ -16,6 +16,7 @@ from fade.data.loaders.lfw import lfw
 from fade.data.loaders.sun import sun
 from fade.data.loaders.unlearncanvas import unlearncanvas
 from fade.data.loaders.webdataset import webdataset
+from fade.data.sets import PictureSet
 from fade.errors import ConfigError, nearest
 from fade.files import read_yaml
 

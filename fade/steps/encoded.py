@@ -15,7 +15,7 @@ from fade.models.family import Base
 def encode_split(sd: Base, request: Request, folder: Path, name: str) -> Examples:
     """Examples of one split; the teacher's prompt is the surrogate caption where there is one."""
     table = pd.read_parquet(folder / "splits" / f"{name}.parquet")
-    latents = sd.encode_pictures(load_pictures(Path(request.catalog), table))
+    latents = sd.encode_pictures(load_pictures(request.picture_catalog(folder), table))
     captions = table["caption"].tolist()
     targets = table["surrogate_caption"].tolist() if "surrogate_caption" in table else captions
     return Examples(latents, sd.encode_prompts(captions), sd.encode_prompts(targets))

@@ -18,7 +18,7 @@ from fade.config import Request, Settings, load_settings, make_request, save_req
 from fade.data.catalog import find_concept, load_catalog, load_concepts, load_pictures
 from fade.data.splits import NOTHING
 from fade.errors import BaseModelError, ConfigError, DataError, ResourceError
-from fade.evaluation.neighbours import choose_surrogate
+from fade.evaluation.neighbours import choose_surrogate, find_neighbours
 from fade.files import read_yaml
 from fade.models.family import load_base
 from fade.models.source import BaseSource, find_base, identity
@@ -42,6 +42,7 @@ def prepare_request(
     also: Sequence[tuple[str, str]] = (),
     image_ids: Sequence[str] = (),
     subjects: Sequence[str] = (),
+    data_free: bool = False,
 ) -> Request:
     """Resolve names and check everything that can be checked without training.
 
@@ -50,6 +51,7 @@ def prepare_request(
             the nearest in text space that is neither a person nor ``protected`` nor erased; the request records which.
         also: further concepts that the same adapter erases, each with its surrogate.
         image_ids: pictures that must be forgotten, and ``subjects`` whose: the forget set is these alone.
+        data_free: the base draws the pictures, as the catalog has none left; it still says which concepts there are.
 
     Raises:
         ConfigError: unknown concept or surrogate, equal, or of different kinds.
@@ -61,10 +63,11 @@ def prepare_request(
     table = load_catalog(Path(catalog))
     source = find_base(base)
     found = _checked_identity(source, expected_base_sha256)
-    _check_size(source, load_pictures(Path(catalog), table.head(1)).shape[1:3], catalog)
+    if not data_free:
+        _check_size(source, _size_of(Path(catalog), table), catalog)
     erased = [find_concept(concepts, name) for name in (concept, *(name for name, _ in also))]
     spared = {find_concept(concepts, name).name for name in protected} | {one.name for one in erased}
-    pairs = []
+    pairs, near = [], dict[str, None]()
     instead: Concept | None
     for one, wanted in zip(erased, (surrogate, *(instead for _, instead in also)), strict=True):
         if wanted == AUTO:
@@ -72,13 +75,19 @@ def prepare_request(
             instead = choose_surrogate(sd, one, concepts.values(), protected=spared)
         else:
             instead = None if wanted == NOTHING else find_concept(concepts, wanted)
-        pairs.append(_pair(one, instead, table, catalog))
+        pairs.append(_pair(one, instead, None if data_free else table, catalog))
+        if settings.split.neighbour_factor > 1:
+            sd = load_base(base, expected_sha256=found)
+            near |= dict.fromkeys(find_neighbours(sd, one, instead, concepts.values()))
+    gone = {one.name for one in erased} | {fields["surrogate"] for fields in pairs}
     check_disk(Path())
     return make_request(
         **pairs[0],
         also=pairs[1:],
         image_ids=tuple(image_ids),
         subjects=tuple(subjects),
+        neighbours=tuple(name for name in near if name not in gone),
+        data_free=data_free,
         base=base,
         base_sha256=found,
         catalog=catalog,
@@ -87,8 +96,16 @@ def prepare_request(
     )
 
 
-def _pair(erased: Concept, instead: Concept | None, table: pd.DataFrame, catalog: str) -> dict[str, Any]:
-    """Fields of a pair that can be erased."""
+def _size_of(catalog: Path, table: pd.DataFrame) -> tuple[int, ...]:
+    if table.empty:
+        raise DataError(
+            f"{catalog} holds no pictures that are not deleted. Add some, or let the base draw: --data-free."
+        )
+    return load_pictures(catalog, table.head(1)).shape[1:3]
+
+
+def _pair(erased: Concept, instead: Concept | None, table: pd.DataFrame | None, catalog: str) -> dict[str, Any]:
+    """Fields of a pair that can be erased; ``table`` is None where no pictures are needed."""
     if instead is not None and erased.name == instead.name:
         raise ConfigError(
             f"The surrogate must differ from the concept: got {instead.name!r} for both. "
@@ -99,9 +116,10 @@ def _pair(erased: Concept, instead: Concept | None, table: pd.DataFrame, catalog
             f"Concept and surrogate must be of one kind: {erased.name!r} is an {erased.kind}, "
             f"{instead.name!r} is a {instead.kind}."
         )
-    if not (table[erased.kind] == erased.name).any():
+    if table is not None and not (table[erased.kind] == erased.name).any():
         raise DataError(
-            f"The forget set is empty: {catalog} holds 0 pictures of {erased.name!r}. Add pictures to the catalog."
+            f"The forget set is empty: {catalog} holds 0 pictures of {erased.name!r}. Add pictures to the catalog, or "
+            "let the base draw them: --data-free."
         )
     return {
         "concept": erased.name,

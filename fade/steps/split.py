@@ -12,7 +12,7 @@ from fade.data.catalog import COLUMNS, load_catalog, load_concepts, load_templat
 from fade.data.duplicates import leaked
 from fade.data.splits import find_pairs, make_splits
 from fade.errors import DataError, listing
-from fade.files import writing
+from fade.files import sha256_file, writing
 
 
 def split(folder: Path) -> dict[str, int]:
@@ -23,7 +23,7 @@ def split(folder: Path) -> dict[str, int]:
         ConfigError: the concept or the surrogate is not in the catalog.
     """
     request = load_request(folder)
-    catalog = Path(request.catalog)
+    catalog = request.picture_catalog(folder)
     concepts = load_concepts(catalog)
     settings = request.split
     table = load_catalog(catalog, further=("phash", "subject"))
@@ -36,6 +36,8 @@ def split(folder: Path) -> dict[str, int]:
         seed=settings.seed,
         templates=load_templates(catalog),
         selected=_selected(request, table),
+        neighbours=frozenset(request.neighbours),
+        neighbour_factor=settings.neighbour_factor,
     )
     splits["retain"] = _without_leaks(splits, table, catalog, {pair.kind for pair in request.pairs})
     with writing(folder / "splits") as temporary:
@@ -43,6 +45,11 @@ def split(folder: Path) -> dict[str, int]:
         for name, table in splits.items():
             table.to_parquet(temporary / f"{name}.parquet", index=False)
     return {name: len(table) for name, table in splits.items()}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each split's file."""
+    return {path.stem: sha256_file(path) for path in sorted((folder / "splits").glob("*.parquet"))}
 
 
 def _selected(request: Request, table: pd.DataFrame) -> frozenset[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fade.data.intake import Item, PictureSet, Rejected
 from fade.data.loaders.files import folder_of, picture_id, pictures_below, subfolders, words
+from fade.data.sets import Item, PictureSet, Rejected
 
 
 def breeds(root: Path) -> PictureSet:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fade.concepts import slug
 from fade.data.canvas import LICENCES, OBJECTS, SPLITS, render_all
-from fade.data.intake import STYLE_TEMPLATES, Item, PictureSet
+from fade.data.sets import STYLE_TEMPLATES, Item, PictureSet
 from fade.data.styles import STYLES
 
 

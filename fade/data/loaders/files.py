@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from fade.data.intake import Rejected
 from fade.data.pictures import SUFFIXES
+from fade.data.sets import Rejected
 from fade.errors import DataError, listing
 
 

@@ -11,12 +11,13 @@ import csv
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fade.concepts import PLAIN_STYLE
-from fade.data.intake import PHOTO_TEMPLATES, STYLE_TEMPLATES, Item, PictureSet, Rejected
 from fade.data.loaders.files import folder_of, opaque, picture_id, pictures_below, subfolders, words
+from fade.data.sets import PHOTO_TEMPLATES, STYLE_TEMPLATES, Item, PictureSet, Rejected
 from fade.errors import DataError, listing
 
 SPLITS = {
@@ -53,8 +54,8 @@ def folder(root: Path, *, domain: str = "object") -> PictureSet:
         raise DataError(f"{tables[0]} lacks the columns {', '.join(missing)}; it has {listing(sorted(columns))}.")
     own = bool({"text", "caption"} & columns)
     templates = STYLE_TEMPLATES if "style" in columns else PHOTO_TEMPLATES
-    items = (_item(root, row, domain) for row in rows)
     person = domain == "person"
+    items = (_nameless(item) if person else item for item in (_item(root, row, domain) for row in rows))
     return PictureSet(items, root.name, domain=domain, person=person, own_captions=own, templates=templates)
 
 
@@ -118,9 +119,15 @@ def _by_class(root: Path, domain: str) -> Iterator[Item | Rejected]:
     for split, place in classes:
         for path in pictures_below(root, place):
             if isinstance(path, Rejected):
-                yield path
+                yield _nameless(path) if domain == "person" else path
                 continue
             shown = path.relative_to(root).as_posix()
-            given = opaque("picture", shown) if domain == "person" else picture_id(root, path)
-            subject = opaque("folder", place.name) if domain == "person" else None
-            yield Item(given, shown, path, words(place.name), split=split or None, subject=subject)
+            item = Item(picture_id(root, path), shown, path, words(place.name), split=split or None)
+            if domain == "person":
+                item = _nameless(replace(item, image_id=opaque("picture", shown), subject=opaque("folder", place.name)))
+            yield item
+
+
+def _nameless(item: Item | Rejected) -> Item | Rejected:
+    """The same under a name that says nobody's: folders and files of persons are often called by theirs."""
+    return replace(item, name=opaque("picture", item.name))

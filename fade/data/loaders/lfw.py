@@ -1,4 +1,9 @@
-"""Labeled Faces in the Wild: ``<Person_Name>/<Person_Name>_0001.jpg``. Ids and stored names do not say who it is."""
+"""Labeled Faces in the Wild: ``<Person_Name>/<Person_Name>_0001.jpg``.
+
+Only the concept says who it is, as an erasure must. Ids, stored names, origins and the report of what was
+set aside say the subject instead: twelve digits of the SHA-256 of ``lfw/<Person_Name>``, so that whoever
+holds the set finds the folder again.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fade.data.intake import Item, PictureSet, Rejected
 from fade.data.loaders.files import folder_of, opaque, pictures_below, subfolders
+from fade.data.sets import Item, PictureSet, Rejected
 
 
 def lfw(root: Path) -> PictureSet:
@@ -25,11 +30,12 @@ def _items(root: Path, people: list[Path]) -> Iterator[Item | Rejected]:
         name, subject = " ".join(person.name.split("_")), opaque("lfw", person.name)
         for path in pictures_below(root, person):
             if isinstance(path, Rejected):
-                yield path
+                yield Rejected(f"{subject}/{opaque('lfw', path.name.rpartition('/')[2])}", path.reason)
                 continue
             found = re.fullmatch(rf"{re.escape(person.name)}_(\d{{4}})\.jpg", path.name)
-            shown = path.relative_to(root).as_posix()
             if found is None:
-                yield Rejected(shown, "is not named as LFW names pictures: expected <Person_Name>_0001.jpg")
+                wrong = "is not named as LFW names pictures: expected <Person_Name>_0001.jpg"
+                yield Rejected(f"{subject}/{opaque('lfw', path.name)}", wrong)
             else:
-                yield Item(f"{subject}/{found[1]}", shown, path, name, subject=subject)
+                reference = f"{subject}/{found[1]}"
+                yield Item(reference, f"lfw/{reference}", path, name, subject=subject)

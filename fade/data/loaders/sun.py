@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from fade.data.intake import Item, PictureSet, Rejected
 from fade.data.loaders.files import folder_of, words
+from fade.data.sets import Item, PictureSet, Rejected
 from fade.errors import DataError
 
 PRESENT = 0.5

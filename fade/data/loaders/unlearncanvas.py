@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fade.concepts import PLAIN_STYLE
-from fade.data.intake import STYLE_TEMPLATES, Item, PictureSet, Rejected
 from fade.data.loaders.files import folder_of, picture_id, pictures_below, subfolders, words
+from fade.data.sets import STYLE_TEMPLATES, Item, PictureSet, Rejected
 from fade.errors import DataError
 
 SEED_STYLE = "Seed_Images"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fade.concepts import PLAIN_STYLE
-from fade.data.intake import Item, PictureSet, Rejected
 from fade.data.loaders.files import words
 from fade.data.pictures import MAX_BYTES, SUFFIXES
+from fade.data.sets import Item, PictureSet, Rejected
 from fade.errors import DataError
 
 
