@@ -223,6 +223,7 @@ class Request(Settings, Pair):
         also: further concepts that the same adapter erases.
         image_ids: pictures that must be forgotten: the forget set is these (and those of ``subjects``) alone.
         subjects: opaque references of those whose pictures must be forgotten.
+        overwrite: picture id to what it gives way to instead of ``surrogate``: a concept or ``nothing``.
         neighbours: concepts nearest those erased, of which ``split.neighbour_factor`` times as many are retained.
         data_free: no pictures are left: the base itself draws them (fade/steps/generate.py).
         imported: hash of another tool's adapter that is judged instead of one made here (``fade import``).
@@ -231,6 +232,7 @@ class Request(Settings, Pair):
     also: tuple[Pair, ...] = ()
     image_ids: tuple[str, ...] = ()
     subjects: tuple[str, ...] = ()
+    overwrite: dict[str, str] = Field(default_factory=dict)
     neighbours: tuple[str, ...] = ()
     data_free: bool = False
     imported: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
@@ -244,11 +246,11 @@ class Request(Settings, Pair):
         erased = [pair.concept for pair in self.pairs]
         if twice := sorted({name for name in erased if erased.count(name) > 1}):
             raise ValueError(f"a concept is erased once: got {', '.join(twice)} more than once")
-        if back := sorted({pair.surrogate for pair in self.pairs} & set(erased)):
+        if back := sorted({*(pair.surrogate for pair in self.pairs), *self.overwrite.values()} & set(erased)):
             raise ValueError(
                 f"a surrogate must not be erased itself: got {', '.join(back)} as both. Choose another surrogate"
             )
-        if self.data_free and (self.image_ids or self.subjects):
+        if self.data_free and (self.image_ids or self.subjects or self.overwrite):
             raise ValueError(
                 "pictures and subjects are named where there are none: data_free draws pictures of the concept. "
                 "Leave out one or the other"

@@ -501,6 +501,9 @@ def test_decrement_is_the_best_step_along_the_gradient_under_the_whole_curvature
             answer: Tensor = functional_call(sd.unet, parameters | changed, given).sample
         return answer
 
+    with torch.no_grad():
+        told = replace(forget, examples=replace(forget.examples, prompts=forget.examples.targets))
+        target = answers(told, {})
     ratios = []
     for name in sorted(gain, key=lambda key: -float(gain[key]))[:6]:
         key = f"{name}.weight"
@@ -509,9 +512,6 @@ def test_decrement_is_the_best_step_along_the_gradient_under_the_whole_curvature
         def loss(value: Tensor, key: str = key) -> Tensor:
             return (answers(forget, {key: value}) - target).square().mean()
 
-        with torch.no_grad():
-            told = replace(forget, examples=replace(forget.examples, prompts=forget.examples.targets))
-            target = answers(told, {})
         slope = grad(loss)(weight)
         bend = torch.zeros(())
         for group in (forget, retain):
