@@ -41,11 +41,12 @@ class SaliencySettings(_Settings):
 
     ``denoising`` is the paper's; ``contrast`` divides it by the same on the retain set; ``distillation``
     is the gradient of the distillation loss itself; ``gain`` is how much of that loss a first step would
-    take away (the last three ours); ``random`` is the control.
+    take away; ``decrement`` is how far it could fall along the gradient with the retained answers counted
+    (the last four ours); ``random`` is the control.
     """
 
     seed: int = 42
-    score: Literal["denoising", "contrast", "distillation", "gain", "random"] = "gain"
+    score: Literal["denoising", "contrast", "distillation", "gain", "decrement", "random"] = "gain"
     groups: int = Field(8, ge=1)
     group_size: int = Field(16, ge=1)
     at_once: int | None = Field(None, ge=1, description="examples through the network at a time; memory only")
@@ -222,6 +223,7 @@ class Request(Settings, Pair):
         also: further concepts that the same adapter erases.
         image_ids: pictures that must be forgotten: the forget set is these (and those of ``subjects``) alone.
         subjects: opaque references of those whose pictures must be forgotten.
+        overwrite: picture id to what it gives way to instead of ``surrogate``: a concept or ``nothing``.
         neighbours: concepts nearest those erased, of which ``split.neighbour_factor`` times as many are retained.
         data_free: no pictures are left: the base itself draws them (fade/steps/generate.py).
         imported: hash of another tool's adapter that is judged instead of one made here (``fade import``).
@@ -230,6 +232,7 @@ class Request(Settings, Pair):
     also: tuple[Pair, ...] = ()
     image_ids: tuple[str, ...] = ()
     subjects: tuple[str, ...] = ()
+    overwrite: dict[str, str] = Field(default_factory=dict)
     neighbours: tuple[str, ...] = ()
     data_free: bool = False
     imported: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
@@ -243,11 +246,11 @@ class Request(Settings, Pair):
         erased = [pair.concept for pair in self.pairs]
         if twice := sorted({name for name in erased if erased.count(name) > 1}):
             raise ValueError(f"a concept is erased once: got {', '.join(twice)} more than once")
-        if back := sorted({pair.surrogate for pair in self.pairs} & set(erased)):
+        if back := sorted({*(pair.surrogate for pair in self.pairs), *self.overwrite.values()} & set(erased)):
             raise ValueError(
                 f"a surrogate must not be erased itself: got {', '.join(back)} as both. Choose another surrogate"
             )
-        if self.data_free and (self.image_ids or self.subjects):
+        if self.data_free and (self.image_ids or self.subjects or self.overwrite):
             raise ValueError(
                 "pictures and subjects are named where there are none: data_free draws pictures of the concept. "
                 "Leave out one or the other"

@@ -58,6 +58,10 @@ def erase(
     subject: Annotated[
         list[str] | None, typer.Option(help="Subject reference whose pictures must be forgotten; repeatable.")
     ] = None,
+    overwrite: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Pictures with surrogates of their own: a table of image_id and overwrite."),
+    ] = None,
     data_free: Annotated[
         bool, typer.Option("--data-free", help="No pictures are left: the base draws what is forgotten and kept.")
     ] = False,
@@ -82,7 +86,7 @@ def erase(
     begun = time.perf_counter()
     from fade.config import load_settings
     from fade.steps.catalog import ensure_catalog
-    from fade.steps.request import CATALOG, prepare_request
+    from fade.steps.request import CATALOG, prepare_request, read_overwrite
 
     changes = [setting(given) for given in settings_given or ()]
     if seed is not None:
@@ -105,6 +109,7 @@ def erase(
         also=[pair(given) for given in also or ()],
         image_ids=image_id or (),
         subjects=subject or (),
+        overwrite=None if overwrite is None else read_overwrite(overwrite),
         data_free=data_free,
     )
     _erase(request, json_file, begun=begun)

@@ -71,5 +71,6 @@ def on_base(request: Request, base: str) -> Request:
         also=[(pair.concept, pair.surrogate) for pair in also],
         image_ids=request.image_ids,
         subjects=request.subjects,
+        overwrite=request.overwrite,
         data_free=request.data_free,
     )

@@ -158,14 +158,16 @@ def _looked_at(table: pd.DataFrame, catalog: Path, known: pd.DataFrame, request:
         raise DataError(f"A split lacks the columns {listing(sorted(missing))}. Cut the splits again.")
     joined = table.join(known.set_index("image_id")[["phash", "subject"]], on="image_id")
     live = joined["phash"].notna()
-    pairs = [(pair.names, pair.surrogate) for pair in request.pairs]
+    first, *others = request.pairs
+    given = dict.fromkeys((first.surrogate, *request.overwrite.values()))
+    ways = [[(first.names, name), *((one.names, one.surrogate) for one in others)] for name in given]
     targets = table["surrogate_caption"] if "surrogate_caption" in table else [None] * len(table)
     return joined.assign(
         problem=[_problem(catalog / path, sha256) for path, sha256 in zip(table["path"], table["sha256"], strict=True)],
         live=live,
         phash=joined["phash"].fillna("0" * 16),
         paired=[
-            target is None or differs_in_names_alone(said, target, pairs)
+            target is None or any(differs_in_names_alone(said, target, way) for way in ways)
             for said, target in zip(table["caption"], targets, strict=True)
         ],
         number=table.groupby(["object", "style"]).cumcount() + 1,
@@ -253,8 +255,9 @@ def _problem(path: Path, sha256: str) -> str:
 def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """A readable name to each expectation of one split."""
     names = "|".join(re.escape(word) for pair in request.pairs for word in pair.names)
-    surrogates = "|".join(re.escape(pair.surrogate) for pair in request.pairs if pair.surrogate != NOTHING)
-    nothing = any(pair.surrogate == NOTHING for pair in request.pairs)
+    given = dict.fromkeys((*(pair.surrogate for pair in request.pairs), *request.overwrite.values()))
+    surrogates = "|".join(re.escape(name) for name in given if name != NOTHING)
+    nothing = NOTHING in given
     # A target names a surrogate; where a concept gives way to nothing it is the empty prompt.
     target = "|".join([*([rf"(?i:\b({surrogates})\b)"] if surrogates else []), *(["^$"] if nothing else [])])
     paired = ["surrogate_caption"] if name in ("forget", "surrogate", "held_out") else []

@@ -46,7 +46,7 @@ class Stage:
 
 
 _WHAT = ("concept", "kind", "surrogate", "aliases", "also", "catalog")
-_WHOSE = ("image_ids", "subjects", "neighbours", "data_free")
+_WHOSE = ("image_ids", "subjects", "overwrite", "neighbours", "data_free")
 _BASE = ("base", "base_sha256", "threads", "weights")
 STAGES = (
     Stage(

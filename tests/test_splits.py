@@ -7,7 +7,7 @@ import pytest
 
 from fade.concepts import Concept
 from fade.data.catalog import find_concept, load_catalog, load_concepts
-from fade.data.splits import differs_in_names_alone, make_splits
+from fade.data.splits import TEMPLATES, differs_in_names_alone, make_splits
 from fade.errors import ConfigError, DataError
 from fade.files import sha256_file
 from fade.steps.catalog import build_catalog
@@ -99,6 +99,34 @@ def test_own_captions_of_what_stands_in_for_nothing_say_the_concept(catalog: Pat
     for name in ("forget", "surrogate"):
         assert splits[name]["caption"].str.contains("cat").all()
         assert (splits[name]["surrogate_caption"] == "").all()
+
+
+@pytest.mark.parametrize("templates", [TEMPLATES, None])
+def test_a_picture_may_give_way_to_something_of_its_own(catalog: Path, templates: tuple[str, ...] | None) -> None:
+    concepts, table = load_catalog_concepts(catalog)
+    pair = [(concepts["cat"], concepts["horse"])]
+    plain = make_splits(table, pair, seed=1, **COUNTS, templates=templates)
+    first, second = plain["forget"]["image_id"][:2]
+    undrawn = sorted(set(table[(table["object"] == "cat") & (table["split"] == "train")]["image_id"])
+                     - set(plain["forget"]["image_id"]))[0]  # fmt: skip
+    own = {first: concepts["rocket"], second: None, undrawn: concepts["rocket"]}
+    found = make_splits(table, pair, seed=1, **COUNTS, templates=templates, overwrite=own)
+    targets = found["forget"].set_index("image_id")["surrogate_caption"]
+    assert (plain["forget"]["surrogate_caption"].str.contains("horse")).all()
+    assert "rocket" in targets[first]
+    assert "rocket" in targets[undrawn]
+    assert targets[second] == ""
+    assert targets.drop([first, second, undrawn]).str.contains("horse").all()
+    # What stands in at high noise is of every surrogate, each under its own target.
+    for name in ("horse", "rocket"):
+        rows = found["surrogate"][found["surrogate"]["surrogate_caption"].str.contains(name)]
+        assert set(rows["object"]) == {name}
+    assert found["surrogate"]["caption"].str.contains("cat|kitten").all()
+    assert not set(found["retain"]["image_id"]) & set(found["surrogate"]["image_id"])
+    with pytest.raises(DataError, match=r"does not show .cat."):
+        make_splits(
+            table, pair, seed=1, **COUNTS, overwrite={table["image_id"][table["object"] == "horse"].iloc[0]: None}
+        )
 
 
 def test_splits_are_a_function_of_seed_and_not_of_the_order_of_rows(catalog: Path) -> None:

@@ -15,8 +15,8 @@ from fade.config import load_request, load_settings, make_request, save_request
 from fade.data.catalog import SCHEMA
 from fade.data.pictures import prepare
 from fade.data.sets import generated_by
-from fade.errors import DataError
-from fade.steps.request import prepare_request
+from fade.errors import ConfigError, DataError
+from fade.steps.request import prepare_request, read_overwrite
 from fade.steps.split import split
 from tasks._validation import validate
 
@@ -46,6 +46,39 @@ def test_good_splits_pass_with_pages_that_carry_no_values(folder: Path) -> None:
     assert any("validations" in str(page) for page in pages)
     sha256 = pd.read_parquet(folder / "splits/forget.parquet")["sha256"][0]
     assert not any(sha256 in page.read_text() for page in pages if "validations" in str(page))
+
+
+def test_pictures_with_surrogates_of_their_own_pass_and_others_do_not(folder: Path, tmp_path: Path) -> None:
+    first, second = pd.read_parquet(folder / "splits/forget.parquet")["image_id"][:2]
+    table = tmp_path / "overwrite.csv"
+    table.write_text(f"image_id,overwrite\n{first},admiral\n{second},nothing\n")
+    request = prepare_request(
+        "astronaut", "cameraman", settings=load_settings(Path("params.yaml")), overwrite=read_overwrite(table)
+    )
+    save_request(make_request(**{**request.model_dump(), "catalog": str(tmp_path / "catalog")}), folder)
+    _change(folder, "forget", surrogate_caption="a coffee image in oil style.")
+    with pytest.raises(DataError, match="target captions mention the surrogate"):
+        validate(folder)
+    split(folder)
+    targets = pd.read_parquet(folder / "splits/forget.parquet").set_index("image_id")["surrogate_caption"]
+    assert "admiral" in targets[first]
+    assert targets[second] == ""
+    assert all(validate(folder).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "image_id\n1\n", "lacks the column overwrite"),
+        ("a.csv", "image_id,overwrite\n1,\n", "row 1 is not complete"),
+        ("a.jsonl", '{"image_id": "1", "overwrite": "cat"}\n{"image_id": "1", "overwrite": "cat"}\n', "twice: 1"),
+        ("a.json", "no table", "cannot be read as a table"),
+    ],
+)
+def test_a_table_of_surrogates_is_checked(tmp_path: Path, name: str, content: str, said: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        read_overwrite(tmp_path / name)
 
 
 def test_a_corrupt_picture_stops_with_its_name(folder: Path) -> None:

@@ -12,7 +12,7 @@ held_out    those of them that show the concept, with paired captions: they deci
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -50,6 +50,7 @@ def make_splits(
     seed: int,
     templates: Sequence[str] | None = TEMPLATES,
     selected: frozenset[str] = frozenset(),
+    overwrite: Mapping[str, Concept | None] | None = None,
     neighbours: frozenset[str] = frozenset(),
     neighbour_factor: int = 1,
 ) -> dict[str, pd.DataFrame]:
@@ -64,6 +65,7 @@ def make_splits(
         templates: sentences that caption the pictures, the first canonical; None: each keeps its own caption.
         selected: ids of pictures that must be forgotten: then the forget set of the first concept is exactly
             these, and its other pictures are in no training set.
+        overwrite: picture ids of the first concept to what each gives way to instead of the surrogate.
         neighbours: concepts most like those erased; ``neighbour_factor`` times as many of their pictures are
             retained, as an erasure hurts them first.
 
@@ -79,28 +81,42 @@ def make_splits(
         erased |= train[concept.kind] == concept.name
     parts: dict[str, list[pd.DataFrame]] = {"forget": [], "surrogate": [], "held_out": []}
     for concept, surrogate in pairs:
-        domain = concept.kind
+        domain, first = concept.kind, concept == pairs[0][0]
         shows_concept = train[domain] == concept.name
-        if selected and concept == pairs[0][0]:
+        if selected and first:
             shows_concept = _selected(train, concept, selected)
+        own = dict(overwrite or {}) if first else {}
+        if unknown := sorted(set(own) - set(train[train[domain] == concept.name]["image_id"])):
+            raise DataError(
+                f"What is overwritten by something of its own does not show {concept.name!r}, or is no training "
+                f"picture: {listing(unknown)}."
+            )
+        forget = _draw(train[shows_concept], max(forget_per_pair, len(selected)), seed, "forget")
+        named = train[shows_concept & train["image_id"].isin(own) & ~train["image_id"].isin(forget["image_id"])]
+        forget = pd.concat([forget, named]).sort_values("image_id") if len(named) else forget
         # Nothing has no pictures of its own: z_t is made from what else there is.
-        stands_in = ~erased if surrogate is None else (train[domain] == surrogate.name) & ~erased
+        stands_in = {
+            instead: ~erased if instead is None else (train[domain] == instead.name) & ~erased
+            for instead in dict.fromkeys((surrogate, *(own[name] for name in sorted(own))))
+        }
         for found, name, role in (
             (shows_concept, concept.name, "forget set is empty"),
-            (stands_in, "anything else" if surrogate is None else surrogate.name, "surrogate has no pictures"),
+            *((rows, _name(instead), "surrogate has no pictures") for instead, rows in stands_in.items()),
         ):
             if not found.any():
                 raise DataError(
                     f"The {role}: the catalog holds 0 training pictures whose {domain} is {name!r}, "
                     "expected at least 1."
                 )
-        drawn = {
-            "forget": _draw(train[shows_concept], max(forget_per_pair, len(selected)), seed, "forget"),
-            "surrogate": _stand_ins(train[stands_in], concept, surrogate, forget_per_pair, seed),
-            "held_out": holdout[holdout[domain] == concept.name],
-        }
-        for name, rows in drawn.items():
-            parts[name].append(_paired_captions(rows, concept, pairs, seed, templates))
+        parts["held_out"].append(
+            _paired_captions(holdout[holdout[domain] == concept.name], concept, pairs, seed, templates)
+        )
+        for instead, rows in stands_in.items():
+            changed = [(one, instead if one == concept else other) for one, other in pairs]
+            given = [own.get(name, surrogate) == instead for name in forget["image_id"]]
+            drawn = _stand_ins(train[rows], concept, instead, forget_per_pair, seed)
+            parts["forget"].append(_paired_captions(forget[given], concept, changed, seed, templates))
+            parts["surrogate"].append(_paired_captions(drawn, concept, changed, seed, templates))
     paired = {
         name: pd.concat(tables, ignore_index=True).drop_duplicates(["image_id", "caption"], ignore_index=True)
         for name, tables in parts.items()
@@ -117,6 +133,10 @@ def make_splits(
         "holdout": holdout.reset_index(drop=True),
         "held_out": paired["held_out"],
     }
+
+
+def _name(surrogate: Concept | None) -> str:
+    return "anything else" if surrogate is None else surrogate.name
 
 
 def _stand_ins(

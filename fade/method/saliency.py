@@ -142,10 +142,68 @@ def expected_gain(
             )
         for name in gradients.names:
             squares = gradients.pop(name).double().square()
-            for key, value in _reduced(name, squares, granularity):
-                # _reduced takes means over a part; the sum is that times the part's size.
-                found[key] = (value * (squares.numel() / max(value.numel(), 1))).float().cpu()
+            for key, value in _summed(name, squares, granularity):
+                found[key] = value.float().cpu()
     return found
+
+
+def expected_decrement(
+    unet: nn.Module,
+    forget: list[NoisyGroup],
+    retain: list[NoisyGroup],
+    *,
+    alphas_cumprod: Tensor,
+    seed: int,
+    granularity: Granularity = "weight",
+    prediction_type: str = "epsilon",
+    at_once: int | None = None,
+) -> dict[str, Tensor]:
+    """How far the whole loss could fall along a part's own gradient, the retained answers counted   (ours).
+
+    The loss of distillation is L = L_f + L_r. At its start g = grad L_f, grad L_r = 0, and both bend upwards by
+    their Gauss-Newton matrix H. Changing the weights of part P alone, along g_P, the best step gives
+
+        S_P = 1/2 (g_P' g_P)^2 / (g_P' H g_P)
+
+    A part that answers every prompt (conv_in, conv_out, shortcuts) has a large gradient and pays for it in
+    g' H g; one that is asked by the concept's prompt alone, as the keys and values that read it, does not.
+    g_P' H g_P is the mean over random v ~ N(0, I) of (v' J g_P)^2, one backward pass of v' e a group, so that every
+    granularity costs the same. Of a single weight it is (d L / d p)^2 / (2 H_pp), Newton's with a diagonal.
+
+    Args:
+        forget, retain: groups of both sets; the curvature is that of both, with equal weights.
+        seed: of the random directions.
+
+    The rest, and what is returned, as for ``accumulate_saliency``; all gradients are held at once.
+    """
+    options: dict[str, Any] = {
+        "alphas_cumprod": alphas_cumprod,
+        "prediction_type": prediction_type,
+        "at_once": at_once,
+    }
+    generator = torch_generator(seed, "curvature")
+    slopes: dict[str, Tensor] = {}
+    gain: dict[str, Tensor] = {}
+    bend: dict[str, Tensor] = {}
+    with _collecting(unet) as gradients:
+        for group in forget:
+            _backward(unet, group, against="teacher", share=1 / len(forget), **options)
+        slopes = {name: gradients.pop(name).double() for name in gradients.names}
+        for name, slope in slopes.items():
+            gain |= {key: value.double() for key, value in _summed(name, slope.square(), granularity)}
+        for groups in (forget, retain):
+            for group in groups:
+                directions = torch.randn(group.noise.shape, generator=generator)
+                _backward(unet, group, against="directions", share=1.0, directions=directions, **options)
+                for name, slope in slopes.items():
+                    for key, value in _summed(name, gradients.pop(name).double() * slope, granularity):
+                        # A mean squared error bends by 2 J'J / its number of terms.
+                        part = 2 * value.square() / (group.noise.numel() * len(groups))
+                        bend[key] = bend[key] + part if key in bend else part
+    return {
+        key: torch.where(bend[key] > 0, gain[key].square() / (2 * bend[key]), torch.zeros(())).float().cpu()
+        for key in gain
+    }
 
 
 def _backward(
@@ -158,14 +216,24 @@ def _backward(
     at_once: int | None,
     share: float,
     last: AbstractContextManager[None] | None = None,
+    directions: Tensor | None = None,
 ) -> None:
-    """Add ``share`` of a group's mean loss to the gradients; ``last`` is entered for the last backward pass."""
+    """Add ``share`` of a group's mean loss, or its answers along ``directions``, to the gradients.
+
+    ``last`` is entered for the last backward pass.
+    """
     size = len(group.examples)
     for start in range(0, size, at_once or size):
         part = slice(start, start + (at_once or size))
-        loss = _loss(unet, group, part, alphas_cumprod=alphas_cumprod, against=against, prediction_type=prediction_type)
+        if directions is None:
+            loss = _loss(
+                unet, group, part, alphas_cumprod=alphas_cumprod, against=against, prediction_type=prediction_type
+            )
+            loss = loss * (share * len(group.timesteps[part]) / size)
+        else:
+            loss = share * _along(unet, group, part, directions, alphas_cumprod=alphas_cumprod)
         with last if last is not None and part.stop >= size else nullcontext():
-            (loss * (share * len(group.timesteps[part]) / size)).backward()
+            loss.backward()
 
 
 @contextmanager
@@ -238,6 +306,21 @@ def _reduced(name: str, values: Tensor, granularity: Granularity) -> Iterator[tu
         yield f"{name}:{COLUMNS}", flat.mean(0)
     else:
         yield name, values.mean(dtype=torch.float64)
+
+
+def _summed(name: str, values: Tensor, granularity: Granularity) -> Iterator[tuple[str, Tensor]]:
+    """As ``_reduced``, with sums over a part instead of means."""
+    for key, value in _reduced(name, values, granularity):
+        yield key, value * (values.numel() / max(value.numel(), 1))
+
+
+def _along(unet: nn.Module, group: NoisyGroup, part: slice, directions: Tensor, *, alphas_cumprod: Tensor) -> Tensor:
+    """v' e(z_t, t, c) over a part of a group."""
+    device = next(unet.parameters()).device
+    examples, timesteps = group.examples[part].to(device), group.timesteps[part].to(device)
+    noisy = add_noise(examples.latents, group.noise[part].to(device), timesteps, alphas_cumprod)
+    answers = denoise(unet, noisy, timesteps, examples.prompts)
+    return (answers.float() * directions[part].to(device)).sum()
 
 
 def _loss(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fade.concepts import Concept
 from fade.config import Request, Settings, load_settings, make_request, save_request
 from fade.data.catalog import find_concept, load_catalog, load_concepts, load_pictures
 from fade.data.splits import NOTHING
-from fade.errors import BaseModelError, ConfigError, DataError, ResourceError
+from fade.errors import BaseModelError, ConfigError, DataError, ResourceError, listing
 from fade.evaluation.neighbours import choose_surrogate, find_neighbours
 from fade.files import read_yaml
 from fade.models.family import load_base
@@ -42,6 +42,7 @@ def prepare_request(
     also: Sequence[tuple[str, str]] = (),
     image_ids: Sequence[str] = (),
     subjects: Sequence[str] = (),
+    overwrite: Mapping[str, str] | None = None,
     data_free: bool = False,
 ) -> Request:
     """Resolve names and check everything that can be checked without training.
@@ -51,6 +52,7 @@ def prepare_request(
             the nearest in text space that is neither a person nor ``protected`` nor erased; the request records which.
         also: further concepts that the same adapter erases, each with its surrogate.
         image_ids: pictures that must be forgotten, and ``subjects`` whose: the forget set is these alone.
+        overwrite: picture ids of ``concept`` to what each gives way to instead of the surrogate.
         data_free: the base draws the pictures, as the catalog has none left; it still says which concepts there are.
 
     Raises:
@@ -79,13 +81,18 @@ def prepare_request(
         if settings.split.neighbour_factor > 1:
             sd = load_base(base, expected_sha256=found)
             near |= dict.fromkeys(find_neighbours(sd, one, instead, concepts.values()))
-    gone = {one.name for one in erased} | {fields["surrogate"] for fields in pairs}
+    own = {}
+    for picture, name in sorted((overwrite or {}).items()):
+        instead = None if name == NOTHING else find_concept(concepts, name)
+        own[picture] = _pair(erased[0], instead, None, catalog)["surrogate"]
+    gone = {one.name for one in erased} | {fields["surrogate"] for fields in pairs} | set(own.values())
     check_disk(Path())
     return make_request(
         **pairs[0],
         also=pairs[1:],
         image_ids=tuple(image_ids),
         subjects=tuple(subjects),
+        overwrite=own,
         neighbours=tuple(name for name in near if name not in gone),
         data_free=data_free,
         base=base,
@@ -94,6 +101,29 @@ def prepare_request(
         judges=judges,
         **settings.model_dump(),
     )
+
+
+def read_overwrite(path: Path) -> dict[str, str]:
+    """What each picture gives way to: a table (CSV, JSON or JSON lines) with ``image_id`` and ``overwrite``.
+
+    Raises:
+        ConfigError: it is no such table, a field is empty, or a picture is there twice.
+    """
+    try:
+        if path.suffix == ".csv":
+            table = pd.read_csv(path, dtype=str)
+        else:
+            table = pd.read_json(path, dtype=False, lines=path.suffix == ".jsonl")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a table (.csv, .json or .jsonl): {error}.") from None
+    if missing := {"image_id", "overwrite"} - set(table.columns):
+        raise ConfigError(f"{path} lacks the column {listing(sorted(missing))}: expected image_id and overwrite.")
+    rows = table[["image_id", "overwrite"]]
+    if bad := [number for number, empty in enumerate(rows.isna().any(axis=1), start=1) if empty]:
+        raise ConfigError(f"{path}: row {bad[0]} is not complete: expected a picture's id and a concept's name.")
+    if twice := sorted(set(rows["image_id"][rows["image_id"].duplicated()].astype(str))):
+        raise ConfigError(f"{path} names a picture twice: {listing(twice)}. Give each one row.")
+    return dict(zip(rows["image_id"].astype(str), rows["overwrite"].astype(str), strict=True))
 
 
 def _size_of(catalog: Path, table: pd.DataFrame) -> tuple[int, ...]:

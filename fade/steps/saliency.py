@@ -17,6 +17,7 @@ from fade.method.saliency import (
     NoisyGroup,
     accumulate_saliency,
     contrast,
+    expected_decrement,
     expected_gain,
     noisy_groups,
     random_saliency,
@@ -58,6 +59,10 @@ def saliency(folder: Path) -> dict[str, Tensor]:
         # The pictures and timesteps that training will see.
         drawn = groups("forget", "surrogate", power=request.distill.timestep_power)
         scores = expected_gain(sd.unet, drawn, **options)
+    elif settings.score == "decrement":
+        power = request.distill.timestep_power
+        forget, retain = groups("forget", "surrogate", power=power), groups("retain", power=power)
+        scores = expected_decrement(sd.unet, forget, retain, seed=settings.seed, **options)
     else:
         against = "teacher" if settings.score == "distillation" else "noise"
         scores = accumulate_saliency(sd.unet, groups("forget"), against=against, **options)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from fade.config import Request, load_request
-from fade.data.catalog import COLUMNS, load_catalog, load_concepts, load_templates
+from fade.data.catalog import COLUMNS, find_concept, load_catalog, load_concepts, load_templates
 from fade.data.duplicates import leaked
-from fade.data.splits import find_pairs, make_splits
+from fade.data.splits import NOTHING, find_pairs, make_splits
 from fade.errors import DataError, listing
 from fade.files import sha256_file, writing
 
@@ -36,6 +36,10 @@ def split(folder: Path) -> dict[str, int]:
         seed=settings.seed,
         templates=load_templates(catalog),
         selected=_selected(request, table),
+        overwrite={
+            name: None if instead == NOTHING else find_concept(concepts, instead)
+            for name, instead in request.overwrite.items()
+        },
         neighbours=frozenset(request.neighbours),
         neighbour_factor=settings.neighbour_factor,
     )
