@@ -17,8 +17,8 @@ from fade.errors import ConfigError
 from flows.console import JsonOption, console, guarded, write_figures
 
 if TYPE_CHECKING:
-    from fade.requests.ledger import Record
     from fade.requests.overview import Overview
+    from fade.requests.records import Record
 
 app = typer.Typer()
 request_app = typer.Typer(help="Submit a deletion request, follow it, hold it, extend its deadline.")

@@ -19,9 +19,10 @@ from prometheus_client.registry import Collector
 from starlette.concurrency import run_in_threadpool
 
 from fade.errors import ConfigError, ConflictError, DataError, RegistryError, TransitionError
-from fade.requests.ledger import Ledger, Record
+from fade.requests.ledger import Ledger
 from fade.requests.messages import MAX_BYTES, read_message
 from fade.requests.overview import overview
+from fade.requests.records import Record
 from fade.requests.states import State
 
 ACTOR = "http"

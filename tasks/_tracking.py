@@ -40,7 +40,7 @@ from fade.lineage import git_state, library_versions
 EXPERIMENT, STUDIES = "erasures", "studies"
 MODEL_PREFIX = "erasure-"
 APPROVED, CANDIDATE = "approved", "candidate"
-RELEASE_TAG = "release"
+RELEASE_TAG, WITHDRAWN = "release", "withdrawn"
 for _name in ("mlflow", "alembic", "mlflow.models.model"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
@@ -76,6 +76,16 @@ class AdapterVersion:
     def live(self) -> bool:
         """Whether a person approved this version."""
         return APPROVED in self.aliases
+
+    @property
+    def offered(self) -> bool:
+        """Whether it waits for a person's approval."""
+        return CANDIDATE in self.aliases
+
+    @property
+    def erasure(self) -> str:
+        """Id of the erasure that made it."""
+        return self.model.removeprefix(MODEL_PREFIX)
 
 
 @contextmanager
@@ -116,7 +126,10 @@ def register(
     with _client() as client:
         for version in versions():
             if version.model == model and version.adapter_sha256 == card["adapter_sha256"]:
-                return version
+                if version.release.startswith(WITHDRAWN):  # and is asked for again
+                    client.set_model_version_tag(model, str(version.version), RELEASE_TAG, "")
+                    _offer(client, model, version.version)
+                return find_version(model, version.version)
         run_id = _log_run(
             client,
             folder,
@@ -298,10 +311,21 @@ def _log_version(
         client.set_model_version_tag(model, str(number), key, value)
     client.update_model_version(model, str(number), description=_description(metrics, gate))
     if gate == "passed":
-        client.set_registered_model_alias(model, CANDIDATE, str(number))
+        _offer(client, model, number)
     # Last of all: a version counts once it has its drift, so one whose registration was cut off never does.
     client.set_model_version_tag(model, str(number), "drift", f"{metrics['drift']:.4f}")
     return number
+
+
+def _offer(client: MlflowClient, model: str, number: int) -> None:
+    client.set_registered_model_alias(model, CANDIDATE, str(number))
+
+
+def withdraw(version: AdapterVersion, reason: str) -> None:
+    """Take a version off offer: its alias ``candidate`` goes, and its page says why."""
+    with _client() as client:
+        client.set_model_version_tag(version.model, str(version.version), RELEASE_TAG, f"{WITHDRAWN}: {reason}")
+        client.delete_registered_model_alias(version.model, CANDIDATE)
 
 
 def _description(metrics: dict[str, Any], gate: str) -> str:

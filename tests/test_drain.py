@@ -17,9 +17,10 @@ from fastapi.testclient import TestClient
 
 from fade.errors import BaseModelError, ConfigError, LeaseLostError, RegistryError, SignatureError
 from fade.requests import leases, webhooks
-from fade.requests.ledger import Ledger, utc_now
+from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.overview import near_deadlines, overview
+from fade.requests.records import utc_now
 from fade.requests.states import State
 from flows import drain as drained
 from flows.drain import Pace, alive, drain
