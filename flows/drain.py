@@ -15,7 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, serve
+from prefect.deployments.runner import EntrypointType
 
 from fade.config import load_settings
 from fade.errors import ConfigError, DataError, FadeError, LeaseLostError, LineageError, RegistryError, ResourceError
@@ -27,6 +28,7 @@ from fade.requests.records import Record, utc_now
 from fade.requests.states import State
 from fade.steps.catalog import ensure_catalog
 from fade.steps.request import CATALOG, prepare_request
+from flows.deadlines import deadlines
 from flows.erase import erase, prepare_folder
 from tasks import _tracking
 
@@ -95,6 +97,20 @@ def drain(limit: int | None = None) -> dict[str, int]:
             if state == LOST:
                 withdraw_cancelled(ledger)
     return ended
+
+
+def serve_schedule(cron: str) -> None:
+    """Serve the drain on a schedule, and the flow ``deadlines`` every hour, until the program is ended.
+
+    Prefect's own limit on a deployment is not used: what a killed run held of it would stay taken. Two
+    drains at once are correct, and the ledger counts what runs.
+    """
+    by_module = {"entrypoint_type": EntrypointType.MODULE_PATH}
+    serve(
+        drain.to_deployment(name="drain", cron=cron, **by_module),
+        deadlines.to_deployment(name="deadlines", cron="0 * * * *", **by_module),
+        limit=3,
+    )
 
 
 def withdraw_cancelled(ledger: Ledger) -> list[str]:

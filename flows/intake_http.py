@@ -26,6 +26,7 @@ from fade.requests.records import Record
 from fade.requests.states import State
 
 ACTOR = "http"
+TOKEN_VARIABLE = "FADE_INTAKE_TOKEN"
 _STATUS = {
     ConflictError: 409,
     TransitionError: 409,
@@ -41,7 +42,7 @@ def token() -> str:
     Raises:
         ConfigError: it is not set, or too short.
     """
-    found = os.environ.get("FADE_INTAKE_TOKEN", "")
+    found = os.environ.get(TOKEN_VARIABLE, "")
     if len(found) < 16:
         raise ConfigError("FADE_INTAKE_TOKEN must hold at least 16 characters: the intake is never open to everyone.")
     return found
