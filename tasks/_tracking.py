@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +42,12 @@ from fade.lineage import git_state, library_versions
 EXPERIMENT, STUDIES = "erasures", "studies"
 MODEL_PREFIX = "erasure-"
 APPROVED, CANDIDATE = "approved", "candidate"
+CURVE = ("forget_loss", "retain_loss", "gradient_norm")
+"""Figures of each step of the training."""
+LIVE_SECONDS = 5.0
+_PHASE = "phase"
 RELEASE_TAG, WITHDRAWN = "release", "withdrawn"
+logger = logging.getLogger(__name__)
 for _name in ("mlflow", "alembic", "mlflow.models.model"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
@@ -151,8 +158,9 @@ def _log_run(
     timings: Mapping[str, Any],
     lineage: Mapping[str, str],
 ) -> str:
-    run = client.create_run(_experiment(client, EXPERIMENT), run_name=request.id)
-    run_id: str = run.info.run_id
+    run_id = _taken_over(client, request.id) or str(
+        client.create_run(_experiment(client, EXPERIMENT), run_name=request.id).info.run_id
+    )
     git = git_state()
     tags = {
         "erasure": request.id,
@@ -188,14 +196,74 @@ def _log_run(
 
 
 def _log_curve(client: MlflowClient, run_id: str, curve: pd.DataFrame) -> None:
+    sent = {point.step for point in client.get_metric_history(run_id, CURVE[0])}
     points = [
         Metric(key, float(row[key]), 0, int(row["step"]))
         for row in curve.to_dict("records")
-        for key in ("forget_loss", "retain_loss", "gradient_norm")
+        if row["step"] not in sent
+        for key in CURVE
     ]
     for start in range(0, len(points), 1000):
         client.log_batch(run_id, metrics=points[start : start + 1000])
     client.log_figure(run_id, loss_figure(curve), "curve.png")
+
+
+@contextmanager
+def live_curve(erasure: str) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A run that shows an erasure's training while it goes on; `register` goes on with it.
+
+    Gives a function that takes a step and its figures; they are sent every few seconds. An MLflow that
+    cannot be reached stops no training: the rest of the curve is logged when the adapter is registered.
+    """
+    run_id, waiting, sent_at = "", list[Metric](), time.monotonic()
+
+    def flush() -> None:
+        nonlocal run_id, sent_at
+        try:
+            with _client() as client:
+                if not run_id:
+                    for dead in _unfinished(client, erasure):
+                        client.set_terminated(dead, "KILLED")
+                    run = client.create_run(
+                        _experiment(client, EXPERIMENT), run_name=erasure, tags={"erasure": erasure, _PHASE: "distill"}
+                    )
+                    run_id = str(run.info.run_id)
+                client.log_batch(run_id, metrics=waiting)
+        except RegistryError as error:
+            logger.warning("the curve is not shown while it grows: %s", error)
+            sent_at = math.inf
+        else:
+            sent_at = time.monotonic()
+        waiting.clear()
+
+    def send(step: int, figures: Mapping[str, float]) -> None:
+        waiting.extend(Metric(key, value, time.time_ns() // 10**6, step) for key, value in figures.items())
+        if time.monotonic() - sent_at > LIVE_SECONDS:
+            flush()
+
+    yield send
+    if run_id and waiting and sent_at < math.inf:
+        flush()
+
+
+def _unfinished(client: MlflowClient, erasure: str) -> list[str]:
+    """Runs of an erasure that were begun by its training and not taken over."""
+    asked = f"tags.erasure = '{erasure}' and tags.{_PHASE} = 'distill' and attributes.status = 'RUNNING'"
+    return [run.info.run_id for run in client.search_runs([_experiment(client, EXPERIMENT)], asked)]
+
+
+def _taken_over(client: MlflowClient, erasure: str) -> str | None:
+    """The run that showed the training, now the one of the registration; None if there is none."""
+    for run_id in _unfinished(client, erasure)[:1]:
+        client.set_tag(run_id, _PHASE, "register")
+        return run_id
+    return None
+
+
+def page_of(version: AdapterVersion) -> str | None:
+    """The address of a version's page; None without an MLflow server."""
+    uri = mlflow.get_tracking_uri()
+    return f"{uri}/#/models/{version.model}/versions/{version.version}" if uri.startswith("http") else None
 
 
 def _all(names: Iterable[str]) -> str:

@@ -46,7 +46,10 @@ def ask(ledger: Ledger, concept: str = "cat", **changes: Any) -> str:
 
 
 @pytest.mark.services
-def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(ledger: Ledger, workspace: Path) -> None:
+def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(
+    ledger: Ledger, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tracking, "LIVE_SECONDS", 0)
     good, wrong = ask(ledger), ask(ledger, "astronot")
     nowhere = ask(ledger, base="data/base/nowhere")
     held = ask(ledger, "coffee")
@@ -55,6 +58,15 @@ def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(ledger: Ledger, wor
     record = ledger.get(good)
     assert record.state is State.CANDIDATE
     assert (workspace / "data/erasures" / str(record.erasure_id) / "adapter/card.json").is_file()
+    (version,) = [one for one in _tracking.versions() if one.erasure == record.erasure_id]
+    with _tracking._client() as client:
+        curve = client.get_metric_history(version.run_id, "forget_loss")
+        runs = client.search_runs(
+            [client.get_run(version.run_id).info.experiment_id], f"tags.erasure = '{version.erasure}'"
+        )
+    assert [point.step for point in curve] == [1, 2, 3, 4]
+    assert all(point.timestamp for point in curve)  # sent while it was trained, not when it was registered
+    assert [run.info.status for run in runs] == ["FINISHED"]
     assert ledger.get(wrong).state is State.NEEDS_INPUT
     assert "Did you mean 'astronaut'" in str(ledger.get(wrong).reason)
     assert "No base model" in str(ledger.get(nowhere).reason)
@@ -225,6 +237,7 @@ def test_requests_are_taken_followed_and_withdrawn_over_http(client: TestClient,
     figures = client.get("/metrics").text
     assert 'fade_requests{state="cancelled"} 1.0' in figures
     assert 'fade_requests{state="live"} 0.0' in figures
+    assert "# TYPE fade_erasure_seconds histogram" in figures
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer \xe9"])
