@@ -4,10 +4,13 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export HF_HUB_OFFLINE := 1
 DEMO_JSON ?=
 
-.PHONY: demo test check format install repro clean
+.PHONY: demo up test check format install repro clean
 
 demo: install
 	fade demo $(if $(DEMO_JSON),--json $(DEMO_JSON))
+
+up: install
+	fade up
 
 # A worker a file: each has a workspace and services of its own.
 test: install

@@ -17,8 +17,8 @@ from fade.errors import ConfigError
 from flows.console import JsonOption, console, guarded, write_figures
 
 if TYPE_CHECKING:
-    from fade.requests.ledger import Record
     from fade.requests.overview import Overview
+    from fade.requests.records import Record
 
 app = typer.Typer()
 request_app = typer.Typer(help="Submit a deletion request, follow it, hold it, extend its deadline.")
@@ -278,15 +278,79 @@ def drain(
     cron: Annotated[str | None, typer.Option(help="Serve it on a schedule instead, e.g. '*/5 * * * *'.")] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Run the requests that are due; several may run at once, and a dead one's work is taken over."""
+    """Run the requests that are due; several may run at once, and a dead one's work is taken over.
+
+    With --cron also `fade deadlines`, every hour.
+    """
     from flows.drain import drain as drain_flow
+    from flows.drain import serve_schedule
 
     if cron is not None:
-        drain_flow.serve(name="drain", cron=cron, limit=1)
+        serve_schedule(cron)
         return
     ended = drain_flow(limit)
     console.print(", ".join(f"{count} {state}" for state, count in sorted(ended.items())) or "Nothing is due.")
     write_figures(json_file, ended)
+
+
+@app.command()
+@guarded
+def deadlines(
+    days: Annotated[float, typer.Option(min=0, help="Tell of what is due within so many days.")] = 7.0,
+    json_file: JsonOption = None,
+) -> None:
+    """Tell of requests whose deadline is near or over, each once: log, Prefect event, webhook to FADE_ALERT_URL."""
+    from flows.deadlines import deadlines as flow
+
+    told = flow(days)
+    for one in told:
+        console.print(f"{one.event}: {one.request.id} is {one.request.state}, due {one.request.due_at:%Y-%m-%d %H:%M}")
+    if not told:
+        console.print("Nothing new is near its deadline.")
+    write_figures(json_file, {"told": [{"event": one.event, **as_json(one.request)} for one in told]})
+
+
+@app.command()
+@guarded
+def up(
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect.")] = 4200,
+    intake_port: Annotated[int, typer.Option(help="Port of the HTTP intake.")] = 8700,
+    cron: Annotated[str, typer.Option(help="When the drain runs.")] = "*/5 * * * *",
+) -> None:
+    """Start everything on loopback until Ctrl-C: servers, intake, drain on its schedule, release watch."""
+    import os
+    import signal
+    import time
+
+    from fade.requests.intake import DEFAULT_QUEUE
+    from fade.requests.tables import ledger_url
+    from flows.up import TOKEN_FILE, TOKEN_VARIABLE, everything
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with everything(
+            mlflow_port=mlflow_port, prefect_port=prefect_port, intake_port=intake_port, cron=cron
+        ) as found:
+            token = TOKEN_VARIABLE if os.environ.get(TOKEN_VARIABLE) else f"in {TOKEN_FILE}"
+            queue = os.environ.get("FADE_QUEUE_URL") or DEFAULT_QUEUE
+            lines = {
+                "MLflow": f"{found.mlflow}   adapters: approve and roll back by alias",
+                "Prefect": f"{found.prefect}   runs, logs, progress; the drain runs at '{cron}'",
+                "Intake": f"{found.intake}/requests   token: {token}; metrics: /metrics",
+                "Queue": queue.rpartition("@")[2],
+                "Ledger": ledger_url(os.environ.get("FADE_LEDGER_URL")).render_as_string(),
+                "Webhooks": "sent" if "webhooks" in found.programs.commands else "kept: set FADE_WEBHOOK_SECRET",
+            }
+            for name, said in lines.items():
+                console.print(f"{name:<9}{said}", highlight=False, soft_wrap=True)
+            console.print("Ctrl-C stops all of it.")
+            while True:
+                time.sleep(0.5)
+                for said in found.programs.look():
+                    console.print(said, highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        console.print("Stopped.")
 
 
 @app.command("intake-http")

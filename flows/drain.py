@@ -15,21 +15,27 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, serve
+from prefect.deployments.runner import EntrypointType
 
 from fade.config import load_settings
 from fade.errors import ConfigError, DataError, FadeError, LeaseLostError, LineageError, RegistryError, ResourceError
 from fade.files import read_json, read_yaml
 from fade.requests import leases
 from fade.requests.leases import Lease
-from fade.requests.ledger import Ledger, Record, utc_now
+from fade.requests.ledger import Ledger
+from fade.requests.records import Record, utc_now
 from fade.requests.states import State
 from fade.steps.catalog import ensure_catalog
 from fade.steps.request import CATALOG, prepare_request
+from flows.deadlines import deadlines
 from flows.erase import erase, prepare_folder
+from tasks import _tracking
 
 logger = logging.getLogger(__name__)
 STEPS = ("split", "validate", "saliency", "mask", "distill", "evaluate")
+LOST = "lost"
+"""What became of a run whose request was withdrawn, or taken over, before it ended."""
 _PASSING = (RegistryError, ResourceError, LineageError)
 """Refusals that may pass: a service that is down, a full disk, a lock."""
 
@@ -75,6 +81,7 @@ def drain(limit: int | None = None) -> dict[str, int]:
     worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
     steady = pace()
     with Ledger() as ledger:
+        withdraw_cancelled(ledger)
         while limit is None or sum(ended.values()) < limit:
             lease = leases.take(
                 ledger,
@@ -87,23 +94,65 @@ def drain(limit: int | None = None) -> dict[str, int]:
                 break
             state = run_one(ledger, lease, steady)
             ended[state] = ended.get(state, 0) + 1
+            if state == LOST:
+                withdraw_cancelled(ledger)
     return ended
+
+
+def serve_schedule(cron: str) -> None:
+    """Serve the drain on a schedule, and the flow ``deadlines`` every hour, until the program is ended.
+
+    Prefect's own limit on a deployment is not used: what a killed run held of it would stay taken. Two
+    drains at once are correct, and the ledger counts what runs.
+    """
+    by_module = {"entrypoint_type": EntrypointType.MODULE_PATH}
+    serve(
+        drain.to_deployment(name="drain", cron=cron, **by_module),
+        deadlines.to_deployment(name="deadlines", cron="0 * * * *", **by_module),
+        limit=3,
+    )
+
+
+def withdraw_cancelled(ledger: Ledger) -> list[str]:
+    """Take off offer what was made for cancelled requests alone; gives the erasures.
+
+    It asks MLflow what is on offer and not the log what was done, so it holds whenever the request was
+    withdrawn and whichever worker died meanwhile. An MLflow that is down is asked by the next drain.
+    """
+    try:
+        offered = {version.erasure: version for version in _tracking.versions() if version.offered}
+        wanted = ledger.wanted_by_erasure(list(offered))
+        gone = [version for erasure, version in offered.items() if wanted.get(erasure) is False]
+        for version in gone:
+            _tracking.withdraw(version, "every request for it was cancelled")
+            ledger.append("withdrawn", actor="drain", erasure_id=version.erasure, details={"version": version.version})
+    except RegistryError as error:
+        logger.warning("what cancelled requests left on offer was not looked for: %s", error)
+        return []
+    return [version.erasure for version in gone]
 
 
 def run_one(ledger: Ledger, lease: Lease, steady: Pace) -> str:
     """One request to its outcome; gives the state it is in, or ``lost`` if it is no longer this worker's."""
     place: list[Path] = []
-    with alive(ledger, lease, steady.lease_seconds, lambda: step_of(place[0]) if place else "request"):
+
+    def sign() -> None:
+        step, name = (step_of(place[0]), place[0].name) if place else ("request", None)
+        leases.renew(ledger, lease, seconds=steady.lease_seconds, step=step, erasure_id=name)
+
+    with alive(sign, steady.lease_seconds):
         try:
-            outcome = _erase(lease.request, place)
-        except LeaseLostError:
-            raise
+            outcome = _erase(lease, place, sign)
+        except LeaseLostError as error:
+            logger.warning("%s", error)
+            return LOST
         except Exception as error:  # the process boundary of an erasure: the ledger keeps what it was
             outcome = _failure(lease.request, error, steady)
     return _finish(ledger, lease, outcome, steady)
 
 
-def _erase(record: Record, place: list[Path]) -> dict[str, Any]:
+def _erase(lease: Lease, place: list[Path], sign: Callable[[], None]) -> dict[str, Any]:
+    record = lease.request
     if record.concept is None:
         raise DataError("The request names no concept. Give one: fade request release ID --concept NAME.")
     ensure_catalog(Path(CATALOG))
@@ -116,7 +165,8 @@ def _erase(record: Record, place: list[Path]) -> dict[str, Any]:
         subjects=[record.subject] if record.subject else [],
     )
     place.append(prepare_folder(request))
-    version = erase(request.id)
+    sign()  # from here on the ledger knows what is made for the request
+    version = erase(request.id, record.id, lease.fence)
     metrics = read_json(place[0] / "evaluation" / "metrics.json")
     passed = version.gate == "passed"
     return {
@@ -150,7 +200,7 @@ def _finish(ledger: Ledger, lease: Lease, outcome: dict[str, Any], steady: Pace)
             return str(outcome["after"])
         except LeaseLostError as error:
             logger.warning("%s", error)
-            return "lost"
+            return LOST
         except RegistryError:
             if time.monotonic() > deadline:
                 raise  # whoever takes over finds the work done
@@ -158,16 +208,16 @@ def _finish(ledger: Ledger, lease: Lease, outcome: dict[str, Any], steady: Pace)
 
 
 @contextmanager
-def alive(ledger: Ledger, lease: Lease, seconds: float, step: Callable[[], str]) -> Iterator[None]:
-    """Renew the lease in the background until the block ends."""
+def alive(sign: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Renew a lease of so many seconds in the background, by ``sign``, until the block ends."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(seconds / 4):
             try:
-                leases.renew(ledger, lease, seconds=seconds, step=step())
+                sign()
             except LeaseLostError:
-                return  # the outcome will be refused; the work itself is kept and is whoever's next
+                return  # the next step does not begin, and the outcome is refused
             except RegistryError as error:
                 logger.warning("the lease was not renewed: %s", error)
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from prefect import flow
 
 from fade.config import Request, load_request, save_request
-from fade.errors import ConfigError, nearest
+from fade.errors import ConfigError, RegistryError, ResourceError, nearest
 from fade.models.source import base_sha256
+from fade.requests import leases
+from fade.requests.ledger import Ledger
 from fade.steps.request import check_disk
 from tasks import _tracking, erasure
 from tasks._tracking import AdapterVersion
 from tasks._versioning import write_pipeline
 
 ERASURES = Path("data/erasures")
+WAIT_SECONDS = 600.0
+"""How long an erasure waits for another process that is at work on the same one."""
 logger = logging.getLogger(__name__)
 
 
@@ -52,11 +59,17 @@ def steps_for(concepts: int, steps: int) -> int:
 
 
 @flow(name="erase", flow_run_name="erase-{erasure_id}")
-def erase(erasure_id: str) -> AdapterVersion:
+def erase(erasure_id: str, request_id: str | None = None, fence: int = 0) -> AdapterVersion:
     """Run the steps of a prepared erasure in order; those that DVC calls current are not run again.
+
+    Args:
+        request_id: the request it is run for, under the lease ``fence``: no step begins, and nothing is
+            registered, once the request was withdrawn or is another worker's.
 
     Raises:
         FadeError: with the reason, before any training where it can be known before.
+        LeaseLostError: the request is not this worker's any more; what is done is kept.
+        ResourceError: another process has been at work on this erasure for ten minutes.
     """
     folder = ERASURES / erasure_id
     request = load_request(folder)
@@ -66,15 +79,35 @@ def erase(erasure_id: str) -> AdapterVersion:
             f"expected {request.base_sha256[:12]}. Restore that base, or make a new request."
         )
     check_disk(Path())
-    if request.data_free:
-        erasure.generate(folder)
-    erasure.split(folder)
-    erasure.validate(folder)
-    if request.imported is None:
-        erasure.saliency(folder)
-        erasure.mask(folder)
-        erasure.distill(folder)
-    else:
-        erasure.foreign(folder)
-    erasure.evaluate(folder)
-    return erasure.register(folder)
+    made_by = [erasure.foreign] if request.imported is not None else [erasure.saliency, erasure.mask, erasure.distill]
+    pictures = [erasure.generate] if request.data_free else []
+    with _alone(erasure_id):
+        for step in (*pictures, erasure.split, erasure.validate, *made_by, erasure.evaluate):
+            _check_wanted(request_id, fence)
+            step(folder)
+        _check_wanted(request_id, fence)
+        return erasure.register(folder)
+
+
+@contextmanager
+def _alone(erasure_id: str) -> Iterator[None]:
+    """One process at a time in an erasure's folder: a worker that is late must not meet the one that took over."""
+    try:
+        with FileLock(f".fade/erase-{erasure_id}.lock", timeout=WAIT_SECONDS):
+            yield
+    except Timeout:
+        raise ResourceError(
+            f"Another process is at work on the erasure {erasure_id} and has not ended within {WAIT_SECONDS:.0f} s. "
+            "Wait for it, or end it, and try again."
+        ) from None
+
+
+def _check_wanted(request_id: str | None, fence: int) -> None:
+    if request_id is None:
+        return
+    try:
+        with Ledger() as ledger:
+            leases.check(ledger, request_id, fence)
+    except RegistryError as error:
+        # A ledger that is down does not say that the request was withdrawn: the outcome will be refused if so.
+        logger.warning("whether request %s is still wanted is not known: %s", request_id, error)

@@ -14,17 +14,20 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.core import CollectorRegistry, GaugeMetricFamily
+from prometheus_client.core import CollectorRegistry, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.concurrency import run_in_threadpool
 
 from fade.errors import ConfigError, ConflictError, DataError, RegistryError, TransitionError
-from fade.requests.ledger import Ledger, Record
+from fade.requests.durations import Durations
+from fade.requests.ledger import Ledger
 from fade.requests.messages import MAX_BYTES, read_message
 from fade.requests.overview import overview
+from fade.requests.records import Record
 from fade.requests.states import State
 
 ACTOR = "http"
+TOKEN_VARIABLE = "FADE_INTAKE_TOKEN"
 _STATUS = {
     ConflictError: 409,
     TransitionError: 409,
@@ -40,7 +43,7 @@ def token() -> str:
     Raises:
         ConfigError: it is not set, or too short.
     """
-    found = os.environ.get("FADE_INTAKE_TOKEN", "")
+    found = os.environ.get(TOKEN_VARIABLE, "")
     if len(found) < 16:
         raise ConfigError("FADE_INTAKE_TOKEN must hold at least 16 characters: the intake is never open to everyone.")
     return found
@@ -59,6 +62,7 @@ def make_app(ledger: Ledger, *, expected: str) -> FastAPI:
             raise HTTPException(401, "A valid bearer token is needed.", headers={"WWW-Authenticate": "Bearer"})
 
     guard = [Depends(authorised)]
+    durations = Durations()
     for kind, code in _STATUS.items():
         app.add_exception_handler(kind, _answer(code))
 
@@ -81,7 +85,7 @@ def make_app(ledger: Ledger, *, expected: str) -> FastAPI:
     @app.get("/metrics", dependencies=guard)
     def metrics() -> Response:
         registry = CollectorRegistry()
-        registry.register(Requests(ledger))
+        registry.register(Requests(ledger, durations))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/health")
@@ -108,11 +112,11 @@ def public(record: Record) -> dict[str, Any]:
 class Requests(Collector):
     """Figures of the ledger, read when Prometheus asks."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, durations: Durations) -> None:
+        self.ledger, self.durations = ledger, durations
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Requests by state, overdue ones, the age of the oldest open one, waiting webhooks."""
+    def collect(self) -> Iterator[Metric]:
+        """Requests by state, overdue ones, the age of the oldest open one, waiting webhooks, durations."""
         found = overview(self.ledger, limit=1)
         states = GaugeMetricFamily("fade_requests", "Requests by state", labels=["state"])
         for state in State:
@@ -121,6 +125,15 @@ class Requests(Collector):
         yield GaugeMetricFamily("fade_requests_overdue", "Open requests past their deadline", found.overdue)
         yield GaugeMetricFamily("fade_oldest_open_seconds", "Age of the oldest open request", found.oldest_seconds)
         yield GaugeMetricFamily("fade_webhooks_waiting", "Webhooks in the outbox", found.webhooks)
+        self.durations.read(self.ledger)
+        for name, said, label, histograms in (
+            ("fade_erasure_seconds", "From a lease to the outcome of the attempt", "outcome", self.durations.runs),
+            ("fade_request_seconds", "From receipt until the state is reached", "state", self.durations.requests),
+        ):
+            family = HistogramMetricFamily(name, said, labels=[label])
+            for value, one in sorted(histograms.items()):
+                family.add_metric([value], one.cumulative(), one.total)
+            yield family
 
 
 def _known(ledger: Ledger, request_id: str) -> Record:

@@ -72,21 +72,26 @@ def running(*, mlflow_port: int, prefect_port: int) -> Iterator[Services]:
                 started[name] = subprocess.Popen(
                     command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=_environment(found)
                 )
-        _wait_for(f"{found.mlflow}/health", "mlflow", started["mlflow"])
-        _wait_for(f"{found.prefect}/api/health", "prefect", started["prefect"])
+        wait_for(f"{found.mlflow}/health", "mlflow", started["mlflow"])
+        wait_for(f"{found.prefect}/api/health", "prefect", started["prefect"])
         write_json(SERVICES, {"pid": os.getpid(), "mlflow": found.mlflow, "prefect": found.prefect})
         yield found
     finally:
         SERVICES.unlink(missing_ok=True)
         for process in started.values():
-            _stop(process)
+            stop(process)
 
 
 def _environment(found: Services) -> dict[str, str]:
     return {**os.environ, "PREFECT_UI_API_URL": f"{found.prefect}/api", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 
 
-def _wait_for(url: str, name: str, process: subprocess.Popen[bytes]) -> None:
+def wait_for(url: str, name: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a program answers.
+
+    Raises:
+        ResourceError: it ended, or did not answer in time; names its log.
+    """
     deadline = time.monotonic() + START_SECONDS
     log = Path(STATE / f"{name}.log")
     while time.monotonic() < deadline:
@@ -100,7 +105,7 @@ def _wait_for(url: str, name: str, process: subprocess.Popen[bytes]) -> None:
     raise ResourceError(f"{name} did not answer on {url} within {START_SECONDS} s; see {log}.")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
     """End a server and the workers it started: they share a process group of their own."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)

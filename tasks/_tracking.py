@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +42,12 @@ from fade.lineage import git_state, library_versions
 EXPERIMENT, STUDIES = "erasures", "studies"
 MODEL_PREFIX = "erasure-"
 APPROVED, CANDIDATE = "approved", "candidate"
-RELEASE_TAG = "release"
+CURVE = ("forget_loss", "retain_loss", "gradient_norm")
+"""Figures of each step of the training."""
+LIVE_SECONDS = 5.0
+_PHASE = "phase"
+RELEASE_TAG, WITHDRAWN = "release", "withdrawn"
+logger = logging.getLogger(__name__)
 for _name in ("mlflow", "alembic", "mlflow.models.model"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
@@ -76,6 +83,16 @@ class AdapterVersion:
     def live(self) -> bool:
         """Whether a person approved this version."""
         return APPROVED in self.aliases
+
+    @property
+    def offered(self) -> bool:
+        """Whether it waits for a person's approval."""
+        return CANDIDATE in self.aliases
+
+    @property
+    def erasure(self) -> str:
+        """Id of the erasure that made it."""
+        return self.model.removeprefix(MODEL_PREFIX)
 
 
 @contextmanager
@@ -116,7 +133,10 @@ def register(
     with _client() as client:
         for version in versions():
             if version.model == model and version.adapter_sha256 == card["adapter_sha256"]:
-                return version
+                if version.release.startswith(WITHDRAWN):  # and is asked for again
+                    client.set_model_version_tag(model, str(version.version), RELEASE_TAG, "")
+                    _offer(client, model, version.version)
+                return find_version(model, version.version)
         run_id = _log_run(
             client,
             folder,
@@ -138,8 +158,9 @@ def _log_run(
     timings: Mapping[str, Any],
     lineage: Mapping[str, str],
 ) -> str:
-    run = client.create_run(_experiment(client, EXPERIMENT), run_name=request.id)
-    run_id: str = run.info.run_id
+    run_id = _taken_over(client, request.id) or str(
+        client.create_run(_experiment(client, EXPERIMENT), run_name=request.id).info.run_id
+    )
     git = git_state()
     tags = {
         "erasure": request.id,
@@ -175,14 +196,74 @@ def _log_run(
 
 
 def _log_curve(client: MlflowClient, run_id: str, curve: pd.DataFrame) -> None:
+    sent = {point.step for point in client.get_metric_history(run_id, CURVE[0])}
     points = [
         Metric(key, float(row[key]), 0, int(row["step"]))
         for row in curve.to_dict("records")
-        for key in ("forget_loss", "retain_loss", "gradient_norm")
+        if row["step"] not in sent
+        for key in CURVE
     ]
     for start in range(0, len(points), 1000):
         client.log_batch(run_id, metrics=points[start : start + 1000])
     client.log_figure(run_id, loss_figure(curve), "curve.png")
+
+
+@contextmanager
+def live_curve(erasure: str) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A run that shows an erasure's training while it goes on; `register` goes on with it.
+
+    Gives a function that takes a step and its figures; they are sent every few seconds. An MLflow that
+    cannot be reached stops no training: the rest of the curve is logged when the adapter is registered.
+    """
+    run_id, waiting, sent_at = "", list[Metric](), time.monotonic()
+
+    def flush() -> None:
+        nonlocal run_id, sent_at
+        try:
+            with _client() as client:
+                if not run_id:
+                    for dead in _unfinished(client, erasure):
+                        client.set_terminated(dead, "KILLED")
+                    run = client.create_run(
+                        _experiment(client, EXPERIMENT), run_name=erasure, tags={"erasure": erasure, _PHASE: "distill"}
+                    )
+                    run_id = str(run.info.run_id)
+                client.log_batch(run_id, metrics=waiting)
+        except RegistryError as error:
+            logger.warning("the curve is not shown while it grows: %s", error)
+            sent_at = math.inf
+        else:
+            sent_at = time.monotonic()
+        waiting.clear()
+
+    def send(step: int, figures: Mapping[str, float]) -> None:
+        waiting.extend(Metric(key, value, time.time_ns() // 10**6, step) for key, value in figures.items())
+        if time.monotonic() - sent_at > LIVE_SECONDS:
+            flush()
+
+    yield send
+    if run_id and waiting and sent_at < math.inf:
+        flush()
+
+
+def _unfinished(client: MlflowClient, erasure: str) -> list[str]:
+    """Runs of an erasure that were begun by its training and not taken over."""
+    asked = f"tags.erasure = '{erasure}' and tags.{_PHASE} = 'distill' and attributes.status = 'RUNNING'"
+    return [run.info.run_id for run in client.search_runs([_experiment(client, EXPERIMENT)], asked)]
+
+
+def _taken_over(client: MlflowClient, erasure: str) -> str | None:
+    """The run that showed the training, now the one of the registration; None if there is none."""
+    for run_id in _unfinished(client, erasure)[:1]:
+        client.set_tag(run_id, _PHASE, "register")
+        return run_id
+    return None
+
+
+def page_of(version: AdapterVersion) -> str | None:
+    """The address of a version's page; None without an MLflow server."""
+    uri = mlflow.get_tracking_uri()
+    return f"{uri}/#/models/{version.model}/versions/{version.version}" if uri.startswith("http") else None
 
 
 def _all(names: Iterable[str]) -> str:
@@ -298,10 +379,21 @@ def _log_version(
         client.set_model_version_tag(model, str(number), key, value)
     client.update_model_version(model, str(number), description=_description(metrics, gate))
     if gate == "passed":
-        client.set_registered_model_alias(model, CANDIDATE, str(number))
+        _offer(client, model, number)
     # Last of all: a version counts once it has its drift, so one whose registration was cut off never does.
     client.set_model_version_tag(model, str(number), "drift", f"{metrics['drift']:.4f}")
     return number
+
+
+def _offer(client: MlflowClient, model: str, number: int) -> None:
+    client.set_registered_model_alias(model, CANDIDATE, str(number))
+
+
+def withdraw(version: AdapterVersion, reason: str) -> None:
+    """Take a version off offer: its alias ``candidate`` goes, and its page says why."""
+    with _client() as client:
+        client.set_model_version_tag(version.model, str(version.version), RELEASE_TAG, f"{WITHDRAWN}: {reason}")
+        client.delete_registered_model_alias(version.model, CANDIDATE)
 
 
 def _description(metrics: dict[str, Any], gate: str) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 from prefect import get_run_logger, task
 from prefect.artifacts import (
     create_image_artifact,
+    create_link_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
@@ -108,10 +109,14 @@ def distill(folder: Path) -> bool:
     """Train the adapter; progress as an artifact and on a terminal."""
 
     def work() -> None:
-        steps = load_request(folder).distill.in_force.steps
-        with _Progress("distill", steps) as progress:
+        request = load_request(folder)
+        with (
+            _Progress("distill", request.distill.in_force.steps) as progress,
+            _tracking.live_curve(request.id) as send,
+        ):
             for step in distill_step.distill_adapter(folder):
                 progress.at(step.step, f"forget {step.forget_loss:.4f} retain {step.retain_loss:.4f}")
+                send(step.step, {name: getattr(step, name) for name in _tracking.CURVE})
 
     return _once(folder, "distill", work)
 
@@ -141,7 +146,7 @@ def evaluate(folder: Path) -> bool:
         for name in ("ua", "ira", "cra")
         for v in [judged["after"][name]]
     ]
-    key = folder.name.replace("_", "-").lower()
+    key = _key(folder)
     create_table_artifact(rows, key=f"figures-{key}", description=f"Drift {metrics['drift']:.4f}")
     create_image_artifact(
         _inline(folder / "evaluation" / "sheet.png"), key=f"sheet-{key}", description="before / after"
@@ -166,7 +171,15 @@ def register(folder: Path) -> _tracking.AdapterVersion:
     if run_id := flow_run.get_id():
         lineage["prefect.flow_run_id"] = str(run_id)
     timings = read_json(folder / "timings.json")
-    return _tracking.register(folder, request, timings=timings, lineage=lineage)
+    version = _tracking.register(folder, request, timings=timings, lineage=lineage)
+    if page := _tracking.page_of(version):
+        create_link_artifact(page, key=f"version-{_key(folder)}", link_text=f"{version.model}/{version.version}")
+    return version
+
+
+def _key(folder: Path) -> str:
+    """An artifact's key: small letters, digits and dashes."""
+    return folder.name.replace("_", "-").lower()
 
 
 class _Progress:

@@ -14,16 +14,20 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from filelock import FileLock
 
-from fade.errors import BaseModelError, ConfigError, LeaseLostError, RegistryError, SignatureError
+from fade.errors import BaseModelError, ConfigError, LeaseLostError, RegistryError, ResourceError, SignatureError
 from fade.requests import leases, webhooks
-from fade.requests.ledger import Ledger, utc_now
+from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.overview import near_deadlines, overview
+from fade.requests.records import utc_now
 from fade.requests.states import State
 from flows import drain as drained
+from flows import erase as erasing
 from flows.drain import Pace, alive, drain
 from flows.intake_http import make_app, token
+from tasks import _tracking, erasure
 
 TOKEN = "a token of the test"
 KEY = b"a key of the test"
@@ -42,7 +46,10 @@ def ask(ledger: Ledger, concept: str = "cat", **changes: Any) -> str:
 
 
 @pytest.mark.services
-def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(ledger: Ledger, workspace: Path) -> None:
+def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(
+    ledger: Ledger, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tracking, "LIVE_SECONDS", 0)
     good, wrong = ask(ledger), ask(ledger, "astronot")
     nowhere = ask(ledger, base="data/base/nowhere")
     held = ask(ledger, "coffee")
@@ -51,6 +58,15 @@ def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(ledger: Ledger, wor
     record = ledger.get(good)
     assert record.state is State.CANDIDATE
     assert (workspace / "data/erasures" / str(record.erasure_id) / "adapter/card.json").is_file()
+    (version,) = [one for one in _tracking.versions() if one.erasure == record.erasure_id]
+    with _tracking._client() as client:
+        curve = client.get_metric_history(version.run_id, "forget_loss")
+        runs = client.search_runs(
+            [client.get_run(version.run_id).info.experiment_id], f"tags.erasure = '{version.erasure}'"
+        )
+    assert [point.step for point in curve] == [1, 2, 3, 4]
+    assert all(point.timestamp for point in curve)  # sent while it was trained, not when it was registered
+    assert [run.info.status for run in runs] == ["FINISHED"]
     assert ledger.get(wrong).state is State.NEEDS_INPUT
     assert "Did you mean 'astronaut'" in str(ledger.get(wrong).reason)
     assert "No base model" in str(ledger.get(nowhere).reason)
@@ -109,7 +125,7 @@ def test_a_lease_is_renewed_while_work_goes_on(ledger: Ledger) -> None:
     name = ask(ledger)
     lease = leases.take(ledger, "w", seconds=1)
     assert lease
-    with alive(ledger, lease, 1, lambda: "mask"):
+    with alive(lambda: leases.renew(ledger, lease, seconds=1, step="mask"), 1):
         deadline = time.monotonic() + 20
         while ledger.get(name).step != "mask" and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -129,6 +145,62 @@ def test_a_worker_that_lost_its_lease_changes_nothing(ledger: Ledger, monkeypatc
     assert ledger.get(name).state is State.CANCELLED
     with pytest.raises(LeaseLostError):
         leases.renew(ledger, lease, seconds=1)
+
+
+def aliases() -> set[str]:
+    return {alias for version in _tracking.versions() for alias in version.aliases}
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("when", ["between two steps", "while it registers", "after it has ended"])
+def test_what_was_withdrawn_is_not_on_offer_and_asked_again_it_is(
+    ledger: Ledger, workspace: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    concept = {"between two steps": "temple"}.get(when, "cat")
+    before = {version.model for version in _tracking.versions()}
+    name = ask(ledger, concept)
+
+    def cancelling(function: Any) -> Any:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            ledger.cancel(name, actor="test", reason="withdrawn")
+            return function(*arguments, **options)
+
+        return wrapped
+
+    with monkeypatch.context() as patched:
+        if when == "between two steps":
+            patched.setattr(erasure, "split", cancelling(erasure.split))
+        elif when == "while it registers":
+            patched.setattr(erasure, "register", cancelling(erasure.register))
+        ended = drain()
+    if when == "after it has ended":
+        assert ended == {"candidate": 1}
+        assert "candidate" in aliases()
+        ledger.cancel(name, actor="test", reason="withdrawn")
+        assert drain() == {}
+    else:
+        assert ended == {"lost": 1}
+    record = ledger.get(name)
+    assert record.state is State.CANCELLED
+    made = [version for version in _tracking.versions() if version.erasure == record.erasure_id]
+    if when == "between two steps":
+        assert {version.model for version in _tracking.versions()} == before  # it stopped before it was trained
+        return
+    assert [version.offered for version in made] == [False]
+    assert "every request for it was cancelled" in made[0].release
+    ask(ledger, concept)
+    assert drain() == {"candidate": 1}
+    assert [version.offered for version in _tracking.versions() if version.erasure == record.erasure_id] == [True]
+    ledger.verify()
+
+
+def test_one_process_at_a_time_works_on_an_erasure(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasing, "WAIT_SECONDS", 0.2)
+    refused = pytest.raises(ResourceError, match="Another process is at work")
+    with FileLock(".fade/erase-e1.lock"), refused, erasing._alone("e1"):
+        pass
+    with erasing._alone("e1"):
+        pass
 
 
 def test_the_overview_counts_and_shows_the_most_urgent_first(ledger: Ledger) -> None:
@@ -165,6 +237,7 @@ def test_requests_are_taken_followed_and_withdrawn_over_http(client: TestClient,
     figures = client.get("/metrics").text
     assert 'fade_requests{state="cancelled"} 1.0' in figures
     assert 'fade_requests{state="live"} 0.0' in figures
+    assert "# TYPE fade_erasure_seconds histogram" in figures
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer \xe9"])

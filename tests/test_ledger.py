@@ -25,6 +25,8 @@ from fade.errors import ConfigError, ConflictError, DataError, LeaseLostError, L
 from fade.files import read_json
 from fade.lineage import ROOT
 from fade.requests import leases, messages, tables
+from fade.requests.deadlines import warn
+from fade.requests.durations import Durations
 from fade.requests.ledger import Ledger
 from fade.requests.messages import Message, make_message, read_message
 from fade.requests.states import TRANSITIONS, State, check_transition
@@ -105,6 +107,50 @@ def test_a_concept_already_in_force_on_the_same_base_makes_a_linked_duplicate(le
     elsewhere, _ = ledger.submit(ask("cat", base="other"), actor=ACTOR)
     assert elsewhere.state is State.SCHEDULED
     assert {record.id for record in ledger.find(erasure_id="e0123")} == {first.id, after.id}
+
+
+def test_a_deadline_is_told_when_it_is_near_and_over_and_again_after_an_extension(ledger: Ledger) -> None:
+    near, far = ask(received_at=NOW - timedelta(days=25)), ask("horse", received_at=NOW)
+    closed = ask("coins", received_at=NOW - timedelta(days=40))
+    for one in (near, far, closed):
+        ledger.submit(one, actor=ACTOR, now=NOW)
+    ledger.cancel(str(closed.id), actor=ACTOR, reason="withdrawn", now=NOW)
+
+    def told(days_later: float) -> list[tuple[str, str]]:
+        now = NOW + timedelta(days=days_later)
+        found = warn(ledger, days=7, url="https://alerts.example/x", now=now)
+        return [(one.request.id, one.event) for one in found]
+
+    assert told(-3) == []
+    assert told(0) == [(str(near.id), "deadline.near")]
+    assert told(0.5) == []
+    ledger.extend(str(near.id), actor=ACTOR, reason="many requests", now=NOW + timedelta(days=1))
+    assert told(1) == []
+    assert told(60) == [(str(near.id), "deadline.near"), (str(far.id), "deadline.over")]
+    with ledger.reading() as connection:
+        letters = [json.loads(body) for body in connection.scalars(sa.select(tables.outbox.c.body))]
+    assert [letter["alert"] for letter in letters] == ["deadline.near", "deadline.near", "deadline.over"]
+    assert all("cat" not in str(letter) for letter in letters)
+    ledger.verify()
+
+
+def test_durations_are_counted_from_the_log_once(ledger: Ledger) -> None:
+    one = ask(received_at=NOW - timedelta(days=2))
+    ledger.submit(one, actor=ACTOR, now=NOW)
+    found = Durations()
+    for state, seconds in (("running", 0), ("scheduled", 5), ("running", 100), ("candidate", 140)):
+        ledger.transition(str(one.id), State(state), actor=ACTOR, reason="on", now=NOW + timedelta(seconds=seconds))
+        found.read(ledger)
+    found.read(ledger)
+    again = Durations()
+    again.read(ledger)
+    for counted in (found, again):
+        assert {name: (sum(h.counts), h.total) for name, h in counted.runs.items()} == {
+            "scheduled": (1, 5.0),
+            "candidate": (1, 40.0),
+        }
+        assert counted.runs["candidate"].cumulative()[1:3] == [("30.0", 0.0), ("60.0", 1.0)]
+        assert counted.requests["candidate"].total == timedelta(days=2, seconds=140).total_seconds()
 
 
 def test_pictures_without_a_concept_wait_for_an_answer(ledger: Ledger) -> None:
@@ -263,7 +309,7 @@ def test_a_dead_workers_request_is_taken_over_and_it_can_end_nothing(ledger: Led
         lambda: leases.renew(ledger, dead, seconds=60, now=later),
         lambda: leases.finish(ledger, dead, State.CANDIDATE, reason="done", now=later),
     ):
-        with pytest.raises(LeaseLostError, match="no longer dead's"):
+        with pytest.raises(LeaseLostError, match="no longer runs under lease 1"):
             late()
     done = leases.finish(ledger, heir, State.CANDIDATE, reason="passed", erasure_id="e1", now=later)
     assert (done.state, done.erasure_id, done.worker) == (State.CANDIDATE, "e1", None)

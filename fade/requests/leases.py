@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from fade.errors import LeaseLostError
-from fade.requests.ledger import Ledger, Record, change, get, to_record, utc_now
+from fade.requests.ledger import Ledger
+from fade.requests.records import Record, change, get, to_record, utc_now
 from fade.requests.states import State
 from fade.requests.tables import requests
 
@@ -104,20 +105,40 @@ def _take_back(connection: Connection, *, attempts_limit: int, now: datetime) ->
 
 
 def renew(
-    ledger: Ledger, lease: Lease, *, seconds: float, step: str | None = None, now: datetime | None = None
+    ledger: Ledger,
+    lease: Lease,
+    *,
+    seconds: float,
+    step: str | None = None,
+    erasure_id: str | None = None,
+    now: datetime | None = None,
 ) -> None:
     """A sign of life: the lease lasts on, and the step is shown.
+
+    Args:
+        erasure_id: what is made for the request, once that is known.
 
     Raises:
         LeaseLostError: the request is not this worker's any more: stop.
     """
     now = now or utc_now()
+    known = {"erasure_id": erasure_id} if erasure_id is not None else {}
     with ledger.signing() as connection:
         done = connection.execute(
-            sa.update(requests).where(*_mine(lease)).values(lease_until=now + timedelta(seconds=seconds), step=step)
+            sa.update(requests)
+            .where(*_mine(lease))
+            .values(lease_until=now + timedelta(seconds=seconds), step=step, **known)
         )
         if done.rowcount != 1:
-            raise _lost(lease)
+            raise _lost(lease.request.id, lease.fence)
+
+
+def check(ledger: Ledger, request_id: str, fence: int) -> None:
+    """Raise LeaseLostError unless the request still runs under the lease of this number."""
+    asked = sa.select(sa.func.count()).where(*_running(request_id, fence))
+    with ledger.reading() as connection:
+        if connection.scalar(asked) != 1:
+            raise _lost(request_id, fence)
 
 
 def finish(
@@ -141,7 +162,7 @@ def finish(
     """
     with ledger.writing() as connection:
         if connection.scalar(sa.select(sa.func.count()).where(*_mine(lease))) != 1:
-            raise _lost(lease)
+            raise _lost(lease.request.id, lease.fence)
         columns: dict[str, Any] = {"not_before": retry_at}
         if erasure_id is not None:
             columns["erasure_id"] = erasure_id
@@ -158,17 +179,16 @@ def finish(
         return get(connection, lease.request.id)
 
 
+def _running(request_id: str, fence: int) -> tuple[Any, ...]:
+    return requests.c.id == request_id, requests.c.state == State.RUNNING, requests.c.fence == fence
+
+
 def _mine(lease: Lease) -> tuple[Any, ...]:
-    return (
-        requests.c.id == lease.request.id,
-        requests.c.state == State.RUNNING,
-        requests.c.worker == lease.worker,
-        requests.c.fence == lease.fence,
-    )
+    return (*_running(lease.request.id, lease.fence), requests.c.worker == lease.worker)
 
 
-def _lost(lease: Lease) -> LeaseLostError:
+def _lost(request_id: str, fence: int) -> LeaseLostError:
     return LeaseLostError(
-        f"Request {lease.request.id} is no longer {lease.worker}'s (lease {lease.fence}): its lease ended, or a person "
-        "took the request back. What was done is kept on disk, and whoever has the request goes on from there."
+        f"Request {request_id} no longer runs under lease {fence}: that lease ended, or a person took the request "
+        "back. What was done is kept on disk, and whoever has the request goes on from there."
     )

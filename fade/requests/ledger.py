@@ -8,91 +8,34 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from dataclasses import fields
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from dateutil.relativedelta import relativedelta
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from fade.errors import ConfigError, ConflictError, DataError, RegistryError, TransitionError, nearest
+from fade.errors import ConfigError, ConflictError, RegistryError, TransitionError
 from fade.requests import chain, tables
 from fade.requests.chain import ChainReport, Event
 from fade.requests.messages import Message
+from fade.requests.records import (
+    Entry,
+    Record,
+    change,
+    deadline,
+    get,
+    log_events,
+    minimal,
+    select_records,
+    update,
+    utc_now,
+)
 from fade.requests.states import IN_FORCE, OPEN, State, check_transition
 from fade.requests.tables import requests
-
-MONTHS, EXTENSION_MONTHS = 1, 2
-"""GDPR Art. 12(3): one month, and two further months where necessary."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A request as the ledger holds it. ``fence`` counts its leases: only the newest may end a run."""
-
-    id: str
-    external_id: str | None
-    regulation: str
-    legal_basis: str | None
-    kind: str
-    concept: str | None
-    aliases: tuple[str, ...]
-    surrogate: str | None
-    pictures: tuple[str, ...]
-    subject: str | None
-    base: str
-    priority: int
-    callback_url: str | None
-    received_at: datetime
-    due_at: datetime
-    extended: bool
-    state: State
-    state_at: datetime
-    reason: str | None
-    step: str | None
-    erasure_id: str | None
-    duplicate_of: str | None
-    attempts: int
-    not_before: datetime | None
-    worker: str | None
-    lease_until: datetime | None
-    fence: int
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One row of the log."""
-
-    seq: int
-    request_id: str | None
-    erasure_id: str | None
-    event: str
-    before: str | None
-    after: str | None
-    actor: str
-    reason: str
-    details: dict[str, Any]
-    at: datetime
-    hash: str
-
-
-_COLUMNS = [requests.c[field.name] for field in fields(Record)]
-
-
-def to_record(row: Mapping[str, Any]) -> Record:
-    """A row of the table as a record."""
-    changed = {"state": State(row["state"]), "aliases": tuple(row["aliases"]), "pictures": tuple(row["pictures"])}
-    return Record(**{field.name: row[field.name] for field in fields(Record)} | changed)
-
-
-def utc_now() -> datetime:
-    """The clock where none is given."""
-    return datetime.now(UTC)
 
 
 class Ledger:
@@ -176,7 +119,7 @@ class Ledger:
                 connection.execute(sa.insert(requests), rows)
                 log_events(connection, events, {row["id"]: row["callback_url"] for row in rows})
             names = [result[0] for result in results if not isinstance(result, ConflictError)]
-            found = {record.id: record for record in _records(connection, requests.c.id.in_(names))}
+            found = {record.id: record for record in select_records(connection, requests.c.id.in_(names))}
         return [result if isinstance(result, ConflictError) else (found[result[0]], result[1]) for result in results]
 
     # What happens to a request
@@ -284,7 +227,7 @@ class Ledger:
                     "an extension is possible within the first month alone."
                 )
             due = deadline(record.received_at, extended=True)
-            _update(connection, request_id, due_at=due, extended=True)
+            update(connection, request_id, due_at=due, extended=True)
             said = Event(
                 "extended", actor, now, reason=minimal(reason, record), request_id=request_id,
                 details=json.dumps({"due_at": due.isoformat()}),
@@ -304,7 +247,7 @@ class Ledger:
             record = get(connection, request_id)
             if record.state not in (State.LIVE, State.CERTIFIED, State.CANCELLED, State.DUPLICATE):
                 raise TransitionError(f"Request {request_id} is {record.state}: its names are still needed.")
-            _update(
+            update(
                 connection, request_id, concept=None, aliases=[], surrogate=None, pictures=[], subject=None, reason=None
             )
             said = Event("minimised", actor, now or utc_now(), reason=minimal(reason, record), request_id=request_id)
@@ -355,7 +298,15 @@ class Ledger:
         if erasure_id is not None:
             wanted.append(requests.c.erasure_id == erasure_id)
         with self.reading() as connection:
-            return _records(connection, *wanted, limit=limit)
+            return select_records(connection, *wanted, limit=limit)
+
+    def wanted_by_erasure(self, erasures: Sequence[str]) -> dict[str, bool]:
+        """For each erasure that requests led to: whether one of them was not cancelled."""
+        kept = sa.func.sum(sa.case((requests.c.state == State.CANCELLED, 0), else_=1))
+        asked = sa.select(requests.c.erasure_id, kept).where(requests.c.erasure_id.in_(erasures))
+        with self.reading() as connection:
+            found = connection.execute(asked.group_by(requests.c.erasure_id))
+            return {str(erasure): count > 0 for erasure, count in found}
 
     def history(
         self, *, request_id: str | None = None, erasure_id: str | None = None, after: int = 0, limit: int = 1000
@@ -387,91 +338,6 @@ def _reached() -> Iterator[None]:
             f"The ledger's database refused or cannot be reached: {str(error.orig).splitlines()[0]}. "
             "Nothing of this transaction was kept; try again when it runs."
         ) from error
-
-
-def deadline(received_at: datetime, *, extended: bool = False) -> datetime:
-    """One calendar month after receipt, three if extended; the 31st becomes a shorter month's last day."""
-    return received_at + relativedelta(months=MONTHS + (EXTENSION_MONTHS if extended else 0))
-
-
-def minimal(reason: str, record: Record) -> str:
-    """A reason for the log: without the names that the request holds."""
-    for name in sorted({record.concept, record.subject, *record.aliases} - {None}, key=lambda n: -len(str(n))):
-        reason = re.sub(re.escape(str(name)), "[name]", reason, flags=re.IGNORECASE)
-    return reason
-
-
-def get(connection: Connection, request_id: str) -> Record:
-    """One request, within a transaction."""
-    found = _records(connection, requests.c.id == request_id)
-    if not found:
-        known = connection.scalars(sa.select(requests.c.id).where(requests.c.id.startswith(request_id[:4])).limit(50))
-        options = list(known)
-        raise DataError(
-            f"There is no request {request_id!r} in the ledger. "
-            + (nearest(request_id, options) if options else "`fade request list` shows those there are.")
-        )
-    return found[0]
-
-
-def change(
-    connection: Connection,
-    record: Record,
-    after: State,
-    *,
-    actor: str,
-    reason: str,
-    now: datetime,
-    details: Mapping[str, Any] | None = None,
-    **columns: Any,
-) -> None:
-    """Bring a request to a state within a transaction that holds the head: row, log and webhook together."""
-    check_transition(record.id, record.state, after)
-    lease = {} if after is State.RUNNING else {"worker": None, "lease_until": None, "step": None}
-    _update(connection, record.id, **lease, state=after, state_at=now, reason=reason, **columns)
-    event = Event(
-        "state",
-        actor,
-        now,
-        reason=minimal(reason, record),
-        request_id=record.id,
-        erasure_id=columns.get("erasure_id", record.erasure_id),
-        before=record.state,
-        after=after,
-        details=json.dumps(dict(details or {}), sort_keys=True),
-    )
-    log_events(connection, [event], {record.id: record.callback_url})
-
-
-def log_events(connection: Connection, events: Sequence[Event], callbacks: Mapping[str, str | None]) -> None:
-    """Append events to the chain, and put a webhook for each state into the outbox of who asked for it."""
-    numbers = chain.append(connection, events)
-    letters = [
-        {
-            "request_id": event.request_id,
-            "seq": seq,
-            "url": callbacks[event.request_id],
-            "body": json.dumps(
-                {"id": event.request_id, "sequence": seq, "before": event.before, "state": event.after,
-                 "at": event.at.astimezone(UTC).isoformat()}, sort_keys=True
-            ),
-            "attempts": 0,
-            "next_at": event.at,
-        }
-        for seq, event in zip(numbers, events, strict=True)
-        if event.after is not None and event.request_id is not None and callbacks.get(event.request_id)
-    ]  # fmt: skip
-    if letters:
-        connection.execute(sa.insert(tables.outbox), letters)
-
-
-def _update(connection: Connection, request_id: str, **columns: Any) -> None:
-    connection.execute(sa.update(requests).where(requests.c.id == request_id).values(**columns))
-
-
-def _records(connection: Connection, *wanted: Any, limit: int | None = None) -> list[Record]:
-    asked = sa.select(*_COLUMNS).where(*wanted).order_by(requests.c.due_at, requests.c.id).limit(limit)
-    return [to_record(dict(row)) for row in connection.execute(asked).mappings()]
 
 
 def _known(connection: Connection, names: Sequence[str]) -> dict[str, str]:

@@ -56,6 +56,15 @@ _Text = Annotated[
 ]
 
 
+def is_reachable(url: str) -> str | None:
+    """None for an address that webhooks may go to, else what is wrong with it."""
+    try:
+        _reachable(url)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 class Message(BaseModel):
     """One request for deletion, version 1 of the format."""
 

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from fade.requests.ledger import Ledger, Record, to_record, utc_now
+from fade.requests.ledger import Ledger
+from fade.requests.records import Record, to_record, utc_now
 from fade.requests.states import OPEN, State
 from fade.requests.tables import outbox, requests
 

@@ -17,7 +17,8 @@ import httpx
 import sqlalchemy as sa
 
 from fade.errors import ConfigError, SignatureError
-from fade.requests.ledger import Ledger, utc_now
+from fade.requests.ledger import Ledger
+from fade.requests.records import utc_now
 from fade.requests.tables import outbox
 
 CLAIM = timedelta(seconds=60)

@@ -3,10 +3,13 @@
     python tests/chaos/kill.py --kills 200 --json kill.json
 
 writes ``kills``, ``lost``, ``doubled`` and ``stuck`` (each of the last three has to be 0), and where the kills fell.
-The worker is a real process with a tiny base, killed by SIGKILL. The counting asks the ledger, MLflow and
-the file system, never the worker: *lost* is a request that is gone from the ledger or ended without a whole
-adapter; *doubled* one whose erasure has more than one version in MLflow, or that reached ``candidate`` more
-than once; *stuck* one that is in no final state when a worker that nobody kills has emptied the queue.
+The worker is a real process with a tiny base, killed by SIGKILL: in turn from outside at a random moment, and
+exactly at a boundary of a task, those first where fewest died so far. Now and then two workers run at once.
+
+The counting asks the ledger, MLflow and the file system, never the worker: *lost* is a request that is gone from
+the ledger or ended without a whole adapter; *doubled* one whose erasure has more than one version in MLflow, or
+that reached ``candidate`` more than once; *stuck* one that is in no final state when a worker that nobody
+kills has emptied the queue.
 """
 
 from __future__ import annotations
@@ -16,51 +19,30 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-
-import yaml
+os.environ["PYTHONPATH"] = str(ROOT)
 
 from fade.files import read_json, sha256_file, write_json
 from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
+from fade.requests.records import utc_now
 from fade.requests.states import State
-from tests.tiny import make_workspace
+from tests.chaos.worker import BOUNDARIES, Nursery, free_port, kill, make_project, prefect_server
 
 OBJECTS = ("cat", "horse", "rocket", "coffee", "coins", "flower", "temple", "retina", "motorcycle")
-WORKER = "from flows.settings import configure; configure(); from flows.drain import drain; drain()"
+DUE = [State.SCHEDULED, State.RUNNING]
 LEASE_SECONDS = 3.0
-
-
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    """A worker in a process group of its own, so that all it started dies with it."""
-    environment = {
-        **os.environ,
-        "FADE_ROOT": str(folder),
-        "PYTHONPATH": str(ROOT),
-        "FADE_DRAIN_LEASE_SECONDS": str(LEASE_SECONDS),
-        "FADE_DRAIN_ATTEMPTS": "100000",
-        "FADE_DRAIN_RETRY_SECONDS": "0.5",
-    }
-    with (folder / "worker.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", WORKER], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the worker and what it started."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+PACE = {"LEASE_SECONDS": LEASE_SECONDS, "ATTEMPTS": 100_000, "RETRY_SECONDS": 0.5, "RUNNING": 2}
 
 
 def submit(ledger: Ledger, draw: random.Random, number: int) -> str:
@@ -74,61 +56,92 @@ def submit(ledger: Ledger, draw: random.Random, number: int) -> str:
     return name
 
 
-def moment(ledger: Ledger, draw: random.Random, process: subprocess.Popen[bytes], longest: float) -> str | None:
-    """Wait until something runs, then a random time more; the step it is in then, or None if the worker ended."""
-    while process.poll() is None:
-        running = ledger.find(states=[State.RUNNING])
-        if running and running[0].lease_until is not None and f":{process.pid}:" in str(running[0].worker):
-            break
-        time.sleep(0.02)
-    deadline = time.monotonic() + draw.uniform(0, longest)
-    while time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    if process.poll() is not None:
-        return None
-    running = ledger.find(states=[State.RUNNING])
-    return str(running[0].step or "request") if running else "between"
+def step_now(ledger: Ledger, process: BaseProcess) -> str | None:
+    """What a worker is at by the ledger's word; None if it holds no request."""
+    mine = (one for one in ledger.find(states=[State.RUNNING]) if f":{process.pid}:" in str(one.worker))
+    return next((str(one.step or "request") for one in mine), None)
+
+
+def wait_for_a_lease(ledger: Ledger) -> None:
+    """Until something is due that no dead worker holds any more."""
+    while True:
+        found = ledger.find(states=DUE)
+        times = [one.lease_until if one.state is State.RUNNING else one.not_before for one in found]
+        if not found or any(time is None or time <= utc_now() for time in times):
+            return
+        time.sleep(0.1)
+
+
+def random_moment(ledger: Ledger, draw: random.Random, workers: list[BaseProcess], longest: float) -> list[str]:
+    """Kill from outside, some time after the first worker has a request; gives the steps the kills fell into."""
+    while workers[0].is_alive() and step_now(ledger, workers[0]) is None:
+        time.sleep(0.03)
+    workers[0].join(draw.uniform(0, longest))
+    fell = []
+    for worker in workers:
+        step = step_now(ledger, worker) or "between requests"
+        if worker.is_alive():
+            kill(worker)
+            fell.append(f"in {step}")
+        worker.join()
+    return fell
+
+
+def at_boundary(where: Counter[str], nursery: Nursery) -> list[str]:
+    """A worker that dies at the first boundary it comes to of those where fewest died; gives where."""
+    least = min(where[one] for one in BOUNDARIES)
+    worker = nursery.worker(frozenset(one for one in BOUNDARIES if where[one] == least))
+    worker.join()
+    if worker.exitcode != -signal.SIGKILL:
+        return []
+    (mark,) = nursery.folder.glob("died-*")
+    mark.unlink()
+    return [mark.name.removeprefix("died-")]
 
 
 def run(kills: int, seed: int, folder: Path, *, longest: float) -> dict[str, Any]:
     """Kill ``kills`` times, let the rest finish, count."""
-    make_workspace(folder)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["erasure"]["distill"]["precision"] = params["erasure"]["evaluate"]["precision"] = "fp32"
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    draw = random.Random(seed)
+    make_project(folder)
+    os.environ |= {f"FADE_DRAIN_{name}": str(value) for name, value in PACE.items()}
+    draw, begun = random.Random(seed), time.monotonic()
     names: list[str] = []
     where: Counter[str] = Counter()
-    with Ledger(f"sqlite:///{folder / '.fade/ledger.db'}") as ledger:
-        while sum(where.values()) < kills:
-            if not ledger.find(states=[State.SCHEDULED, State.RUNNING]):
+    port = free_port()
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    nursery = Nursery(folder)
+    with Ledger() as ledger, prefect_server(folder, port):
+        while where.total() < kills:
+            if not ledger.find(states=DUE):
                 names += [submit(ledger, draw, len(names) + i) for i in range(2)]
-            worker = start(folder)
-            if (step := moment(ledger, draw, worker, longest)) is not None:
-                kill(worker)
-                where[step] += 1
-            elif worker.returncode != 0:
-                sys.exit(f"the worker failed by itself: {(folder / 'worker.log').read_text()[-2000:]}")
+            wait_for_a_lease(ledger)
+            if draw.random() < 0.5:
+                where.update(at_boundary(where, nursery))
+            else:
+                workers = [nursery.worker() for _ in range(2 if draw.random() < 0.25 else 1)]
+                where.update(random_moment(ledger, draw, workers, longest))
+            print(f"{where.total()} kills, {len(names)} requests, {time.monotonic() - begun:.0f} s", flush=True)
         for _ in range(10 + 2 * len(names)):
-            if not ledger.find(states=[State.SCHEDULED, State.RUNNING]):
+            if not ledger.find(states=DUE):
                 break
-            start(folder).wait(timeout=600)
-            time.sleep(LEASE_SECONDS / 2)
-        return {"kills": kills, "requests": len(names), **count(ledger, names, folder), "where": dict(where)}
+            wait_for_a_lease(ledger)
+            nursery.worker().join()
+        found = count(ledger, names, folder)
+    return {"kills": where.total(), "requests": len(names), **found, "where": dict(sorted(where.items()))}
 
 
 def count(ledger: Ledger, names: list[str], folder: Path) -> dict[str, Any]:
     """What the ledger, MLflow and the file system say of the requests."""
     ledger.verify()
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / '.fade/mlflow.db'}"
     from mlflow import MlflowClient
 
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_TRACKING_URI"])
+    uri = f"sqlite:///{folder / '.fade/mlflow.db'}"
+    client = MlflowClient(uri, uri)
     found = {record.id: record for record in ledger.find(limit=100_000)}
     lost, doubled, stuck = set(names) - set(found), set(), set()
     for name in set(names) & set(found):
         record = found[name]
         if record.state not in (State.CANDIDATE, State.REJECTED):
+            print(f"stuck: {name} is {record.state}: {record.reason}")
             stuck.add(name)
             continue
         reached = [entry for entry in ledger.history(request_id=name, limit=100_000) if entry.after == record.state]
@@ -140,12 +153,15 @@ def count(ledger: Ledger, names: list[str], folder: Path) -> dict[str, Any]:
             if "drift" in version.tags  # a version without figures is one whose registration was cut off: never shown
         ]
         if len(registered) > 1 or len(reached) > 1:
+            print(f"doubled: {name} of {model} has {len(registered)} versions, and ended {len(reached)} times")
             doubled.add(name)
         card = read_json(adapter / "card.json")
         weights = sha256_file(adapter / "pytorch_lora_weights.safetensors")
-        if registered != [card["adapter_sha256"]] * len(registered) or not registered or weights != registered[0]:
+        if set(registered) != {card["adapter_sha256"]} or weights not in registered:
+            print(f"lost: {name} of {model} has {registered}, its folder {weights}")
             lost.add(name)
         if record.state is State.CANDIDATE and "candidate" not in client.get_registered_model(model).aliases:
+            print(f"lost: {name} of {model} is not on offer")
             lost.add(name)
     return {"lost": len(lost), "doubled": len(doubled), "stuck": len(stuck)}
 
@@ -155,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--longest", type=float, default=12.0, help="seconds of running before a kill, at most")
+    parser.add_argument("--longest", type=float, default=15.0, help="seconds of running before a kill, at most")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     out = arguments.json.resolve() if arguments.json else None
@@ -168,6 +184,7 @@ def main() -> None:
     print(found)
     if out:
         write_json(out, found)
+    os.chdir(ROOT)
     bad = found["lost"] + found["doubled"] + found["stuck"]
     if bad:
         print(f"kept for a look: {folder}")

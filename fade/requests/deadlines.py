@@ -1,0 +1,90 @@
+"""Warnings: an open request whose deadline is near, or over, is told of once; again when it was extended."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from fade.errors import ConfigError
+from fade.requests import chain, tables
+from fade.requests.chain import Event
+from fade.requests.ledger import Ledger
+from fade.requests.messages import is_reachable
+from fade.requests.records import Record, select_records, utc_now
+from fade.requests.states import OPEN
+from fade.requests.tables import requests
+
+NEAR, OVER = "deadline.near", "deadline.over"
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """A request that was told of, and why: ``deadline.near`` or ``deadline.over``."""
+
+    request: Record
+    event: str
+
+
+def alert_url() -> str | None:
+    """Where warnings go besides the log, FADE_ALERT_URL; they are webhooks like all others.
+
+    Raises:
+        ConfigError: it is no address that webhooks are sent to.
+    """
+    url = os.environ.get("FADE_ALERT_URL") or None
+    if url is not None and (fault := is_reachable(url)):
+        raise ConfigError(f"FADE_ALERT_URL {fault}.")
+    return url
+
+
+def warn(ledger: Ledger, *, days: float, url: str | None = None, now: datetime | None = None) -> list[Warned]:
+    """Log each open request due within ``days`` that was not told of yet, and write to ``url`` of it."""
+    now = now or utc_now()
+    found = []
+    with ledger.writing() as connection:
+        for event, wanted in (
+            (NEAR, (requests.c.due_at > now, requests.c.due_at <= now + timedelta(days=days))),
+            (OVER, (requests.c.due_at <= now,)),
+        ):
+            new = select_records(connection, requests.c.state.in_(OPEN), *wanted, ~_told(event), limit=1000)
+            found += [Warned(record, event) for record in new]
+        numbers = chain.append(
+            connection,
+            [
+                Event(
+                    one.event, "deadlines", now, request_id=one.request.id, erasure_id=one.request.erasure_id,
+                    details=json.dumps({"due_at": one.request.due_at.isoformat()}),
+                )
+                for one in found
+            ],
+        )  # fmt: skip
+        if url is not None and found:
+            letters = [_letter(one, seq, url, now) for one, seq in zip(found, numbers, strict=True)]
+            connection.execute(sa.insert(tables.outbox), letters)
+    return found
+
+
+def _told(event: str) -> Any:
+    """Whether the log has the warning, and no extension after it."""
+    told, extended = tables.log.alias("told"), tables.log.alias("extended")
+    later = sa.exists().where(
+        extended.c.request_id == requests.c.id, extended.c.event == "extended", extended.c.seq > told.c.seq
+    )
+    return sa.exists().where(told.c.request_id == requests.c.id, told.c.event == event, ~later)
+
+
+def _letter(one: Warned, seq: int, url: str, now: datetime) -> dict[str, Any]:
+    record = one.request
+    body = {
+        "alert": one.event, "id": record.id, "external_id": record.external_id, "sequence": seq,
+        "state": record.state, "due_at": record.due_at.isoformat(), "at": now.isoformat(),
+    }  # fmt: skip
+    return {
+        "request_id": record.id, "seq": seq, "url": url, "body": json.dumps(body, sort_keys=True), "attempts": 0,
+        "next_at": now,
+    }  # fmt: skip

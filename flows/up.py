@@ -1,0 +1,120 @@
+"""Everything at once: the servers, the intake, the drain on its schedule, the release watch; until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.intake_http import TOKEN_VARIABLE
+from flows.services import HOST, check_port, running, stop, wait_for
+from flows.settings import STATE
+
+TOKEN_FILE = STATE / "intake-token"
+AGAIN_SECONDS = 5.0
+
+
+@dataclass
+class Programs:
+    """What runs beside the servers: a command each, with its log; one that ends is started again."""
+
+    environment: Mapping[str, str]
+    commands: dict[str, list[str]]
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ended: dict[str, float] = field(default_factory=dict)
+
+    def start(self, name: str) -> None:
+        """Start one, in a process group of its own, so that Ctrl-C reaches it through this program alone."""
+        with (STATE / f"{name}.log").open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", *self.commands[name]],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=dict(self.environment),
+            )
+
+    def look(self) -> Iterator[str]:
+        """Start again what has ended a while ago; yields what a person should know."""
+        now = time.monotonic()
+        for name, process in list(self.running.items()):
+            if process.poll() is not None:
+                del self.running[name]
+                self.ended[name] = now
+                yield (
+                    f"{name} ended with status {process.returncode}; see {STATE / name}.log. "
+                    f"It is started again in {AGAIN_SECONDS:.0f} s."
+                )
+        for name in [name for name, when in self.ended.items() if now - when >= AGAIN_SECONDS]:
+            del self.ended[name]
+            self.start(name)
+
+    def stop(self) -> None:
+        """End them all: told at once, so that they end side by side."""
+        for process in self.running.values():
+            if process.poll() is None:
+                process.terminate()
+        for process in self.running.values():
+            stop(process)
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """Addresses of what runs, and the programs."""
+
+    mlflow: str
+    prefect: str
+    intake: str
+    programs: Programs
+
+
+@contextmanager
+def everything(*, mlflow_port: int, prefect_port: int, intake_port: int, cron: str) -> Iterator[Up]:
+    """All of it, up and answering; stopped at the end.
+
+    Raises:
+        ResourceError: a port is taken, or something ended or did not answer in time.
+    """
+    check_port(intake_port, "the HTTP intake", "--intake-port")
+    with running(mlflow_port=mlflow_port, prefect_port=prefect_port) as services:
+        commands = {
+            "intake": ["intake", "--follow"],
+            "intake-http": ["intake-http", "--port", str(intake_port)],
+            "drain": ["drain", "--cron", cron],
+            "release": ["release", "--watch"],
+        }
+        if os.environ.get("FADE_WEBHOOK_SECRET"):
+            commands["webhooks"] = ["webhooks", "--follow"]
+        environment = {
+            **os.environ,
+            "MLFLOW_TRACKING_URI": services.mlflow,
+            "PREFECT_API_URL": f"{services.prefect}/api",
+            TOKEN_VARIABLE: intake_token(),
+        }
+        programs = Programs(environment, commands)
+        try:
+            for name in commands:
+                programs.start(name)
+            intake = f"http://{HOST}:{intake_port}"
+            wait_for(f"{intake}/health", "intake-http", programs.running["intake-http"])
+            yield Up(services.mlflow, services.prefect, intake, programs)
+        finally:
+            programs.stop()
+
+
+def intake_token() -> str:
+    """FADE_INTAKE_TOKEN; without it one that is made once and kept in ``.fade/intake-token``, for this user alone."""
+    if given := os.environ.get(TOKEN_VARIABLE):
+        return given
+    if not TOKEN_FILE.is_file():
+        partial = Path(f"{TOKEN_FILE}.{os.getpid()}.partial")
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(secrets.token_urlsafe(32))
+        partial.replace(TOKEN_FILE)
+    return TOKEN_FILE.read_text(encoding="utf-8")

@@ -1,0 +1,80 @@
+"""A database that restarts and a disk that is full: each is said, loses nothing, and is gone on from.
+
+What whole erasures do when a service is away: python tests/chaos/outages.py
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fade.errors import RegistryError
+from fade.requests import leases
+from fade.requests.intake import take_in, transport
+from fade.requests.ledger import Ledger
+from fade.requests.messages import make_message
+from fade.requests.states import State
+from flows import drain as drained
+from flows.drain import Pace, alive
+from tests.databases import cluster
+from tests.test_services import _free_port as free_port
+
+
+def test_postgresql_that_restarts_costs_no_lease_and_no_outcome() -> None:
+    with cluster(free_port()) as server, Ledger(server.url) as ledger:
+        name = ledger.submit(make_message(id=uuid.uuid4(), kind="object", concept="cat"), actor="test")[0].id
+        lease = leases.take(ledger, "worker", seconds=60)
+        assert lease is not None
+
+        def sign() -> None:
+            leases.renew(ledger, lease, seconds=60, step="mask")
+
+        with alive(sign, 0.4):
+            server.stop()
+            with pytest.raises(RegistryError, match="Nothing of this transaction was kept"):
+                ledger.submit(make_message(id=uuid.uuid4(), kind="object", concept="horse"), actor="test")
+            time.sleep(0.5)  # a sign of life falls into the outage
+            back = threading.Timer(0.5, server.start)
+            back.start()
+            outcome = {"after": State.CANDIDATE, "reason": "the gate passed", "erasure_id": "e0"}
+            assert drained._finish(ledger, lease, outcome, Pace(lease_seconds=60)) == "candidate"
+            back.join()
+        assert [record.id for record in ledger.find()] == [name]
+        assert ledger.get(name).state is State.CANDIDATE
+        ledger.verify()
+
+
+@contextmanager
+def file_sizes_limited(limit: int) -> Iterator[None]:
+    """As on a full disk: no file grows beyond this many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_keeps_messages_in_the_queue_and_the_chain_whole(tmp_path: Path) -> None:
+    asked = [{"id": str(uuid.uuid4()), "kind": "object", "concept": f"concept {i}"} for i in range(300)]
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger, transport(f"folder:{tmp_path / 'queue'}") as source:
+        for one in asked:
+            source.send(json.dumps(one).encode())
+        assert take_in(ledger, source, limit=5, seconds=0).new == 5
+        with file_sizes_limited((tmp_path / "ledger.db-wal").stat().st_size + 8192):
+            with pytest.raises(RegistryError, match="Nothing of this transaction was kept"):
+                take_in(ledger, source, limit=295, seconds=0)
+            assert len(list((tmp_path / "queue").glob("*.json"))) == 295
+            assert len(ledger.find()) == 5
+        ledger.verify()
+        assert take_in(ledger, source, limit=1000, seconds=0).new == 295
+        assert {record.id for record in ledger.find()} == {one["id"] for one in asked}
+        ledger.verify()
