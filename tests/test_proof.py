@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,22 @@ from flows import audit as audits
 from flows import release
 from flows.cli import app
 from flows.erase import ERASURES, erase, prepare_folder
-from flows.purge import purge
+from flows.purge import Receipt, purge
 from flows.rebase import on_base, rebase
 from tasks import _tracking, _versioning
 from tests.tiny import save_tiny_base
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 FAST = {"distill.precision": "fp32", "evaluate.precision": "fp32", "evaluate.steps": 1, "threads": 1}
+OWN_SEED = {"evaluate.seeds": [61]}
+"""No other erasure of the session is judged by it: what a judge says of a tiny base's noise is else the same bytes."""
 
 
 @pytest.fixture(scope="module")
 def erased(workspace: Path) -> tuple[Path, _tracking.AdapterVersion]:
-    request = prepare_request("coins", "coffee", settings=load_settings(Path("params.yaml"), changes=FAST))
+    request = prepare_request(
+        "coins", "coffee", settings=load_settings(Path("params.yaml"), changes={**FAST, **OWN_SEED})
+    )
     return prepare_folder(request), erase(request.id)
 
 
@@ -82,6 +87,39 @@ def test_a_clean_clone_makes_every_hash_again(erased: tuple[Path, _tracking.Adap
     assert all(row["equal"] for row in outputs), result.output
     if report["commit_holds_all_the_code"]:
         assert report["equal"], result.output
+
+
+def test_what_another_erasure_needs_is_kept_and_said(erased: tuple[Path, _tracking.AdapterVersion]) -> None:
+    folder, version = erased
+    other = ERASURES / "e0ther000000"
+    version = replace(version, release=release.LIVE)
+
+    def listed() -> dict[str, list[Receipt]]:
+        with Ledger() as ledger:
+            found = purge(version, folder, ledger, dry_run=True)
+        return {
+            "bytes": [one for one in found if one.place == "dvc cache"],
+            "pictures": [one for one in found if one.name.startswith("picture ") and one.place == "work tree"],
+            "own": [one for one in found if one.name.startswith(folder.as_posix())],
+        }
+
+    alone = listed()
+    assert {one.name for one in alone["bytes"] if one.removed} >= {"splits", "saliency.safetensors", "evaluation"}
+    assert alone["own"]
+    # Another erasure of the same concept with the same settings: its lock file names the same objects.
+    shutil.copytree(folder, other)
+    try:
+        shared = listed()
+        assert {one.reason for one in shared["bytes"]} == {"another erasure needs the same bytes"}
+        assert {one.reason for one in shared["pictures"]} == {"another erasure needs the same picture"}
+        assert not any(one.removed for one in shared["bytes"] + shared["pictures"])
+        assert all(one.removed for one in shared["own"]), "its own folder's copies go all the same"
+        (other / "purge.json").write_text("{}")
+        assert {one.hash for one in listed()["bytes"] if one.removed} == {
+            one.hash for one in alone["bytes"] if one.removed
+        }, "what was purged needs nothing any more"
+    finally:
+        shutil.rmtree(other)
 
 
 def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
