@@ -157,7 +157,7 @@ def attack(
         f"on the base in {found['base_inversion']:.0%}. Sheet: {folder}/attacks/sheet.png"
     )
     try:
-        _tracking.log_attack(_tracking.find_version(folder.name), found)
+        _tracking.log_attack(_tracking.find_version(folder.name), found, folder / "attacks" / "sheet.png")
     except RegistryError as error:
         console.print(f"Not noted in MLflow: {error}", soft_wrap=True)
     write_figures(json_file, {**found, "folder": str(folder)})

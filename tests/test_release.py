@@ -21,7 +21,8 @@ from fade.files import read_json
 from fade.models.family import load_base
 from fade.steps.evaluate import judged
 from fade.steps.request import prepare_request
-from flows import release, service, watch
+from flows import release, service, together, watch
+from flows.approval import check_version
 from flows.cli import app
 from flows.erase import erase, prepare_folder
 from tasks import _tracking
@@ -109,7 +110,7 @@ def test_the_alias_makes_it_live_and_its_removal_brings_the_bases_bits_back(
     _set(client, other)
     (change,) = release.reconcile()
     assert change.live == (f"{one.model}/1", f"{other.model}/1"), "tested together, both are live"
-    tested = sorted(release.COMBINATIONS.glob("r*/metrics.json"))
+    tested = sorted(together.COMBINATIONS.glob("r*/metrics.json"))
     assert read_json(tested[-1])["adapters"] == {_id(v): v.adapter_sha256 for v in pair}
     assert release.reconcile()[0].counter == change.counter, "without a change nothing is published"
     client.delete_registered_model_alias(one.model, "approved")
@@ -190,9 +191,11 @@ def test_what_fails_together_waits_and_is_distilled_into_one(
 ) -> None:
     one, other = pair
     asked: list[list[str]] = []
-    monkeypatch.setattr(release, "start_consolidation", lambda names: asked.append(list(names)))
+    monkeypatch.setattr(together, "start_consolidation", lambda names: asked.append(list(names)))
     monkeypatch.setattr(
-        release, "judge_together", lambda *_, **__: {"passed": False, "reasons": ["ua of concept 2 is 0.5000"]}
+        together,
+        "judge_together",
+        lambda *_, **__: {"passed": False, "reasons": ["ua of concept 2 is 0.5000"], "figures": {}},
     )
     _set(client, one)
     release.reconcile()
@@ -248,8 +251,8 @@ def test_a_candidate_is_tested_before_it_is_approved(
     _set(client, pair[0])
     watcher = watch.Watch(valid_seconds=0)
     assert watcher.look()
-    chosen = [release.check_version(version) for version in pair]
-    found = release.combination_folder(chosen) / "metrics.json"
+    chosen = [check_version(version) for version in pair]
+    found = together.combination_folder(chosen) / "metrics.json"
     found.unlink(missing_ok=True)
     deadline = time.monotonic() + 300
     while not found.is_file():
