@@ -136,7 +136,7 @@ def attack(
 ) -> None:
     """Measure depth: how often a search on the erased weights brings the concept back, against the base.
 
-    The figure goes to the erasure's run and page in MLflow; the pictures stay in the erasure's folder.
+    The figure and the sheet go to the erasure's run and page in MLflow.
     """
     from fade.config import load_request
     from fade.errors import RegistryError
