@@ -51,7 +51,7 @@ def run(count: int, seed: int, folder: Path) -> dict[str, Any]:
     (project / "params.yaml").write_text(yaml.safe_dump(settings))
     build_catalog(project / "data/catalog/canvas", params={"seed": 3, "train_per_pair": 3, "holdout_per_pair": 1})
     save_tiny_base(project / "data/base/canvas")
-    made = {}
+    made, objects = {}, list(OBJECTS)
     seeding = project / "fade/seeding.py"
     plain = seeding.read_text()
     for age in range(count):
@@ -62,7 +62,7 @@ def run(count: int, seed: int, folder: Path) -> dict[str, Any]:
         seeding.write_text(text)
         call("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qam", f"age {age}")
         figures = folder / f"{age}.json"
-        fade("erase", "--concept", OBJECTS[2 + age], "--surrogate", OBJECTS[1], "--json", str(figures))
+        fade("erase", "--concept", objects[3 + age], "--surrogate", objects[-1], "--json", str(figures))
         made[age] = Path(json.loads(figures.read_text())["folder"]).name
     reports = []
     for age, erasure in made.items():
