@@ -53,11 +53,13 @@ class _Collector(logging.Handler):
 
 
 @pytest.fixture(scope="module")
-def erased(workspace: Path) -> tuple[Path, _tracking.AdapterVersion]:
-    request = prepare_request(
-        "coins", "coffee", settings=load_settings(Path("params.yaml"), changes={**FAST, **OWN_SEED})
-    )
-    return prepare_folder(request), erase(request.id)
+def erased(workspace: Path) -> Iterator[tuple[Path, _tracking.AdapterVersion]]:
+    collector = _Collector()
+    logging.getLogger().addHandler(collector)
+    settings = load_settings(Path("params.yaml"), changes={**FAST, **OWN_SEED})
+    request = prepare_request(*PERSONS, settings=settings)
+    yield prepare_folder(request), erase(request.id)
+    logging.getLogger().removeHandler(collector)
 
 
 def _run(*arguments: str) -> Any:
