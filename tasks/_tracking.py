@@ -129,9 +129,7 @@ def register(
             lineage={**lineage, "adapter.sha256": card["adapter_sha256"]},
         )
         number = _log_version(client, run_id, model, folder=folder, request=request, metrics=metrics, card=card)
-        version = next(v for v in versions() if v.model == model and v.version == number)
-        refresh_page(version)
-        return version
+        return next(v for v in versions() if v.model == model and v.version == number)
 
 
 def _log_run(

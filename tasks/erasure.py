@@ -143,6 +143,7 @@ def register(folder: Path) -> _tracking.AdapterVersion:
     timings = read_json(folder / "timings.json")
     version = _tracking.register(folder, load_request(folder), timings=timings, lineage=lineage)
     _log_registration(version, folder)
+    _tracking.refresh_page(version)
     _show(version, folder)
     return version
 

@@ -18,16 +18,19 @@ from dvc.repo import Repo
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, LogFilter, LogFilterFlowRunId
+from prefect.settings import get_current_settings
 from typer.testing import CliRunner
 
 from fade.adapters.manifest import read_manifest
 from fade.config import load_request, load_settings
 from fade.errors import ConfigError, SignatureError
-from fade.files import read_json, sha256_file
+from fade.files import read_json, sha256_file, write_json
 from fade.requests.evidence import verify_evidence
 from fade.requests.ledger import Ledger
 from fade.signing import public_key
+from fade.steps.attack import reference_path
 from fade.steps.request import prepare_request
+from fade.steps.trial import TRIALS
 from flows import audit as audits
 from flows import release
 from flows.cli import app
@@ -58,7 +61,9 @@ def erased(workspace: Path) -> Iterator[tuple[Path, _tracking.AdapterVersion]]:
     logging.getLogger().addHandler(collector)
     settings = load_settings(Path("params.yaml"), changes={**FAST, **OWN_SEED})
     request = prepare_request(*PERSONS, settings=settings)
-    yield prepare_folder(request), erase(request.id)
+    # As for whoever tells Prefect to keep results; without that it keeps none.
+    keeping = erase.with_options(persist_result=True, result_serializer="json")
+    yield prepare_folder(request), keeping(request.id)
     logging.getLogger().removeHandler(collector)
 
 
@@ -175,6 +180,12 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     version = _tracking.find_version(folder.name)
     with Repo(".") as repo:
         repo.push(targets=[f"{folder.as_posix()}/dvc.yaml"], remote="store")
+    trial = TRIALS / "ta1"
+    trial.mkdir(parents=True)
+    for name in ("request.yaml", "saliency.safetensors"):
+        shutil.copyfile(folder / name, trial / name)
+    attacked = reference_path(load_request(folder), folder)
+    write_json(attacked, {"pictures": "of an attack on the base"})
     with Ledger() as ledger:
         registered, row = ledger.history(erasure_id=folder.name)
         assert registered.event == "registered"
@@ -183,6 +194,10 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
         assert row.details["adapter_sha256"] == version.adapter_sha256
         listed = purge(version, folder, ledger, dry_run=True)
     assert {one.place for one in listed} == {"work tree", "dvc cache", "dvc remote store", "mlflow", "prefect"}
+    assert {one.name for one in listed} >= {attacked.as_posix(), (trial / "saliency.safetensors").as_posix()}
+    (result,) = [one for one in listed if one.name.startswith("result ")]
+    results = get_current_settings().results.local_storage_path / result.name.removeprefix("result ")
+    assert version.model in results.read_text()
     made = ("sheet.png", "samples.parquet", "saliency.safetensors", "forget.parquet", "validation.json", "index.html")
     needles = {path.name: path.read_bytes() for path in folder.rglob("*") if path.name in made}
     assert len(needles) == len(made)
@@ -202,6 +217,7 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     shutil.copytree(remote, tmp_path / "remote")
     assert _run("purge", folder.name).exit_code == 0
     assert _holding(needles, Path(), remote) == {}
+    assert not any(path.exists() for path in (attacked, trial / "saliency.safetensors", results))
     receipts = read_json(folder / "purge.json")["payload"]["receipts"]
     assert len([one for one in receipts if one["removed"]]) > 10
     assert not (folder / "splits").exists()
