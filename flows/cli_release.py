@@ -26,7 +26,7 @@ def approve(
     name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None
 ) -> None:
     """Make a candidate live: sets the alias 'approved', as a reviewer does in the MLflow page, and releases."""
-    from flows import release
+    from flows import release, together
     from tasks import _tracking
 
     version = named(name)
@@ -37,7 +37,7 @@ def approve(
     if version.release == release.LIVE:
         console.print(f"{version.model} version {version.version} is [bold green]live[/bold green].")
     write_figures(json_file, asdict(version))
-    release.wait_for_consolidations()
+    together.wait_for_consolidations()
     if version.release != release.LIVE:
         raise typer.Exit(1)
 
@@ -50,7 +50,7 @@ def rollback(
     json_file: JsonOption = None,
 ) -> None:
     """Take an approved adapter back: its concept is drawn again."""
-    from flows import release
+    from flows import release, together
     from tasks import _tracking
 
     version = _tracking.rollback(name, to)
@@ -59,7 +59,7 @@ def rollback(
     state = "live" if version.live else "no longer live"
     console.print(f"{version.model} version {version.version} is {state}.")
     write_figures(json_file, asdict(version))
-    release.wait_for_consolidations()
+    together.wait_for_consolidations()
 
 
 @app.command()
@@ -79,11 +79,12 @@ def release(
 ) -> None:
     """Bring the releases to what is approved in MLflow: publish, refuse, take out."""
     from flows import release as flow
+    from flows import together
 
     if not watch:
         changes = flow.release()
         _print_changes(changes)
-        flow.wait_for_consolidations()
+        together.wait_for_consolidations()
         write_figures(json_file, {"releases": [{**asdict(one), "folder": str(one.folder)} for one in changes]})
         if any(one.refused for one in changes):
             raise typer.Exit(1)

@@ -136,7 +136,7 @@ def attack(
 ) -> None:
     """Measure depth: how often a search on the erased weights brings the concept back, against the base.
 
-    The figure goes to the erasure's run and page in MLflow; the pictures stay in the erasure's folder.
+    The figure and the sheet go to the erasure's run and page in MLflow.
     """
     from fade.config import load_request
     from fade.errors import RegistryError
@@ -157,7 +157,7 @@ def attack(
         f"on the base in {found['base_inversion']:.0%}. Sheet: {folder}/attacks/sheet.png"
     )
     try:
-        _tracking.log_attack(_tracking.find_version(folder.name), found)
+        _tracking.log_attack(_tracking.find_version(folder.name), found, folder / "attacks" / "sheet.png")
     except RegistryError as error:
         console.print(f"Not noted in MLflow: {error}", soft_wrap=True)
     write_figures(json_file, {**found, "folder": str(folder)})

@@ -14,8 +14,9 @@ from fade.files import read_json
 from fade.requests.evidence import chain_rows, seal
 from fade.requests.ledger import Ledger
 from fade.signing import read_signed, signing_key
+from flows.approval import named
 from flows.purge import RECEIPTS_KIND, RECEIPTS_NAME
-from flows.release import KEYS, named
+from flows.release import KEYS
 from tasks import _tracking, _versioning
 from tasks._tracking import MODEL_PREFIX, AdapterVersion
 

@@ -1,7 +1,8 @@
 """Purge: the forget data and what was made from it leave every store; hashes and receipts stay.
 
-Removed: the forget pictures, splits, saliency, samples, sheets, validation results and Data Docs, attacks' pictures;
-from the work tree, DVC's cache and remotes, MLflow's artifacts and Prefect's artifacts. Kept: request, mask, adapter,
+Removed: the forget pictures, splits, saliency, samples, sheets, validation results and Data Docs, attacks' pictures,
+and the same of trials of these concepts; from the work tree, DVC's cache and remotes, MLflow's artifacts, Prefect's
+artifacts and stored results. Kept: request, mask, adapter,
 figures, lock file. What another erasure that is not purged needs is kept and reported. Run again, it removes
 again what a restored backup brought back: what to remove is in the signed receipts, by hash.
 """
@@ -9,7 +10,7 @@ again what a restored backup brought back: what to remove is in the signed recei
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,15 +25,20 @@ from fade.errors import ConfigError
 from fade.files import read_json, sha256_file
 from fade.requests.ledger import Ledger
 from fade.signing import read_signed, signing_key, write_signed
-from flows.release import COMBINATIONS, KEYS, LIVE
+from fade.steps.attack import reference_path
+from fade.steps.evaluate import CACHE
+from fade.steps.trial import TRIALS
+from flows.release import KEYS, LIVE
+from flows.together import COMBINATIONS
 from tasks import _tracking, _versioning
+from tasks._page import ATTACK, DOCS
 from tasks._tracking import AdapterVersion
 
 RECEIPTS_KIND, RECEIPTS_NAME = "fade-purge/1", "purge.json"
 DERIVED = (GENERATED, "splits", "saliency.safetensors", "validation.json", "docs", "foreign", "attacks")
 RECORDED = (GENERATED, "splits", "saliency.safetensors", "validation.json")
 JUDGED = ("evaluation/samples.parquet", "evaluation/sheet.png")
-RUN_FILES = ("sheet.png", "validation.json")
+RUN_FILES = ("sheet.png", "validation.json", DOCS, ATTACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,12 @@ def purge(  # noqa: C901 - a loop for each store
         wanted.setdefault(_versioning.md5_of(path), "picture")
         keep = "another erasure needs the same picture" if digest in pictures else ""
         book.remove_file(path, f"picture {digest[:16]}", keep=keep)
-    for path in [*_files(folder), *_combination_files(folder.name)]:
+    for path in [
+        *_files(folder),
+        *_trial_files(folder),
+        *_combination_files(folder.name),
+        *_kept_aside(folder, before),
+    ]:
         book.remove_file(path, path.as_posix())
     for md5, name in wanted.items():
         keep = "another erasure needs the same bytes" if md5 in objects else ""
@@ -89,8 +100,12 @@ def purge(  # noqa: C901 - a loop for each store
             _tracking.delete_run_file(version, name)
     for name in _prefect_artifacts(folder.name, delete=not dry_run):
         book.note("prefect", name, "", 0)
+    for path in _prefect_results(folder.name):
+        if book.note("prefect", f"result {path.name}", sha256_file(path), path.stat().st_size):
+            path.unlink()
     if not dry_run:
         _tidy(folder)
+        _tracking.refresh_page(version)  # without the pictures
         _record(folder, catalog, book.receipts, before, ledger)
     return book.receipts
 
@@ -162,6 +177,26 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
+def _trial_files(folder: Path) -> list[Path]:
+    """The same of studies' trials of what this erasure erases."""
+    erased = load_request(folder)
+    concepts = {pair.concept for pair in erased.pairs}
+    found = []
+    for path in sorted(TRIALS.glob("*/request.yaml")):
+        trial = load_request(path.parent)
+        if trial.catalog == erased.catalog and not concepts.isdisjoint(pair.concept for pair in trial.pairs):
+            found += _files(path.parent)
+    return found
+
+
+def _kept_aside(folder: Path, before: Iterable[dict[str, Any]]) -> list[Path]:
+    """Pictures that an attack found on the base from the forget pictures; by their receipt once the split is gone."""
+    paths = {Path(one["name"]) for one in before if Path(one["name"]).is_relative_to(CACHE)}
+    if (folder / "splits" / "forget.parquet").is_file():
+        paths.add(reference_path(load_request(folder), folder))
+    return [path for path in sorted(paths) if path.is_file()]
+
+
 def _combination_files(erasure: str) -> list[Path]:
     """Samples and sheets of combinations that this erasure was part of."""
     found = []
@@ -187,6 +222,28 @@ def _prefect_artifacts(erasure: str, *, delete: bool) -> list[str]:
             for one in found:
                 client.delete_artifact(one.id)
     return [f"artifact {one.id}" for one in found]
+
+
+def _prefect_results(erasure: str) -> list[Path]:
+    """Results of an erasure's flow and tasks that Prefect was told to keep, in its folder for them."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+    from prefect.settings import get_current_settings
+
+    place = get_current_settings().results.local_storage_path
+    named = FlowRunFilter(name=FlowRunFilterName(any_=[f"erase-{erasure}"]))
+    with get_client(sync_client=True) as client:
+        runs: list[Any] = [*client.read_flow_runs(flow_run_filter=named), *_task_runs(client, named)]
+    keys = [getattr(run.state.data, "storage_key", None) for run in runs if run.state is not None]
+    return sorted({place / key for key in keys if key and (place / key).is_file()})
+
+
+def _task_runs(client: Any, flows: Any) -> Iterator[Any]:
+    """All of them: the server gives them in pages."""
+    offset = 0
+    while page := client.read_task_runs(flow_run_filter=flows, offset=offset, limit=200):
+        yield from page
+        offset += len(page)
 
 
 def _tidy(folder: Path) -> None:

@@ -8,10 +8,6 @@ page (tag ``release``) and stays out. Every base has its own release folder.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,51 +17,23 @@ from filelock import FileLock
 from prefect import flow
 
 from fade.adapters.manifest import MANIFEST_NAME, LiveAdapter, Manifest, live_folder, publish, read_manifest
-from fade.adapters.store import load_card
-from fade.config import Request, load_request
-from fade.errors import ConfigError, FadeError, LineageError, RefusedError, listing
-from fade.files import read_json, sha256_file
-from fade.lineage import module_closure
+from fade.config import load_request
+from fade.errors import ConfigError, FadeError, LineageError, listing
 from fade.requests.ledger import Ledger
 from fade.requests.states import TRANSITIONS, State
 from fade.signing import signing_key
-from fade.steps.combine import combine, strictest
-from fade.steps.evaluate import judge_gate
+from flows.approval import Approved, check_version, named
 from flows.erase import ERASURES
+from flows.together import Board, fitting_together, offer_consolidated
 from tasks import _tracking
 from tasks._tracking import MODEL_PREFIX, AdapterVersion
 
-RELEASES, KEYS, COMBINATIONS = Path("data/release"), Path(".fade/keys"), Path("data/combinations")
+RELEASES, KEYS = Path("data/release"), Path(".fade/keys")
 LIVE, GONE = "live", "rolled back"
 REGISTRY = "an alias in the registry"
 """Who acted, where MLflow does not say who set an alias."""
 _LONGEST = 500
 """Characters of a tag's reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Approved:
-    """An approved version that may go live: its checks passed.
-
-    Attributes:
-        folder: its erasure.
-        adapter: its registered files.
-    """
-
-    version: AdapterVersion
-    request: Request
-    folder: Path
-    adapter: Path
-
-    @property
-    def name(self) -> str:
-        """As the manifest calls it."""
-        return named(self.version)
-
-    @property
-    def concepts(self) -> frozenset[str]:
-        """What it erases."""
-        return frozenset(pair.concept for pair in self.request.pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +56,6 @@ class Change:
     removed: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
-
-
-def named(version: AdapterVersion) -> str:
-    """``erasure-<id>/<version>``."""
-    return f"{version.model}/{version.version}"
 
 
 def release_folder(base_sha256: str) -> Path:
@@ -190,58 +153,6 @@ def model_of(entry: LiveAdapter) -> str:
     return entry.name.partition("/")[0]
 
 
-def check_version(version: AdapterVersion) -> Approved:
-    """Check that a version may go live, by what was measured and not by its tags.
-
-    Raises:
-        FadeError: its gate failed, a file was changed, or its erasure is not on this machine.
-    """
-    adapter = _tracking.fetch_adapter(version)
-    folder = ERASURES / version.model.removeprefix(MODEL_PREFIX)
-    if not (folder / "request.yaml").is_file():
-        raise ConfigError(f"The erasure's folder {folder} is not on this machine. Release it where it was made.")
-    request = load_request(folder)
-    card = load_card(adapter)
-    if not card["base_sha256"] == version.base_sha256 == request.base_sha256:
-        raise LineageError(
-            f"Its tag names the base {version.base_sha256[:12]}, its card {card['base_sha256'][:12]}, its request "
-            f"{request.base_sha256[:12]}. Run the erasure again."
-        )
-    _check_gate(version, request, folder)
-    return Approved(version, request, folder, adapter)
-
-
-def _check_gate(version: AdapterVersion, request: Request, folder: Path) -> None:
-    """The gate, judged anew from the figures of the run; a tag can be edited by anyone who sees the page."""
-    content = _tracking.run_file(version, "metrics.json")
-    try:
-        metrics = json.loads(content)
-        gate = judge_gate(metrics["judges"]["report"], request.gate)
-        measured = metrics["adapter_sha256"]
-    except (ValueError, KeyError, TypeError):
-        raise LineageError("The run's metrics.json was changed: it is no evaluation. Run the erasure again.") from None
-    if measured != version.adapter_sha256:
-        raise LineageError(
-            f"The run's metrics.json is of the adapter {measured[:12]}, not {version.adapter_sha256[:12]}."
-        )
-    local = folder / "evaluation" / "metrics.json"
-    if local.is_file() and read_json(local)["adapter_sha256"] == measured and local.read_bytes() != content:
-        raise LineageError(f"The run's metrics.json is not the one in {local.parent}: one of them was changed.")
-    if not gate["passed"]:
-        said = "" if version.gate != "passed" else " (its tag says that it passed)"
-        raise RefusedError(f"The gate failed{said}: {'; '.join(gate['reasons'])}.")
-    if version.gate != "passed":
-        raise RefusedError(f"Its tag says that the gate {version.gate}, its figures that it passed. Register it again.")
-
-
-@dataclass(slots=True)
-class _Board:
-    """What is said on the versions' pages at the end."""
-
-    refused: dict[str, str] = field(default_factory=dict)
-    waiting: dict[str, str] = field(default_factory=dict)
-
-
 def _release_base(
     base: str,
     everything: Sequence[AdapterVersion],
@@ -251,7 +162,7 @@ def _release_base(
     between: Callable[[], None] | None,
     actor: str,
 ) -> Change:
-    folder, board = release_folder(base), _Board()
+    folder, board = release_folder(base), Board()
     approved = [version for version in everything if version.live and version.base_sha256 == base]
     before = current_manifest(folder)
     names = {named(version): version for version in everything}
@@ -274,12 +185,12 @@ def _release_base(
                 live.append(_still(version, folder, entry))
         except FadeError as error:
             board.refused[named(version)] = _short(error)
-    chosen = _together(live, new, board, between)
+    chosen = fitting_together(live, new, board, between)
     if [one.name for one in chosen] != [entry.name for entry in was_now] or before is None:
         source = None if before is not None else _base_of(chosen, approved)
         before = _publish(folder, [(one.name, one.adapter, 1.0) for one in chosen], source, valid_seconds)
     if consolidate and board.waiting:
-        _consolidate(live + new, everything, board)
+        offer_consolidated(live + new, everything, board)
     _say(names, before, [entry.name for entry in was], board, actor)
     return Change(
         base,
@@ -299,149 +210,6 @@ def _still(version: AdapterVersion, folder: Path, entry: LiveAdapter) -> Approve
     if entry.adapter_sha256 != version.adapter_sha256:
         raise LineageError("Its tag names another adapter than the one that is live: the tag was changed.")
     return Approved(version, load_request(erasure), erasure, live_folder(folder, entry))
-
-
-def _together(
-    live: Sequence[Approved], new: Sequence[Approved], board: _Board, between: Callable[[], None] | None
-) -> list[Approved]:
-    """What goes live; what a wider adapter takes over waits, and says so."""
-    chosen = _fitting(live, new, board, between)
-    for one in (*live, *new):
-        if one not in chosen and one.name not in board.waiting:
-            board.waiting[one.name] = _clash(one, chosen)
-    return chosen
-
-
-def _fitting(
-    live: Sequence[Approved], new: Sequence[Approved], board: _Board, between: Callable[[], None] | None
-) -> list[Approved]:
-    """Everything if it holds together, else as much as holds, one after the other."""
-    chosen = list(live)
-    fitting: list[Approved] = []
-    for one in new:
-        if clash := _clash(one, [*chosen, *fitting]):
-            board.waiting[one.name] = clash
-        else:
-            fitting.append(one)
-    if fitting:
-        everything = _joined(chosen, fitting)
-        if _holds(everything, between) is None:
-            return everything
-    for one in fitting:
-        trial = _joined(chosen, [one])
-        reason = _holds(trial, between)
-        if reason is None:
-            chosen = trial
-        else:
-            board.waiting[one.name] = f"together with what is live, {reason}"
-    return chosen
-
-
-def _joined(live: Sequence[Approved], new: Sequence[Approved]) -> list[Approved]:
-    """Live adapters, less those whose model or whose concepts a new one takes over, and the new ones."""
-    kept = [
-        one
-        for one in live
-        if not any(one.version.model == other.version.model or one.concepts < other.concepts for other in new)
-    ]
-    return [*kept, *[one for one in new if not any(one.concepts < other.concepts for other in new)]]
-
-
-def _clash(one: Approved, others: Sequence[Approved]) -> str:
-    """Why two adapters cannot be live together: a concept is erased once."""
-    for other in others:
-        if one.version.model == other.version.model or one.concepts.isdisjoint(other.concepts):
-            continue
-        if one.concepts < other.concepts:
-            return f"all that it erases is erased by {other.name}, which is approved too"
-        if not other.concepts < one.concepts:
-            return f"it erases something that {other.name} erases too; roll that one back first"
-    return ""
-
-
-def _holds(chosen: Sequence[Approved], between: Callable[[], None] | None) -> str | None:
-    """None if these adapters pass the gate together, else the reason."""
-    if len(chosen) < 2:
-        return None  # alone, it has been judged
-    try:
-        gate = judge_together(chosen, between=between)
-    except ConfigError as error:
-        return f"it cannot be tested: {error}"
-    return None if gate["passed"] else f"it fails the gate: {'; '.join(gate['reasons'])}"
-
-
-def combination_folder(chosen: Sequence[Approved]) -> Path:
-    """Named by everything that decides the result: adapters, base, protocol, judges and code."""
-    first = chosen[0].request
-    made_by = {
-        "adapters": sorted(one.version.adapter_sha256 for one in chosen),
-        "base": first.base_sha256,
-        "settings": first.evaluate.model_dump(mode="json"),
-        "judges": [sha256_file(path) for path in sorted(Path(first.judges).glob("*.safetensors"))],
-        "code": [sha256_file(path) for path in module_closure("fade.steps.combine")],
-    }
-    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-    return COMBINATIONS / f"r{digest[:15]}"
-
-
-def judge_together(chosen: Sequence[Approved], *, between: Callable[[], None] | None = None) -> dict[str, Any]:
-    """The gate's verdict on adapters that are live together; what was measured once is not measured again.
-
-    Raises:
-        ConfigError: they differ in what they are judged by.
-    """
-    folder = combination_folder(chosen)
-    if not (folder / "metrics.json").is_file():
-        ordered = sorted(chosen, key=lambda one: one.version.adapter_sha256)
-        for _ in combine([one.folder for one in ordered], folder, adapters=[one.adapter for one in ordered]):
-            if between is not None:
-                between()
-    report = read_json(folder / "metrics.json")["judges"]["report"]
-    return judge_gate(report, strictest([one.request.gate for one in chosen]))
-
-
-def _consolidate(chosen: Sequence[Approved], everything: Sequence[AdapterVersion], board: _Board) -> None:
-    """Where adapters fail together: name the one adapter for all of it, or begin to distil it."""
-    failing = [name for name, reason in board.waiting.items() if "fails the gate" in reason]
-    if not failing:
-        return
-    wanted = frozenset().union(*(one.concepts for one in chosen))
-    found = [one for one in everything if one.base_sha256 == chosen[0].version.base_sha256 and _erases(one) == wanted]
-    if not found:
-        start_consolidation([one.folder.name for one in chosen])
-        said = "one adapter for all of it is being distilled"
-    elif found[-1].gate == "passed":
-        said = f"approve {named(found[-1])}, which erases all of it at once"
-    else:
-        said = f"{named(found[-1])}, which erases all of it at once, failed its gate too"
-    for name in failing:
-        board.waiting[name] += f"; {said}"
-
-
-def _erases(version: AdapterVersion) -> frozenset[str]:
-    folder = ERASURES / version.model.removeprefix(MODEL_PREFIX)
-    if not (folder / "request.yaml").is_file():
-        return frozenset()
-    return frozenset(pair.concept for pair in load_request(folder).pairs)
-
-
-_consolidations: dict[frozenset[str], subprocess.Popen[bytes]] = {}
-
-
-def start_consolidation(erasures: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Distil several erasures into one adapter in a process of its own, unless this program did so before."""
-    key = frozenset(erasures)
-    if key not in _consolidations:
-        with Path(".fade/consolidate.log").open("ab") as log:
-            command = [sys.executable, "-m", "flows.cli", "consolidate", *sorted(key)]
-            _consolidations[key] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    return _consolidations[key]
-
-
-def wait_for_consolidations() -> None:
-    """Wait until all that was begun has ended."""
-    for process in _consolidations.values():
-        process.wait()
 
 
 def _kept(folder: Path, entry: LiveAdapter) -> tuple[str, Path, float]:
@@ -469,7 +237,7 @@ def _short(error: object) -> str:
     return said if len(said) <= _LONGEST else said[: _LONGEST - 3] + "..."
 
 
-def _say(names: dict[str, AdapterVersion], manifest: Manifest, was: Sequence[str], board: _Board, actor: str) -> None:
+def _say(names: dict[str, AdapterVersion], manifest: Manifest, was: Sequence[str], board: Board, actor: str) -> None:
     """Write on every version's page what became of it."""
     said = {name: GONE for name in was if name not in manifest.names}
     said |= dict.fromkeys(manifest.names, LIVE)
@@ -482,6 +250,8 @@ def _say(names: dict[str, AdapterVersion], manifest: Manifest, was: Sequence[str
         for name, version in names.items()
         if name not in said and not version.live and version.release.startswith(("refused", "waiting"))
     ]
+    for name, what in board.together.items():
+        _tracking.say_together(names[name], what)
     if not changed:
         return
     # First the log, then the page: what died in between is logged again, not forgotten.

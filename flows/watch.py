@@ -22,9 +22,11 @@ from fastapi import FastAPI, HTTPException, Request
 
 from fade.adapters.manifest import Manifest
 from fade.errors import ConfigError, FadeError, RegistryError
-from flows import release
+from flows import release, together
+from flows.approval import check_version, named
 from flows.release import Change
 from tasks import _tracking
+from tasks._tracking import AdapterVersion
 
 logger = logging.getLogger(__name__)
 SECRET_VARIABLE = "FADE_MLFLOW_WEBHOOK_SECRET"
@@ -53,6 +55,7 @@ class Watch:
         self.woken, self.ended = threading.Event(), threading.Event()
         self.trouble = ""
         self._seen: dict[str, int] | None = None
+        self._rehearsed: set[frozenset[str]] = set()
         self._looked = 0.0
 
     def run(self) -> Iterator[list[Change]]:
@@ -108,19 +111,26 @@ class Watch:
             if _tracking.CANDIDATE not in candidate.aliases or candidate.model in approved:
                 continue
             live = [one for one in everything if one.live and one.base_sha256 == candidate.base_sha256]
+            tested = frozenset(named(one) for one in [*live, candidate])
+            if tested in self._rehearsed:
+                continue
             try:
-                chosen = [release.check_version(one) for one in [*live, candidate]]
-                if len(chosen) < 2 or (release.combination_folder(chosen) / "metrics.json").is_file():
-                    continue
-                tested = {one.name for one in chosen}
-                release.judge_together(chosen, between=lambda tested=tested: self._between(tested))  # type: ignore[misc]
+                self._rehearse_one(candidate, live, tested)
             except Changed:
                 return
             except RegistryError:
                 raise
-            except FadeError:
-                continue  # said when it is approved
+            except FadeError as error:
+                logger.info("%s was not rehearsed: %s", named(candidate), error)  # said when it is approved
+            self._rehearsed.add(tested)
             return
+
+    def _rehearse_one(self, candidate: AdapterVersion, live: list[AdapterVersion], tested: frozenset[str]) -> None:
+        chosen = [check_version(one) for one in [*live, candidate]]
+        gate = None
+        if len(chosen) > 1:
+            gate = together.judge_together(chosen, between=lambda: self._between(set(tested)))
+        _tracking.say_together(candidate, together.told(chosen, gate))
 
 
 def webhook_app(watch: Watch, secret: str) -> FastAPI:

@@ -7,9 +7,11 @@ model is called by its erasure's id.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,6 +40,7 @@ from fade.errors import LineageError, RegistryError, listing, nearest
 from fade.evaluation.report import loss_figure
 from fade.files import read_json
 from fade.lineage import git_state, library_versions
+from tasks._page import ATTACK, DOCS, Page, page
 
 EXPERIMENT, STUDIES = "erasures", "studies"
 MODEL_PREFIX = "erasure-"
@@ -46,7 +49,7 @@ CURVE = ("forget_loss", "retain_loss", "gradient_norm")
 """Figures of each step of the training."""
 LIVE_SECONDS = 5.0
 _PHASE = "phase"
-RELEASE_TAG, WITHDRAWN = "release", "withdrawn"
+RELEASE_TAG, TOGETHER_TAG, WITHDRAWN = "release", "together", "withdrawn"
 logger = logging.getLogger(__name__)
 for _name in ("mlflow", "alembic", "mlflow.models.model"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -187,12 +190,20 @@ def _log_run(
     )
     for name in ("evaluation/sheet.png", "evaluation/metrics.json", "dvc.lock", "validation.json"):
         client.log_artifact(run_id, str(folder / name))
+    _log_docs(client, run_id, folder / "docs")
     if request.imported is None:
         client.log_artifact(run_id, str(folder / "mask" / "mask.json"))
         _log_curve(client, run_id, pd.read_parquet(folder / "curve.parquet"))
     _log_splits(run_id, folder, lineage)
     client.set_terminated(run_id, "FINISHED")
     return run_id
+
+
+def _log_docs(client: MlflowClient, run_id: str, docs: Path) -> None:
+    """Great Expectations' pages, less the films and fonts that come with each."""
+    wanted = [path for path in sorted(docs.rglob("*")) if path.suffix in (".html", ".css", ".js")]
+    for path in wanted:
+        client.log_artifact(run_id, str(path), (Path(DOCS) / path.relative_to(docs)).parent.as_posix())
 
 
 def _log_curve(client: MlflowClient, run_id: str, curve: pd.DataFrame) -> None:
@@ -377,7 +388,6 @@ def _log_version(
     }
     for key, value in tags.items():
         client.set_model_version_tag(model, str(number), key, value)
-    client.update_model_version(model, str(number), description=_description(metrics, gate))
     if gate == "passed":
         _offer(client, model, number)
     # Last of all: a version counts once it has its drift, so one whose registration was cut off never does.
@@ -396,22 +406,39 @@ def withdraw(version: AdapterVersion, reason: str) -> None:
         client.delete_registered_model_alias(version.model, CANDIDATE)
 
 
-def _description(metrics: dict[str, Any], gate: str) -> str:
-    before, after = metrics["judges"]["report"]["before"], metrics["judges"]["report"]["after"]
-    lines = ["| figure | base | erased | 95 % interval |", "|---|---|---|---|"]
-    lines += [
-        f"| {name.upper()} | {before[name]['value']:.2%} | {after[name]['value']:.2%} "
-        f"| {after[name]['low']:.2%} - {after[name]['high']:.2%} |"
-        for name in ("ua", "ira", "cra")
-    ]
-    reasons = "".join(f"\n- {reason}" for reason in metrics["gate"]["reasons"])
-    return (
-        f"Gate: **{gate}**.{reasons}\n\n" + "\n".join(lines) + f"\n\nDrift of retained pictures: "
-        f"{metrics['drift']:.4f}. Before/after sheet: `sheet.png` in the source run's artifacts.\n\n"
-        "UA is asked by the concept's name. How often inversion of the weights still brings it back is the tag "
-        "`inversion`; without that tag it was not measured (`fade attack`).\n\n"
-        f"Set the alias `{APPROVED}` to make this version live; move or remove it to take it back."
-    )
+def refresh_page(version: AdapterVersion) -> None:
+    """Write a version's page anew, from what its run and its tags hold now."""
+    metrics = json.loads(run_file(version, "metrics.json"))
+    with _client() as client:
+        run = client.get_run(version.run_id)
+        tags = client.get_model_version(version.model, str(version.version)).tags
+        of = Page(
+            metrics=metrics,
+            least=_least(metrics, run.data.params),
+            run=(version.run_id, run.info.experiment_id),
+            tags=run.data.tags,
+            files={one.path for one in client.list_artifacts(version.run_id)},
+            inversion=float(tags["inversion"]) if "inversion" in tags else None,
+            together=tags.get(TOGETHER_TAG, ""),
+            study=_newest_study(client),
+        )
+        client.update_model_version(version.model, str(version.version), description=page(of, approved=APPROVED))
+
+
+def _least(metrics: Mapping[str, Any], params: Mapping[str, str]) -> dict[str, float]:
+    """What the gate asks of each figure, from the run's parameters."""
+    before = metrics["judges"]["report"]["before"]
+    return {"ua": float(params["gate.ua"])} | {
+        name: before[name]["value"] - float(params[f"gate.{name}_loss"]) for name in ("ira", "cra")
+    }
+
+
+def _newest_study(client: MlflowClient) -> tuple[str, str] | None:
+    found = client.get_experiment_by_name(STUDIES)
+    if found is None:
+        return None
+    runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)
+    return (runs[0].info.run_id, found.experiment_id) if runs else None
 
 
 def _pages(search: Callable[..., Any]) -> Iterator[Any]:
@@ -546,11 +573,14 @@ def say_release(version: AdapterVersion, what: str) -> None:
         client.set_model_version_tag(version.model, str(version.version), RELEASE_TAG, what)
 
 
-def log_attack(version: AdapterVersion, figures: Mapping[str, float]) -> None:
-    """Figures of an attack: metrics of the version's run, and the tag ``inversion`` on its page."""
-    with _client() as client:
+def log_attack(version: AdapterVersion, figures: Mapping[str, float], sheet: Path) -> None:
+    """An attack: metrics and a picture of the version's run, and the tag ``inversion`` on its page."""
+    with _client() as client, tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(sheet, Path(folder) / ATTACK)
+        client.log_artifact(version.run_id, str(Path(folder) / ATTACK))
         client.log_batch(version.run_id, metrics=[Metric(key, value, 0, 0) for key, value in figures.items()])
         client.set_model_version_tag(version.model, str(version.version), "inversion", f"{figures['inversion']:.4f}")
+    refresh_page(version)
 
 
 def tag_version(version: AdapterVersion, tags: Mapping[str, str]) -> None:
@@ -570,17 +600,44 @@ def run_file(version: AdapterVersion, name: str) -> bytes:
         return Path(client.download_artifacts(version.run_id, name, folder)).read_bytes()
 
 
+def file_address(version: AdapterVersion, name: str) -> str | None:
+    """Where a browser finds a file of a version's run; None without a server."""
+    server = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not server.startswith(("http://", "https://")):
+        return None
+    return f"{server.rstrip('/')}/get-artifact?path={name}&run_uuid={version.run_id}"
+
+
 def run_tags(version: AdapterVersion) -> dict[str, str]:
     """Tags of a version's run: commit, libraries, hashes of DVC's outputs."""
     with _client() as client:
         return dict(client.get_run(version.run_id).data.tags)
 
 
-def run_objects(version: AdapterVersion, names: Iterable[str]) -> list[tuple[str, str, int]]:
-    """Those of these files that a version's run has: name, SHA-256, bytes."""
+def say_together(version: AdapterVersion, what: str) -> None:
+    """Show on a version's page how it did together with everything live."""
     with _client() as client:
-        there = {one.path for one in client.list_artifacts(version.run_id)}
-    found = [(name, run_file(version, name)) for name in names if name in there]
+        if client.get_model_version(version.model, str(version.version)).tags.get(TOGETHER_TAG) == what:
+            return
+        client.set_model_version_tag(version.model, str(version.version), TOGETHER_TAG, what)
+    refresh_page(version)
+
+
+def run_objects(version: AdapterVersion, names: Iterable[str]) -> list[tuple[str, str, int]]:
+    """Those of these files, or of the files in these folders, that a version's run has: name, SHA-256, bytes."""
+
+    def within(path: str | None) -> Iterator[str]:
+        for one in client.list_artifacts(version.run_id, path):
+            if one.is_dir:
+                yield from within(one.path)
+            else:
+                yield one.path
+
+    wanted = set(names)
+    with _client() as client:
+        there = [one for one in client.list_artifacts(version.run_id) if one.path in wanted]
+        paths = [path for one in there for path in (within(one.path) if one.is_dir else [one.path])]
+    found = [(name, run_file(version, name)) for name in sorted(paths)]
     return [(name, hashlib.sha256(content).hexdigest(), len(content)) for name, content in found]
 
 

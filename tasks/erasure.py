@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import resource
 import time
 from collections.abc import Callable
@@ -11,11 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from PIL import Image
 from prefect import get_run_logger, task
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
+    create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
@@ -26,7 +24,8 @@ from tqdm import tqdm
 
 from fade.config import load_request
 from fade.errors import FadeError
-from fade.files import read_json, write_json
+from fade.files import read_json, sha256_file, write_json
+from fade.requests.ledger import Ledger
 from fade.steps import distill as distill_step
 from fade.steps import evaluate as evaluate_step
 from fade.steps import foreign as foreign_step
@@ -35,6 +34,9 @@ from fade.steps import mask as mask_step
 from fade.steps import saliency as saliency_step
 from fade.steps import split as split_step
 from tasks import _tracking, _validation, _versioning
+
+REGISTERED = "registered"
+"""The log's event of a registered version."""
 
 
 def _may_help(_task: Any, _run: Any, state: Any) -> bool:
@@ -129,7 +131,7 @@ def foreign(folder: Path) -> bool:
 
 @task(name="evaluate", **_OPTIONS)
 def evaluate(folder: Path) -> bool:
-    """Pictures before and after, judged; table and sheet as artifacts."""
+    """Pictures before and after, judged; the figures as a table."""
 
     def work() -> None:
         with _Progress("pictures", 0) as progress:
@@ -148,9 +150,6 @@ def evaluate(folder: Path) -> bool:
     ]
     key = _key(folder)
     create_table_artifact(rows, key=f"figures-{key}", description=f"Drift {metrics['drift']:.4f}")
-    create_image_artifact(
-        _inline(folder / "evaluation" / "sheet.png"), key=f"sheet-{key}", description="before / after"
-    )
     return ran
 
 
@@ -172,9 +171,35 @@ def register(folder: Path) -> _tracking.AdapterVersion:
         lineage["prefect.flow_run_id"] = str(run_id)
     timings = read_json(folder / "timings.json")
     version = _tracking.register(folder, request, timings=timings, lineage=lineage)
+    _log_registration(version, folder)
+    _tracking.refresh_page(version)
+    _show(version, folder)
     if page := _tracking.page_of(version):
         create_link_artifact(page, key=f"version-{_key(folder)}", link_text=f"{version.model}/{version.version}")
     return version
+
+
+def _show(version: _tracking.AdapterVersion, folder: Path) -> None:
+    """Before and after on the flow's page by address: a copy in Prefect's database could not be purged."""
+    key = f"sheet-{_key(folder)}"
+    address = _tracking.file_address(version, "sheet.png")
+    if address is None:
+        create_markdown_artifact(f"`{folder}/evaluation/sheet.png`", key=key, description="before / after")
+    else:
+        create_image_artifact(address, key=key, description="before / after")
+
+
+def _log_registration(version: _tracking.AdapterVersion, folder: Path) -> None:
+    """The hashes of adapter and figures into the ledger's log, once: the release flow holds them against MLflow's."""
+    details = {
+        "version": version.version,
+        "adapter_sha256": version.adapter_sha256,
+        "metrics_sha256": sha256_file(folder / "evaluation" / "metrics.json"),
+    }
+    with Ledger() as ledger:
+        rows = ledger.history(erasure_id=folder.name)
+        if not any(row.event == REGISTERED and row.details == details for row in rows):
+            ledger.append(REGISTERED, actor="fade", erasure_id=folder.name, details=details)
 
 
 def _key(folder: Path) -> str:
@@ -205,11 +230,3 @@ class _Progress:
         if tenth > self.shown:
             self.shown = tenth
             update_progress_artifact(self.artifact, progress=10.0 * tenth)
-
-
-def _inline(sheet: Path) -> str:
-    """The sheet as a small JPEG in a data URL: Prefect stores links, and a local file has none."""
-    stream = io.BytesIO()
-    with Image.open(sheet) as image:
-        image.convert("RGB").reduce(2).save(stream, format="JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

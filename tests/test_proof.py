@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
 import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
+from dvc.repo import Repo
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, LogFilter, LogFilterFlowRunId
+from prefect.settings import get_current_settings
 from typer.testing import CliRunner
 
 from fade.adapters.manifest import read_manifest
 from fade.config import load_request, load_settings
 from fade.errors import ConfigError, SignatureError
-from fade.files import read_json, sha256_file
+from fade.files import read_json, sha256_file, write_json
 from fade.requests.evidence import verify_evidence
 from fade.requests.ledger import Ledger
 from fade.signing import public_key
+from fade.steps.attack import reference_path
 from fade.steps.request import prepare_request
+from fade.steps.trial import TRIALS
 from flows import audit as audits
 from flows import release
 from flows.cli import app
 from flows.erase import ERASURES, erase, prepare_folder
-from flows.purge import purge
+from flows.purge import Receipt, purge
 from flows.rebase import on_base, rebase
 from tasks import _tracking, _versioning
 from tests.tiny import save_tiny_base
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 FAST = {"distill.precision": "fp32", "evaluate.precision": "fp32", "evaluate.steps": 1, "threads": 1}
+OWN_SEED = {"evaluate.seeds": [61]}
+"""No other erasure of the session is judged by it: what a judge says of a tiny base's noise is else the same bytes."""
+
+
+PERSONS = ("astronaut", "cameraman")
+LOGGED: list[str] = []
+
+
+class _Collector(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        LOGGED.append(record.getMessage())
 
 
 @pytest.fixture(scope="module")
-def erased(workspace: Path) -> tuple[Path, _tracking.AdapterVersion]:
-    request = prepare_request("coins", "coffee", settings=load_settings(Path("params.yaml"), changes=FAST))
-    return prepare_folder(request), erase(request.id)
+def erased(workspace: Path) -> Iterator[tuple[Path, _tracking.AdapterVersion]]:
+    collector = _Collector()
+    logging.getLogger().addHandler(collector)
+    settings = load_settings(Path("params.yaml"), changes={**FAST, **OWN_SEED})
+    request = prepare_request(*PERSONS, settings=settings)
+    # As for whoever tells Prefect to keep results; without that it keeps none.
+    keeping = erase.with_options(persist_result=True, result_serializer="json")
+    yield prepare_folder(request), keeping(request.id)
+    logging.getLogger().removeHandler(collector)
 
 
 def _run(*arguments: str) -> Any:
@@ -84,60 +112,129 @@ def test_a_clean_clone_makes_every_hash_again(erased: tuple[Path, _tracking.Adap
         assert report["equal"], result.output
 
 
+def test_what_another_erasure_needs_is_kept_and_said(erased: tuple[Path, _tracking.AdapterVersion]) -> None:
+    folder, version = erased
+    other = ERASURES / "e0ther000000"
+    version = replace(version, release=release.LIVE)
+
+    def listed() -> dict[str, list[Receipt]]:
+        with Ledger() as ledger:
+            found = purge(version, folder, ledger, dry_run=True)
+        return {
+            "bytes": [one for one in found if one.place == "dvc cache"],
+            "pictures": [one for one in found if one.name.startswith("picture ") and one.place == "work tree"],
+            "own": [one for one in found if one.name.startswith(folder.as_posix())],
+        }
+
+    alone = listed()
+    assert {one.name for one in alone["bytes"] if one.removed} >= {"splits", "saliency.safetensors", "evaluation"}
+    assert alone["own"]
+    # Another erasure of the same concept with the same settings: its lock file names the same objects.
+    shutil.copytree(folder, other)
+    try:
+        shared = listed()
+        assert {one.reason for one in shared["bytes"]} == {"another erasure needs the same bytes"}
+        assert {one.reason for one in shared["pictures"]} == {"another erasure needs the same picture"}
+        assert not any(one.removed for one in shared["bytes"] + shared["pictures"])
+        assert all(one.removed for one in shared["own"]), "its own folder's copies go all the same"
+        (other / "purge.json").write_text("{}")
+        assert {one.hash for one in listed()["bytes"] if one.removed} == {
+            one.hash for one in alone["bytes"] if one.removed
+        }, "what was purged needs nothing any more"
+    finally:
+        shutil.rmtree(other)
+
+
+@pytest.fixture(scope="module")
+def remote(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A DVC remote of the project: a folder."""
+    folder = tmp_path_factory.mktemp("remote") / "store"
+
+    def configure(change: Callable[[Any], None]) -> None:
+        with Repo(".") as repo, repo.config.edit() as settings:
+            change(settings)
+
+    configure(lambda settings: settings["remote"].update(store={"url": str(folder)}))
+    yield folder
+    configure(lambda settings: settings["remote"].pop("store"))
+
+
+def _holding(needles: dict[str, bytes], *places: Path) -> dict[str, set[str]]:
+    """Files that hold the bytes, whole or inside of them: a file copied, packed away or kept in a database."""
+    found: dict[str, set[str]] = {}
+    for path in (path for place in places for path in place.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for name, needle in needles.items():
+            if needle in content or base64.b64encode(needle) in content:
+                found.setdefault(name, set()).add(path.as_posix())
+    return found
+
+
 def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
-    erased: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
+    erased: tuple[Path, _tracking.AdapterVersion], remote: Path, tmp_path: Path
 ) -> None:
     folder, version = erased
     with Ledger() as ledger, pytest.raises(ConfigError, match="is not live"):
         purge(version, folder, ledger)
     assert _run("approve", folder.name).exit_code == 0
     version = _tracking.find_version(folder.name)
+    with Repo(".") as repo:
+        repo.push(targets=[f"{folder.as_posix()}/dvc.yaml"], remote="store")
+    trial = TRIALS / "ta1"
+    trial.mkdir(parents=True)
+    for name in ("request.yaml", "saliency.safetensors"):
+        shutil.copyfile(folder / name, trial / name)
+    attacked = reference_path(load_request(folder), folder)
+    write_json(attacked, {"pictures": "of an attack on the base"})
     with Ledger() as ledger:
-        (row,) = ledger.history(erasure_id=folder.name)
+        registered, row = ledger.history(erasure_id=folder.name)
+        assert registered.event == "registered"
+        assert registered.details["metrics_sha256"] == sha256_file(folder / "evaluation/metrics.json")
         assert row.event == "release.live"
         assert row.details["adapter_sha256"] == version.adapter_sha256
         listed = purge(version, folder, ledger, dry_run=True)
-    split = pd.read_parquet(folder / "splits/forget.parquet")
-    pictures = [Path("data/catalog/canvas") / name for name in split["path"].unique()] if "path" in split else []
-    gone = {
-        path: path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name in ("sheet.png", "samples.parquet", "saliency.safetensors")
-    }
-    assert len(gone) == 3
-    assert {one.place for one in listed} >= {"work tree", "dvc cache", "mlflow", "prefect"}
-    assert all(path.is_file() for path in gone), "a dry run removes nothing"
+    assert {one.place for one in listed} == {"work tree", "dvc cache", "dvc remote store", "mlflow", "prefect"}
+    assert {one.name for one in listed} >= {attacked.as_posix(), (trial / "saliency.safetensors").as_posix()}
+    (result,) = [one for one in listed if one.name.startswith("result ")]
+    results = get_current_settings().results.local_storage_path / result.name.removeprefix("result ")
+    assert version.model in results.read_text()
+    made = ("sheet.png", "samples.parquet", "saliency.safetensors", "forget.parquet", "validation.json", "index.html")
+    needles = {path.name: path.read_bytes() for path in folder.rglob("*") if path.name in made}
+    assert len(needles) == len(made)
+    catalog = Path("data/catalog/canvas")
+    table = pd.read_parquet(catalog / "catalog.parquet").set_index("sha256")["path"]
+    hashes = [one.hash for one in listed if one.name.startswith("picture ") and one.removed]
+    needles |= {digest: (catalog / table[digest]).read_bytes() for digest in hashes}
+    assert len(hashes) > 5, "most forget pictures are this erasure's alone"
+    before = _holding(needles, Path(), remote)
+    assert set(before) == set(needles), "a dry run removes nothing"
+    for name in ("sheet.png", "samples.parquet", "saliency.safetensors", "forget.parquet"):
+        assert any(path.startswith(".dvc/cache") for path in before[name])
+        assert any(path.startswith(remote.as_posix()) for path in before[name])
+    assert any(path.startswith(".fade/mlartifacts") for path in before["index.html"])
     backup = tmp_path / "backup"
     shutil.copytree(folder, backup)
+    shutil.copytree(remote, tmp_path / "remote")
     assert _run("purge", folder.name).exit_code == 0
-    stores = [*Path(".dvc/cache").rglob("*"), *Path(".fade/mlartifacts").rglob("*"), *folder.rglob("*")]
-    left = {sha256_file(path) for path in stores if path.is_file()}
-    import hashlib
-
-    assert not left & {hashlib.sha256(content).hexdigest() for content in gone.values()}
+    assert _holding(needles, Path(), remote) == {}
+    assert not any(path.exists() for path in (attacked, trial / "saliency.safetensors", results))
     receipts = read_json(folder / "purge.json")["payload"]["receipts"]
     assert len([one for one in receipts if one["removed"]]) > 10
-    kept = {one["hash"] for one in receipts if not one["removed"]}
-    assert all(path.is_file() is (sha256_file(path) in kept) for path in pictures if path.exists())
     assert not (folder / "splits").exists()
     assert (folder / "adapter/card.json").is_file()
-    # A backup is restored, and purged again.
+    # Backups of the folder and of the remote are restored, and purged again.
     shutil.copytree(backup / "splits", folder / "splits")
     shutil.copyfile(backup / "saliency.safetensors", folder / "saliency.safetensors")
+    shutil.copytree(tmp_path / "remote", remote, dirs_exist_ok=True)
+    assert {"forget.parquet", "saliency.safetensors", "sheet.png"} <= set(_holding(needles, Path(), remote))
     assert _run("purge").exit_code == 0
-    assert not (folder / "splits").exists()
-    assert not (folder / "saliency.safetensors").exists()
+    assert _holding(needles, Path(), remote) == {}
     assert _run("evidence", "seal", folder.name).exit_code == 0
     bundle = Path("data/evidence") / folder.name
     key = public_key(release.KEYS / "public.pem")
     content = verify_evidence(bundle, key)
-    assert [row["event"] for row in content["chain"]["rows"]][:2] == ["release.live", "purge"]
+    assert [row["event"] for row in content["chain"]["rows"]][:3] == ["registered", "release.live", "purge"]
     assert content["purge"]["state"] == "purged"
-    assert not any(
-        name in (bundle / file).read_text().lower()
-        for name in ("coins", "coffee")
-        for file in ("evidence.json", "evidence.html")
-    )
     page = (bundle / "evidence.html").read_bytes()
     (bundle / "evidence.html").write_bytes(page.replace(b"live", b"dead"))
     with pytest.raises(SignatureError, match=r"evidence\.html is missing or was changed"):
@@ -150,6 +247,52 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     assert f"{version.model}/{version.version}" in manifest.names
     with Ledger() as ledger:
         assert ledger.verify().rows >= 4
+
+
+def test_nobody_is_named_where_names_may_not_stand(erased: tuple[Path, _tracking.AdapterVersion]) -> None:
+    """After erasure, release, purge and evidence: run names, tags, parameters, logs and file names."""
+    folder, version = erased
+    assert (folder / "purge.json").is_file()
+    said = {**_said_in_mlflow(version), **_said_in_prefect(folder.name)}
+    with Ledger() as ledger:
+        said["ledger"] = json.dumps([str(row) for row in ledger.history(erasure_id=folder.name)])
+    bundle = Path("data/evidence") / folder.name
+    said |= {f"evidence {name}": (bundle / name).read_text() for name in ("evidence.json", "evidence.html")}
+    said["log"] = "\n".join(LOGGED)
+    places = [Path(".fade"), Path(".dvc"), *(Path("data") / name for name in ("erasures", "release", "evidence"))]
+    said["file names"] = "\n".join(path.as_posix() for place in places for path in place.rglob("*"))
+    assert all(folder.name in said[where] for where in ("run", "version", "flow run", "ledger", "file names"))
+    assert said["flow run logs"]
+    named = {where for where, text in said.items() for name in PERSONS if name in text.lower()}
+    assert not named
+    assert PERSONS[0] in (folder / "request.yaml").read_text(), "the request itself does name her"
+
+
+def _said_in_mlflow(version: _tracking.AdapterVersion) -> dict[str, str]:
+    client = MlflowClient(f"sqlite:///{Path('.fade/mlflow.db').resolve()}")
+    run = client.get_run(version.run_id)
+    found = client.get_model_version(version.model, str(version.version))
+    model = client.get_registered_model(version.model)
+    return {
+        "run": f"{run.info.run_name} {run.data.tags} {run.data.params} {list(run.data.metrics)}",
+        "inputs": str([(one.dataset.name, one.dataset.source, one.tags) for one in run.inputs.dataset_inputs]),
+        "version": f"{found.name} {found.tags} {found.description} {model.tags} {model.description}",
+    }
+
+
+def _said_in_prefect(erasure: str) -> dict[str, str]:
+    named = FlowRunFilter(name=FlowRunFilterName(any_=[f"erase-{erasure}"]))
+    with get_client(sync_client=True) as client:
+        flows = client.read_flow_runs(flow_run_filter=named)
+        tasks = client.read_task_runs(flow_run_filter=named)
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[one.id for one in flows])))
+        artifacts = client.read_artifacts(flow_run_filter=named)
+    return {
+        "flow run": str([(one.name, one.parameters, one.tags) for one in flows]),
+        "task runs": str([(one.name, one.tags, one.task_key) for one in tasks]),
+        "flow run logs": str([one.message for one in logs]),
+        "artifacts": str([(one.key, one.description, one.data) for one in artifacts]),
+    }
 
 
 def test_live_erasures_are_made_again_on_another_base_and_none_is_approved(

@@ -30,7 +30,7 @@ LIMITS = (
     "An adapter suppresses: whoever holds the base model without the adapter, or switches it off, has the base again.",
     "Unlearn accuracy was measured by the concept's name and by the judges named here; an attacker with the weights "
     "may find other ways to the picture. Where an attack is listed, it was measured; where none is, none was.",
-    "Purge receipts cover this project's work tree, DVC cache and remotes, MLflow artifacts and Prefect artifacts. "
+    "Purge receipts cover this project's work tree, DVC cache and remotes, MLflow artifacts and what Prefect keeps. "
     "Backups made elsewhere are covered when they are restored and purged again.",
     "Times are those of the machine that wrote the log.",
 )

@@ -57,7 +57,7 @@ def attack(folder: Path) -> Iterator[InversionStep]:
     forget = encode_split(sd, request, folder, "forget").latents
     prompts = _prompts(request)
     found: dict[str, Any] = {"settings": request.inversion.model_dump(mode="json")}
-    kept = _reference_path(request, folder)
+    kept = reference_path(request, folder)
     if not kept.is_file():
         last = yield from _search(sd, request, forget, prompts)
         figures, pictures = _judged(sd, request, last, prompts, only_from_empty=True)
@@ -84,7 +84,7 @@ def _prompts(request: Request) -> list[str]:
     return [named if i % 2 == 0 else "" for i in range(request.inversion.restarts)]
 
 
-def _reference_path(request: Request, folder: Path) -> Path:
+def reference_path(request: Request, folder: Path) -> Path:
     """Named by everything that decides what the attack reaches on the base."""
     decided_by = {
         "base": request.base_sha256,

@@ -9,12 +9,9 @@ the run. The parts are made anew: a tiny base, adapters of both kinds, a mask, a
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fade.adapters.manifest import MANIFEST_NAME, check_base, check_mask, permit, publish, read_adapter, read_manifest
 from fade.adapters.store import load_card, weights_path
 from fade.errors import FadeError, LineageError
-from fade.files import sha256_file, write_json
+from fade.files import sha256_file
 from fade.method.masks import make_mask, save_mask
 from fade.method.saliency import random_saliency
 from fade.models.family import load_base
@@ -38,6 +35,7 @@ from fade.requests import tables
 from fade.requests.evidence import chain_rows, seal, verify_evidence
 from fade.requests.ledger import Ledger
 from fade.signing import read_signed
+from tests.chaos.arguments import run_and_write
 from tests.test_adapters import _adapter, _delta_adapter
 from tests.tiny import save_tiny_base
 
@@ -175,21 +173,10 @@ def run(cases: int, seed: int, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Try changes, and write what was accepted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="tamper-"))
-    try:
-        found = run(arguments.cases, arguments.seed, folder)
-    finally:
-        shutil.rmtree(folder)
+    found = run_and_write(__doc__, "cases", 500, run)
     print(f"{found['cases']} cases, {found['accepted']} accepted: {found['by_target']}")
     for line in found["which"]:
         print(line)
-    if arguments.json:
-        write_json(arguments.json, found)
     sys.exit(1 if found["accepted"] else 0)
 
 

@@ -1,0 +1,185 @@
+"""Going live: time of a swap, from the alias to the picture, and what live adapters cost a picture.
+
+    python benchmarks/release.py --json benchmarks/results/release.json
+
+Three figures, on the built-in base with random adapters of its own size (no erasure is run):
+
+* ``swap``: seconds from a published manifest to the runtime drawing under it, by number of live adapters.
+* ``alias_to_picture``: seconds from the alias set in a registry on this machine to a changed picture; the watch
+  looks every second, so that half a second of it is waiting. Without a browser, which the browser test has.
+* ``overhead``: seconds of a picture over the base's, in pairs drawn in turn: 1, 10 and 50 adapters one on top
+  of the other (``stacked``), and one adapter of the same rank for all of it (``consolidated``).
+
+Ratios hold between machines, seconds do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fade.adapters.manifest import publish
+from fade.adapters.runtime import Runtime
+from fade.adapters.store import save_adapter
+from fade.files import write_json
+from fade.lineage import ROOT
+from fade.method.masks import Mask
+from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
+from fade.models.deltas import plain_modules
+from fade.models.family import load_base
+
+PROMPTS = ["a cat image in photo style."]
+COUNTS = (1, 10, 50)
+
+
+def random_adapter(base: Path, folder: Path, *, seed: int, rank: int) -> Path:
+    """An adapter on every module of the denoiser, as an erasure without a mask gives one; its change is small."""
+    sd = load_base(base)
+    names = tuple(plain_modules(sd.unet))
+    add_sparse_lora(
+        sd.unet, Mask("module", names, len(names), len(names)), rank=rank, alpha=rank, seed=seed, name="student"
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for layer in lora_layers(sd.unet).values():
+        torch.nn.init.normal_(layer.lora_B["student"].weight, std=1e-3, generator=generator)
+    save_adapter(folder, adapter_tensors(sd.unet, "student"), {"base_sha256": sd.sha256, "rank": rank})
+    return folder
+
+
+def overhead(base: Path, folder: Path, *, repeats: int, steps: int, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Swap times and ratios to the base, by number of adapters."""
+    key = Ed25519PrivateKey.generate()
+    pool = [random_adapter(base, folder / "pool" / str(i), seed=i, rank=rank) for i in range(max(COUNTS))]
+    publish(folder / "release", [], base=base, key=key)
+    runtime = Runtime(load_base(base), folder / "release", public_key=key.public_key(), state=folder / "state.json")
+    ways = {f"stacked {count}": pool[:count] for count in COUNTS} | {"consolidated": pool[:1]}
+    swaps: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    for name, adapters in ways.items():
+        published = [(f"erasure-{i}/1", adapter, 1.0) for i, adapter in enumerate(adapters)]
+        begun = time.perf_counter()
+        publish(folder / "release", published, base=None, key=key)
+        publishing = time.perf_counter() - begun
+        swaps[name] = {"publish_seconds": publishing, "swap_seconds": runtime.refresh().swap_seconds}
+
+        def draw(base_only: bool) -> float:
+            begun = time.perf_counter()
+            runtime.generate(PROMPTS, [1], steps=steps, guidance=4.0, base_only=base_only)
+            return time.perf_counter() - begun
+
+        draw(True), draw(False)
+        pairs = [(draw(True), draw(False)) for _ in range(repeats)]
+        ratios = sorted(live / plain for plain, live in pairs)
+        found[name] = {
+            "ratio": statistics.median(ratios),
+            "ratio_low": ratios[0],
+            "ratio_high": ratios[-1],
+            "base_seconds": statistics.median(plain for plain, _ in pairs),
+        }
+    runtime.close()
+    return swaps, found
+
+
+def alias_to_picture(folder: Path, *, repeats: int) -> dict[str, Any]:
+    """Seconds from a set alias to a changed picture, and from its removal to the base's; tiny base, real registry."""
+    from tests.tiny import make_workspace
+
+    make_workspace(folder)
+    os.environ["FADE_ROOT"] = str(folder)
+    from flows.settings import configure
+
+    configure()
+    from mlflow import MlflowClient
+
+    from fade.config import load_settings
+    from fade.steps.request import prepare_request
+    from flows import release
+    from flows.erase import erase, prepare_folder
+    from flows.watch import Watch
+
+    changes = {"distill.learning_rate": 0.02, "distill.precision": "fp32", "evaluate.precision": "fp32"}
+    request = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml"), changes=changes))
+    prepare_folder(request)
+    version = erase(request.id)
+    sd = load_base(request.base)
+    where = release.open_release(request.base, sd.sha256)
+    runtime = Runtime(sd, where, public_key=release.KEYS / "public.pem", state=folder / "state.json")
+
+    def picture() -> bytes:
+        pixels: bytes = runtime.generate(PROMPTS, [1], steps=2, guidance=2.0)[0].tobytes()
+        return pixels
+
+    def until(reached: Callable[[], bool]) -> float:
+        begun = time.perf_counter()
+        while not reached():
+            if time.perf_counter() - begun > 60:
+                raise RuntimeError("the picture did not change within 60 s")
+            time.sleep(0.02)
+        return time.perf_counter() - begun
+
+    client = MlflowClient(f"sqlite:///{Path('.fade/mlflow.db').resolve()}")
+    plain, live, gone = picture(), [], []
+    watch = Watch(valid_seconds=0)
+    thread = threading.Thread(target=lambda: list(watch.run()), daemon=True)
+    thread.start()
+    for _ in range(repeats):
+        client.set_registered_model_alias(version.model, "approved", str(version.version))
+        live.append(until(lambda: picture() != plain))
+        client.delete_registered_model_alias(version.model, "approved")
+        gone.append(until(lambda: picture() == plain))
+    watch.ended.set()
+    watch.woken.set()
+    thread.join(timeout=60)
+    return {
+        "live_seconds": {"median": statistics.median(live), "worst": max(live)},
+        "back_seconds": {"median": statistics.median(gone), "worst": max(gone)},
+        "repeats": repeats,
+    }
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=ROOT / "data/base/canvas")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    out = arguments.json.resolve() if arguments.json else None
+    settings = {name: getattr(arguments, name) for name in ("repeats", "steps", "rank", "threads")}
+    with tempfile.TemporaryDirectory(prefix="release-") as place:
+        folder = Path(place)
+        options = {name: settings[name] for name in ("repeats", "steps", "rank")}
+        swap, ratios = overhead(arguments.base.resolve(), folder, **options)
+        found: dict[str, Any] = {"settings": settings, "swap": swap, "overhead": ratios}
+        found["alias_to_picture"] = alias_to_picture(folder / "project", repeats=min(arguments.repeats, 5))
+        os.chdir(ROOT)
+    from flows.studies import made_on
+
+    found["made_on"] = made_on()
+    for name, row in ratios.items():
+        print(f"{name}: {row['ratio']:.2f} x the base [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]", end="")
+        print(f", swap {swap[name]['swap_seconds']:.3f} s")
+    print(f"alias to picture: {found['alias_to_picture']}")
+    if out:
+        write_json(out, found)
+
+
+if __name__ == "__main__":
+    main()

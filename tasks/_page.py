@@ -1,0 +1,111 @@
+"""What a version's page in MLflow says: figures against the gate, pictures and links, in Markdown.
+
+No name of a person comes in: concepts are called by number, pictures and pages by the run that keeps them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DOCS, ATTACK = "data-docs", "attack.png"
+"""Artifacts of a run that are there where the project has them: pages of Great Expectations, pictures of the attack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All that a page is made of.
+
+    Attributes:
+        metrics: of the erasure's evaluation.
+        least: what the gate asks, by figure.
+        run: id of the run, and of its experiment.
+        tags: of the run.
+        files: names of the run's artifacts.
+        inversion: share of pictures in which the attack brings the concept back; None if not measured.
+        together: what the release flow found on testing it with everything live.
+        study: run of the newest study with a trade-off picture, and its experiment's id.
+    """
+
+    metrics: Mapping[str, Any]
+    least: Mapping[str, float]
+    run: tuple[str, str]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    files: Collection[str] = ()
+    inversion: float | None = None
+    together: str = ""
+    study: tuple[str, str] | None = None
+
+
+def page(of: Page, *, approved: str) -> str:
+    """The page as Markdown; ``approved`` is the alias that makes a version live."""
+    gate = of.metrics["gate"]
+    parts = [
+        f"Gate: **{'passed' if gate['passed'] else 'failed'}**." + "".join(f"\n- {why}" for why in gate["reasons"]),
+        _table(of),
+        f"Drift of retained pictures: {of.metrics['drift']:.4f} (RMS distance to the base's, 0 to 1).",
+        f"**With everything live**: {of.together or 'not tested yet'}.",
+        _depth(of),
+        f"Set the alias `{approved}` to make this version live; move or remove it to take it back.",
+        _links(of),
+    ]
+    if "sheet.png" in of.files:
+        parts.append(f"### Before and after\n\n{_picture('before and after', 'sheet.png', of.run)}")
+    if ATTACK in of.files:
+        parts.append(f"### What the attack brings back\n\n{_picture('the attack', ATTACK, of.run)}")
+    if of.study:
+        parts.append(
+            f"### Trade-off of the newest study\n\nHow settings trade forgetting against retention "
+            f"([its run]({_run(of.study)})).\n\n{_picture('trade-off', 'tradeoff.png', of.study)}"
+        )
+    return "\n\n".join(parts)
+
+
+def _table(of: Page) -> str:
+    judged = of.metrics["judges"]["report"]
+    before, after = judged["before"], judged["after"]
+    rows = [(name.upper(), before[name]["value"], after[name], of.least.get(name)) for name in ("ua", "ira", "cra")]
+    if len(after["erased"]) > 1:
+        rows += [
+            (f"UA of concept {number}", None, found["ua"], of.least.get("ua"))
+            for number, found in enumerate(after["erased"].values(), start=1)
+        ]
+    lines = ["| figure | base | erased | 95 % interval | gate asks |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {name} | {'' if base is None else f'{base:.2%}'} | {found['value']:.2%} "
+        f"| {found['low']:.2%} - {found['high']:.2%} | {'' if least is None else f'{least:.2%}'} |"
+        for name, base, found, least in rows
+    ]
+    return "\n".join(lines)
+
+
+def _depth(of: Page) -> str:
+    said = "UA is asked by the concept's name. White-box inversion "
+    if of.inversion is None:
+        return said + "was not measured (`fade attack`)."
+    return said + f"still brings the concept back in **{of.inversion:.0%}** of its pictures."
+
+
+def _links(of: Page) -> str:
+    links = [f"[run]({_run(of.run)})"]
+    names = {"Data Docs": f"{DOCS}/index.html", "dvc.lock": "dvc.lock", "figures": "metrics.json"}
+    links += [
+        f"[{name}]({_run(of.run)}/artifacts/{path})"
+        for name, path in names.items()
+        if path.partition("/")[0] in of.files
+    ]
+    if flow := of.tags.get("prefect.flow_run_id"):
+        server = os.environ.get("PREFECT_API_URL", "").removesuffix("/").removesuffix("/api")
+        links.append(f"[Prefect flow]({server}/runs/flow-run/{flow})" if server else f"Prefect flow `{flow}`")
+    links.append(f"commit `{of.tags.get('git.commit', 'unknown')[:12]}`")
+    return "Links: " + " · ".join(links)
+
+
+def _run(run: tuple[str, str]) -> str:
+    return f"#/experiments/{run[1]}/runs/{run[0]}"
+
+
+def _picture(title: str, name: str, run: tuple[str, str]) -> str:
+    return f"![{title}](get-artifact?path={name}&run_uuid={run[0]})"
