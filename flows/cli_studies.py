@@ -132,30 +132,38 @@ def combine(
 @guarded
 def attack(
     name: Annotated[str, typer.Argument(metavar="ID", help="A finished erasure of one concept.")],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--kind", help="prompts, noised, relearning, switch, inversion; several times for several."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every attack; without --kind inversion alone.")] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Measure depth: how often a search on the erased weights brings the concept back, against the base.
+    """Measure how easily the concept is brought back, against the base.
 
-    The figure goes to the erasure's run and page in MLflow; the pictures stay in the erasure's folder.
+    The figures go to the erasure's run and page in MLflow; the pictures stay in the erasure's folder.
     """
-    from fade.config import load_request
     from fade.errors import RegistryError
-    from fade.files import read_json
-    from fade.steps.attack import attack as search
-    from fade.steps.trial import inversion_figures
+    from fade.steps.attacks import KINDS, attack_figures, run
     from flows.erase import find_folder
     from tasks import _tracking
 
     folder = find_folder(name)
-    steps = load_request(folder).inversion.steps
-    for _ in tqdm(search(folder), total=2 * steps, desc="inversion", disable=None):
-        pass
-    found = inversion_figures(read_json(folder / "attacks" / "inversion.json"))
-    low, high = found["inversion_low"], found["inversion_high"]
-    console.print(
-        f"Inversion brings the concept back in {found['inversion']:.0%} [{low:.0%}, {high:.0%}] of pictures; "
-        f"on the base in {found['base_inversion']:.0%}. Sheet: {folder}/attacks/sheet.png"
-    )
+    kinds = list(KINDS) if everything else kind or ["inversion"]
+    for one in kinds:
+        for _ in tqdm(run(folder, one), desc=one, disable=None):
+            pass
+    found = attack_figures(folder)
+    table = Table("attack", "brings it back in", "on the base")
+    for key in [key.removeprefix("base_") for key in found if key.startswith("base_")]:
+        low, high = found[f"{key}_low"], found[f"{key}_high"]
+        table.add_row(key, f"{found[key]:.0%} [{low:.0%}, {high:.0%}]", f"{found[f'base_{key}']:.0%}")
+    console.print(table)
+    if "inversion" in kinds:
+        console.print(
+            f"Inversion brings the concept back in {found['inversion']:.0%} of pictures, "
+            f"on the base in {found['base_inversion']:.0%}. Sheet: {folder}/attacks/sheet.png"
+        )
     try:
         _tracking.log_attack(_tracking.find_version(folder.name), found)
     except RegistryError as error:

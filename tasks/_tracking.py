@@ -454,11 +454,13 @@ def say_release(version: AdapterVersion, what: str) -> None:
         client.set_model_version_tag(version.model, str(version.version), RELEASE_TAG, what)
 
 
-def log_attack(version: AdapterVersion, figures: Mapping[str, float]) -> None:
-    """Figures of an attack: metrics of the version's run, and the tag ``inversion`` on its page."""
+def log_attack(version: AdapterVersion, figures: Mapping[str, float | None]) -> None:
+    """Figures of attacks: metrics of the version's run, and a tag for each on its page."""
+    known = {key: value for key, value in figures.items() if value is not None}
     with _client() as client:
-        client.log_batch(version.run_id, metrics=[Metric(key, value, 0, 0) for key, value in figures.items()])
-        client.set_model_version_tag(version.model, str(version.version), "inversion", f"{figures['inversion']:.4f}")
+        client.log_batch(version.run_id, metrics=[Metric(key, value, 0, 0) for key, value in known.items()])
+        for name in (key.removeprefix("base_") for key in known if key.startswith("base_")):
+            client.set_model_version_tag(version.model, str(version.version), name, f"{known[name]:.4f}")
 
 
 def tag_version(version: AdapterVersion, tags: Mapping[str, str]) -> None:
