@@ -24,12 +24,13 @@ from fade.adapters.manifest import MANIFEST_NAME, LiveAdapter, Manifest, live_fo
 from fade.adapters.store import load_card
 from fade.config import Request, load_request
 from fade.errors import ConfigError, FadeError, LineageError, RefusedError, listing
+from fade.evaluation.gate import strictest
 from fade.files import read_json, sha256_file
 from fade.lineage import module_closure
 from fade.requests.ledger import Ledger
 from fade.requests.states import TRANSITIONS, State
 from fade.signing import signing_key
-from fade.steps.combine import combine, strictest
+from fade.steps.combine import combine
 from fade.steps.evaluate import judge_gate
 from flows.erase import ERASURES
 from tasks import _tracking

@@ -164,7 +164,13 @@ def _log_run(
         params=[Param(key, str(value)) for key, value in params.items()],
         tags=[RunTag(key, value) for key, value in tags.items()],
     )
-    for name in ("evaluation/sheet.png", "evaluation/metrics.json", "dvc.lock", "validation.json"):
+    for name in (
+        "evaluation/report.html",
+        "evaluation/sheet.png",
+        "evaluation/metrics.json",
+        "dvc.lock",
+        "validation.json",
+    ):
         client.log_artifact(run_id, str(folder / name))
     if request.imported is None:
         client.log_artifact(run_id, str(folder / "mask" / "mask.json"))
@@ -211,8 +217,9 @@ def log_study(name: str, folder: Path, table: pd.DataFrame) -> None:
         ]
         for start in range(0, len(points), 1000):
             client.log_batch(run.info.run_id, metrics=points[start : start + 1000])
-        for artifact in ("tradeoff.png", "table.md"):
-            client.log_artifact(run.info.run_id, str(folder / artifact))
+        for artifact in ("tradeoff.png", "scatter.png", "sequence.png", "table.md"):
+            if (folder / artifact).is_file():
+                client.log_artifact(run.info.run_id, str(folder / artifact))
         client.set_terminated(run.info.run_id, "FINISHED")
 
 
@@ -315,7 +322,7 @@ def _description(metrics: dict[str, Any], gate: str) -> str:
     reasons = "".join(f"\n- {reason}" for reason in metrics["gate"]["reasons"])
     return (
         f"Gate: **{gate}**.{reasons}\n\n" + "\n".join(lines) + f"\n\nDrift of retained pictures: "
-        f"{metrics['drift']:.4f}. Before/after sheet: `sheet.png` in the source run's artifacts.\n\n"
+        f"{metrics['drift']:.4f}. To read, with its pictures: `report.html` in the source run's artifacts.\n\n"
         "UA is asked by the concept's name. How often inversion of the weights still brings it back is the tag "
         "`inversion`; without that tag it was not measured (`fade attack`).\n\n"
         f"Set the alias `{APPROVED}` to make this version live; move or remove it to take it back."
