@@ -228,7 +228,10 @@ def attack(
 
     The figures go to the erasure's run and page in MLflow; the pictures stay in the erasure's folder.
     """
+    from fade.config import load_request
     from fade.errors import RegistryError
+    from fade.evaluation.gate import verdict
+    from fade.files import read_json
     from fade.steps.attacks import KINDS, attack_figures, run
     from flows.erase import find_folder
     from tasks import _tracking
@@ -250,7 +253,14 @@ def attack(
             f"on the base in {found['base_inversion']:.0%}. Sheet: {folder}/attacks/sheet.png"
         )
     try:
-        _tracking.log_attack(_tracking.find_version(folder.name), found)
+        version = _tracking.find_version(folder.name)
+        _tracking.log_attack(version, found)
+        gate = load_request(folder).gate
+        if gate.attacks:
+            report = read_json(folder / "evaluation" / "metrics.json")["judges"]["report"]
+            judged = verdict({**report, "attacks": found}, gate)
+            _tracking.say_gate(version, judged["verdict"])
+            console.print(f"Gate: {judged['verdict']}. {'; '.join(judged['reasons'])}", soft_wrap=True)
     except RegistryError as error:
         console.print(f"Not noted in MLflow: {error}", soft_wrap=True)
     write_figures(json_file, {**found, "folder": str(folder)})

@@ -41,6 +41,7 @@ EXPERIMENT, STUDIES = "erasures", "studies"
 MODEL_PREFIX = "erasure-"
 APPROVED, CANDIDATE = "approved", "candidate"
 RELEASE_TAG = "release"
+BORDERLINE, DECISION_TAG = "borderline", "gate_decision"
 for _name in ("mlflow", "alembic", "mlflow.models.model"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
@@ -52,9 +53,10 @@ class AdapterVersion:
     Attributes:
         model: registered model, one for each erasure; its name holds only the erasure's id.
         aliases: among them ``candidate`` (offered) and ``approved`` (live).
-        gate: ``passed`` or ``failed``, as its tag says; the release flow asks what was measured.
+        gate: ``passed``, ``failed`` or ``borderline``, as its tag says; the release flow asks what was measured.
         release: what the release flow said last: ``live``, ``rolled back``, ``waiting: why``, ``refused: why``.
         inversion: share of pictures in which white-box inversion brings the concept back; None if not measured.
+        decision: why a person lets a borderline version pass; empty where nobody decided.
     """
 
     model: str
@@ -71,6 +73,7 @@ class AdapterVersion:
     drift: float
     release: str = ""
     inversion: float | None = None
+    decision: str = ""
 
     @property
     def live(self) -> bool:
@@ -291,7 +294,7 @@ def _log_version(
     card: dict[str, Any],
 ) -> int:
     judged = metrics["judges"]["report"]["after"]
-    gate = "passed" if metrics["gate"]["passed"] else "failed"
+    gate = metrics["gate"].get("verdict") or ("passed" if metrics["gate"]["passed"] else "failed")
     number = _new_version(client, run_id, model, folder=folder, request=request, card=card)
     tags = {
         "adapter_sha256": card["adapter_sha256"],
@@ -367,6 +370,7 @@ def versions() -> list[AdapterVersion]:
                 drift=float(tags["drift"]),
                 release=tags.get(RELEASE_TAG, ""),
                 inversion=float(tags["inversion"]) if "inversion" in tags else None,
+                decision=tags.get(DECISION_TAG, ""),
             )
             found.append((version.creation_timestamp, one))
         return [version for _, version in sorted(found, key=lambda item: (item[0], item[1].version))]
@@ -391,17 +395,28 @@ def find_version(name: str, number: int | None = None) -> AdapterVersion:
     return chosen[0]
 
 
-def approve(name: str, number: int | None = None) -> AdapterVersion:
+def approve(name: str, number: int | None = None, *, decision: str = "") -> AdapterVersion:
     """Set alias ``approved``: the version is live.
 
+    Args:
+        decision: why a person lets a borderline version pass; kept on its page as the tag ``gate_decision``.
+
     Raises:
-        RegistryError: unknown, its gate failed, or its files were changed since registration.
+        RegistryError: unknown, its gate failed, it is borderline and nobody decided, or its files were changed since
+            registration.
     """
     version = find_version(name, number)
-    if version.gate != "passed":
+    if version.gate == BORDERLINE and not (decision or version.decision):
+        raise RegistryError(
+            f"{version.model} version {version.version} is borderline: its figures pass the gate, not every bound is "
+            "sure. Read its report, then approve it with --because 'your reason', or leave it out."
+        )
+    if version.gate not in ("passed", BORDERLINE):
         raise RegistryError(f"{version.model} version {version.version} did not pass its gate; it is not approved.")
     fetch_adapter(version)
     with _client() as client:
+        if decision and version.gate == BORDERLINE:
+            client.set_model_version_tag(version.model, str(version.version), DECISION_TAG, decision)
         client.set_registered_model_alias(version.model, APPROVED, str(version.version))
     return find_version(version.model, version.version)
 
@@ -468,6 +483,22 @@ def log_attack(version: AdapterVersion, figures: Mapping[str, float | None]) -> 
         client.log_batch(version.run_id, metrics=[Metric(key, value, 0, 0) for key, value in known.items()])
         for name in (key.removeprefix("base_") for key in known if key.startswith("base_")):
             client.set_model_version_tag(version.model, str(version.version), name, f"{known[name]:.4f}")
+
+
+def say_gate(version: AdapterVersion, verdict: str) -> None:
+    """What the gate says now that attacks were run; the alias ``candidate`` follows it."""
+    with _client() as client:
+        client.set_model_version_tag(version.model, str(version.version), "gate", verdict)
+        if verdict == "passed":
+            client.set_registered_model_alias(version.model, CANDIDATE, str(version.version))
+        elif CANDIDATE in version.aliases:
+            client.delete_registered_model_alias(version.model, CANDIDATE)
+
+
+def run_metrics(version: AdapterVersion) -> dict[str, float]:
+    """The figures of a version's run, attacks among them."""
+    with _client() as client:
+        return dict(client.get_run(version.run_id).data.metrics)
 
 
 def tag_version(version: AdapterVersion, tags: Mapping[str, str]) -> None:

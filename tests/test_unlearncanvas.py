@@ -193,7 +193,7 @@ def test_it_draws_in_shards_resumes_and_never_mixes_runs(tiny_base: Path, classi
     assert len(samples) == 20
     assert metrics["ua"] == unlearncanvas_figures(samples, "Monet")["ua"]
     assert (metrics["ua"]["count"], metrics["ira"]["count"], metrics["cra"]["count"]) == (10, 10, 20)
-    with pytest.raises(ConfigError, match="pictures of another run .*target 'Monet'"):
+    with pytest.raises(ConfigError, match=r"pictures of another run .*target 'Monet'"):
         begin(out, base=str(tiny_base), target="Cats", steps=1)
     with pytest.raises(ConfigError, match="Shard 2 of 2"):
         next(draw(out, base=str(tiny_base), shard=2, shards=2))
