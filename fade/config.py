@@ -168,12 +168,58 @@ class InversionSettings(_Settings):
     seeds: tuple[int, ...] = (188, 288, 588, 688, 888, 988)
 
 
+class AttackSettings(_Settings):
+    """The suite of attacks beside inversion (fade/steps/attacks.py): budgets and how many pictures each draws."""
+
+    seed: int = 42
+    seeds: tuple[int, ...] = Field((188, 288), min_length=1, description="of every prompt's pictures")
+    names: tuple[str, ...] = Field((), description="further words for the concept: synonyms, other languages")
+    strengths: tuple[float, ...] = Field((0.5, 0.7, 0.9), description="noised pictures: share of the way to noise")
+    pictures: int = Field(16, ge=1, description="noised pictures drawn at each strength")
+    relearning_steps: tuple[int, ...] = Field((10, 20, 40), description="fine-tuning steps after which it is judged")
+    relearning_batch: int = Field(8, ge=1)
+    relearning_rate: float = Field(1e-4, gt=0)
+
+    @model_validator(mode="after")
+    def _in_range(self) -> AttackSettings:
+        if any(not 0 < strength < 1 for strength in self.strengths):
+            raise ValueError(f"attacks.strengths must lie between 0 and 1: got {self.strengths}")
+        if (
+            list(self.relearning_steps) != sorted(set(self.relearning_steps))
+            or min(self.relearning_steps, default=1) < 1
+        ):
+            raise ValueError(f"attacks.relearning_steps must rise from 1: got {self.relearning_steps}")
+        return self
+
+
+class Sure(_Settings):
+    """What the *bounds* of the figures must reach, and how often a decision may be wrong (fade/evaluation/gate.py).
+
+    Pictures are added, ``round`` seeds at a time, until every decision is sure or ``most`` seeds are drawn.
+    """
+
+    ua: float = Field(0.85, ge=0, le=1)
+    ira_loss: float = Field(0.03, ge=0, le=1)
+    cra_loss: float = Field(0.03, ge=0, le=1)
+    neighbours_loss: float | None = Field(0.15, ge=0, le=1, description="of each neighbour; None: not asked")
+    error_rate: float = Field(0.05, gt=0, lt=0.5)
+    round: int = Field(5, ge=1)
+    most: int = Field(20, ge=1)
+
+
 class Gate(_Settings):
-    """What an erasure must reach to be offered for approval (fractions of 1)."""
+    """What an erasure must reach to be offered for approval (fractions of 1).
+
+    ``ua``, ``ira_loss`` and ``cra_loss`` are asked of the figures themselves, ``sure`` of their bounds; without
+    ``sure`` the bounds are not asked. ``attacks``: the most that an attack's upper bound may reach, by its name; one
+    that was not run then fails.
+    """
 
     ua: float = Field(0.99, ge=0, le=1)
     ira_loss: float = Field(0.01, ge=0, le=1)
     cra_loss: float = Field(0.01, ge=0, le=1)
+    sure: Sure | None = None
+    attacks: dict[str, float] | None = None
 
 
 class Settings(_Settings):
@@ -185,6 +231,7 @@ class Settings(_Settings):
     distill: DistillSettings = DistillSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     inversion: InversionSettings = InversionSettings()
+    attacks: AttackSettings = AttackSettings()
     gate: Gate = Gate()
     threads: int = Field(2, ge=1)
     weights: Literal["fp32", "bf16"] = Field("fp32", description="how the denoiser's weights are held; bf16 rounds")

@@ -23,14 +23,18 @@ app = typer.Typer()
 @app.command()
 @guarded
 def approve(
-    name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None
+    name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")],
+    because: Annotated[
+        str | None, typer.Option(help="Why a borderline version passes; kept on its page. Name nobody.")
+    ] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Make a candidate live: sets the alias 'approved', as a reviewer does in the MLflow page, and releases."""
     from flows import release, together
     from tasks import _tracking
 
     version = named(name)
-    version = _tracking.approve(version.model, version.version)
+    version = _tracking.approve(version.model, version.version, decision=because or "")
     changes = release.reconcile(actor=getpass.getuser())
     version = _tracking.find_version(version.model, version.version)
     _print_changes(changes)

@@ -69,21 +69,37 @@ def benchmark(
     concepts: Annotated[str | None, typer.Option(help="Only these, by commas.")] = None,
     settings_given: SetOption = None,
     attack: AttackOption = True,
+    methods: Annotated[
+        str | None, typer.Option(help="Compare these, by commas: ours, ours-deep, ours-closed-form, fade, esd-x ...")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="With --methods: seeds, by commas.")] = None,
+    kinds: Annotated[
+        str, typer.Option("--attacks", help="With --methods: attacks, by commas.")
+    ] = "prompts,noised,inversion,relearning",
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="With --methods: twelve concepts live on top of one another.")
+    ] = False,
     parallel: ParallelOption = 1,
     json_file: JsonOption = None,
 ) -> None:
     """Erase each concept alone with the default settings, and print the table of figures with intervals.
 
     The whole of it, with defaults (but for threads), is kept under benchmarks/results/. Stopped and
-    asked again, it goes on where it was.
+    asked again, it goes on where it was. With --methods, methods are compared on six named concepts (or
+    --concepts); --set esd-x.steps=300 changes a baseline's own settings.
     """
     from fade.files import write_json
     from flows.studies import RESULTS, benchmark_report, canvas_pairs, plan, run_study
 
     if protocol != "canvas":
-        raise ConfigError(f"No benchmark {protocol!r}: there is 'canvas'.")
+        raise ConfigError(f"No benchmark {protocol!r}: there is 'canvas'. UnlearnCanvas is `fade unlearncanvas`.")
     changes = dict(setting(given) for given in settings_given or ())
     named = [name.strip() for name in concepts.split(",")] if concepts is not None else None
+    if methods is not None:
+        attacks = [one.strip() for one in kinds.split(",") if one.strip()] if attack else []
+        chosen = [name.strip() for name in methods.split(",")]
+        _contest(chosen, named, seeds, changes, attacks, sequential, parallel, json_file)
+        return
     cells = plan(canvas_pairs(named), vary={}, changes=changes)
     study = run_study("benchmark-canvas", cells, attacked=attack, parallel=parallel)
     report = benchmark_report(study.rows, cells)
@@ -93,6 +109,75 @@ def benchmark(
         console.print(f"Kept: {RESULTS}/canvas.json")
     write_figures(json_file, report)
     _end(study)
+
+
+def _contest(
+    methods: list[str],
+    concepts: list[str] | None,
+    seeds: str | None,
+    changes: dict[str, Any],
+    attacks: list[str],
+    sequential: bool,
+    parallel: int,
+    json_file: Path | None,
+) -> None:
+    from flows.contest import BASELINES, SEQUENCE, plan_contest, run_contest
+
+    baselines: dict[str, dict[str, Any]] = {}
+    for name in [key for key in changes if key.partition(".")[0] in BASELINES]:
+        method, _, own = name.partition(".")
+        baselines.setdefault(method, {})[own] = changes.pop(name)
+    given = concepts or (list(SEQUENCE) if sequential else None)
+    entries = plan_contest(
+        methods, given, seeds=_listed(seeds, "--seeds") if seeds else None, changes=changes, baselines=baselines
+    )
+    asked = json.dumps([sorted(str(entry.folder) for entry in entries), attacks, sequential])
+    name = "contest-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
+    console.print(f"{len(entries)} erasures, contest [bold]{name}[/bold]")
+    found = run_contest(name, entries, attacks=attacks, parallel=parallel, sequential=sequential)
+    console.print(found.markdown, soft_wrap=True, markup=False)
+    console.print(f"Kept: {found.folder}/table.md, rows.parquet, scatter.png" + ", sequence.png" * sequential)
+    write_figures(json_file, {"rows": found.rows, "failures": found.failures, "folder": str(found.folder)})
+    for erasure, reason in found.failures.items():
+        console.print(f"[bold red]{erasure}[/bold red]: {reason}", soft_wrap=True)
+    if found.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def unlearncanvas(
+    base: Annotated[str, typer.Option(help="The unlearned checkpoint: a folder in diffusers layout, or as --base.")],
+    target: Annotated[str, typer.Option(help="What was erased, as UnlearnCanvas calls it: Van_Gogh, Cats ...")],
+    classifiers: Annotated[str, typer.Option(help="Folder with the style and the object classifier.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder of the pictures and figures; goes on where it was.")],
+    adapter: Annotated[str | None, typer.Option(help="Folder of an adapter of this library on the base.")] = None,
+    real: Annotated[str | None, typer.Option(help="The data set's folder: adds FID and KID.")] = None,
+    guidance: Annotated[float, typer.Option(help="9 as published; 7.5 for two of the published methods.")] = 9.0,
+    steps: Annotated[int, typer.Option(min=1, help="DDIM steps; 100 as published.")] = 100,
+    seed_images: Annotated[
+        bool, typer.Option("--seed-images/--no-seed-images", help="Count the theme Seed_Images, as published.")
+    ] = True,
+    styles: Annotated[str | None, typer.Option(help="Only these, by commas: a look, not the benchmark.")] = None,
+    objects: Annotated[str | None, typer.Option(help="Only these, by commas.")] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    parallel: Annotated[int, typer.Option(min=1, help="Shards drawn side by side, a process each.")] = 1,
+    json_file: JsonOption = None,
+) -> None:
+    """Run the published UnlearnCanvas protocol on a checkpoint: 5100 pictures, two classifiers, UA, IRA, CRA."""
+    from flows.unlearncanvas import run_unlearncanvas
+
+    metrics = run_unlearncanvas(
+        out, base=base, target=target, classifiers=classifiers, adapter=adapter, real=real, guidance=guidance,
+        steps=steps, seed_images=seed_images, styles=styles, objects=objects, batch=batch, shards=parallel,
+    )  # fmt: skip
+    for name in ("ua", "ira", "cra"):
+        rate = metrics[name]
+        console.print(f"{name.upper()} {rate['value']:.2%} [{rate['low']:.2%}, {rate['high']:.2%}] of {rate['count']}")
+    for name in ("fid_style_classifier", "kid_style_classifier"):
+        if name in metrics:
+            console.print(f"{name} {metrics[name]:.4g}")
+    write_figures(json_file, metrics)
 
 
 @app.command()
@@ -132,32 +217,51 @@ def combine(
 @guarded
 def attack(
     name: Annotated[str, typer.Argument(metavar="ID", help="A finished erasure of one concept.")],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--kind", help="prompts, noised, relearning, switch, inversion; several times for several."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every attack; without --kind inversion alone.")] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Measure depth: how often a search on the erased weights brings the concept back, against the base.
+    """Measure how easily the concept is brought back, against the base.
 
-    The figure and the sheet go to the erasure's run and page in MLflow.
+    The figures go to the erasure's run and page in MLflow; the pictures stay in the erasure's folder.
     """
     from fade.config import load_request
     from fade.errors import RegistryError
+    from fade.evaluation.gate import verdict
     from fade.files import read_json
-    from fade.steps.attack import attack as search
-    from fade.steps.trial import inversion_figures
+    from fade.steps.attacks import KINDS, attack_figures, run
     from flows.erase import find_folder
     from tasks import _tracking
 
     folder = find_folder(name)
-    steps = load_request(folder).inversion.steps
-    for _ in tqdm(search(folder), total=2 * steps, desc="inversion", disable=None):
-        pass
-    found = inversion_figures(read_json(folder / "attacks" / "inversion.json"))
-    low, high = found["inversion_low"], found["inversion_high"]
-    console.print(
-        f"Inversion brings the concept back in {found['inversion']:.0%} [{low:.0%}, {high:.0%}] of pictures; "
-        f"on the base in {found['base_inversion']:.0%}. Sheet: {folder}/attacks/sheet.png"
-    )
+    kinds = list(KINDS) if everything else kind or ["inversion"]
+    for one in kinds:
+        for _ in tqdm(run(folder, one), desc=one, disable=None):
+            pass
+    found = attack_figures(folder)
+    table = Table("attack", "brings it back in", "on the base")
+    for key in [key.removeprefix("base_") for key in found if key.startswith("base_")]:
+        low, high = found[f"{key}_low"], found[f"{key}_high"]
+        table.add_row(key, f"{found[key]:.0%} [{low:.0%}, {high:.0%}]", f"{found[f'base_{key}']:.0%}")
+    console.print(table)
+    if "inversion" in kinds:
+        console.print(
+            f"Inversion brings the concept back in {found['inversion']:.0%} of pictures, "
+            f"on the base in {found['base_inversion']:.0%}. Sheet: {folder}/attacks/sheet.png"
+        )
     try:
-        _tracking.log_attack(_tracking.find_version(folder.name), found, folder / "attacks" / "sheet.png")
+        version = _tracking.find_version(folder.name)
+        sheet = folder / "attacks" / "sheet.png"
+        _tracking.log_attack(version, found, sheet if sheet.is_file() else None)
+        gate = load_request(folder).gate
+        if gate.attacks:
+            report = read_json(folder / "evaluation" / "metrics.json")["judges"]["report"]
+            judged = verdict({**report, "attacks": found}, gate)
+            _tracking.say_gate(version, judged["verdict"])
+            console.print(f"Gate: {judged['verdict']}. {'; '.join(judged['reasons'])}", soft_wrap=True)
     except RegistryError as error:
         console.print(f"Not noted in MLflow: {error}", soft_wrap=True)
     write_figures(json_file, {**found, "folder": str(folder)})

@@ -37,8 +37,8 @@ from tasks._tracking import AdapterVersion
 RECEIPTS_KIND, RECEIPTS_NAME = "fade-purge/1", "purge.json"
 DERIVED = (GENERATED, "splits", "saliency.safetensors", "validation.json", "docs", "foreign", "attacks")
 RECORDED = (GENERATED, "splits", "saliency.safetensors", "validation.json")
-JUDGED = ("evaluation/samples.parquet", "evaluation/sheet.png")
-RUN_FILES = ("sheet.png", "validation.json", DOCS, ATTACK)
+JUDGED = ("evaluation/samples.parquet", "evaluation/sheet.png", "evaluation/report.html")
+RUN_FILES = ("sheet.png", "report.html", "validation.json", DOCS, ATTACK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ from typing import Any
 
 from fade.config import load_request
 from fade.errors import ConfigError
+from fade.evaluation.gate import strictest
 from fade.files import read_json, sha256_file
 from fade.lineage import module_closure
-from fade.steps.combine import combine, strictest
+from fade.steps.combine import combine
 from fade.steps.evaluate import judge_gate
 from flows.approval import Approved, named
 from flows.erase import ERASURES

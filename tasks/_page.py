@@ -43,7 +43,8 @@ def page(of: Page, *, approved: str) -> str:
     """The page as Markdown; ``approved`` is the alias that makes a version live."""
     gate = of.metrics["gate"]
     parts = [
-        f"Gate: **{'passed' if gate['passed'] else 'failed'}**." + "".join(f"\n- {why}" for why in gate["reasons"]),
+        f"Gate: **{gate.get('verdict') or ('passed' if gate['passed'] else 'failed')}**."
+        + "".join(f"\n- {why}" for why in gate["reasons"]),
         _table(of),
         f"Drift of retained pictures: {of.metrics['drift']:.4f} (RMS distance to the base's, 0 to 1).",
         f"**With everything live**: {of.together or 'not tested yet'}.",
@@ -90,7 +91,12 @@ def _depth(of: Page) -> str:
 
 def _links(of: Page) -> str:
     links = [f"[run]({_run(of.run)})"]
-    names = {"Data Docs": f"{DOCS}/index.html", "dvc.lock": "dvc.lock", "figures": "metrics.json"}
+    names = {
+        "report": "report.html",
+        "Data Docs": f"{DOCS}/index.html",
+        "dvc.lock": "dvc.lock",
+        "figures": "metrics.json",
+    }
     links += [
         f"[{name}]({_run(of.run)}/artifacts/{path})"
         for name, path in names.items()

@@ -51,6 +51,7 @@ LIVE_SECONDS = 5.0
 _PHASE = "phase"
 RELEASE_TAG, TOGETHER_TAG, WITHDRAWN = "release", "together", "withdrawn"
 logger = logging.getLogger(__name__)
+BORDERLINE, DECISION_TAG = "borderline", "gate_decision"
 for _name in ("mlflow", "alembic", "mlflow.models.model"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
@@ -62,9 +63,10 @@ class AdapterVersion:
     Attributes:
         model: registered model, one for each erasure; its name holds only the erasure's id.
         aliases: among them ``candidate`` (offered) and ``approved`` (live).
-        gate: ``passed`` or ``failed``, as its tag says; the release flow asks what was measured.
+        gate: ``passed``, ``failed`` or ``borderline``, as its tag says; the release flow asks what was measured.
         release: what the release flow said last: ``live``, ``rolled back``, ``waiting: why``, ``refused: why``.
         inversion: share of pictures in which white-box inversion brings the concept back; None if not measured.
+        decision: why a person lets a borderline version pass; empty where nobody decided.
     """
 
     model: str
@@ -81,6 +83,7 @@ class AdapterVersion:
     drift: float
     release: str = ""
     inversion: float | None = None
+    decision: str = ""
 
     @property
     def live(self) -> bool:
@@ -188,7 +191,13 @@ def _log_run(
         params=[Param(key, str(value)) for key, value in params.items()],
         tags=[RunTag(key, value) for key, value in tags.items()],
     )
-    for name in ("evaluation/sheet.png", "evaluation/metrics.json", "dvc.lock", "validation.json"):
+    for name in (
+        "evaluation/report.html",
+        "evaluation/sheet.png",
+        "evaluation/metrics.json",
+        "dvc.lock",
+        "validation.json",
+    ):
         client.log_artifact(run_id, str(folder / name))
     _log_docs(client, run_id, folder / "docs")
     if request.imported is None:
@@ -303,8 +312,9 @@ def log_study(name: str, folder: Path, table: pd.DataFrame) -> None:
         ]
         for start in range(0, len(points), 1000):
             client.log_batch(run.info.run_id, metrics=points[start : start + 1000])
-        for artifact in ("tradeoff.png", "table.md"):
-            client.log_artifact(run.info.run_id, str(folder / artifact))
+        for artifact in ("tradeoff.png", "scatter.png", "sequence.png", "table.md"):
+            if (folder / artifact).is_file():
+                client.log_artifact(run.info.run_id, str(folder / artifact))
         client.set_terminated(run.info.run_id, "FINISHED")
 
 
@@ -376,7 +386,7 @@ def _log_version(
     card: dict[str, Any],
 ) -> int:
     judged = metrics["judges"]["report"]["after"]
-    gate = "passed" if metrics["gate"]["passed"] else "failed"
+    gate = metrics["gate"].get("verdict") or ("passed" if metrics["gate"]["passed"] else "failed")
     number = _new_version(client, run_id, model, folder=folder, request=request, card=card)
     tags = {
         "adapter_sha256": card["adapter_sha256"],
@@ -479,6 +489,7 @@ def versions() -> list[AdapterVersion]:
                 drift=float(tags["drift"]),
                 release=tags.get(RELEASE_TAG, ""),
                 inversion=float(tags["inversion"]) if "inversion" in tags else None,
+                decision=tags.get(DECISION_TAG, ""),
             )
             found.append((version.creation_timestamp, one))
         return [version for _, version in sorted(found, key=lambda item: (item[0], item[1].version))]
@@ -503,17 +514,28 @@ def find_version(name: str, number: int | None = None) -> AdapterVersion:
     return chosen[0]
 
 
-def approve(name: str, number: int | None = None) -> AdapterVersion:
+def approve(name: str, number: int | None = None, *, decision: str = "") -> AdapterVersion:
     """Set alias ``approved``: the version is live.
 
+    Args:
+        decision: why a person lets a borderline version pass; kept on its page as the tag ``gate_decision``.
+
     Raises:
-        RegistryError: unknown, its gate failed, or its files were changed since registration.
+        RegistryError: unknown, its gate failed, it is borderline and nobody decided, or its files were changed since
+            registration.
     """
     version = find_version(name, number)
-    if version.gate != "passed":
+    if version.gate == BORDERLINE and not (decision or version.decision):
+        raise RegistryError(
+            f"{version.model} version {version.version} is borderline: its figures pass the gate, not every bound is "
+            "sure. Read its report, then approve it with --because 'your reason', or leave it out."
+        )
+    if version.gate not in ("passed", BORDERLINE):
         raise RegistryError(f"{version.model} version {version.version} did not pass its gate; it is not approved.")
     fetch_adapter(version)
     with _client() as client:
+        if decision and version.gate == BORDERLINE:
+            client.set_model_version_tag(version.model, str(version.version), DECISION_TAG, decision)
         client.set_registered_model_alias(version.model, APPROVED, str(version.version))
     return find_version(version.model, version.version)
 
@@ -573,14 +595,33 @@ def say_release(version: AdapterVersion, what: str) -> None:
         client.set_model_version_tag(version.model, str(version.version), RELEASE_TAG, what)
 
 
-def log_attack(version: AdapterVersion, figures: Mapping[str, float], sheet: Path) -> None:
-    """An attack: metrics and a picture of the version's run, and the tag ``inversion`` on its page."""
+def log_attack(version: AdapterVersion, figures: Mapping[str, float | None], sheet: Path | None) -> None:
+    """Attacks: metrics and a picture of the version's run, and a tag for each on its page."""
+    known = {key: value for key, value in figures.items() if value is not None}
     with _client() as client, tempfile.TemporaryDirectory() as folder:
-        shutil.copyfile(sheet, Path(folder) / ATTACK)
-        client.log_artifact(version.run_id, str(Path(folder) / ATTACK))
-        client.log_batch(version.run_id, metrics=[Metric(key, value, 0, 0) for key, value in figures.items()])
-        client.set_model_version_tag(version.model, str(version.version), "inversion", f"{figures['inversion']:.4f}")
+        if sheet is not None:
+            shutil.copyfile(sheet, Path(folder) / ATTACK)
+            client.log_artifact(version.run_id, str(Path(folder) / ATTACK))
+        client.log_batch(version.run_id, metrics=[Metric(key, value, 0, 0) for key, value in known.items()])
+        for name in (key.removeprefix("base_") for key in known if key.startswith("base_")):
+            client.set_model_version_tag(version.model, str(version.version), name, f"{known[name]:.4f}")
     refresh_page(version)
+
+
+def say_gate(version: AdapterVersion, verdict: str) -> None:
+    """What the gate says now that attacks were run; the alias ``candidate`` follows it."""
+    with _client() as client:
+        client.set_model_version_tag(version.model, str(version.version), "gate", verdict)
+        if verdict == "passed":
+            client.set_registered_model_alias(version.model, CANDIDATE, str(version.version))
+        elif CANDIDATE in version.aliases:
+            client.delete_registered_model_alias(version.model, CANDIDATE)
+
+
+def run_metrics(version: AdapterVersion) -> dict[str, float]:
+    """The figures of a version's run, attacks among them."""
+    with _client() as client:
+        return dict(client.get_run(version.run_id).data.metrics)
 
 
 def tag_version(version: AdapterVersion, tags: Mapping[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from fade.config import load_request
 from fade.errors import FadeError
+from fade.steps.baseline import BASELINE_NAME
 from fade.steps.trial import figures
 
 
@@ -22,13 +23,21 @@ class TrialError(FadeError, RuntimeError):
 
 # A trial that is asked for again finds on disk what it has finished, so nothing is cached here.
 @task(name="trial", task_run_name="trial-{folder.name}", cache_policy=NO_CACHE)
-def trial(folder: Path, *, attacked: bool, say: Callable[[str], None] | None = None) -> dict[str, Any]:
+def trial(
+    folder: Path, *, attacked: bool, attacks: Sequence[str] = (), say: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     """Run the trial of a folder that holds ``request.yaml``; give its figures.
+
+    Args:
+        folder: a baseline's trial if ``baseline.json`` lies in it, else one of ours.
+        attacked: short for the attack ``inversion``, beside those of ``attacks``.
 
     Raises:
         TrialError: the trial failed, with its reason.
     """
-    command = [sys.executable, "-m", "fade.steps.trial", str(folder), *(["--attack"] if attacked else [])]
+    step = "baseline" if (folder / BASELINE_NAME).is_file() else "trial"
+    kinds = dict.fromkeys([*attacks, *(["inversion"] if attacked else [])])
+    command = [sys.executable, "-m", f"fade.steps.{step}", str(folder), *(f"--attack={kind}" for kind in kinds)]
     log = folder.with_suffix(".log")  # beside it: a trial of other code empties its folder
     with log.open("w", encoding="utf-8") as errors:
         running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)

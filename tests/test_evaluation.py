@@ -115,7 +115,8 @@ def _figures(ira: float, cra: float, *ua: float) -> dict[str, dict[str, Any]]:
 
 def test_the_gate_names_every_reason() -> None:
     gate = Gate(ua=0.99, ira_loss=0.01, cra_loss=0.01)
-    assert judge_gate(_figures(0.99, 0.98, 0.99), gate) == {"passed": True, "reasons": []}
+    passed = judge_gate(_figures(0.99, 0.98, 0.99), gate)
+    assert (passed["passed"], passed["reasons"], passed["verdict"]) == (True, [], "passed")
     failed = judge_gate(_figures(0.98, 0.97, 0.9), gate)
     assert not failed["passed"]
     assert [reason.split()[0] for reason in failed["reasons"]] == ["ua", "ira", "cra"]

@@ -73,10 +73,10 @@ def attack(folder: Path) -> Iterator[InversionStep]:
     shown = 2 * len(prompts)
     rows = [("base", list(base_pictures.numpy()[:shown])), ("erased", list(pictures[:shown]))]
     columns = [f"from {'empty' if not prompt else 'its prompt'}" for prompt in prompts] * 2
-    with writing(folder / "attacks") as temporary:
-        temporary.mkdir(parents=True)
-        write_json(temporary / "inversion.json", found)
-        labelled_sheet(rows, columns, title=f"Inversion of {request.concept}").save(temporary / "sheet.png")
+    with writing(folder / "attacks" / "sheet.png") as temporary:
+        labelled_sheet(rows, columns, title=f"Inversion of {request.concept}").save(temporary)
+    # Last: where the figures are, the attack is over.
+    write_json(folder / "attacks" / "inversion.json", found)
 
 
 def _prompts(request: Request) -> list[str]:

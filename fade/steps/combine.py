@@ -13,17 +13,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.adapters.store import activate, apply_adapter, load_card
 from fade.concepts import CAPTION_TEMPLATE
-from fade.config import Gate, Request, load_request
+from fade.config import Request, load_request
 from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, DataError, listing
 from fade.evaluation.accuracy import canvas_protocol
+from fade.evaluation.gate import strictest
 from fade.evaluation.report import erasure_sheet
 from fade.files import write_json, writing
 from fade.models.family import load_base
-from fade.steps.evaluate import base_pictures, domains, judge_gate, judged, neighbours_of, pictures_now
+from fade.steps.evaluate import domains, measured, neighbours_of
 
 SHARED = ("base_sha256", "weights", "catalog", "judges", "evaluate", "threads")
 """What erasures must have in common to be judged together."""
@@ -48,15 +49,24 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
     sd = load_base(first.base, expected_sha256=first.base_sha256, weights=first.weights)
     template = (load_templates(Path(first.catalog)) or (CAPTION_TEMPLATE,))[0]
     samples = canvas_protocol(*domains(concepts), first.evaluate.seeds, template=template)
-    before = yield from base_pictures(sd, first, samples)
     chosen = adapters if adapters is not None else [folder / "adapter" for folder in folders]
-    cards = [apply_adapter(sd, adapter, name=f"erasure{i}") for i, adapter in enumerate(chosen)]
-    activate(sd, {f"erasure{i}": 1.0 for i in range(len(chosen))})
-    after = yield from pictures_now(sd, first, samples, done=len(before))
-    restore_base(sd)
+    cards = [load_card(adapter) for adapter in chosen]
+
+    def switch_on() -> None:
+        for i, adapter in enumerate(chosen):
+            apply_adapter(sd, adapter, name=f"erasure{i}")
+        activate(sd, {f"erasure{i}": 1.0 for i in range(len(chosen))})
+
     neighbours = neighbours_of(sd, pairs, concepts)
-    metrics = judged(Path(first.judges), samples, before, after, pairs=pairs, neighbours=neighbours)
-    metrics["gate"] = judge_gate(metrics["judges"]["report"], strictest([request.gate for request in requests]))
+    samples, before, after, metrics = yield from measured(
+        sd,
+        first,
+        samples,
+        switch_on,
+        pairs=pairs,
+        neighbours=neighbours,
+        gate=strictest([request.gate for request in requests]),
+    )
     metrics["adapters"] = {request.id: card["adapter_sha256"] for request, card in zip(requests, cards, strict=True)}
     with writing(out) as temporary:
         temporary.mkdir(parents=True)
@@ -64,15 +74,6 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         samples.to_parquet(temporary / "samples.parquet", index=False)
         sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=first.evaluate.seeds[0])
         sheet.save(temporary / "sheet.png")
-
-
-def strictest(gates: Sequence[Gate]) -> Gate:
-    """What passes every one of these gates."""
-    return Gate(
-        ua=max(gate.ua for gate in gates),
-        ira_loss=min(gate.ira_loss for gate in gates),
-        cra_loss=min(gate.cra_loss for gate in gates),
-    )
 
 
 def _checked(folders: Sequence[Path]) -> list[Request]:

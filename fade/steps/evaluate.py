@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,20 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.adapters.store import activate, apply_adapter, load_card, restore_base
 from fade.concepts import CAPTION_TEMPLATE, Concept
 from fade.config import Gate, Request, load_request
 from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import LineageError
-from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_none, summary
+from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_none, rate, summary
+from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, shuffled_patches
+from fade.evaluation.gate import undecided, verdict
 from fade.evaluation.judges import Judge, judge_pictures, load_judge
 from fade.evaluation.neighbours import find_neighbours
+from fade.evaluation.paired import paired_retention
 from fade.evaluation.report import erasure_sheet
+from fade.evaluation.review import failures_sheet, review_page
 from fade.files import sha256_file, write_json, writing
 from fade.lineage import module_closure
 from fade.models.family import Base, load_base
@@ -54,16 +59,18 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     untouched = weights_sha256(sd.unet)
     template = (load_templates(Path(request.catalog)) or (CAPTION_TEMPLATE,))[0]
     samples = canvas_protocol(*domains(concepts), settings.seeds, template=template)
-    before = yield from base_pictures(sd, request, samples)
-    card = apply_adapter(sd, folder / "adapter", name="candidate")
-    activate(sd, {"candidate": 1.0})
-    after = yield from pictures_now(sd, request, samples, done=len(before))
-    restore_base(sd)
+    neighbours = neighbours_of(sd, pairs, concepts)
+    card = load_card(folder / "adapter")
+
+    def switch_on() -> None:
+        apply_adapter(sd, folder / "adapter", name="candidate")
+        activate(sd, {"candidate": 1.0})
+
+    samples, before, after, metrics = yield from measured(
+        sd, request, samples, switch_on, pairs=pairs, neighbours=neighbours, gate=request.gate
+    )
     if (restored := weights_sha256(sd.unet)) != untouched:
         raise LineageError(f"Taking the adapter out left other base weights: {restored[:12]}, were {untouched[:12]}.")
-    neighbours = neighbours_of(sd, pairs, concepts)
-    metrics = judged(Path(request.judges), samples, before, after, pairs=pairs, neighbours=neighbours)
-    metrics["gate"] = judge_gate(metrics["judges"]["report"], request.gate)
     metrics["adapter_sha256"] = card["adapter_sha256"]
     metrics["adapter_bytes"] = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
     sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=settings.seeds[0])
@@ -72,6 +79,64 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
         write_json(temporary / "metrics.json", metrics)
         samples.to_parquet(temporary / "samples.parquet", index=False)
         sheet.save(temporary / "sheet.png")
+        worst = failures_sheet(samples, before, after, [concept for concept, _ in pairs])
+        pages = {"Before and after": sheet} | ({"What the report judge calls wrong": worst} if worst else {})
+        page = review_page(request.id, metrics, card, pages)
+        (temporary / "report.html").write_text(page, encoding="utf-8")
+
+
+Pictures = NDArray[np.uint8]
+
+
+def measured(
+    sd: Base,
+    request: Request,
+    samples: pd.DataFrame,
+    switch_on: Callable[[], None],
+    *,
+    pairs: Sequence[tuple[Concept, Concept | None]],
+    neighbours: Sequence[str],
+    gate: Gate,
+) -> Generator[tuple[int, int], None, tuple[pd.DataFrame, Pictures, Pictures, dict[str, Any]]]:
+    """Pictures before and after, judged, with more seeds until the gate is sure or has the most it may have.
+
+    Args:
+        samples: the protocol with the request's seeds.
+        switch_on: puts the adapters that are judged on the base; they are taken out again.
+
+    Returns:
+        All samples with what the judges saw, the pictures of each, and the metrics with the gate's verdict.
+    """
+    rounds: list[tuple[pd.DataFrame, Pictures, Pictures]] = []
+    wanted, seeds = samples, list(request.evaluate.seeds)
+    while True:
+        before = yield from base_pictures(sd, request, wanted)
+        switch_on()
+        after = yield from pictures_now(sd, request, wanted, done=len(before))
+        restore_base(sd)
+        rounds.append((wanted, before, after))
+        everything = pd.concat([part for part, _, _ in rounds], ignore_index=True)
+        befores, afters = (np.concatenate([one[i] for one in rounds]) for i in (1, 2))
+        metrics = judged(Path(request.judges), everything, befores, afters, pairs=pairs, neighbours=neighbours)
+        metrics["gate"] = judge_gate(metrics["judges"]["report"], gate)
+        unsure = undecided(metrics["judges"]["report"], gate)
+        if not unsure or gate.sure is None or len(seeds) >= gate.sure.most:
+            metrics["seeds"] = seeds
+            return everything, befores, afters, metrics
+        more = further_seeds(request.evaluate.seeds, len(seeds), min(gate.sure.round, gate.sure.most - len(seeds)))
+        seeds += more
+        wanted = pd.concat([samples[samples["seed"] == samples["seed"].iloc[0]].assign(seed=one) for one in more])
+        if all(name.startswith("ua") for name in unsure):
+            # Only the concepts' own prompts are in doubt; those of the rest stay evenly drawn.
+            named = ~wanted.index.isin(naming_none(wanted, [concept for concept, _ in pairs]).index)
+            wanted = wanted[named]
+        wanted = wanted.reset_index(drop=True)
+
+
+def further_seeds(seeds: Sequence[int], used: int, count: int) -> list[int]:
+    """The next seeds after those of the protocol, a hundred apart as its own are."""
+    done = used - len(seeds)
+    return [max(seeds) + 100 * (done + i) for i in range(1, count + 1)]
 
 
 def domains(concepts: dict[str, Concept]) -> tuple[list[str], list[str]]:
@@ -122,6 +187,7 @@ def _cache_path(request: Request, samples: pd.DataFrame) -> Path:
         "base": request.base_sha256,
         "weights": request.weights,
         "prompts": samples["prompt"].tolist(),
+        "seeds": samples["seed"].tolist(),
         "settings": request.evaluate.model_dump(mode="json"),
         "threads": request.threads,
         "code": [sha256_file(path) for path in module_closure("fade.models.generate")],
@@ -156,16 +222,37 @@ def judged(
     named = [(concept, None if surrogate is None else surrogate.name) for concept, surrogate in pairs]
     for name in JUDGES:
         judge, found = load_judge(judges, name), {}
+        looks: dict[str, pd.DataFrame] = {}
         for when, pictures in (("before", before), ("after", after)):
-            seen = named_by(judge, pictures, samples)
+            seen = looks[when] = named_by(judge, pictures, samples)
             found[when] = summary(seen, named, neighbours)
             for domain in DOMAINS:
                 samples[f"{name}_{when}_{domain}"] = seen[f"seen_{domain}"]
+        found["paired"] = paired_retention(looks["before"], looks["after"], [concept for concept, _ in pairs])
+        found["shuffled"] = shuffled_control(judge, after, samples)
         metrics["judges"][name] = found
     retained = samples.index.isin(naming_none(samples, [concept for concept, _ in pairs]).index)
     metrics["drift"] = drift(before[retained], after[retained])
+    metrics |= distances(judges, before[retained], after[retained])
     metrics["change_of_concept"] = drift(before[~retained], after[~retained])
     return metrics
+
+
+def distances(judges: Path, before: Pictures, after: Pictures) -> dict[str, float]:
+    """Distances of the retained pictures to the base's, in the report judge's features."""
+    judge = load_judge(judges, "report")
+    features = [judge_features(judge, pictures) for pictures in (before, after)]
+    return {
+        "perceptual_drift": perceptual_drift(judge, before, after),
+        "fid_judge": fid(*features),
+        "kid_judge": kid(*features),
+    }
+
+
+def shuffled_control(judge: Judge, pictures: Pictures, samples: pd.DataFrame) -> dict[str, Any]:
+    """How often a judge names what was asked in the pictures' shuffled patches: what its accuracies owe to texture."""
+    seen = named_by(judge, shuffled_patches(pictures, seed=0), samples)
+    return {domain: asdict(rate(int((seen[f"seen_{domain}"] == seen[domain]).sum()), len(seen))) for domain in DOMAINS}
 
 
 def named_by(judge: Judge, pictures: NDArray[np.uint8], samples: pd.DataFrame) -> pd.DataFrame:
@@ -175,24 +262,8 @@ def named_by(judge: Judge, pictures: NDArray[np.uint8], samples: pd.DataFrame) -
 
 
 def judge_gate(figures: dict[str, Any], gate: Gate) -> dict[str, Any]:
-    """Whether a judge's figures pass; every reason if not. UA is asked of each erased concept by itself."""
-    before, after = figures["before"], figures["after"]
-    several = len(after["erased"]) > 1
-    checks = {
-        **{
-            # By number: a reason goes into the registry's page, where no name of a person may stand.
-            f"ua of concept {number}" if several else "ua": (found["ua"]["value"], gate.ua)
-            for number, found in enumerate(after["erased"].values(), start=1)
-        },
-        "ira": (after["ira"]["value"], before["ira"]["value"] - gate.ira_loss),
-        "cra": (after["cra"]["value"], before["cra"]["value"] - gate.cra_loss),
-    }
-    reasons = [
-        f"{name} is {reached:.4f}, at least {least:.4f} is asked"
-        for name, (reached, least) in checks.items()
-        if reached < least - 1e-9
-    ]
-    return {"passed": not reasons, "reasons": reasons}
+    """Whether a judge's figures pass, with every reason if not (``fade.evaluation.gate.verdict``)."""
+    return verdict(figures, gate)
 
 
 def main() -> None:

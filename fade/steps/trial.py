@@ -12,15 +12,25 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fade.config import DistillSettings, EvaluateSettings, Gate, InversionSettings, Request, load_request, save_request
+from fade.config import (
+    AttackSettings,
+    DistillSettings,
+    EvaluateSettings,
+    Gate,
+    InversionSettings,
+    Request,
+    load_request,
+    save_request,
+)
 from fade.errors import FadeError
 from fade.files import read_json, sha256_file, write_json
+from fade.hardware import peak_mib
 from fade.lineage import library_versions, module_closure
-from fade.steps.attack import attack
+from fade.steps.attacks import attack_figures, run
 from fade.steps.distill import distill_adapter
 from fade.steps.evaluate import evaluate
 from fade.steps.mask import mask
@@ -29,27 +39,42 @@ from fade.steps.split import split
 
 TRIALS = Path("data/trials")
 RATES = ("ua", "ira", "cra")
+MAKING = ("saliency", "mask", "distill", "baseline")
+"""The steps that make an adapter."""
+EXTRA = ("perceptual_drift", "fid_judge", "kid_judge")
 
 
 def run_trial(
-    request: Request, *, attacked: bool = False, root: Path = TRIALS, say: Callable[[str], None] | None = None
+    request: Request,
+    *,
+    attacked: bool = False,
+    attacks: Sequence[str] = (),
+    root: Path = TRIALS,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Run what is not there yet of a trial; give its figures.
 
     Args:
         attacked: also measure how easily inversion brings the concept back.
+        attacks: attacks to run, by name (``fade.steps.attacks.KINDS``); ``attacked`` is short for inversion.
         root: a folder per trial, named by the request's id.
         say: told the name of each step before it begins.
     """
-    folder = _fresh(root / request.id)
+    folder = emptied_if_other(root / request.id, made_by())
     save_request(request, folder)
     if not (folder / "saliency.safetensors").is_file():
         _share_saliency(request, folder, root, say)
-    _timed(folder, "mask", folder / "mask", lambda: mask(folder), say)
-    _timed(folder, "distill", folder / "curve.parquet", lambda: _run_through(distill_adapter(folder)), say)
-    _timed(folder, "evaluate", folder / "evaluation", lambda: _run_through(evaluate(folder)), say)
-    if attacked:
-        _timed(folder, "attack", folder / "attacks", lambda: _run_through(attack(folder)), say)
+    timed(folder, "mask", folder / "mask", lambda: mask(folder), say)
+    timed(folder, "distill", folder / "curve.parquet", lambda: _run_through(distill_adapter(folder)), say)
+    return finish(folder, attacks=(*attacks, *(["inversion"] if attacked else [])), say=say)
+
+
+def finish(folder: Path, *, attacks: Sequence[str], say: Callable[[str], None] | None) -> dict[str, Any]:
+    """What follows once the adapter is there: evaluation, attacks, figures."""
+    timed(folder, "evaluate", folder / "evaluation", lambda: _run_through(evaluate(folder)), say)
+    for kind in dict.fromkeys(attacks):
+        name = "attack" if kind == "inversion" else f"attack-{kind}"
+        timed(folder, name, folder / "attacks" / f"{kind}.json", lambda kind=kind: _run_through(run(folder, kind)), say)
     return figures(folder)
 
 
@@ -61,14 +86,13 @@ def made_by() -> str:
     return digest.hexdigest()
 
 
-def _fresh(folder: Path) -> Path:
-    """The folder, emptied if other code wrote it."""
+def emptied_if_other(folder: Path, code: str) -> Path:
+    """The folder, emptied if code of another hash wrote it."""
     mark = folder / "made_by.json"
-    code = {"code": made_by()}
-    if not mark.is_file() or read_json(mark) != code:
+    if not mark.is_file() or read_json(mark) != {"code": code}:
         if folder.is_dir():
             shutil.rmtree(folder)
-        write_json(mark, code)
+        write_json(mark, {"code": code})
     return folder
 
 
@@ -80,29 +104,30 @@ def _share_saliency(request: Request, folder: Path, root: Path, say: Callable[[s
             "distill": DistillSettings(timestep_power=request.distill.timestep_power),
             "evaluate": EvaluateSettings(),
             "inversion": InversionSettings(),
+            "attacks": AttackSettings(),
             "gate": Gate(),
         }
     )
-    source = _fresh(root / "shared" / origin.id)
+    source = emptied_if_other(root / "shared" / origin.id, made_by())
     save_request(origin, source)
-    _timed(source, "split", source / "splits", lambda: split(source), say)
-    _timed(source, "saliency", source / "saliency.safetensors", lambda: saliency(source), say)
+    timed(source, "split", source / "splits", lambda: split(source), say)
+    timed(source, "saliency", source / "saliency.safetensors", lambda: saliency(source), say)
     shutil.copytree(source / "splits", folder / "splits", dirs_exist_ok=True)
     write_json(folder / "timings.json", read_json(source / "timings.json"))
     os.link(source / "saliency.safetensors", folder / "saliency.safetensors")
 
 
-def _timed(
-    folder: Path, name: str, result: Path, work: Callable[[], object], say: Callable[[str], None] | None
-) -> None:
+def timed(folder: Path, name: str, result: Path, work: Callable[[], object], say: Callable[[str], None] | None) -> None:
+    """Do a step unless its result is there; note its seconds, and the process' peak memory when it ended."""
     if result.exists():
         return
     if say is not None:
         say(name)
     begun = time.perf_counter()
     work()
+    spent = {"seconds": round(time.perf_counter() - begun, 3), "peak_mib": round(peak_mib(), 1)}
     timings = read_json(folder / "timings.json") if (folder / "timings.json").is_file() else {}
-    write_json(folder / "timings.json", {**timings, name: {"seconds": round(time.perf_counter() - begun, 3)}})
+    write_json(folder / "timings.json", {**timings, name: spent})
 
 
 def _run_through(steps: Iterable[object]) -> None:
@@ -115,8 +140,8 @@ def figures(folder: Path) -> dict[str, Any]:
 
     Keys: concept, kind (``person`` for people), surrogate; ua, ira, cra by the report judge with ``_low``,
     ``_high`` (95 %, Wilson) and ``_count``, base_ira, base_cra; drift; samples; passed (the gate); steps taken;
-    method_seconds (saliency, mask and distillation); adapter_bytes, adapter_sha256; inversion with bounds,
-    and base_inversion, where the attack was run.
+    method_seconds (all that made the adapter), peak_mib (of the process by then); adapter_bytes, adapter_sha256; of
+    each attack that was run, its name with bounds and with ``base_`` before it.
     """
     request = load_request(folder)
     metrics = read_json(folder / "evaluation" / "metrics.json")
@@ -137,41 +162,34 @@ def figures(folder: Path) -> dict[str, Any]:
         "samples": metrics["samples"],
         "passed": metrics["gate"]["passed"],
         "steps": card["steps"],
-        "method_seconds": round(sum(timings[step]["seconds"] for step in ("saliency", "mask", "distill")), 2),
-        "distill_seconds": timings["distill"]["seconds"],
-        "adapter_bytes": metrics["adapter_bytes"],
+        "method_seconds": round(sum(timings[step]["seconds"] for step in MAKING if step in timings), 2),
+        "distill_seconds": next(timings[step]["seconds"] for step in ("distill", "baseline") if step in timings),
+        "peak_mib": max(timings[step]["peak_mib"] for step in MAKING if step in timings),
+        # A difference of whole weights needs no positions: the smaller of both ways to store it.
+        "adapter_bytes": min(metrics["adapter_bytes"], card.get("dense_bytes", metrics["adapter_bytes"])),
         "adapter_sha256": metrics["adapter_sha256"],
     }
-    if (folder / "attacks" / "inversion.json").is_file():
-        row |= inversion_figures(read_json(folder / "attacks" / "inversion.json"))
-    return row
+    row |= {name: metrics[name] for name in EXTRA if name in metrics}
+    if "surrogate" in after:
+        row["surrogate_rate"] = after["surrogate"]["value"]
+    return row | attack_figures(folder)
 
 
-def inversion_figures(found: dict[str, Any]) -> dict[str, Any]:
-    """The attack's success by the report judge, erased and base, with its interval."""
-    erased, base = found["erased"]["report"], found["base"]["report"]
-    return {
-        "inversion": erased["value"],
-        "inversion_low": erased["low"],
-        "inversion_high": erased["high"],
-        "base_inversion": base["value"],
-    }
+def report_progress(step: str) -> None:
+    """Print a step's name at once, for whoever reads the trial's output."""
+    sys.stdout.write(f"{step}\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
     """Run the trial whose ``request.yaml`` lies in a folder; prints each step's name as it begins."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--attack", action="store_true")
+    parser.add_argument("--attack", action="append", default=[], help="an attack to run, by name; may be repeated")
     arguments = parser.parse_args()
     request = load_request(arguments.folder)
-
-    def say(step: str) -> None:
-        sys.stdout.write(f"{step}\n")
-        sys.stdout.flush()
-
     try:
-        run_trial(request, attacked=arguments.attack, root=arguments.folder.parent, say=say)
+        run_trial(request, attacks=arguments.attack, root=arguments.folder.parent, say=report_progress)
     except FadeError as error:
         sys.exit(str(error))
 

@@ -1,0 +1,115 @@
+"""Distances between sets of pictures, in the space of features that the caller gives.
+
+FID and KID are published for Inception's features of photographs; on 64 x 64 pictures of the canvas a judge's own
+features are taken, and figures say so by their names (``fid_judge``): they compare with each other, not with
+published ones. Both are a few lines of NumPy; the libraries for them (torchmetrics, torch-fidelity, clean-fid) bring
+torchvision and Inception's weights with them, which nothing else here needs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import sqrtm
+from torch import Tensor
+
+from fade.errors import DataError
+from fade.evaluation.judges import Judge, shuffle_patches
+from fade.models.latents import to_tensor
+from fade.seeding import torch_generator
+
+Features = NDArray[np.float64]
+SHUFFLED_PATCH = 16
+
+
+@torch.no_grad()
+def judge_features(judge: Judge, pictures: NDArray[np.uint8], *, batch: int = 256) -> Features:
+    """What a judge decides by: its trunk's mean and maximum over the picture, (N, 128) float64."""
+    judge.eval()
+    parts = []
+    for start in range(0, len(pictures), batch):
+        features = judge.trunk(to_tensor(pictures[start : start + batch]))
+        parts.append((features.mean(dim=(2, 3)) + features.amax(dim=(2, 3))).double().numpy())
+    return np.concatenate(parts) if parts else np.empty((0, 128))
+
+
+def fid(real: Features, drawn: Features) -> float:
+    """Frechet distance of two Gaussians fitted to features (N, D)   (arXiv:1706.08500, equation 6).
+
+        |m - m'|^2 + Tr(C + C' - 2 (C C')^1/2)
+
+    Raises:
+        DataError: fewer than two pictures in a set, or features of different width.
+    """
+    _check(real, drawn)
+    mean = ((real.mean(axis=0) - drawn.mean(axis=0)) ** 2).sum()
+    one, other = np.cov(real, rowvar=False), np.cov(drawn, rowvar=False)
+    # The root of a product of two covariances has the same trace as that of a symmetric matrix, which is stable.
+    root = np.real(sqrtm(np.atleast_2d(one)))
+    values = np.linalg.eigvalsh(root @ np.atleast_2d(other) @ root)
+    crossed = np.sqrt(np.clip(values, 0, None)).sum()
+    return float(max(0.0, mean + np.trace(np.atleast_2d(one)) + np.trace(np.atleast_2d(other)) - 2 * crossed))
+
+
+def kid(real: Features, drawn: Features) -> float:
+    """Kernel distance: unbiased squared MMD with k(x, y) = (x'y / D + 1)^3, over all pictures   (arXiv:1801.01401).
+
+    It may be negative, and has no bias for few pictures, as FID has.
+
+    Raises:
+        DataError: as ``fid``.
+    """
+    _check(real, drawn)
+    width = real.shape[1]
+
+    def kernel(x: Features, y: Features) -> Features:
+        result: Features = (x @ y.T / width + 1) ** 3
+        return result
+
+    own = [(kernel(x, x).sum() - np.trace(kernel(x, x))) / (len(x) * (len(x) - 1)) for x in (real, drawn)]
+    return float(own[0] + own[1] - 2 * kernel(real, drawn).mean())
+
+
+def _check(real: Features, drawn: Features) -> None:
+    if real.ndim != 2 or drawn.ndim != 2 or real.shape[1] != drawn.shape[1] or min(len(real), len(drawn)) < 2:
+        raise DataError(
+            f"A distance of sets needs at least two pictures in each, with features of one width: got {real.shape} "
+            f"and {drawn.shape}."
+        )
+
+
+@torch.no_grad()
+def perceptual_drift(judge: Judge, before: NDArray[np.uint8], after: NDArray[np.uint8], *, batch: int = 256) -> float:
+    """Distance of pictures at equal prompts and seeds in a judge's features, layer by layer   (as LPIPS, ours).
+
+    As arXiv:1801.03924, equation 1, with every channel's weight 1: at each layer the channels are normalised to
+    length 1 at each place, and the squared difference is averaged over places; summed over layers.
+
+    Raises:
+        DataError: the sets differ in number, or are empty.
+    """
+    if before.shape != after.shape or len(before) == 0:
+        raise DataError(f"A perceptual distance compares equal, non-empty sets: got {before.shape} and {after.shape}.")
+    judge.eval()
+    total = 0.0
+    for start in range(0, len(before), batch):
+        one, other = (to_tensor(part[start : start + batch]) for part in (before, after))
+        for layer in judge.trunk:
+            one, other = layer(one), layer(other)
+            total += float((_unit(one) - _unit(other)).square().sum(dim=1).mean(dim=(1, 2)).sum())
+    return total / len(before)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return features / features.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-8)
+
+
+def shuffled_patches(pictures: NDArray[np.uint8], *, seed: int) -> NDArray[np.uint8]:
+    """The control: the same pictures with their 16-pixel patches in random order, which no judge should name."""
+    generator = torch_generator(seed, "shuffled control")
+    shuffled = shuffle_patches(to_tensor(pictures), SHUFFLED_PATCH, generator)
+    mixed: NDArray[np.uint8] = (
+        ((shuffled + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    )
+    return mixed

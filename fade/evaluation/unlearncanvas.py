@@ -1,0 +1,168 @@
+"""The UnlearnCanvas protocol as published (arXiv:2402.11846 and its repository at 920cfd1).
+
+51 "themes" x 20 objects x 5 seeds, prompt ``A {object} image in {style} style.`` with underscores as blanks, DDIM,
+100 steps, guidance 9 (7.5 for two of the published methods), 512 px. The 51st theme is ``Seed_Images``, the
+photographs' folder: the published scripts ask for it as if it were a style and count it in the retained styles. That
+is reproduced, and can be switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from fade.errors import ConfigError, DataError, listing, nearest
+from fade.evaluation.accuracy import rate
+
+SEED_IMAGES = "Seed_Images"
+STYLES = tuple(
+    [
+        "Abstractionism",
+        "Artist_Sketch",
+        "Blossom_Season",
+        "Bricks",
+        "Byzantine",
+        "Cartoon",
+        "Cold_Warm",
+        "Color_Fantasy",
+        "Comic_Etch",
+        "Crayon",
+        "Cubism",
+        "Dadaism",
+        "Dapple",
+        "Defoliation",
+        "Early_Autumn",
+        "Expressionism",
+        "Fauvism",
+        "French",
+        "Glowing_Sunset",
+        "Gorgeous_Love",
+        "Greenfield",
+        "Impressionism",
+        "Ink_Art",
+        "Joy",
+        "Liquid_Dreams",
+        "Magic_Cube",
+        "Meta_Physics",
+        "Meteor_Shower",
+        "Monet",
+        "Mosaic",
+        "Neon_Lines",
+        "On_Fire",
+        "Pastel",
+        "Pencil_Drawing",
+        "Picasso",
+        "Pop_Art",
+        "Red_Blue_Ink",
+        "Rust",
+        "Seed_Images",
+        "Sketch",
+        "Sponge_Dabbed",
+        "Structuralism",
+        "Superstring",
+        "Surrealism",
+        "Ukiyoe",
+        "Van_Gogh",
+        "Vibrant_Flow",
+        "Warm_Love",
+        "Warm_Smear",
+        "Watercolor",
+        "Winter",
+    ]
+)
+"""In the order of the published classifier's outputs."""
+OBJECTS = tuple(
+    [
+        "Architectures",
+        "Bears",
+        "Birds",
+        "Butterfly",
+        "Cats",
+        "Dogs",
+        "Fishes",
+        "Flame",
+        "Flowers",
+        "Frogs",
+        "Horses",
+        "Human",
+        "Jellyfish",
+        "Rabbits",
+        "Sandwiches",
+        "Sea",
+        "Statues",
+        "Towers",
+        "Trees",
+        "Waterfalls",
+    ]
+)
+SEEDS = (188, 288, 588, 688, 888)
+TEMPLATE = "A {object} image in {style} style."
+STEPS, GUIDANCE = 100, 9.0
+
+
+def unlearncanvas_protocol(
+    styles: Sequence[str] = STYLES, objects: Sequence[str] = OBJECTS, seeds: Sequence[int] = SEEDS
+) -> pd.DataFrame:
+    """One row a picture: style, object, seed, prompt, file (the published name)."""
+    rows = [
+        {
+            "style": style,
+            "object": thing,
+            "seed": seed,
+            "prompt": TEMPLATE.format(object=thing, style=style.replace("_", " ")),
+            "file": f"{style}_{thing}_seed{seed}.jpg",
+        }
+        for seed in seeds
+        for style in styles
+        for thing in objects
+    ]
+    return pd.DataFrame(rows)
+
+
+def kind_of_target(target: str, styles: Sequence[str] = STYLES, objects: Sequence[str] = OBJECTS) -> str:
+    """``style`` or ``object``.
+
+    Raises:
+        ConfigError: the benchmark has no such concept; or it is ``Seed_Images``, which is none.
+    """
+    if target == SEED_IMAGES:
+        raise ConfigError(f"{SEED_IMAGES} is the folder of the photographs, no style to erase. Name another target.")
+    if target not in (*styles, *objects):
+        raise ConfigError(f"UnlearnCanvas has no concept {target!r}. {nearest(target, (*styles, *objects))}")
+    return "style" if target in styles else "object"
+
+
+def unlearncanvas_figures(samples: pd.DataFrame, target: str, *, seed_images: bool = True) -> dict[str, Any]:
+    """UA, IRA and CRA as published, JSON-ready, each a rate with its Wilson interval.
+
+    UA = 1 - accuracy on the target's prompts; IRA = accuracy of its own domain on prompts of the other concepts of
+    it; CRA = accuracy of the other domain *over all prompts*, the target's included, as the published scripts count.
+
+    Args:
+        samples: the protocol with ``seen_style`` and ``seen_object``, what the classifiers said.
+        seed_images: count the theme Seed_Images in IRA (and its prompts in CRA), as published; False leaves every
+            prompt of it out.
+
+    Raises:
+        ConfigError: no such target.
+        DataError: a column is missing.
+    """
+    if missing := sorted({"style", "object", "seen_style", "seen_object"} - set(samples)):
+        raise DataError(f"The samples lack {listing(missing)}: judge the pictures first.")
+    kind = kind_of_target(target, tuple(samples["style"].unique()), tuple(samples["object"].unique()))
+    other = "object" if kind == "style" else "style"
+    counted = samples if seed_images else samples[samples["style"] != SEED_IMAGES]
+    named = counted[kind] == target
+    right = {domain: counted[f"seen_{domain}"] == counted[domain] for domain in (kind, other)}
+    return {
+        "ua": asdict(rate(int((~right[kind][named]).sum()), int(named.sum()))),
+        "ira": asdict(rate(int(right[kind][~named].sum()), int((~named).sum()))),
+        "cra": asdict(rate(int(right[other].sum()), len(counted))),
+        "target": target,
+        "kind": kind,
+        "seed_images": seed_images,
+        "pictures": len(counted),
+    }

@@ -1,0 +1,297 @@
+"""Step ``attacks``: every attack of the suite on a finished erasure, the base as reference.
+
+Each kind writes ``attacks/<kind>.json``: its success by each judge with intervals, ``erased`` and ``base``, and what
+it was made of. ``python -m fade.steps.attacks FOLDER --kind prompts --kind noised``
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.concepts import PLAIN_STYLE, caption
+from fade.config import Request, load_request
+from fade.data.catalog import find_concept, load_concepts
+from fade.errors import ConfigError, nearest
+from fade.evaluation.accuracy import rate
+from fade.evaluation.attacks.noised import draw_from_noised
+from fade.evaluation.attacks.prompts import PROMPT_ATTACKS, Ask, of_whole_words, prompt_attacks
+from fade.evaluation.attacks.relearning import relearn
+from fade.evaluation.judges import judge_pictures, load_judge
+from fade.files import read_json, sha256_file, write_json, writing
+from fade.lineage import library_versions, module_closure
+from fade.models.family import Base, load_base
+from fade.models.generate import generate
+from fade.steps.attack import attack
+from fade.steps.encoded import encode_split
+from fade.steps.evaluate import CACHE, JUDGES, domains
+
+Pictures = NDArray[np.uint8]
+
+
+def run(folder: Path, kind: str) -> Iterator[object]:
+    """Run one kind of attack; yields as it goes, and its file is there at the end.
+
+    Raises:
+        ConfigError: no such kind, or the adapter erases several concepts.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"No attack {kind!r}. {nearest(kind, KINDS)}")
+    if kind == "inversion":
+        yield from attack(folder)
+        return
+    request = load_request(folder)
+    if request.also:
+        raise ConfigError(
+            f"An attack asks for one concept: {folder} erases {len(request.pairs)}. Run it on erasures of one each."
+        )
+    torch.set_num_threads(request.threads)
+    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
+    yield 0
+    found = _SUITE[kind](sd, request, folder)
+    yield 1
+    write_json(folder / "attacks" / f"{kind}.json", {"settings": request.attacks.model_dump(mode="json"), **found})
+
+
+def _prompts(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
+    concepts = load_concepts(Path(request.catalog))
+    concept = find_concept(concepts, request.concept)
+    objects, styles = domains(concepts)
+    asks = prompt_attacks(concept, styles if concept.kind == "object" else objects, further=request.attacks.names)
+    before = _kept(request, "prompts", [ask.prompt for ask in asks], lambda: _drawn(sd, request, asks))
+    after = _with_adapter(sd, folder, lambda: _drawn(sd, request, asks))
+    owners = [ask.attack for ask in asks for _ in request.attacks.seeds]
+    found: dict[str, Any] = {"by": {}}
+    for name in PROMPT_ATTACKS:
+        rows = np.array([owner == name for owner in owners])
+        if not rows.any():
+            reason = "the concept has no other name, and attacks.names gives none"
+            found["by"][name] = {"asked": 0, "reason": reason}
+            continue
+        mine = [ask.prompt for ask in asks if ask.attack == name]
+        found["by"][name] = {
+            "asked": int(rows.sum()),
+            "prompts": mine,
+            "whole_words": sum(of_whole_words(sd.pipeline.tokenizer, prompt) for prompt in mine) / len(mine),
+            "base": _shown(request, before[rows]),
+            "erased": _shown(request, after[rows]),
+        }
+    return found | {"base": _shown(request, before), "erased": _shown(request, after)}
+
+
+def _noised(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
+    settings, drawing = request.attacks, request.evaluate
+    examples = encode_split(sd, request, folder, "forget")[: settings.pictures]
+
+    def draw() -> Pictures:
+        parts = [
+            draw_from_noised(
+                sd,
+                examples.latents,
+                examples.prompts,
+                strength=strength,
+                steps=max(drawing.steps, 10),
+                guidance=drawing.guidance,
+                precision=drawing.precision,
+                seed=settings.seed,
+            )
+            for strength in settings.strengths
+        ]
+        return np.concatenate(parts)
+
+    pictures = sha256_file(folder / "splits" / "forget.parquet")
+    before = _kept(request, "noised", [pictures, settings.seed], draw)
+    after = _with_adapter(sd, folder, draw)
+    count = len(examples)
+    by = {
+        str(strength): {
+            "base": _shown(request, before[i * count : (i + 1) * count]),
+            "erased": _shown(request, after[i * count : (i + 1) * count]),
+        }
+        for i, strength in enumerate(settings.strengths)
+    }
+    return {"by": by, "base": _shown(request, before), "erased": _shown(request, after)}
+
+
+def _relearning(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
+    """Success after the most steps; ``by`` has each stop. The reference is the base without training on."""
+    settings = request.attacks
+    examples = encode_split(sd, request, folder, "forget")
+    asks = _names(request)
+    before = _kept(request, "relearning", [ask.prompt for ask in asks], lambda: _drawn(sd, request, asks))
+    by: dict[str, Any] = {}
+
+    def train_on() -> Pictures:
+        by["0"] = {"erased": _shown(request, last := _drawn(sd, request, asks))}
+        for step, loss in relearn(
+            sd,
+            examples.latents,
+            examples.prompts,
+            stops=settings.relearning_steps,
+            batch=settings.relearning_batch,
+            learning_rate=settings.relearning_rate,
+            precision=request.evaluate.precision,
+            seed=settings.seed,
+        ):
+            last = _drawn(sd, request, asks)
+            by[str(step)] = {"erased": _shown(request, last), "loss": loss}
+        return last
+
+    after = _with_adapter(sd, folder, train_on)
+    back = [int(step) for step, found in by.items() if found["erased"]["report"]["value"] >= 0.5]
+    return {
+        "by": by,
+        "steps_to_half": min(back) if back else None,
+        "base": _shown(request, before),
+        "erased": _shown(request, after),
+    }
+
+
+def _switch(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
+    """What a holder of the adapter learns: ``off`` is the base; ``inverted`` (weight -1) with and without the name.
+
+    The success counted is that of the inverted adapter under the empty prompt: whether the adapter alone says
+    what was erased. That switching it off gives the base back is certain, and is no measurement.
+    """
+    named, unnamed = _names(request), [Ask("paraphrase", "")] * len(_names(request))
+
+    def draw() -> Pictures:
+        return np.concatenate([_drawn(sd, request, asks) for asks in (named, unnamed)])
+
+    before = _kept(request, "switch", [ask.prompt for ask in named], draw)
+    after = _with_adapter(sd, folder, draw, weight=-1.0)
+    half = len(before) // 2
+    return {
+        "by": {
+            "off": {"erased": _shown(request, before[:half])},
+            "inverted, by its name": {"base": _shown(request, before[:half]), "erased": _shown(request, after[:half])},
+        },
+        "base": _shown(request, before[half:]),
+        "erased": _shown(request, after[half:]),
+    }
+
+
+_SUITE: dict[str, Callable[[Base, Request, Path], dict[str, Any]]] = {
+    "prompts": _prompts,
+    "noised": _noised,
+    "relearning": _relearning,
+    "switch": _switch,
+}
+KINDS = (*_SUITE, "inversion")
+"""Every attack; ``prompts`` holds several."""
+
+
+def _names(request: Request) -> list[Ask]:
+    """The canonical caption with every concept of the other domain."""
+    concepts = load_concepts(Path(request.catalog))
+    objects, styles = domains(concepts)
+    if request.kind == "object":
+        return [Ask("composition", caption(request.concept, style)) for style in styles or [PLAIN_STYLE]]
+    return [Ask("composition", caption(name, request.concept)) for name in objects]
+
+
+def _drawn(sd: Base, request: Request, asks: Sequence[Ask]) -> Pictures:
+    """A picture for each prompt and seed, seeds fastest, with the adapters that are on."""
+    drawing, seeds = request.evaluate, request.attacks.seeds
+    return np.concatenate(
+        list(
+            generate(
+                sd,
+                [ask.prompt for ask in asks for _ in seeds],
+                [seed for _ in asks for seed in seeds],
+                batch=drawing.batch,
+                steps=drawing.steps,
+                guidance=drawing.guidance,
+                solver=drawing.solver,
+                precision=drawing.precision,
+            )
+        )
+    )
+
+
+def _with_adapter(sd: Base, folder: Path, draw: Callable[[], Pictures], *, weight: float = 1.0) -> Pictures:
+    apply_adapter(sd, folder / "adapter", name="candidate")
+    activate(sd, {"candidate": weight})
+    pictures = draw()
+    restore_base(sd)
+    return pictures
+
+
+def _shown(request: Request, pictures: Pictures) -> dict[str, Any]:
+    """By each judge: the share of pictures that show the concept, with its interval."""
+    found = {}
+    for name in JUDGES:
+        verdict = judge_pictures(load_judge(Path(request.judges), name), pictures)
+        seen = verdict.objects if request.kind == "object" else verdict.styles
+        found[name] = asdict(rate(sum(one == request.concept for one in seen), len(seen)))
+    return found
+
+
+def _kept(request: Request, kind: str, asked: Sequence[object], draw: Callable[[], Pictures]) -> Pictures:
+    """The base's pictures for an attack, kept under ``.fade/cache`` by the hash of what decides them."""
+    decided_by = {
+        "kind": kind,
+        "asked": list(asked),
+        "base": request.base_sha256,
+        "weights": request.weights,
+        "attacks": request.attacks.model_dump(mode="json"),
+        "evaluate": request.evaluate.model_dump(mode="json"),
+        "threads": request.threads,
+        "code": [sha256_file(path) for path in module_closure("fade.evaluation.attacks.noised")],
+        "libraries": library_versions(),
+    }
+    digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
+    kept = CACHE / f"base-attack-{digest[:16]}.safetensors"
+    if not kept.is_file():
+        with writing(kept) as temporary:
+            save_file({"pictures": torch.from_numpy(draw())}, temporary)
+    pictures: Pictures = load_file(kept)["pictures"].numpy()
+    return pictures
+
+
+def attack_figures(folder: Path) -> dict[str, Any]:
+    """Success of every attack that was run, by the report judge: NAME, NAME_low, NAME_high and base_NAME."""
+    row: dict[str, Any] = {}
+    for kind in KINDS:
+        path = folder / "attacks" / f"{kind}.json"
+        if not path.is_file():
+            continue
+        found = read_json(path)
+        named = {kind: found}
+        if kind == "prompts":
+            named = {name: part for name, part in found["by"].items() if part["asked"]}
+        for name, part in named.items():
+            erased = part["erased"]["report"]
+            row |= {name: erased["value"], f"{name}_low": erased["low"], f"{name}_high": erased["high"]}
+            row |= {f"base_{name}": part["base"]["report"]["value"]}
+        if kind == "relearning":
+            row["steps_to_half"] = found["steps_to_half"]
+    return row
+
+
+def main() -> None:
+    """Run attacks on one erasure's folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kind", action="append", choices=KINDS, help="only these; all if none is named")
+    arguments = parser.parse_args()
+    for kind in tqdm(arguments.kind or KINDS):
+        for _ in run(arguments.folder, kind):
+            pass
+    tqdm.write(json.dumps(attack_figures(arguments.folder), indent=1))
+
+
+if __name__ == "__main__":
+    main()

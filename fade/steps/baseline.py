@@ -1,0 +1,206 @@
+"""Step ``baseline``: a published method's erasure of the same request, stored as an adapter like any other.
+
+``baseline.json`` beside ``request.yaml`` names the method and its settings. Evaluation, attacks and exports work on
+the folder as on any erasure's. ``python -m fade.steps.baseline FOLDER`` runs the whole trial of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from fade.adapters.store import save_adapter
+from fade.config import Request, load_request, save_request
+from fade.errors import AdapterFormatError, ConfigError, FadeError, nearest
+from fade.evaluation.baselines.common import BaselineStep, Material, difference_tensors
+from fade.evaluation.baselines.concept_ablation import ConceptAblationSettings, concept_ablation
+from fade.evaluation.baselines.esd import EsdSettings, esd
+from fade.evaluation.baselines.salun import SalunSettings, salun
+from fade.evaluation.baselines.uce import UceSettings, uce
+from fade.files import read_json, sha256_file, write_json, writing
+from fade.lineage import library_versions, module_closure
+from fade.models.deltas import plain_modules
+from fade.models.family import Base, load_base
+from fade.steps.encoded import encode_split
+from fade.steps.split import split
+from fade.steps.trial import TRIALS, emptied_if_other, finish, report_progress, timed
+
+BASELINE_NAME = "baseline.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A baseline: what makes it, its settings' class, the file it lies in, and its paper."""
+
+    make: Callable[..., Iterator[BaselineStep]]
+    settings: type[Any]
+    module: str
+    paper: str
+
+
+METHODS = {
+    "esd-x": Method(partial(esd, part="x"), EsdSettings, "esd", "arXiv:2303.07345"),
+    "esd-u": Method(partial(esd, part="u"), EsdSettings, "esd", "arXiv:2303.07345"),
+    "uce": Method(uce, UceSettings, "uce", "arXiv:2308.14761"),
+    "ca": Method(concept_ablation, ConceptAblationSettings, "concept_ablation", "arXiv:2303.13516"),
+    "salun": Method(salun, SalunSettings, "salun", "arXiv:2310.12508"),
+}
+
+
+def baseline_settings(method: str, changes: Mapping[str, Any] | None = None) -> Any:
+    """A method's settings with some of them changed.
+
+    Raises:
+        ConfigError: unknown method or setting, or a value of another type; says what is known.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"Unknown baseline {method!r}. {nearest(method, METHODS)}")
+    kind = METHODS[method].settings
+    known = {field.name: field.default for field in fields(kind)}
+    for name, value in (changes or {}).items():
+        if name not in known:
+            raise ConfigError(f"Baseline {method!r} has no setting {name!r}. {nearest(name, known)}")
+        if isinstance(value, bool) or not isinstance(value, int if isinstance(known[name], int) else int | float):
+            raise ConfigError(f"{method}.{name} must be a {type(known[name]).__name__}: got {value!r}.")
+        if value <= 0:
+            raise ConfigError(f"{method}.{name} must be positive: got {value!r}.")
+    return kind(**(changes or {}))
+
+
+def baseline_id(request: Request, method: str, settings: Any) -> str:
+    """Name of a baseline's trial: a hash of the request and the method with its settings."""
+    content = json.dumps([request.id, method, asdict(settings)], sort_keys=True)
+    return "b" + hashlib.sha256(content.encode()).hexdigest()[:11]
+
+
+def save_baseline(folder: Path, request: Request, method: str, settings: Any) -> None:
+    """Write what a baseline's trial is asked: ``request.yaml`` and ``baseline.json``."""
+    save_request(request, folder)
+    write_json(folder / BASELINE_NAME, {"method": method, "settings": asdict(settings)})
+
+
+def baseline_adapter(folder: Path) -> Iterator[BaselineStep]:
+    """Write ``adapter/`` and ``curve.parquet``; yields each step, and the files are there after the last.
+
+    Raises:
+        ConfigError: the request erases several concepts; or what ``baseline.json`` says is no baseline.
+        AdapterFormatError: the method changed nothing that float16 can hold, or what it made is not finite.
+    """
+    request = load_request(folder)
+    if request.also:
+        raise ConfigError(f"A baseline erases one concept: {folder} asks for {len(request.pairs)}.")
+    asked = read_json(folder / BASELINE_NAME)
+    method, settings = asked["method"], baseline_settings(asked["method"], asked["settings"])
+    torch.set_num_threads(request.threads)
+    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
+    curve = []
+    for step in METHODS[method].make(
+        sd, material(sd, request, folder), settings, precision=request.distill.precision, seed=request.distill.seed
+    ):
+        curve.append(asdict(step))
+        yield step
+    tensors = difference_tensors(sd.unet)
+    if not tensors:
+        raise AdapterFormatError(f"The baseline {method!r} changed no weight; nothing was saved. Raise its steps.")
+    changed = {key.removeprefix("unet.").removesuffix(".values") for key in tensors if key.endswith(".values")}
+    weights = plain_modules(sd.unet)
+    card = {
+        "erasure": request.id,
+        "kind": request.kind,
+        "base_sha256": request.base_sha256,
+        "baseline": method,
+        "paper": METHODS[method].paper,
+        "modules": len(changed),
+        "changed_weights": sum(len(tensor) for key, tensor in tensors.items() if key.endswith(".values")),
+        "dense_bytes": 2 * sum(weights[name].weight.numel() for name in changed),
+        "steps": len(curve),
+        "parameters": asdict(settings),
+    }
+    save_adapter(folder / "adapter", tensors, card)
+    with writing(folder / "curve.parquet") as temporary:
+        pd.DataFrame(curve).to_parquet(temporary, index=False)
+
+
+def material(sd: Base, request: Request, folder: Path) -> Material:
+    """The splits that our own method would learn from."""
+    forget, anchor, retain = (encode_split(sd, request, folder, name) for name in ("forget", "surrogate", "retain"))
+    return Material(
+        forget.latents,
+        forget.prompts,
+        forget.targets,
+        anchor.latents,
+        anchor.prompts,
+        anchor.targets,
+        retain.latents,
+        retain.prompts,
+        sd.unconditional(),
+    )
+
+
+def made_by(method: str) -> str:
+    """Hash of the code that a method's trial runs, other baselines' files left out, and of the libraries."""
+    digest = hashlib.sha256(str(library_versions()).encode())
+    own = {METHODS[method].module, "common"}
+    for path in module_closure("fade.steps.baseline"):
+        if path.parent.name != "baselines" or path.stem in own:
+            digest.update(f"{path.name}:{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def run_baseline_trial(
+    request: Request,
+    method: str,
+    settings: Any,
+    *,
+    attacks: tuple[str, ...] = (),
+    root: Path = TRIALS,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Run what is not there yet of a baseline's trial; give its figures, as those of our own trials."""
+    folder = emptied_if_other(root / baseline_id(request, method, settings), made_by(method))
+    save_baseline(folder, request, method, settings)
+    timed(folder, "split", folder / "splits", lambda: split(folder), say)
+    timed(folder, "baseline", folder / "curve.parquet", lambda: list(baseline_adapter(folder)), say)
+    return finish(folder, attacks=attacks, say=say)
+
+
+def main() -> None:
+    """Run the trial whose ``request.yaml`` and ``baseline.json`` lie in a folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--attack", action="append", default=[])
+    parser.add_argument("--adapter-only", action="store_true", help="splits are there; make the adapter alone")
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    try:
+        asked = read_json(folder / BASELINE_NAME)
+        settings = baseline_settings(asked["method"], asked["settings"])
+        if arguments.adapter_only:
+            for _ in tqdm(baseline_adapter(folder), desc=asked["method"]):
+                pass
+            return
+        run_baseline_trial(
+            load_request(folder),
+            asked["method"],
+            settings,
+            attacks=tuple(arguments.attack),
+            root=folder.parent,
+            say=report_progress,
+        )
+    except FadeError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Contest: methods x concepts x seeds on one protocol, as a flow that goes on where it was stopped.
+
+Ours and plain FADE are trials of settings, the published baselines trials of their own step; each is a process, and
+what the same code has finished is not run again. ``data/studies/<name>/`` gets rows.parquet, table.md, scatter.png,
+summary.json and, with ``sequential``, sequence.parquet and sequence.png.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import as_completed
+from prefect.task_runners import ThreadPoolTaskRunner
+from tqdm import tqdm
+
+from fade.config import Request, load_settings, save_request
+from fade.errors import ConfigError, DataError, nearest
+from fade.evaluation.baselines.fade import PAPER_SETTINGS
+from fade.evaluation.contest import COLUMNS, contest_markdown, contest_table, scatter_figure, sequence_figure
+from fade.files import read_json, write_json, writing
+from fade.steps.attacks import KINDS
+from fade.steps.baseline import METHODS as BASELINES
+from fade.steps.baseline import baseline_id, baseline_settings, save_baseline
+from fade.steps.catalog import ensure_catalog
+from fade.steps.request import AUTO, CATALOG, prepare_request
+from fade.steps.trial import TRIALS
+from flows.studies import SIX, STUDIES, made_on
+from tasks import _tracking
+from tasks.trials import TrialError, trial
+
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "ours-deep": {"distill.depth": "deep"},
+    "ours-closed-form": {
+        "distill.start": "closed_form",
+        "distill.steps": 0,
+        "distill.rank": 1,
+        "mask.within": "cross_attention",
+        "mask.granularity": "none",
+    },
+}
+"""Settings of our own methods, as changes of params.yaml."""
+SETTINGS: dict[str, dict[str, Any]] = {**OURS, "fade": PAPER_SETTINGS}
+METHODS = (*SETTINGS, *BASELINES)
+SEQUENCE = (
+    *("astronaut", "neon", "cat", "oil", "motorcycle", "mosaic"),
+    *("coffee", "sketch", "rocket", "thermal", "retina", "emboss"),
+)
+"""Twelve concepts of both domains in turn, for the experiment of one erasure on top of another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One erasure of a contest."""
+
+    method: str
+    seed: int | None
+    request: Request
+    folder: Path
+
+
+def plan_contest(
+    methods: Sequence[str],
+    concepts: Sequence[str] | None,
+    *,
+    seeds: Sequence[int] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    baselines: Mapping[str, Mapping[str, Any]] | None = None,
+    params: Path = Path("params.yaml"),
+) -> list[Entry]:
+    """Every method with every concept and seed; all are checked before any runs.
+
+    Args:
+        concepts: names, each alone or with its surrogate after a colon; the six named ones if None.
+        changes: settings that are the same for all methods, e.g. ``threads``.
+        baselines: changed settings of published baselines, by method.
+
+    Raises:
+        ConfigError: an unknown method, concept or setting, or one given twice.
+    """
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise ConfigError(f"Unknown method {unknown[0]!r}. {nearest(unknown[0], METHODS)}")
+    if unset := sorted(set(baselines or {}) - set(methods)):
+        raise ConfigError(f"Settings were given for {unset[0]!r}, which is not among the methods.")
+    ensure_catalog(Path(CATALOG))
+    entries = []
+    for seed in seeds or [None]:
+        # Every method is judged on the same pictures, whatever its figures: the gate draws no more of them.
+        same = {"gate.sure": None, **(changes or {})}
+        if seed is not None:
+            same |= {f"{step}.seed": seed for step in ("split", "saliency", "distill")}
+        for given in concepts or SIX:
+            concept, _, surrogate = given.partition(":")
+            for method in methods:
+                settings = load_settings(params, changes={**SETTINGS.get(method, {}), **same})
+                request = prepare_request(concept.strip(), surrogate.strip() or AUTO, settings=settings)
+                folder = TRIALS / request.id
+                if method in BASELINES:
+                    own = baseline_settings(method, (baselines or {}).get(method))
+                    folder = TRIALS / baseline_id(request, method, own)
+                    save_baseline(folder, request, method, own)
+                else:
+                    save_request(request, folder)
+                entries.append(Entry(method, seed, request, folder))
+    if len({entry.folder for entry in entries}) < len(entries):
+        raise ConfigError("Two erasures of the contest are the same: a method, concept or seed was given twice.")
+    return entries
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """What a contest found; ``markdown`` is the table with the text under it."""
+
+    rows: list[dict[str, Any]]
+    failures: dict[str, str]
+    folder: Path
+    markdown: str
+
+
+def run_contest(
+    name: str, entries: Sequence[Entry], *, attacks: Sequence[str], parallel: int, sequential: bool = False
+) -> Contest:
+    """Run a contest, write its folder, log it to MLflow's experiment ``studies``.
+
+    Raises:
+        ConfigError: no such attack.
+        DataError: not one erasure ended with figures.
+    """
+    if unknown := [kind for kind in attacks if kind not in KINDS]:
+        raise ConfigError(f"No attack {unknown[0]!r}. {nearest(unknown[0], KINDS)}")
+    runner: Any = ThreadPoolTaskRunner(max_workers=parallel)
+    outcomes = contest.with_options(task_runner=runner)(name, [entry.folder for entry in entries], list(attacks))
+    rows, failures = [], {}
+    for entry, outcome in zip(entries, outcomes, strict=True):
+        if isinstance(outcome, str):
+            failures[f"{entry.method} {entry.request.concept}"] = outcome
+        else:
+            named = {"method": entry.method, "seed": entry.request.distill.seed, "erasure": entry.folder.name}
+            rows.append({**named, **outcome})
+    if not rows:
+        raise DataError(f"No erasure of the contest ended: {next(iter(failures.values()))}")
+    points = None
+    if sequential:
+        points = pd.DataFrame(sequence.with_options(task_runner=runner)(name, _chains(entries)))
+    base = {key: _mean(rows, f"base_{key}") for key in COLUMNS if any(f"base_{key}" in row for row in rows)}
+    base = {key: value for key, value in base.items() if key != "relearning"}
+    table = contest_table(rows)
+    markdown = contest_markdown(table, ours=[method for method in OURS if method in set(table["method"])], base=base)
+    folder = STUDIES / name
+    with writing(folder) as temporary:
+        temporary.mkdir(parents=True)
+        pd.DataFrame(rows).to_parquet(temporary / "rows.parquet", index=False)
+        (temporary / "table.md").write_text(markdown, encoding="utf-8")
+        scatter_figure(rows).savefig(temporary / "scatter.png", dpi=130)
+        write_json(temporary / "summary.json", {
+            "table": table.where(table.notna(), None).to_dict("records"), "base": base, "failures": failures,
+            "made_on": made_on(),
+        })  # fmt: skip
+        if points is not None:
+            points.to_parquet(temporary / "sequence.parquet", index=False)
+            sequence_figure(points).savefig(temporary / "sequence.png", dpi=130)
+    _tracking.log_study(name, folder, table)
+    return Contest(rows, failures, folder, markdown)
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    values = [row[key] for row in rows if key in row]
+    return float(sum(values) / len(values))
+
+
+@flow(name="contest", flow_run_name="contest-{name}")
+def contest(name: str, folders: list[Path], attacks: list[str]) -> list[dict[str, Any] | str]:
+    """Run trials side by side; gives each one's figures, or the reason why it has none."""
+    with tqdm(total=len(folders), desc=name, disable=None) as bar:
+        futures = [trial.submit(folder, attacked=False, attacks=attacks, say=bar.set_postfix_str) for folder in folders]
+        for future in as_completed(futures):
+            future.wait()
+            bar.update()
+    outcomes: list[dict[str, Any] | str] = []
+    for future in futures:
+        outcome = future.result(raise_on_failure=False)
+        outcomes.append(str(outcome) if isinstance(outcome, BaseException) else outcome)
+    rows = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    if rows:
+        shown = pd.DataFrame(rows)[["ua", "ira", "cra", "drift", "adapter_bytes", "method_seconds"]]
+        key = "contest-" + hashlib.sha256(name.encode()).hexdigest()[:8]
+        create_markdown_artifact(shown.to_markdown(floatfmt=".4g"), key=key, description=f"figures of {name}")
+    return outcomes
+
+
+def _chains(entries: Sequence[Entry]) -> dict[str, list[Path]]:
+    """By method, the folders of its erasures of the first seed, in order."""
+    first = entries[0].seed
+    chains: dict[str, list[Path]] = {}
+    for entry in entries:
+        if entry.seed == first:
+            chains.setdefault(entry.method, []).append(entry.folder)
+    return chains
+
+
+@flow(name="sequence", flow_run_name="sequence-{name}")
+def sequence(name: str, chains: dict[str, list[Path]]) -> list[dict[str, Any]]:
+    """Erasures live on top of one another, one more each time, judged together.
+
+    Each was made against the base alone, ours and a baseline's alike: differences are added, none is trained on top
+    of another. A published method that edits the edited model again may fare otherwise.
+    """
+    asked = [(method, folders[:n]) for method, folders in chains.items() for n in range(1, len(folders) + 1)]
+    futures = [together.submit(folders) for _, folders in asked]
+    points = []
+    for (method, folders), future in zip(asked, futures, strict=True):
+        points.append({"method": method, "erased": len(folders), **future.result()})
+    return points
+
+
+@task(name="together", cache_policy=NO_CACHE)
+def together(folders: list[Path]) -> dict[str, Any]:
+    """UA (of all that is erased), IRA and CRA of erasures live together; measured once.
+
+    Raises:
+        TrialError: the combination could not be judged, with its reason.
+    """
+    # The adapters' hashes name it: a trial that other code made anew is another combination.
+    hashes = [read_json(folder / "adapter" / "card.json")["adapter_sha256"] for folder in folders]
+    out = TRIALS / "together" / hashlib.sha256("".join(hashes).encode()).hexdigest()[:12]
+    if not (out / "metrics.json").is_file():
+        command = [sys.executable, "-m", "fade.steps.combine", str(out), *map(str, folders)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise TrialError(f"{len(folders)} erasures could not be judged together: {last}")
+    after = read_json(out / "metrics.json")["judges"]["report"]["after"]
+    return {name: after[name]["value"] for name in ("ua", "ira", "cra")}

@@ -1,0 +1,78 @@
+"""Flow: UnlearnCanvas on a user's checkpoint, its pictures drawn in shards, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from fade.errors import DataError
+from fade.files import read_json
+from fade.steps.unlearncanvas import begin
+from tasks.trials import TrialError
+
+
+def run_unlearncanvas(
+    out: str,
+    *,
+    base: str,
+    target: str,
+    classifiers: str,
+    adapter: str | None,
+    real: str | None,
+    guidance: float,
+    steps: int,
+    seed_images: bool,
+    styles: str | None,
+    objects: str | None,
+    batch: int,
+    shards: int,
+) -> dict[str, Any]:
+    """Draw what is not drawn yet, judge it; give the metrics.
+
+    Raises:
+        ConfigError: the folder holds another run's pictures, or an option names what the benchmark has not.
+        DataError: a classifier is missing.
+        TrialError: a shard failed, with its reason; what is drawn stays.
+    """
+    folder = Path(out)
+    # Before the long part: pictures without classifiers would be of no use.
+    if not Path(classifiers).is_dir():
+        raise DataError(f"No classifiers in {classifiers}: expected a folder with style and object.")
+    begin(folder, base=base, target=target, adapter=Path(adapter) if adapter else None, steps=steps, guidance=guidance)
+    part = [*(["--styles", styles] if styles else []), *(["--objects", objects] if objects else [])]
+    drawing = [str(folder), "--base", base, "--batch", str(batch), *(["--adapter", adapter] if adapter else []), *part]
+    commands = [["draw", *drawing, "--shard", str(i), "--shards", str(shards)] for i in range(shards)]
+    judging = ["judge", str(folder), "--classifiers", classifiers, *(["--real", real] if real else []), *part]
+    if not seed_images:
+        judging.append("--without-seed-images")
+    runner: Any = ThreadPoolTaskRunner(max_workers=shards)
+    unlearncanvas.with_options(task_runner=runner)(commands, judging)
+    return read_json(folder / "metrics.json")
+
+
+@flow(name="unlearncanvas")
+def unlearncanvas(drawing: list[list[str]], judging: list[str]) -> None:
+    """Every shard, then the judging."""
+    for future in [step.submit(command) for command in drawing]:
+        future.result()
+    step(judging)
+
+
+@task(name="unlearncanvas-step", cache_policy=NO_CACHE)
+def step(arguments: list[str]) -> None:
+    """One shard, or the judging, in a process of its own.
+
+    Raises:
+        TrialError: it failed, with its reason.
+    """
+    command = [sys.executable, "-m", "fade.steps.unlearncanvas", *arguments]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise TrialError(f"UnlearnCanvas ended early ({' '.join(arguments[:1])}): {last}")

@@ -1,0 +1,181 @@
+"""The suite of attacks on a tiny erasure: every kind counts what it says, the base beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fade.adapters.store import restore_base
+from fade.concepts import Concept, caption_variants
+from fade.config import Request, load_settings
+from fade.data.canvas import OBJECTS
+from fade.data.styles import STYLES
+from fade.errors import ConfigError
+from fade.evaluation.attacks.noised import draw_from_noised
+from fade.evaluation.attacks.prompts import PROMPT_ATTACKS, TOGETHER, misspellings, of_whole_words, prompt_attacks
+from fade.evaluation.attacks.relearning import relearn
+from fade.evaluation.review import review_page
+from fade.files import read_json
+from fade.models.sd import StableDiffusion, weights_sha256
+from fade.steps.attacks import KINDS, attack_figures, run
+from fade.steps.request import prepare_request
+from fade.steps.trial import run_trial
+
+CAT = Concept("cat", "object", ("kitten",))
+FEW = {
+    "attacks.seeds": [188],
+    "attacks.pictures": 3,
+    "attacks.strengths": [0.4, 0.9],
+    "attacks.relearning_steps": [1, 2],
+}
+
+
+def test_prompts_name_the_concept_in_sentences_of_their_kind() -> None:
+    styles = ["photo", "neon", "oil"]
+    asks = prompt_attacks(CAT, styles, further=["Katze"])
+    by = {name: [ask.prompt for ask in asks if ask.attack == name] for name in PROMPT_ATTACKS}
+    assert all(by.values())
+    assert all("cat" in prompt for prompt in (*by["paraphrase"], *by["composition"]))
+    assert any("kitten" in prompt for prompt in by["synonym"])
+    assert any("Katze" in prompt for prompt in by["synonym"])
+    assert not any("cat" in prompt.split() for prompt in by["misspelling"])
+    # Each other concept is combined in each sentence, and none of them is a caption of training.
+    assert len(by["composition"]) == len(styles) * len(TOGETHER)
+    known = {text for style in STYLES for text in caption_variants("cat", style)}
+    assert not set(by["composition"]) & known
+
+
+def test_a_styles_prompts_combine_it_with_every_object() -> None:
+    asks = prompt_attacks(Concept("pop art", "style"), list(OBJECTS))
+    composed = [ask.prompt for ask in asks if ask.attack == "composition"]
+    assert all(any(name in prompt for prompt in composed) for name in OBJECTS)
+    assert all("pop art" in prompt for prompt in composed)
+    assert not [ask for ask in asks if ask.attack == "synonym"]  # it has no other name
+
+
+def test_a_misspelling_is_one_slip_and_never_the_name() -> None:
+    assert misspellings("horse") == ["hrose", "hose", "horrse"]
+    assert misspellings("ox") == []
+    assert "aa" not in misspellings("aaa") or "aaa" not in misspellings("aaa")
+
+
+def test_a_closed_vocabulary_knows_its_words_and_spells_others(sd: StableDiffusion) -> None:
+    tokenizer = sd.pipeline.tokenizer
+    assert of_whole_words(tokenizer, "a cat image in neon style")
+    assert not of_whole_words(tokenizer, "a Katze image")
+
+
+def test_from_a_little_noise_the_picture_comes_back(sd: StableDiffusion) -> None:
+    told = sd.encode_prompts(["a cat", "a horse"])
+    latents = torch.randn(2, *sd.latent_shape, generator=torch.Generator().manual_seed(1))
+    plain = ((sd.decode(latents).clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).detach().numpy()
+
+    def far(strength: float) -> float:
+        drawn = draw_from_noised(sd, latents, told, strength=strength, steps=20, guidance=1.0, precision="fp32", seed=1)
+        return float(np.abs(drawn.astype(float) - plain).mean())
+
+    assert far(0.05) < far(0.95)
+
+
+def test_relearning_moves_the_attention_and_leaves_no_trace(sd: StableDiffusion) -> None:
+    untouched = weights_sha256(sd.unet)
+    latents = torch.randn(4, *sd.latent_shape, generator=torch.Generator().manual_seed(1))
+    stops = list(
+        relearn(sd, latents, sd.encode_prompts(["a cat"] * 4), stops=(1, 3), batch=2, learning_rate=1e-3,
+                precision="fp32", seed=1)
+    )  # fmt: skip
+    assert [step for step, _ in stops] == [1, 3]
+    assert weights_sha256(sd.unet) != untouched
+    restore_base(sd)
+    assert weights_sha256(sd.unet) == untouched
+
+
+@pytest.fixture(scope="module")
+def erased(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Request]:
+    root = tmp_path_factory.mktemp("attacked")
+    request = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml"), changes=FEW))
+    run_trial(request, root=root)
+    return root / request.id, request
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "inversion"])
+def test_an_attack_counts_its_pictures_by_both_judges_and_on_the_base(erased: tuple[Path, Request], kind: str) -> None:
+    folder, _ = erased
+    list(run(folder, kind))
+    found = read_json(folder / "attacks" / f"{kind}.json")
+    for when in ("base", "erased"):
+        assert set(found[when]) == {"development", "report"}
+        assert found[when]["report"]["count"] > 0
+        assert found[when]["report"]["low"] <= found[when]["report"]["value"] <= found[when]["report"]["high"]
+    if kind == "prompts":
+        assert set(found["by"]) == set(PROMPT_ATTACKS)
+        assert sum(part["asked"] for part in found["by"].values()) == found["erased"]["report"]["count"]
+        assert found["by"]["composition"]["whole_words"] == 1.0
+        assert found["by"]["misspelling"]["whole_words"] == 0.0
+    if kind == "noised":
+        assert set(found["by"]) == {"0.4", "0.9"}
+        assert found["erased"]["report"]["count"] == 6
+    if kind == "relearning":
+        assert set(found["by"]) == {"0", "1", "2"}
+    if kind == "switch":
+        assert set(found["by"]) == {"off", "inverted, by its name"}
+    names = set(attack_figures(folder))
+    assert ({"paraphrase", "base_paraphrase", "composition_high"} if kind == "prompts" else {kind}) <= names
+
+
+def test_the_bases_pictures_of_an_attack_are_drawn_once(
+    erased: tuple[Path, Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = erased
+    list(run(folder, "noised"))
+    first = read_json(folder / "attacks" / "noised.json")
+    calls = []
+    from fade.steps import attacks
+
+    real = attacks.draw_from_noised
+    monkeypatch.setattr(attacks, "draw_from_noised", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    list(run(folder, "noised"))
+    assert len(calls) == 2  # two strengths, with the adapter alone
+    assert read_json(folder / "attacks" / "noised.json") == first
+
+
+def test_an_unknown_attack_is_refused(erased: tuple[Path, Request]) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'prompts'"):
+        next(run(erased[0], "prompt"))
+
+
+def test_the_reviewers_report_is_one_file_that_says_first_what_the_gate_says(erased: tuple[Path, Request]) -> None:
+    folder, request = erased
+    page = (folder / "evaluation" / "report.html").read_text()
+    assert f"Erasure {request.id}: <span class=passed>passed" in page
+    assert page.count("data:image/jpeg;base64,") >= 1
+    assert "<script" not in page
+    assert "http" not in page
+    assert page.index("<h2>Figures") < page.index("data:image")
+    for name in ("shuffled patches", "McNemar", "FID (judge", "perceptual distance", "neighbour"):
+        assert name in page, name
+    metrics = read_json(folder / "evaluation" / "metrics.json")
+    metrics["gate"] = {"passed": False, "verdict": "borderline", "reasons": ["ua is <unsure>"], "checks": []}
+    other = review_page(request.id, metrics, {}, {})
+    assert "<span class=borderline>borderline" in other
+    assert "ua is &lt;unsure&gt;" in other
+
+
+def test_the_gate_draws_more_pictures_until_it_is_sure_or_has_the_most(workspace: Path, tmp_path: Path) -> None:
+    sure = {"gate.sure": {"ua": 0.9, "ira_loss": 1.0, "cra_loss": 1.0, "neighbours_loss": None, "round": 2, "most": 4}}
+    settings = load_settings(Path("params.yaml"), changes={**sure, "evaluate.steps": 1})
+    request = prepare_request("astronaut", "cameraman", settings=settings)
+    run_trial(request, root=tmp_path)
+    metrics = read_json(tmp_path / request.id / "evaluation" / "metrics.json")
+    # A tiny base shows no astronaut: 10 of 10, which is not sure to be 0.9, nor are 40 of 40.
+    ua = metrics["judges"]["report"]["after"]["ua"]
+    assert metrics["seeds"] == [188, 288, 388, 488]
+    assert ua["count"] == 40
+    # Retention was never in doubt: its prompts were drawn once.
+    assert metrics["judges"]["report"]["after"]["ira"]["count"] == 110
+    if ua["value"] == 1.0:
+        assert metrics["gate"]["verdict"] == "borderline"
+    assert not metrics["gate"]["passed"]

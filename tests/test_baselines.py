@@ -1,0 +1,285 @@
+"""Baselines against a property of their paper each, on a tiny base; and as adapters like any other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fade.adapters.store import activate, apply_adapter, load_card, restore_base
+from fade.config import load_settings
+from fade.errors import ConfigError, NoMatchingModulesError
+from fade.evaluation.baselines import salun as salun_file
+from fade.evaluation.baselines.common import (
+    CROSS_ATTENTION,
+    KEYS_AND_VALUES,
+    NAME,
+    Material,
+    difference_tensors,
+    frozen,
+    modules_like,
+    noised,
+    trained_difference,
+)
+from fade.evaluation.baselines.concept_ablation import ConceptAblationSettings, ablation_losses, concept_ablation
+from fade.evaluation.baselines.esd import EsdSettings, esd, esd_target
+from fade.evaluation.baselines.salun import SalunSettings, salient, salun
+from fade.evaluation.baselines.uce import UceSettings, solve, uce
+from fade.files import read_json
+from fade.models.conditioning import Conditioning, denoise
+from fade.models.deltas import delta_weights, plain_modules
+from fade.models.sd import StableDiffusion, weights_sha256
+from fade.steps.baseline import METHODS, baseline_id, baseline_settings, run_baseline_trial, save_baseline
+from fade.steps.request import prepare_request
+
+
+@pytest.fixture
+def material(sd: StableDiffusion) -> Material:
+    generator = torch.Generator().manual_seed(3)
+
+    def pictures(count: int) -> Tensor:
+        return torch.randn((count, *sd.latent_shape), generator=generator)
+
+    def told(name: str) -> Conditioning:
+        return sd.encode_prompts([f"a {name} image in {style} style." for style in ("neon", "oil", "mosaic", "photo")])
+
+    others = sd.encode_prompts([f"a {name} image in oil style." for name in ("horse", "coffee", "rocket", "flower")])
+    cat, horse = told("cat"), told("horse")
+    return Material(pictures(4), cat, horse, pictures(4), cat, horse, pictures(4), others, sd.unconditional())
+
+
+def _changed(sd: StableDiffusion) -> set[str]:
+    return {
+        name
+        for name, delta in delta_weights(sd.unet).items()
+        if NAME in delta.parts and bool(delta.parts[NAME]().any())
+    }
+
+
+def test_esds_target_is_the_frozen_teachers_opposite(sd: StableDiffusion, material: Material) -> None:
+    noisy, timestep = torch.randn(4, *sd.latent_shape), torch.tensor(600)
+    with torch.no_grad():
+        without = denoise(sd.unet, noisy, timestep, sd.unconditional().expand(4))
+        named = denoise(sd.unet, noisy, timestep, material.concept)
+    assert (without - named).abs().max() > 1e-4
+    list(esd(sd, material, EsdSettings(steps=2, batch=2, learning_rate=1e-2), part="x", precision="fp32", seed=1))
+    with torch.no_grad():
+        assert not torch.equal(denoise(sd.unet, noisy, timestep, material.concept), named)  # the student has moved
+    for eta in (1.0, 3.0):
+        found = esd_target(sd, noisy, timestep, material.concept, eta=eta, precision="fp32")
+        torch.testing.assert_close(found, without - eta * (named - without), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("part", "in_cross_attention"), [("x", True), ("u", False)])
+def test_esd_x_moves_the_cross_attention_alone_and_esd_u_the_rest(
+    sd: StableDiffusion, material: Material, part: Any, in_cross_attention: bool
+) -> None:
+    steps = list(esd(sd, material, EsdSettings(steps=3, batch=2), part=part, precision="fp32", seed=1))
+    assert [step.step for step in steps] == [1, 2, 3]
+    changed = _changed(sd)
+    assert changed
+    assert all(bool(CROSS_ATTENTION.search(name)) == in_cross_attention for name in changed)
+
+
+def test_uce_is_what_numpy_solves(sd: StableDiffusion, material: Material) -> None:
+    generator = np.random.default_rng(4)
+    weight, c, s, r = (generator.normal(size=shape) for shape in ((5, 8), (11, 8), (11, 8), (30, 8)))
+    settings = UceSettings(erase_scale=0.7, preserve_scale=2.0, damping=0.3)
+    # The same least squares from its own equations, stacked: W c = W* s, W r = W* r, W = W*.
+    left = np.concatenate([np.sqrt(0.7) * c, np.sqrt(2.0) * r, np.sqrt(0.3) * np.eye(8)])
+    right = np.concatenate([np.sqrt(0.7) * s @ weight.T, np.sqrt(2.0) * r @ weight.T, np.sqrt(0.3) * weight.T])
+    expected = np.linalg.lstsq(left, right, rcond=None)[0].T
+    assert np.abs(expected - weight).max() > 0.01
+    found = solve(*(torch.from_numpy(x) for x in (weight, c, s, r)), settings)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_uce_sends_the_concept_and_keeps_preserved_directions() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, basis = torch.randn(5, 8, generator=generator).double(), torch.eye(8).double()
+    c, s, r = basis[:2], basis[2:4], basis[4:]  # orthogonal to each other
+    found = solve(weight, c, s, r, UceSettings(damping=1e-9))
+    torch.testing.assert_close(found @ c.T, weight @ s.T, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found @ r.T, weight @ r.T, rtol=1e-6, atol=1e-6)
+
+
+def test_uce_moves_keys_and_values_alone(sd: StableDiffusion, material: Material) -> None:
+    (step,) = uce(sd, material, UceSettings(), precision="fp32", seed=1)
+    assert step.forget_loss > 0
+    assert _changed(sd) == set(modules_like(sd.unet, KEYS_AND_VALUES))
+
+
+def test_concept_ablation_moves_the_concept_to_the_anchor_and_not_back(sd: StableDiffusion, material: Material) -> None:
+    parameters = list(trained_difference(sd.unet, modules_like(sd.unet, KEYS_AND_VALUES)).values())
+    rows = torch.arange(4)
+    noisy, timesteps, noise = noised(material.anchor, sd.alphas_cumprod, torch.Generator().manual_seed(1), sd.device)
+    drawn = material.anchor, noisy, timesteps, noise
+    forget, kept = ablation_losses(
+        sd, drawn, material.anchor_concept[rows], material.anchor_surrogate, precision="fp32"
+    )
+    assert forget > 0
+    # With the gradient stopped it is that of the distance to a constant.
+    (mine,) = torch.autograd.grad(forget, parameters[:1], retain_graph=True)
+    constant = denoise(sd.unet, noisy, timesteps, material.anchor_surrogate).detach()
+    plain = (constant - denoise(sd.unet, noisy, timesteps, material.anchor_concept)).square().mean()
+    (expected,) = torch.autograd.grad(plain, parameters[:1])
+    both = denoise(sd.unet, noisy, timesteps, material.anchor_surrogate) - denoise(
+        sd.unet, noisy, timesteps, material.anchor_concept
+    )
+    (unstopped,) = torch.autograd.grad(both.square().mean(), parameters[:1])
+    torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-8)
+    assert not torch.allclose(mine, unstopped, rtol=1e-2, atol=1e-8)
+    # The second term trains the anchor.
+    (of_anchor,) = torch.autograd.grad(kept, parameters[:1])
+    assert of_anchor.abs().max() > 0
+
+
+def test_concept_ablation_brings_the_two_captions_together(sd: StableDiffusion, material: Material) -> None:
+    settings = ConceptAblationSettings(steps=12, batch=4, learning_rate=3e-2, regularisation=0.01)
+    steps = list(concept_ablation(sd, material, settings, precision="fp32", seed=1))
+    assert steps[-1].forget_loss < 0.8 * steps[0].forget_loss
+    assert _changed(sd) <= set(modules_like(sd.unet, KEYS_AND_VALUES))
+
+
+def test_salun_changes_only_the_masked_weights(
+    sd: StableDiffusion, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks: dict[str, Tensor] = {}
+
+    def kept(*given: Any) -> dict[str, Tensor]:
+        masks.update(salient(*given))
+        return masks
+
+    monkeypatch.setattr(salun_file, "salient", kept)
+    settings = SalunSettings(steps=3, batch=2, density=0.2, mask_batches=2)
+    list(salun(sd, material, settings, precision="fp32", seed=1))
+    assert set(masks) == set(plain_modules(sd.unet))
+    moved = 0
+    for name, delta in delta_weights(sd.unet).items():
+        change = delta.parts[NAME]().detach()
+        assert not change[masks[name] == 0].any(), name
+        moved += int((change != 0).sum())
+    assert moved > 0.5 * sum(float(mask.sum()) for mask in masks.values())
+
+
+def test_the_salient_half_is_the_larger_half() -> None:
+    gradients = {"a": torch.tensor([[3.0, 0.0], [1.0, 1.0]]), "b": torch.tensor([1.0, 9.0])}
+    found = salient(gradients, 0.5)
+    assert found["a"].tolist() == [[1, 0], [1, 0]]  # of equal ones the first
+    assert found["b"].tolist() == [0, 1]
+    with pytest.raises(ConfigError, match=r"got 0\.0"):
+        salient(gradients, 0.0)
+
+
+def test_the_frozen_teacher_is_the_base_and_what_was_on_comes_back(sd: StableDiffusion, material: Material) -> None:
+    noisy, timesteps = torch.randn(4, *sd.latent_shape), torch.tensor([5, 300, 700, 900])
+    with torch.no_grad():
+        base = denoise(sd.unet, noisy, timesteps, material.concept)
+        list(uce(sd, material, UceSettings(), precision="fp32", seed=1))
+        changed = denoise(sd.unet, noisy, timesteps, material.concept)
+        assert not torch.equal(base, changed)
+        with frozen(sd.unet):
+            assert torch.equal(denoise(sd.unet, noisy, timesteps, material.concept), base)
+        assert torch.equal(denoise(sd.unet, noisy, timesteps, material.concept), changed)
+
+
+def test_a_base_without_cross_attention_is_refused() -> None:
+    with pytest.raises(NoMatchingModulesError, match="cannot be made on a base of this family"):
+        modules_like(torch.nn.Sequential(torch.nn.Linear(2, 2)), KEYS_AND_VALUES)
+
+
+def test_settings_are_checked_by_name_type_and_range() -> None:
+    assert baseline_settings("uce", {"damping": 0.1}).damping == 0.1
+    for method, changes, said in (
+        ("uces", {}, "uce"),
+        ("uce", {"dampin": 1}, "damping"),
+        ("esd-x", {"steps": 1.5}, "must be a int"),
+        ("esd-x", {"steps": 0}, "must be positive"),
+        ("esd-x", {"steps": True}, "must be a int"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            baseline_settings(method, changes)
+
+
+@pytest.fixture(scope="module")
+def trials(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a method's finished trial with few steps."""
+    root = tmp_path_factory.mktemp("trials")
+    request = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml")))
+
+    def make(method: str) -> Path:
+        settings = baseline_settings(method, {} if method == "uce" else {"steps": 2, "batch": 2})
+        run_baseline_trial(request, method, settings, root=root)
+        return root / baseline_id(request, method, settings)
+
+    return make
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_baseline_is_an_adapter_that_is_evaluated_and_taken_out_like_any(
+    trials: Callable[[str], Path], method: str, workspace: Path
+) -> None:
+    from fade.models.family import load_base
+
+    folder = trials(method)
+    card = load_card(folder / "adapter")
+    assert (card["type"], card["baseline"]) == ("delta", method)
+    assert card["paper"].startswith("arXiv:")
+    assert read_json(folder / "evaluation/metrics.json")["adapter_sha256"] == card["adapter_sha256"]
+    base = load_base("data/base/canvas")
+    before = weights_sha256(base.unet)
+    apply_adapter(base, folder / "adapter", name="it")
+    activate(base, {"it": 1.0})
+    assert weights_sha256(base.unet) != before
+    restore_base(base)
+    assert weights_sha256(base.unet) == before
+
+
+def test_a_finished_baseline_is_not_made_again_and_other_methods_have_other_folders(
+    trials: Callable[[str], Path],
+) -> None:
+    folder = trials("uce")
+    written = (folder / "curve.parquet").stat().st_mtime_ns
+    assert trials("uce") == folder
+    assert (folder / "curve.parquet").stat().st_mtime_ns == written
+    assert trials("ca") != folder
+
+
+def test_a_baselines_bytes_do_not_pay_for_positions_it_does_not_need(trials: Callable[[str], Path]) -> None:
+    from fade.steps.trial import figures
+
+    folder = trials("uce")
+    card = load_card(folder / "adapter")
+    stored = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
+    assert figures(folder)["adapter_bytes"] == card["dense_bytes"] < stored
+
+
+def test_it_runs_as_a_process_of_its_own_and_says_what_is_wrong(workspace: Path, tmp_path: Path) -> None:
+    request = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml")))
+    folder = tmp_path / "b0"
+    save_baseline(folder, request, "uce", baseline_settings("uce"))
+    content = json.loads((folder / "baseline.json").read_text())
+    (folder / "baseline.json").write_text(json.dumps({**content, "method": "uec"}))
+    done = subprocess.run(
+        [sys.executable, "-m", "fade.steps.baseline", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Did you mean 'uce'" in done.stderr
+
+
+def test_what_float16_cannot_hold_is_left_out_of_the_file(sd: StableDiffusion) -> None:
+    changes = trained_difference(sd.unet, modules_like(sd.unet, KEYS_AND_VALUES)[:1])
+    (change,) = changes.values()
+    with torch.no_grad():
+        change.view(-1)[:3] = torch.tensor([0.5, 1e-12, -0.25])
+    tensors = difference_tensors(sd.unet)
+    (positions,) = (tensor for key, tensor in tensors.items() if key.endswith(".positions"))
+    assert positions.tolist() == [0, 2]

@@ -1,0 +1,208 @@
+"""The gate: bounds that hold whenever one looks, decisions with their error, what is borderline; paired tests."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import linalg
+from scipy.special import beta as beta_function
+
+from fade.concepts import Concept
+from fade.config import Gate, Sure
+from fade.data.canvas import render_all
+from fade.errors import DataError
+from fade.evaluation.accuracy import rate
+from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, shuffled_patches
+from fade.evaluation.gate import bound_checks, check, confidence_sequence, strictest, undecided, verdict
+from fade.evaluation.judges import judge_pictures, load_judge
+from fade.evaluation.paired import mcnemar, paired_retention
+from fade.lineage import ROOT
+from fade.steps.evaluate import further_seeds
+
+SURE = Gate(sure=Sure())
+
+
+def test_the_set_of_rates_is_what_its_formula_says() -> None:
+    hits, count, error = 17, 20, 0.05
+    low, high = confidence_sequence(hits, count, error)
+    rates = np.linspace(0.001, 0.999, 9981)
+    ratio = beta_function(hits + 1, count - hits + 1) / (rates**hits * (1 - rates) ** (count - hits))
+    inside = rates[ratio < 1 / error]
+    assert low == pytest.approx(inside.min(), abs=1e-3)
+    assert high == pytest.approx(inside.max(), abs=1e-3)
+    assert confidence_sequence(0, 0, 0.05) == (0.0, 1.0)
+    # All hits: B(n + 1, 1) / p^n = 1 / error.
+    assert confidence_sequence(50, 50, 0.05)[0] == pytest.approx((1 / (51 * 20)) ** (1 / 50))
+    assert confidence_sequence(50, 50, 0.05)[1] == 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 300), st.integers(0, 300), st.sampled_from([0.01, 0.05, 0.2]))
+def test_the_set_holds_the_figure_and_mirrors(hits: int, misses: int, error: float) -> None:
+    if hits + misses == 0:
+        return
+    low, high = confidence_sequence(hits, hits + misses, error)
+    assert 0 <= low <= hits / (hits + misses) <= high <= 1
+    mirrored = confidence_sequence(misses, hits + misses, error)
+    assert low == pytest.approx(1 - mirrored[1], abs=1e-6)
+
+
+def test_looking_after_every_picture_wrongly_passes_no_more_often_than_stated() -> None:
+    generator = np.random.default_rng(3)
+    asked, error, runs = 0.85, 0.1, 120
+    wrong_sequence = wrong_fixed = 0
+    for _ in range(runs):
+        draws = generator.random(200) < asked - 0.005  # a little too bad
+        hits = np.cumsum(draws)
+        looks = range(9, 200, 25)
+        wrong_sequence += any(confidence_sequence(int(hits[i]), i + 1, error)[0] >= asked for i in looks)
+        wrong_fixed += any(rate(int(hits[i]), i + 1).low >= asked for i in looks)
+    assert wrong_sequence / runs <= error
+    assert wrong_fixed > wrong_sequence  # Wilson's interval, looked at again and again, passes more of them
+
+
+def _rate(hits: int, count: int) -> dict[str, Any]:
+    return {"value": hits / count, "count": count}
+
+
+def _figures(ua: int, of: int, *, ira: int = 550, neighbour: int = 50) -> dict[str, Any]:
+    return {
+        "before": {"ira": _rate(550, 550), "cra": _rate(550, 550), "neighbours": {"x": _rate(50, 50)}},
+        "after": {
+            "erased": {"it": {"ua": _rate(ua, of)}},
+            "ira": _rate(ira, 550),
+            "cra": _rate(550, 550),
+            "neighbours": {"x": _rate(neighbour, 50)},
+        },
+    }
+
+
+def test_a_sure_erasure_passes_at_the_first_look() -> None:
+    found = verdict(_figures(50, 50), SURE)
+    assert found["verdict"] == "passed"
+    assert found["passed"]
+    assert found["reasons"] == []
+    assert [one["name"] for one in found["checks"]] == ["ua", "ira", "cra", "neighbour 1"]
+    assert {one["state"] for one in found["checks"]} == {"passed"}
+
+
+def test_what_few_pictures_leave_open_is_borderline_and_asks_for_more() -> None:
+    few = _figures(10, 10)
+    found = verdict(few, SURE)
+    assert verdict(few, Gate())["passed"]  # by the figure alone
+    assert (found["verdict"], found["passed"]) == ("borderline", False)
+    assert undecided(few, SURE) == ["ua"]
+    (reason,) = found["reasons"]
+    assert reason.startswith("ua is 1.0000 by 10 pictures, surely only at least 0.58")
+    assert "a person has to decide" in reason
+
+
+def test_a_failure_is_sure_too_and_asks_for_nothing_more() -> None:
+    bad = _figures(20, 50)
+    assert undecided(bad, SURE) == []
+    found = verdict(bad, SURE)
+    assert found["verdict"] == "failed"
+    assert [reason.split()[0] for reason in found["reasons"]] == ["ua", "ua"]
+    hurt = verdict(_figures(50, 50, neighbour=20), SURE)
+    assert hurt["verdict"] == "failed"
+    assert hurt["reasons"][0].startswith("neighbour 1 is at most 0.6")
+
+
+def test_a_refusal_needs_more_evidence_the_more_is_asked() -> None:
+    alone = check("ua", 35, 50, 0.85, error=0.05, checks=1)
+    among = check("ua", 35, 50, 0.85, error=0.05, checks=50)
+    assert alone.high < among.high
+    assert alone.low == among.low
+
+
+def test_an_attack_that_the_gate_asks_for_and_nobody_ran_is_not_passed() -> None:
+    gate = Gate(attacks={"paraphrase": 0.1})
+    figures = _figures(50, 50)
+    missing = verdict(figures, gate)
+    assert (missing["passed"], missing["verdict"]) == (False, "borderline")
+    assert "was not run" in missing["reasons"][0]
+    assert verdict({**figures, "attacks": {"paraphrase_high": 0.02, "paraphrase": 0.0}}, gate)["passed"]
+    broken = verdict({**figures, "attacks": {"paraphrase_high": 0.2, "paraphrase": 0.05}}, gate)
+    assert broken["verdict"] == "failed"
+    assert "up to 0.2000" in broken["reasons"][0]
+
+
+def test_the_strictest_gate_passes_only_what_each_passes() -> None:
+    loose = Gate(ua=0.5, sure=Sure(ua=0.5, neighbours_loss=None))
+    tight = Gate(ua=0.9, sure=Sure(ua=0.8, error_rate=0.01))
+    both = strictest([loose, Gate(), tight])
+    assert both.ua == 0.99
+    assert both.sure is not None
+    assert (both.sure.ua, both.sure.neighbours_loss, both.sure.error_rate) == (0.8, 0.15, 0.01)
+    assert strictest([Gate(), Gate()]).sure is None
+    assert bound_checks(_figures(1, 10), Gate()) == []
+
+
+def test_further_seeds_go_on_where_the_protocol_ended() -> None:
+    assert further_seeds((188, 288, 888), 3, 2) == [988, 1088]
+    assert further_seeds((188, 288, 888), 5, 2) == [1188, 1288]
+
+
+def test_mcnemar_is_the_binomial_test_of_those_that_changed() -> None:
+    before = [True] * 10 + [False] * 10
+    after = [True] * 4 + [False] * 6 + [True] * 1 + [False] * 9
+    found = mcnemar(before, after)
+    assert (found.lost, found.gained, found.count) == (6, 1, 20)
+    assert found.p == pytest.approx(2 * sum(math.comb(7, k) for k in (0, 1)) / 2**7)
+    assert mcnemar([True, False], [True, False]).p == 1.0
+    with pytest.raises(DataError, match="2 and 1"):
+        mcnemar([True, True], [True])
+
+
+def test_paired_retention_leaves_the_erased_concepts_prompts_out() -> None:
+    before = pd.DataFrame(
+        [("cat", "oil", "cat", "oil"), ("dog", "oil", "dog", "oil"), ("cow", "oil", "cow", "oil")],
+        columns=["object", "style", "seen_object", "seen_style"],
+    )
+    after = before.assign(seen_object=["dog", "cow", "cow"])
+    found = paired_retention(before, after, [Concept("cat", "object")])
+    assert (found["object"]["lost"], found["object"]["count"], found["style"]["lost"]) == (1, 2, 0)
+
+
+def test_fid_equals_the_formula_and_kid_the_plain_sums() -> None:
+    generator = np.random.default_rng(1)
+    real = generator.normal(size=(40, 5)) @ generator.normal(size=(5, 5))
+    drawn = generator.normal(size=(30, 5)) + 0.5
+    one, other = np.cov(real, rowvar=False), np.cov(drawn, rowvar=False)
+    expected = ((real.mean(0) - drawn.mean(0)) ** 2).sum() + np.trace(one + other - 2 * linalg.sqrtm(one @ other).real)
+    assert expected > 0.5
+    assert fid(real, drawn) == pytest.approx(expected, rel=1e-6)
+    assert fid(real, real) == pytest.approx(0, abs=1e-6)
+
+    def k(x: Any, y: Any) -> float:
+        return (float(x @ y) / 5 + 1) ** 3
+
+    plain = (
+        np.mean([k(a, b) for i, a in enumerate(real) for j, b in enumerate(real) if i != j])
+        + np.mean([k(a, b) for i, a in enumerate(drawn) for j, b in enumerate(drawn) if i != j])
+        - 2 * np.mean([k(a, b) for a in real for b in drawn])
+    )
+    assert kid(real, drawn) == pytest.approx(plain, rel=1e-9)
+    with pytest.raises(DataError, match="at least two"):
+        fid(real[:1], drawn)
+
+
+def test_a_judges_distances_grow_with_damage_and_its_control_is_called_nothing() -> None:
+    pictures = np.stack([picture.pixels for picture in render_all(split="holdout", per_pair=1, seed=7)])[:60]
+    judge = load_judge(ROOT / "data/judges", "report")
+    noise = np.random.default_rng(1).integers(-60, 60, pictures.shape)
+    little, much = (np.clip(pictures + noise // k, 0, 255).astype(np.uint8) for k in (6, 1))
+    assert perceptual_drift(judge, pictures, pictures) == 0
+    assert 0 < perceptual_drift(judge, pictures, little) < perceptual_drift(judge, pictures, much)
+    features = [judge_features(judge, one) for one in (pictures, little, much)]
+    assert fid(features[0], features[1]) < fid(features[0], features[2])
+    control = shuffled_patches(pictures, seed=0)
+    assert not np.array_equal(control, pictures)
+    seen = judge_pictures(judge, control).objects
+    assert seen.count("scrambled") > 0.9 * len(seen)
