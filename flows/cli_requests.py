@@ -306,7 +306,7 @@ def intake_http(
     check_port(port, "the HTTP intake", "--port")
     with Ledger() as ledger:
         console.print(f"Intake   http://{host}:{port}/requests   metrics: /metrics")
-        uvicorn.run(make_app(ledger, expected=expected), host=host, port=port, log_level="warning", access_log=False)
+        uvicorn.run(make_app(ledger, expected=expected), host=host, port=port, log_config=None, access_log=False)
 
 
 @app.command()

@@ -17,7 +17,9 @@ from typing import Any
 
 from prefect import flow
 
+from fade import logs
 from fade.config import load_settings
+from fade.environment import environment
 from fade.errors import ConfigError, DataError, FadeError, LeaseLostError, LineageError, RegistryError, ResourceError
 from fade.files import read_json, read_yaml
 from fade.requests import leases
@@ -53,15 +55,8 @@ class Pace:
 
 def pace() -> Pace:
     """The pace in force: defaults, unless a variable says otherwise."""
-    numbers = {}
-    for name in ("lease_seconds", "attempts", "retry_seconds", "running"):
-        default = getattr(Pace(), name)
-        given = os.environ.get(f"FADE_DRAIN_{name.upper()}")
-        try:
-            numbers[name] = default if given is None else type(default)(given)
-        except ValueError:
-            raise ConfigError(f"FADE_DRAIN_{name.upper()} is {given!r}; expected a number like {default}.") from None
-    return Pace(**numbers)
+    found = environment()
+    return Pace(found.drain_lease_seconds, found.drain_attempts, found.drain_retry_seconds, found.drain_running)
 
 
 @flow(name="drain")
@@ -93,7 +88,10 @@ def drain(limit: int | None = None) -> dict[str, int]:
 def run_one(ledger: Ledger, lease: Lease, steady: Pace) -> str:
     """One request to its outcome; gives the state it is in, or ``lost`` if it is no longer this worker's."""
     place: list[Path] = []
-    with alive(ledger, lease, steady.lease_seconds, lambda: step_of(place[0]) if place else "request"):
+    with (
+        logs.about(lease.request.id),
+        alive(ledger, lease, steady.lease_seconds, lambda: step_of(place[0]) if place else "request"),
+    ):
         try:
             outcome = _erase(lease.request, place)
         except LeaseLostError:
