@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from fade.environment import environment
 from fade.errors import ConfigError, ResourceError, SignatureError
 from fade.files import writing
 
@@ -52,10 +53,10 @@ def signing_key(folder: Path) -> Ed25519PrivateKey:
     Raises:
         ConfigError: what is there is no Ed25519 key in PEM.
     """
-    given = os.environ.get(KEY_VARIABLE)
+    given = environment().signing_key
     path = folder / PRIVATE_NAME
     if given:
-        key = _private(given.encode(), f"the variable {KEY_VARIABLE}")
+        key = _private(given.get_secret_value().encode(), f"the variable {KEY_VARIABLE}")
     elif path.is_file():
         key = _private(path.read_bytes(), str(path))
     else:

@@ -97,15 +97,16 @@ def release(
 
 
 def _watch(valid_seconds: int, port: int, host: str) -> None:
-    import os
     import signal
     from contextlib import nullcontext
 
-    from flows.watch import SECRET_VARIABLE, Watch, serving, webhook_app
+    from fade.environment import environment
+    from flows.watch import Watch, serving, webhook_app
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     watcher = Watch(valid_seconds=valid_seconds)
-    secret = os.environ.get(SECRET_VARIABLE, "")
+    given = environment().mlflow_webhook_secret
+    secret = given.get_secret_value() if given else ""
     try:
         with serving(webhook_app(watcher, secret), host=host, port=port) if port else nullcontext():
             console.print("Watching the registry. Ctrl-C stops.")
@@ -178,7 +179,7 @@ def serve(
     console.print(
         f"http://{host}:{port}/  release {folder}, key {key}" + ("  [bold]with the base's pictures[/bold]" * compare)
     )
-    uvicorn.run(app_, host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(app_, host=host, port=port, log_config=None, access_log=False)
 
 
 @app.command()

@@ -319,27 +319,28 @@ def up(
     cron: Annotated[str, typer.Option(help="When the drain runs.")] = "*/5 * * * *",
 ) -> None:
     """Start everything on loopback until Ctrl-C: servers, intake, drain on its schedule, release watch."""
-    import os
     import signal
     import time
 
+    from fade.environment import environment
     from fade.requests.intake import DEFAULT_QUEUE
     from fade.requests.tables import ledger_url
-    from flows.up import TOKEN_FILE, TOKEN_VARIABLE, everything
+    from flows.up import TOKEN_FILE, everything
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with everything(
             mlflow_port=mlflow_port, prefect_port=prefect_port, intake_port=intake_port, cron=cron
         ) as found:
-            token = TOKEN_VARIABLE if os.environ.get(TOKEN_VARIABLE) else f"in {TOKEN_FILE}"
-            queue = os.environ.get("FADE_QUEUE_URL") or DEFAULT_QUEUE
+            given = environment()
+            token = "FADE_INTAKE_TOKEN" if given.intake_token else f"in {TOKEN_FILE}"
+            queue = given.queue_url or DEFAULT_QUEUE
             lines = {
                 "MLflow": f"{found.mlflow}   adapters: approve and roll back by alias",
                 "Prefect": f"{found.prefect}   runs, logs, progress; the drain runs at '{cron}'",
                 "Intake": f"{found.intake}/requests   token: {token}; metrics: /metrics",
                 "Queue": queue.rpartition("@")[2],
-                "Ledger": ledger_url(os.environ.get("FADE_LEDGER_URL")).render_as_string(),
+                "Ledger": ledger_url(given.ledger_url).render_as_string(),
                 "Webhooks": "sent" if "webhooks" in found.programs.commands else "kept: set FADE_WEBHOOK_SECRET",
             }
             for name, said in lines.items():
@@ -370,7 +371,7 @@ def intake_http(
     check_port(port, "the HTTP intake", "--port")
     with Ledger() as ledger:
         console.print(f"Intake   http://{host}:{port}/requests   metrics: /metrics")
-        uvicorn.run(make_app(ledger, expected=expected), host=host, port=port, log_level="warning", access_log=False)
+        uvicorn.run(make_app(ledger, expected=expected), host=host, port=port, log_config=None, access_log=False)
 
 
 @app.command()

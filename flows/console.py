@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from fade import logs
 from fade.errors import ConfigError, FadeError
 from fade.files import write_json
 from flows.settings import configure
@@ -36,9 +37,11 @@ def guarded(command: Callable[..., Result]) -> Callable[..., Result]:
             json_file = options.get("json_file")
             if json_file is not None:
                 options["json_file"] = json_file.resolve()
-            if options.get("out") is not None:
-                options["out"] = options["out"].resolve()
+            for name in ("out", "backup_folder", "receipts"):
+                if isinstance(options.get(name), Path):
+                    options[name] = options[name].resolve()
             configure()
+            logs.set_up(command.__name__.replace("_", "-"))
             return command(*arguments, **options)
         except FadeError as error:
             Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)

@@ -18,7 +18,9 @@ from typing import Any
 from prefect import flow, serve
 from prefect.deployments.runner import EntrypointType
 
+from fade import logs
 from fade.config import load_settings
+from fade.environment import environment
 from fade.errors import ConfigError, DataError, FadeError, LeaseLostError, LineageError, RegistryError, ResourceError
 from fade.files import read_json, read_yaml
 from fade.requests import leases
@@ -59,15 +61,8 @@ class Pace:
 
 def pace() -> Pace:
     """The pace in force: defaults, unless a variable says otherwise."""
-    numbers = {}
-    for name in ("lease_seconds", "attempts", "retry_seconds", "running"):
-        default = getattr(Pace(), name)
-        given = os.environ.get(f"FADE_DRAIN_{name.upper()}")
-        try:
-            numbers[name] = default if given is None else type(default)(given)
-        except ValueError:
-            raise ConfigError(f"FADE_DRAIN_{name.upper()} is {given!r}; expected a number like {default}.") from None
-    return Pace(**numbers)
+    found = environment()
+    return Pace(found.drain_lease_seconds, found.drain_attempts, found.drain_retry_seconds, found.drain_running)
 
 
 @flow(name="drain")
@@ -140,7 +135,7 @@ def run_one(ledger: Ledger, lease: Lease, steady: Pace) -> str:
         step, name = (step_of(place[0]), place[0].name) if place else ("request", None)
         leases.renew(ledger, lease, seconds=steady.lease_seconds, step=step, erasure_id=name)
 
-    with alive(sign, steady.lease_seconds):
+    with logs.about(lease.request.id), alive(sign, steady.lease_seconds):
         try:
             outcome = _erase(lease, place, sign)
         except LeaseLostError as error:

@@ -6,7 +6,6 @@ Bearer token from FADE_INTAKE_TOKEN; loopback by default. Run: fade intake-http
 from __future__ import annotations
 
 import hmac
-import os
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ from prometheus_client.core import CollectorRegistry, GaugeMetricFamily, Histogr
 from prometheus_client.registry import Collector
 from starlette.concurrency import run_in_threadpool
 
+from fade.environment import environment
 from fade.errors import ConfigError, ConflictError, DataError, RegistryError, TransitionError
 from fade.requests.durations import Durations
 from fade.requests.ledger import Ledger
@@ -25,9 +25,9 @@ from fade.requests.messages import MAX_BYTES, read_message
 from fade.requests.overview import overview
 from fade.requests.records import Record
 from fade.requests.states import State
+from flows.http_logs import HttpLogs
 
 ACTOR = "http"
-TOKEN_VARIABLE = "FADE_INTAKE_TOKEN"
 _STATUS = {
     ConflictError: 409,
     TransitionError: 409,
@@ -43,10 +43,10 @@ def token() -> str:
     Raises:
         ConfigError: it is not set, or too short.
     """
-    found = os.environ.get(TOKEN_VARIABLE, "")
-    if len(found) < 16:
+    found = environment().intake_token
+    if found is None:
         raise ConfigError("FADE_INTAKE_TOKEN must hold at least 16 characters: the intake is never open to everyone.")
-    return found
+    return found.get_secret_value()
 
 
 def make_app(ledger: Ledger, *, expected: str) -> FastAPI:
@@ -56,6 +56,7 @@ def make_app(ledger: Ledger, *, expected: str) -> FastAPI:
         expected: the bearer token; every path but /health asks for it.
     """
     app = FastAPI(title="FADE intake", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(HttpLogs)
 
     def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
         if given is None or not hmac.compare_digest(given.credentials.encode(), expected.encode()):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hmac
 import io
-import os
 import threading
 import time
 from dataclasses import asdict
@@ -30,7 +29,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 
 from fade.adapters.runtime import Runtime
+from fade.environment import environment
 from fade.errors import ConfigError, RefusedError
+from flows.http_logs import HttpLogs
 
 TOKEN_VARIABLE = "FADE_SERVICE_TOKEN"
 PAGE = Path(__file__).with_name("page.html")
@@ -71,13 +72,13 @@ def service_token() -> str:
     Raises:
         ConfigError: FADE_SERVICE_TOKEN is not set, or too short to resist guessing.
     """
-    token = os.environ.get(TOKEN_VARIABLE, "")
-    if len(token) < 16:
+    token = environment().service_token
+    if token is None:
         raise ConfigError(
-            f"{TOKEN_VARIABLE} must hold at least 16 characters: got {len(token)}. "
+            f"{TOKEN_VARIABLE} must hold at least 16 characters, and is not set. "
             f"Make one: export {TOKEN_VARIABLE}=$(python -c 'import secrets; print(secrets.token_urlsafe(24))')"
         )
-    return token
+    return token.get_secret_value()
 
 
 def make_app(  # noqa: C901 - its routes are functions of their own
@@ -90,6 +91,7 @@ def make_app(  # noqa: C901 - its routes are functions of their own
         parallel: pictures drawn at once; further requests wait.
     """
     app = FastAPI(title="FADE", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(HttpLogs)
     figures, places = Figures(runtime), threading.BoundedSemaphore(parallel)
 
     def authorized(authorization: Annotated[str, Header()] = "") -> None:

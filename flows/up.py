@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.intake_http import TOKEN_VARIABLE
+from fade.environment import environment
 from flows.services import HOST, check_port, running, stop, wait_for
 from flows.settings import STATE
 
@@ -89,15 +89,15 @@ def everything(*, mlflow_port: int, prefect_port: int, intake_port: int, cron: s
             "drain": ["drain", "--cron", cron],
             "release": ["release", "--watch"],
         }
-        if os.environ.get("FADE_WEBHOOK_SECRET"):
+        if environment().webhook_secret:
             commands["webhooks"] = ["webhooks", "--follow"]
-        environment = {
+        variables = {
             **os.environ,
             "MLFLOW_TRACKING_URI": services.mlflow,
             "PREFECT_API_URL": f"{services.prefect}/api",
-            TOKEN_VARIABLE: intake_token(),
+            "FADE_INTAKE_TOKEN": intake_token(),
         }
-        programs = Programs(environment, commands)
+        programs = Programs(variables, commands)
         try:
             for name in commands:
                 programs.start(name)
@@ -110,8 +110,8 @@ def everything(*, mlflow_port: int, prefect_port: int, intake_port: int, cron: s
 
 def intake_token() -> str:
     """FADE_INTAKE_TOKEN; without it one that is made once and kept in ``.fade/intake-token``, for this user alone."""
-    if given := os.environ.get(TOKEN_VARIABLE):
-        return given
+    if given := environment().intake_token:
+        return given.get_secret_value()
     if not TOKEN_FILE.is_file():
         partial = Path(f"{TOKEN_FILE}.{os.getpid()}.partial")
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:

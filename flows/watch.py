@@ -170,7 +170,7 @@ def serving(app: FastAPI, *, host: str, port: int) -> Iterator[None]:
     Raises:
         ConfigError: it did not start; the port is taken, most likely.
     """
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 20

@@ -19,6 +19,9 @@ from fade.errors import LineageError
 from fade.requests import tables
 from fade.requests.tables import GENESIS
 
+WRITTEN = "fade_rows"
+"""Where a connection keeps the rows of its transaction, for the program's own log."""
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -69,6 +72,7 @@ def append(connection: Connection, events: Iterable[Event]) -> list[int]:
         previous = row["hash"] = row_hash(row)
         rows.append(row)
     if rows:
+        connection.info.setdefault(WRITTEN, []).extend(rows)
         connection.execute(sa.insert(tables.log), rows)
         connection.execute(sa.update(tables.head).where(tables.head.c.id == 1).values(seq=seq, hash=previous))
     return [row["seq"] for row in rows]

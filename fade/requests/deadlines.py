@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
+from fade.environment import environment
 from fade.errors import ConfigError
 from fade.requests import chain, tables
 from fade.requests.chain import Event
@@ -36,7 +36,7 @@ def alert_url() -> str | None:
     Raises:
         ConfigError: it is no address that webhooks are sent to.
     """
-    url = os.environ.get("FADE_ALERT_URL") or None
+    url = environment().alert_url
     if url is not None and (fault := is_reachable(url)):
         raise ConfigError(f"FADE_ALERT_URL {fault}.")
     return url

@@ -8,7 +8,6 @@ A consumer that dies before it acknowledges gets the message again, and the ledg
 from __future__ import annotations
 
 import json
-import os
 import queue
 import time
 import uuid
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
+from fade.environment import environment
 from fade.errors import ConfigError, ConflictError, DataError, RegistryError
 from fade.files import writing
 from fade.requests.ledger import Ledger
@@ -70,7 +70,7 @@ def transport(url: str | None = None) -> Iterator[Transport]:
         ConfigError: nothing is known for such an address.
         RegistryError: the broker refuses or cannot be reached.
     """
-    url = url or os.environ.get("FADE_QUEUE_URL") or DEFAULT_QUEUE
+    url = url or environment().queue_url or DEFAULT_QUEUE
     scheme = urlsplit(url).scheme
     if scheme == "folder":
         yield Folder(Path(unquote(urlsplit(url).path)))

@@ -7,7 +7,7 @@ Writers queue at the chain's head, so each transaction sees the states it acts o
 from __future__ import annotations
 
 import json
-import os
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
+from fade.environment import environment
 from fade.errors import ConfigError, ConflictError, RegistryError, TransitionError
 from fade.requests import chain, tables
 from fade.requests.chain import ChainReport, Event
@@ -37,6 +38,8 @@ from fade.requests.records import (
 from fade.requests.states import IN_FORCE, OPEN, State, check_transition
 from fade.requests.tables import requests
 
+logger = logging.getLogger(__name__)
+
 
 class Ledger:
     """Opens the ledger and brings its tables to the newest version.
@@ -50,7 +53,7 @@ class Ledger:
     """
 
     def __init__(self, url: str | None = None) -> None:
-        self.engine = tables.open_engine(tables.ledger_url(url or os.environ.get("FADE_LEDGER_URL")))
+        self.engine = tables.open_engine(tables.ledger_url(url or environment().ledger_url))
         tables.upgrade(self.engine)
 
     def close(self) -> None:
@@ -67,8 +70,14 @@ class Ledger:
     def writing(self) -> Iterator[Connection]:
         """A transaction that holds the chain's head from its beginning."""
         with _reached(), self.engine.begin() as connection:
+            connection.info.pop(chain.WRITTEN, None)
             chain.lock_head(connection)
             yield connection
+            rows = connection.info.pop(chain.WRITTEN, [])
+        for row in rows if logger.isEnabledFor(logging.INFO) else ():
+            # The reason is left out: a person wrote it, and may have named somebody.
+            said = {"event": row["event"], "before": row["before"], "after": row["after"], "row": row["seq"]}
+            logger.info("request is %s", row["after"] or row["event"], extra={"request_id": row["request_id"], **said})
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

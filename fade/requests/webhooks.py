@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 from datetime import datetime, timedelta
 
 import httpx
 import sqlalchemy as sa
 
+from fade.environment import environment
 from fade.errors import ConfigError, SignatureError
 from fade.requests.ledger import Ledger
 from fade.requests.records import utc_now
@@ -32,10 +32,10 @@ def secret() -> bytes:
     Raises:
         ConfigError: it is not set, or too short to sign with.
     """
-    found = os.environ.get("FADE_WEBHOOK_SECRET", "")
-    if len(found) < 16:
+    found = environment().webhook_secret
+    if found is None:
         raise ConfigError("FADE_WEBHOOK_SECRET must hold at least 16 characters: webhooks are never sent unsigned.")
-    return found.encode()
+    return found.get_secret_value().encode()
 
 
 def sign(body: bytes, *, timestamp: int, key: bytes) -> str:

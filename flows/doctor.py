@@ -1,0 +1,275 @@
+"""``fade doctor``: everything a newcomer can get wrong, a line each, with what to do.
+
+A check looks and changes nothing: it makes no database, moves no table, starts no service.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from fade.environment import FILE, environment, readable_by_others
+from fade.errors import FadeError, listing
+from fade.lineage import ROOT
+from flows.services import HOST
+from flows.settings import SERVICES, STATE
+
+Verdict = Literal["ok", "warn", "fail"]
+PORTS = {"MLflow": 5000, "Prefect": 4200, "fade serve": 8080, "fade intake-http": 8700}
+DISK_FAIL_BYTES, DISK_WARN_BYTES = 1_000_000_000, 5_000_000_000
+"""A demo writes a few hundred megabytes; a full disk in the middle of a step costs the step."""
+MUST = {"fastapi": "0.151", "sqlalchemy": "2.1"}
+"""Versions from which on Prefect 3.8 starts no server (FastAPI) or never schedules (SQLAlchemy)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, how it is, and what to do about it."""
+
+    check: str
+    verdict: Verdict
+    said: str
+    do: str = ""
+
+
+def python_version(found: tuple[int, int] | None = None) -> Finding:
+    """The interpreter."""
+    major, minor = found or sys.version_info[:2]
+    said = f"Python {major}.{minor}"
+    if (major, minor) in ((3, 11), (3, 12)):
+        return Finding("python", "ok", said)
+    return Finding(
+        "python", "fail", f"{said}; expected 3.11 or 3.12", "Make the environment anew: make PYTHON=python3.12"
+    )
+
+
+def settings() -> Finding:
+    """Variables and their file: known names, values that fit."""
+    try:
+        environment()
+    except FadeError as error:
+        return Finding("settings", "fail", str(error), "Correct or unset the variable")
+    return Finding("settings", "ok", f"variables are known{f', {FILE} is read' if FILE.is_file() else ''}")
+
+
+def pins(constraints: Path | None = None) -> Finding:
+    """Installed versions against constraints.txt; those that break Prefect are a failure."""
+    broken = [
+        f"{name} {_version(name)} (must be below {limit})" for name, limit in MUST.items() if _breaks(name, limit)
+    ]
+    if broken:
+        return Finding("pins", "fail", listing(broken), "pip install -c constraints.txt -e '.[pipeline]'")
+    path = constraints or ROOT / "constraints.txt"
+    if not path.is_file():
+        return Finding("pins", "warn", f"no {path.name} beside the code, so versions were not compared")
+    rows = re.findall(r"^([A-Za-z0-9_.\-]+)==(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    other = [
+        f"{name} {found} (tried: {pinned})"
+        for name, pinned in rows
+        if (found := _version(name)) is not None and found.split("+")[0] != pinned
+    ]
+    if other:
+        return Finding(
+            "pins", "warn", f"not as tried: {listing(other)}", "pip install -c constraints.txt -e '.[pipeline]'"
+        )
+    return Finding("pins", "ok", f"all {len(rows)} versions that are installed are as tried")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _breaks(name: str, limit: str) -> bool:
+    found = _version(name)
+    return found is not None and _numbers(found) >= _numbers(limit)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def torch_build(version: str | None = None, precision: str | None = None) -> Finding:
+    """Which build of torch, and in which precision it is fast here."""
+    import torch
+
+    from fade.hardware import fast_precision
+
+    fast = precision or fast_precision()
+    said = f"torch {version or torch.__version__}, fast in {fast}"
+    if fast == "fp32":
+        return Finding(
+            "torch", "warn", said, "Nothing is wrong; distillation takes about twice as long without bfloat16"
+        )
+    return Finding("torch", "ok", said)
+
+
+def gpu() -> Finding:
+    """Whether torch sees a GPU, and whether there is one that it does not see."""
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        return Finding("gpu", "ok", f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+    if shutil.which("nvidia-smi") and Path("/dev/nvidia0").exists():
+        return Finding("gpu", "warn", "there is a GPU that torch does not see", "Install a CUDA build of torch")
+    if torch.version.cuda:
+        return Finding("gpu", "warn", "torch is a CUDA build and finds no GPU", "The CPU build is gigabytes smaller")
+    return Finding("gpu", "ok", "none, and none is needed for the built-in base")
+
+
+def disk(folder: Path = Path(), *, free: int | None = None) -> Finding:
+    """Space for what an erasure writes."""
+    left = shutil.disk_usage(folder).free if free is None else free
+    said = f"{left / 1e9:.1f} GB free in {folder.resolve()}"
+    if left < DISK_FAIL_BYTES:
+        return Finding("disk", "fail", said, "Free at least 5 GB; old trials: data/trials, DVC's cache: dvc gc")
+    if left < DISK_WARN_BYTES:
+        return Finding("disk", "warn", said, "Free some: 5 GB is comfortable")
+    return Finding("disk", "ok", said)
+
+
+def permissions(state: Path = STATE) -> Finding:
+    """The state can be written, and secrets are their owner's alone."""
+    for folder in (Path(), Path("data"), state):
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            return Finding("permissions", "fail", f"{folder.resolve()} cannot be written", "chown or chmod it")
+    open_ = [
+        str(path)
+        for path in (state / "environment", state / "keys" / "signing.pem")
+        if path.is_file() and readable_by_others(path)
+    ]
+    if open_:
+        return Finding("permissions", "fail", f"others can read {listing(open_)}", f"chmod 600 {' '.join(open_)}")
+    return Finding("permissions", "ok", "state can be written, secrets are private")
+
+
+def ports(wanted: dict[str, int] | None = None) -> Finding:
+    """Ports that ``fade ui``, ``serve`` and ``intake-http`` take unless told otherwise."""
+    taken = [f"{port} ({name})" for name, port in (wanted or PORTS).items() if _listens(port)]
+    if not taken:
+        return Finding("ports", "ok", f"{', '.join(str(port) for port in (wanted or PORTS).values())} are free")
+    if SERVICES.is_file():
+        return Finding("ports", "ok", f"services run: {listing(taken)}")
+    return Finding(
+        "ports", "warn", f"taken: {listing(taken)}", "Choose others with --port, --mlflow-port, --prefect-port"
+    )
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def ledger(url: str | None = None) -> Finding:
+    """The ledger's database answers, and its tables are this version's."""
+    from fade.requests import tables
+
+    found = tables.ledger_url(url or environment().ledger_url)
+    if found.drivername == "sqlite" and not Path(found.database or "").is_file():
+        return Finding("ledger", "ok", f"{found.database} is made at first use")
+    engine = tables.open_engine(found)
+    try:
+        revision = tables.revision(engine)
+    finally:
+        engine.dispose()
+    said = f"{found.render_as_string()} has tables {revision}"
+    if revision == tables.HEAD:
+        return Finding("ledger", "ok", said)
+    if revision is not None and revision > tables.HEAD:
+        return Finding("ledger", "fail", f"{said}; this version knows {tables.HEAD}", "Update fade")
+    return Finding("ledger", "warn", f"{said}; this version has {tables.HEAD}", "fade ledger upgrade")
+
+
+def queue(url: str | None = None) -> Finding:
+    """The queue's host answers; the folder can be made."""
+    given = url or environment().queue_url
+    if given is None:
+        return Finding("queue", "ok", "the folder .fade/queue")
+    parts = urlsplit(given)
+    if parts.scheme == "folder":
+        folder = Path(parts.path)
+        good = os.access(next(one for one in (folder, *folder.resolve().parents) if one.exists()), os.W_OK)
+        return Finding("queue", "ok" if good else "fail", f"folder {folder}", "" if good else "chown or chmod it")
+    ports_of = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
+    if parts.scheme not in ports_of:
+        return Finding("queue", "warn", f"{parts.scheme or given!r}: addresses are not checked here")
+    host, port = parts.hostname or HOST, parts.port or ports_of[parts.scheme]
+    try:
+        socket.create_connection((host, port), timeout=3).close()
+    except OSError as error:
+        said = f"{parts.scheme}://{host}:{port} does not answer: {error}"
+        return Finding("queue", "fail", said, "Start the broker, or correct FADE_QUEUE_URL")
+    return Finding("queue", "ok", f"{parts.scheme}://{host}:{port} answers")
+
+
+def server(name: str, variable: str, health: str, embedded: str) -> Finding:
+    """MLflow or Prefect: embedded, or the server of the variable answers."""
+    address = os.environ.get(variable)
+    if not address or not address.startswith("http"):
+        return Finding(name, "ok", embedded)
+    parts = urlsplit(address)
+    url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{health}"
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return Finding(name, "ok", f"{url} answers")
+    except (urllib.error.URLError, OSError) as error:
+        return Finding(name, "fail", f"{url} does not answer: {error}", f"Start it, or unset {variable} to use none")
+
+
+def files(root: Path = Path()) -> Finding:
+    """The shipped base and judges are there and whole enough to load."""
+    wanted = ("data/base/canvas/model_index.json", "data/judges")
+    missing = [name for name in wanted if not (root / name).exists()]
+    if missing:
+        return Finding("files", "fail", f"missing: {listing(missing)}", "git checkout -- data, or dvc repro")
+    return Finding("files", "ok", "base and judges are there")
+
+
+def programs() -> Finding:
+    """git, which lineage and audit call."""
+    if shutil.which("git") is None:
+        return Finding("programs", "warn", "git is not to be found", "Install it: lineage and fade audit need it")
+    return Finding("programs", "ok", "git is there")
+
+
+CHECKS: tuple[tuple[str, Callable[[], Finding]], ...] = (
+    ("python", python_version),
+    ("settings", settings),
+    ("pins", pins),
+    ("torch", torch_build),
+    ("gpu", gpu),
+    ("programs", programs),
+    ("files", files),
+    ("disk", disk),
+    ("permissions", permissions),
+    ("ports", ports),
+    ("ledger", ledger),
+    ("queue", queue),
+    ("mlflow", lambda: server("mlflow", "MLFLOW_TRACKING_URI", "/health", "embedded, in .fade/mlflow.db")),
+    ("prefect", lambda: server("prefect", "PREFECT_API_URL", "/api/health", "embedded, in .fade/prefect")),
+)
+
+
+def examine() -> Iterator[Finding]:
+    """Every check in turn; one that ends in an error of FADE is a failure and stops no other."""
+    for name, check in CHECKS:
+        try:
+            yield check()
+        except FadeError as error:
+            yield Finding(name, "fail", str(error))
