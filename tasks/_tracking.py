@@ -603,7 +603,7 @@ def log_attack(version: AdapterVersion, figures: Mapping[str, float | None], she
             shutil.copyfile(sheet, Path(folder) / ATTACK)
             client.log_artifact(version.run_id, str(Path(folder) / ATTACK))
         client.log_batch(version.run_id, metrics=[Metric(key, value, 0, 0) for key, value in known.items()])
-        for name in (key.removeprefix("base_") for key in known if key.startswith("base_")):
+        for name in (key for key in known if f"base_{key}" in known or key == "inversion"):
             client.set_model_version_tag(version.model, str(version.version), name, f"{known[name]:.4f}")
     refresh_page(version)
 
