@@ -34,6 +34,7 @@ from fade.data.sets import generated_by
 from fade.data.splits import NOTHING, SPLIT_NAMES, differs_in_names_alone
 from fade.errors import DataError, listing
 from fade.files import write_json
+from tasks._pages import write_pages
 
 logging.getLogger("great_expectations").setLevel(logging.WARNING)
 
@@ -68,9 +69,10 @@ def validate(folder: Path) -> dict[str, bool]:
             checks |= _balance(known, request)
         held |= _judged(context, source, name, tables[name], checks)
     context.build_data_docs()
-    page = docs / "index.html"
-    if failed := sorted(key for key, holds in held.items() if not holds):
-        culprits = list(dict.fromkeys(_culprits(tables, near)))
+    failed = sorted(key for key, holds in held.items() if not holds)
+    culprits = list(dict.fromkeys(_culprits(tables, near))) if failed else []
+    page = write_pages(docs, "Validation of the splits", held, culprits)
+    if failed:
         detail = f" At fault: {listing(culprits)}." if culprits else ""
         raise DataError(f"The splits did not pass validation: {listing(failed)} failed.{detail} See {page}.")
     write_json(folder / "validation.json", {"expectations": held, "rows": {n: len(t) for n, t in tables.items()}})
@@ -94,13 +96,13 @@ def validate_catalog(folder: Path, *, files: bool = True) -> dict[str, bool]:
     context = _context(docs)
     held = _judged(context, context.data_sources.add_pandas("catalog"), "catalog", table, _catalog_expectations())
     context.build_data_docs()
-    if failed := sorted(key for key, holds in held.items() if not holds):
-        culprits = [f"{row.path}: {row.problem}" for row in table[table["problem"] != ""].itertuples()]
-        culprits += [f"{one} looks like {other}" for one, other in pairs]
+    failed = sorted(key for key, holds in held.items() if not holds)
+    culprits = [f"{row.path}: {row.problem}" for row in table[table["problem"] != ""].itertuples()]
+    culprits += [f"{one} looks like {other}" for one, other in pairs]
+    page = write_pages(docs, "Validation of the catalog", held, culprits)
+    if failed:
         detail = f" At fault: {listing(culprits)}." if culprits else ""
-        raise DataError(
-            f"{folder} did not pass validation: {listing(failed)} failed.{detail} See {docs / 'index.html'}."
-        )
+        raise DataError(f"{folder} did not pass validation: {listing(failed)} failed.{detail} See {page}.")
     write_json(folder.with_name(f"{folder.name}.validation.json"), {"expectations": held, "rows": len(table)})
     return held
 

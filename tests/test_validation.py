@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,11 @@ def test_good_splits_pass_with_pages_that_carry_no_values(folder: Path) -> None:
     assert all(held.values())
     pages = list((folder / "docs").rglob("*.html"))
     assert any("validations" in str(page) for page in pages)
+    for page in pages:  # opening one asks no other host for anything
+        assert not re.search(r"""<(script|link|img)[^>]*(src|href)\s*=""", page.read_text()), page
+    first = (folder / "docs/index.html").read_text()
+    assert "all " in first
+    assert "FAILS</td>" not in first
     sha256 = pd.read_parquet(folder / "splits/forget.parquet")["sha256"][0]
     assert not any(sha256 in page.read_text() for page in pages if "validations" in str(page))
 
@@ -102,6 +108,12 @@ def test_a_picture_to_forget_among_those_to_retain_stops(folder: Path) -> None:
     _change(folder, "retain", sha256=forget["sha256"], path=forget["path"], image_id=forget["image_id"])
     with pytest.raises(DataError, match="forget: shares no picture with retain failed"):
         validate(folder)
+    first = (folder / "docs/index.html").read_text()
+    assert "FAILS</td><td>forget: shares no picture with retain" in first
+    assert f"{forget['path']}: is to be forgotten and in the retain set" in first
+    linked = re.findall(r'href="(validations/[^"]+)"', first)
+    assert len(linked) == 5
+    assert all((folder / "docs" / page).is_file() for page in linked)
 
 
 def test_a_caption_without_the_concept_stops(folder: Path) -> None:

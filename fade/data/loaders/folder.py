@@ -124,8 +124,10 @@ def _by_class(root: Path, domain: str) -> Iterator[Item | Rejected]:
             shown = path.relative_to(root).as_posix()
             item = Item(picture_id(root, path), shown, path, words(place.name), split=split or None)
             if domain == "person":
-                item = _nameless(replace(item, image_id=opaque("picture", shown), subject=opaque("folder", place.name)))
-            yield item
+                named = replace(item, image_id=opaque("picture", shown), subject=opaque("folder", place.name))
+                yield _nameless(named)
+            else:
+                yield item
 
 
 def _nameless(item: Item | Rejected) -> Item | Rejected:
