@@ -20,7 +20,9 @@ os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 
 import yaml
 from dvc.exceptions import DvcException
+from dvc.lock import make_lock
 from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from filelock import FileLock
 
 from fade.config import DRAWN_BY, GENERATED
@@ -32,6 +34,7 @@ from fade.steps.request import BASE, CATALOG, JUDGES
 
 logging.getLogger("dvc").setLevel(logging.WARNING)
 logging.getLogger("dvc_data").setLevel(logging.ERROR)  # it warns of each output that a stage has yet to make
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +225,29 @@ def _repo() -> Iterator[Any]:
         raise LineageError(f"{Path.cwd()} is no DVC project: expected a folder .dvc. Run from the project's root.")
     Path(".fade").mkdir(exist_ok=True)
     with FileLock(".fade/dvc.lock", timeout=600), Repo(".") as repo:
+        _mend_list_of_locks(repo)
         yield repo
+
+
+def _mend_list_of_locks(repo: Any) -> None:
+    """Remove DVC's list of locks if it is cut off: a DVC that was killed while it wrote it (not by way of a
+    temporary name) leaves it so, and every later one refuses to work.
+
+    The lock that guards the list is held meanwhile, so nobody is just writing it.
+    """
+    path = Path(repo.tmp_dir) / RWLOCK_FILE
+    if not path.is_file():
+        return
+    try:
+        guard = make_lock(str(path.with_name(RWLOCK_LOCK)), tmp_dir=repo.tmp_dir)
+        with guard:
+            try:
+                json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                logger.warning("%s was cut off when a DVC was killed; it is begun anew", path)
+                path.unlink()
+    except DvcException as error:
+        raise LineageError(f"DVC's list of locks is in use: {error}. Try again.") from error
 
 
 def is_current(folder: Path, stage: str) -> bool:

@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from dvc.fs import LocalFileSystem
+from dvc.repo import Repo
+from dvc.rwlock import RWLockFileCorruptedError, _edit_rwlock
 
 from fade.errors import RegistryError
 from fade.requests import leases
@@ -24,6 +27,7 @@ from fade.requests.messages import make_message
 from fade.requests.states import State
 from flows import drain as drained
 from flows.drain import Pace, alive
+from tasks import _versioning
 from tests.databases import cluster
 from tests.test_services import _free_port as free_port
 
@@ -50,6 +54,25 @@ def test_postgresql_that_restarts_costs_no_lease_and_no_outcome() -> None:
         assert [record.id for record in ledger.find()] == [name]
         assert ledger.get(name).state is State.CANDIDATE
         ledger.verify()
+
+
+def test_a_dvc_that_was_killed_while_it_wrote_its_locks_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Repo.init(".", no_scm=True).close()
+    (tmp_path / ".dvc/tmp").mkdir(exist_ok=True)
+    cut_off = tmp_path / ".dvc/tmp/rwlock"
+    for content in ("", '{"read": {'):
+        cut_off.write_text(content)
+        with pytest.raises(RWLockFileCorruptedError), _edit_rwlock(str(cut_off.parent), LocalFileSystem(), False):
+            pass
+        with _versioning._repo():
+            assert not cut_off.exists()
+    whole = '{"read": {}, "write": {}}'
+    cut_off.write_text(whole)
+    with _versioning._repo():
+        assert cut_off.read_text() == whole
 
 
 @contextmanager

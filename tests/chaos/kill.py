@@ -99,8 +99,8 @@ def at_boundary(where: Counter[str], nursery: Nursery) -> list[str]:
     return [mark.name.removeprefix("died-")]
 
 
-def run(kills: int, seed: int, folder: Path, *, longest: float) -> dict[str, Any]:
-    """Kill ``kills`` times, let the rest finish, count."""
+def run(kills: int, seed: int, folder: Path, *, longest: float, minutes: float) -> dict[str, Any]:
+    """Kill ``kills`` times, or for so many minutes, let the rest finish, count."""
     make_project(folder)
     os.environ |= {f"FADE_DRAIN_{name}": str(value) for name, value in PACE.items()}
     draw, begun = random.Random(seed), time.monotonic()
@@ -110,7 +110,7 @@ def run(kills: int, seed: int, folder: Path, *, longest: float) -> dict[str, Any
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     nursery = Nursery(folder)
     with Ledger() as ledger, prefect_server(folder, port):
-        while where.total() < kills:
+        while where.total() < kills and time.monotonic() - begun < 60 * minutes:
             if not ledger.find(states=DUE):
                 names += [submit(ledger, draw, len(names) + i) for i in range(2)]
             wait_for_a_lease(ledger)
@@ -172,12 +172,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--longest", type=float, default=15.0, help="seconds of running before a kill, at most")
+    parser.add_argument("--minutes", type=float, default=600.0, help="stop killing after so long, then count")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     out = arguments.json.resolve() if arguments.json else None
     folder = Path(tempfile.mkdtemp(prefix="kill-"))
     try:
-        found = run(arguments.kills, arguments.seed, folder / "project", longest=arguments.longest)
+        found = run(
+            arguments.kills, arguments.seed, folder / "project", longest=arguments.longest, minutes=arguments.minutes
+        )
     except BaseException:
         print(f"kept for a look: {folder}", file=sys.stderr)
         raise

@@ -77,7 +77,7 @@ def prefect_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]
                 server.wait()
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 600.0) -> None:
     """Until a server answers with success."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
