@@ -37,7 +37,7 @@ from fade.adapters.store import save_adapter
 from fade.files import write_json
 from fade.lineage import ROOT
 from fade.method.masks import Mask
-from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
+from fade.method.sparse_lora import adapter_tensors, add_sparse_lora
 from fade.models.deltas import plain_modules
 from fade.models.family import load_base
 
@@ -45,24 +45,26 @@ PROMPTS = ["a cat image in photo style."]
 COUNTS = (1, 10, 50)
 
 
-def random_adapter(base: Path, folder: Path, *, seed: int, rank: int) -> Path:
-    """An adapter on every module of the denoiser, as an erasure without a mask gives one; its change is small."""
+def random_adapters(base: Path, folder: Path, *, count: int, rank: int) -> list[Path]:
+    """Adapters on every module of the denoiser, as erasures without a mask give them; their change is small."""
     sd = load_base(base)
     names = tuple(plain_modules(sd.unet))
-    add_sparse_lora(
-        sd.unet, Mask("module", names, len(names), len(names)), rank=rank, alpha=rank, seed=seed, name="student"
-    )
-    generator = torch.Generator().manual_seed(seed)
-    for layer in lora_layers(sd.unet).values():
-        torch.nn.init.normal_(layer.lora_B["student"].weight, std=1e-3, generator=generator)
-    save_adapter(folder, adapter_tensors(sd.unet, "student"), {"base_sha256": sd.sha256, "rank": rank})
-    return folder
+    mask = Mask("module", names, len(names), len(names))
+    add_sparse_lora(sd.unet, mask, rank=rank, alpha=rank, seed=0, name="student")
+    shapes = {name: tensor.shape for name, tensor in adapter_tensors(sd.unet, "student").items()}
+    found = []
+    for seed in range(count):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {name: 0.01 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        save_adapter(folder / str(seed), tensors, {"base_sha256": sd.sha256, "rank": rank})
+        found.append(folder / str(seed))
+    return found
 
 
 def overhead(base: Path, folder: Path, *, repeats: int, steps: int, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Swap times and ratios to the base, by number of adapters."""
     key = Ed25519PrivateKey.generate()
-    pool = [random_adapter(base, folder / "pool" / str(i), seed=i, rank=rank) for i in range(max(COUNTS))]
+    pool = random_adapters(base, folder / "pool", count=max(COUNTS), rank=rank)
     publish(folder / "release", [], base=base, key=key)
     runtime = Runtime(load_base(base), folder / "release", public_key=key.public_key(), state=folder / "state.json")
     ways = {f"stacked {count}": pool[:count] for count in COUNTS} | {"consolidated": pool[:1]}

@@ -427,7 +427,7 @@ def refresh_page(version: AdapterVersion) -> None:
             least=_least(metrics, run.data.params),
             run=(version.run_id, run.info.experiment_id),
             tags=run.data.tags,
-            files={one.path for one in client.list_artifacts(version.run_id)},
+            files={path.partition("/")[0] for path in _files_of(client, version.run_id)},
             inversion=float(tags["inversion"]) if "inversion" in tags else None,
             together=tags.get(TOGETHER_TAG, ""),
             study=_newest_study(client),
@@ -666,20 +666,20 @@ def say_together(version: AdapterVersion, what: str) -> None:
 
 def run_objects(version: AdapterVersion, names: Iterable[str]) -> list[tuple[str, str, int]]:
     """Those of these files, or of the files in these folders, that a version's run has: name, SHA-256, bytes."""
-
-    def within(path: str | None) -> Iterator[str]:
-        for one in client.list_artifacts(version.run_id, path):
-            if one.is_dir:
-                yield from within(one.path)
-            else:
-                yield one.path
-
     wanted = set(names)
     with _client() as client:
-        there = [one for one in client.list_artifacts(version.run_id) if one.path in wanted]
-        paths = [path for one in there for path in (within(one.path) if one.is_dir else [one.path])]
+        paths = [path for path in _files_of(client, version.run_id) if path.partition("/")[0] in wanted]
     found = [(name, run_file(version, name)) for name in sorted(paths)]
     return [(name, hashlib.sha256(content).hexdigest(), len(content)) for name, content in found]
+
+
+def _files_of(client: MlflowClient, run_id: str, folder: str | None = None) -> Iterator[str]:
+    """Paths of a run's files; folders that are empty are not among them."""
+    for one in client.list_artifacts(run_id, folder):
+        if one.is_dir:
+            yield from _files_of(client, run_id, one.path)
+        else:
+            yield one.path
 
 
 def delete_run_file(version: AdapterVersion, name: str) -> None:

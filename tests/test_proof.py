@@ -222,6 +222,10 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     assert len([one for one in receipts if one["removed"]]) > 10
     assert not (folder / "splits").exists()
     assert (folder / "adapter/card.json").is_file()
+    described = MlflowClient(f"sqlite:///{Path('.fade/mlflow.db').resolve()}").get_model_version(version.model, "1")
+    assert "Gate: **passed**" in described.description
+    assert "get-artifact" not in described.description
+    assert "Data Docs" not in described.description, "the page shows nothing that is gone"
     # Backups of the folder and of the remote are restored, and purged again.
     shutil.copytree(backup / "splits", folder / "splits")
     shutil.copyfile(backup / "saliency.safetensors", folder / "saliency.safetensors")
