@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,8 +17,6 @@ from fade.errors import ConfigError
 from flows.console import JsonOption, SetOption, console, guarded, pair, setting, write_figures
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from flows.studies import Study
 
 app = typer.Typer()
@@ -149,10 +148,16 @@ def _contest(
 def unlearncanvas(
     base: Annotated[str, typer.Option(help="The unlearned checkpoint: a folder in diffusers layout, or as --base.")],
     target: Annotated[str, typer.Option(help="What was erased, as UnlearnCanvas calls it: Van_Gogh, Cats ...")],
-    classifiers: Annotated[str, typer.Option(help="Folder with the style and the object classifier.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="Folder of the pictures and figures; goes on where it was.")],
-    adapter: Annotated[str | None, typer.Option(help="Folder of an adapter of this library on the base.")] = None,
-    real: Annotated[str | None, typer.Option(help="The data set's folder: adds FID and KID.")] = None,
+    classifiers: Annotated[
+        Path, typer.Option(help="Folder with the style and the object classifier.", resolve_path=True)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the pictures and figures; goes on where it was.")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of an adapter of this library on the base.", resolve_path=True)
+    ] = None,
+    real: Annotated[
+        Path | None, typer.Option(help="The data set's folder: adds FID and KID.", resolve_path=True)
+    ] = None,
     guidance: Annotated[float, typer.Option(help="9 as published; 7.5 for two of the published methods.")] = 9.0,
     steps: Annotated[int, typer.Option(min=1, help="DDIM steps; 100 as published.")] = 100,
     seed_images: Annotated[

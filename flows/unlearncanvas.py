@@ -18,13 +18,13 @@ from tasks.trials import TrialError
 
 
 def run_unlearncanvas(
-    out: str,
+    out: Path,
     *,
     base: str,
     target: str,
-    classifiers: str,
-    adapter: str | None,
-    real: str | None,
+    classifiers: Path,
+    adapter: Path | None,
+    real: Path | None,
     guidance: float,
     steps: int,
     seed_images: bool,
@@ -40,20 +40,27 @@ def run_unlearncanvas(
         DataError: a classifier is missing.
         TrialError: a shard failed, with its reason; what is drawn stays.
     """
-    folder = Path(out)
     # Before the long part: pictures without classifiers would be of no use.
-    if not Path(classifiers).is_dir():
+    if not classifiers.is_dir():
         raise DataError(f"No classifiers in {classifiers}: expected a folder with style and object.")
-    begin(folder, base=base, target=target, adapter=Path(adapter) if adapter else None, steps=steps, guidance=guidance)
+    begin(out, base=base, target=target, adapter=adapter, steps=steps, guidance=guidance)
     part = [*(["--styles", styles] if styles else []), *(["--objects", objects] if objects else [])]
-    drawing = [str(folder), "--base", base, "--batch", str(batch), *(["--adapter", adapter] if adapter else []), *part]
+    drawing = [
+        str(out),
+        "--base",
+        base,
+        "--batch",
+        str(batch),
+        *(["--adapter", str(adapter)] if adapter else []),
+        *part,
+    ]
     commands = [["draw", *drawing, "--shard", str(i), "--shards", str(shards)] for i in range(shards)]
-    judging = ["judge", str(folder), "--classifiers", classifiers, *(["--real", real] if real else []), *part]
+    judging = ["judge", str(out), "--classifiers", str(classifiers), *(["--real", str(real)] if real else []), *part]
     if not seed_images:
         judging.append("--without-seed-images")
     runner: Any = ThreadPoolTaskRunner(max_workers=shards)
     unlearncanvas.with_options(task_runner=runner)(commands, judging)
-    return read_json(folder / "metrics.json")
+    return read_json(out / "metrics.json")
 
 
 @flow(name="unlearncanvas")

@@ -151,7 +151,7 @@ def test_a_foreign_or_wrong_classifier_is_refused(tmp_path: Path) -> None:
     state = _timm_state(64, 7)
     with pytest.raises(DataError, match="has 7 outputs; expected 51"):
         from_timm(state, STYLES, origin="here")
-    with pytest.raises(DataError, match="lacks cls_token"):
+    with pytest.raises(DataError, match=r"lacks .*cls_token"):
         from_timm({"conv": torch.zeros(1)}, STYLES, origin="here")
     with pytest.raises(DataError, match="Pickled checkpoints"):
         load_classifiers(tmp_path)

@@ -115,8 +115,8 @@ def _text_under(
     text = [
         f"Means over {count} erasures each, report judge; brackets: 95 %, Wilson, all pictures pooled. Attack figures "
         "are the share of pictures in which the attack brings the concept back, less is better. s: what makes the "
-        "adapter, without judging it. kB: the smaller of the adapter's file and half-precision weights of the changed modules. "
-        "MiB: peak of the process by then.",
+        "adapter, without judging it. kB: the smaller of the adapter's file and half-precision weights of the "
+        "changed modules. MiB: peak of the process by then.",
     ]
     mine = table[table["method"].isin(ours)]
     for name in present:
