@@ -1,0 +1,3 @@
+-- Run once, by the image's entry point, in an empty volume.
+CREATE DATABASE mlflow;
+CREATE DATABASE prefect;
