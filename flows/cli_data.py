@@ -25,7 +25,7 @@ app.add_typer(catalog, name="catalog")
 app.add_typer(data, name="data")
 
 KindArgument = Annotated[
-    str, typer.Argument(help="folder, unlearncanvas, imagenette, lfw, breeds, sun, webdataset or canvas.")
+    str, typer.Argument(help="folder, unlearncanvas, imagenette, lfw, breeds, sun, webdataset, hub or canvas.")
 ]
 SizeOption = Annotated[int | None, typer.Option(min=16, help="Cut to a square of this side; the base's size.")]
 DomainOption = Annotated[str, typer.Option(help="What the subjects of a plain folder are: object, person, scene ...")]

@@ -28,6 +28,7 @@ from fade.data.deletion import delete
 from fade.data.intake import add, build
 from fade.data.loaders.breeds import breeds
 from fade.data.loaders.folder import folder
+from fade.data.loaders.hub import hub
 from fade.data.loaders.imagenette import imagenette
 from fade.data.loaders.lfw import lfw
 from fade.data.loaders.sun import sun
@@ -192,6 +193,27 @@ def test_webdataset(tmp_path: Path) -> None:
     }
     assert set(table["style"]) == {"oil", "photo"}
     assert set(_rejected(tmp_path / "out")) == {"0.tar/002", "0.tar/../../003"}
+
+
+def test_hub_data_sets_by_their_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names = datasets.ClassLabel(names=["gas_pump", "tench"])
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    (tmp_path / "in").mkdir()
+    for part, labels in (("train", [0, 1, 1]), ("test", [0, None, -1])):
+        shown = [{"bytes": _jpeg("cat", i + len(part)), "path": None} for i in range(len(labels))]
+        rows = datasets.Dataset.from_dict({"image": shown, "label": labels}, features=features)
+        rows.to_parquet(tmp_path / "in" / f"{part}.parquet")
+    table = _take(hub(tmp_path / "in"), tmp_path / "out")
+    assert table.groupby(["object", "split"]).size().to_dict() == {
+        ("gas pump", "holdout"): 1,
+        ("gas pump", "train"): 1,
+        ("tench", "train"): 2,
+    }
+    assert list(_rejected(tmp_path / "out").values()) == ["has no label", "has no label"]
+    with pytest.raises(DataError, match="No data set nobody/nothing"):
+        hub(Path("nobody/nothing"))
 
 
 def test_a_folder_with_a_table_keeps_its_own_captions(tmp_path: Path) -> None:

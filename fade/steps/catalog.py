@@ -11,6 +11,7 @@ from fade.data.intake import build
 from fade.data.loaders.breeds import breeds
 from fade.data.loaders.canvas import canvas
 from fade.data.loaders.folder import folder as image_folder
+from fade.data.loaders.hub import hub
 from fade.data.loaders.imagenette import imagenette
 from fade.data.loaders.lfw import lfw
 from fade.data.loaders.sun import sun
@@ -28,6 +29,7 @@ KINDS: dict[str, Callable[[Path], PictureSet]] = {
     "breeds": breeds,
     "sun": sun,
     "webdataset": webdataset,
+    "hub": hub,
 }
 
 
