@@ -94,7 +94,8 @@ def plan_contest(
         raise ConfigError(f"Settings were given for {unset[0]!r}, which is not among the methods.")
     ensure_catalog(Path(CATALOG))
     entries = []
-    for seed in seeds or [None]:
+    wanted: Sequence[int | None] = seeds or [None]
+    for seed in wanted:
         # Every method is judged on the same pictures, whatever its figures: the gate draws no more of them.
         same = {"gate.sure": None, **(changes or {})}
         if seed is not None:
