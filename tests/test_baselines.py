@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,14 @@ from fade.files import read_json
 from fade.models.conditioning import Conditioning, denoise
 from fade.models.deltas import delta_weights, plain_modules
 from fade.models.sd import StableDiffusion, weights_sha256
-from fade.steps.baseline import METHODS, baseline_id, baseline_settings, run_baseline_trial, save_baseline
+from fade.steps.baseline import (
+    METHODS,
+    baseline_adapter,
+    baseline_id,
+    baseline_settings,
+    run_baseline_trial,
+    save_baseline,
+)
 from fade.steps.request import prepare_request
 
 
@@ -270,17 +275,14 @@ def test_a_baselines_bytes_do_not_pay_for_positions_it_does_not_need(trials: Cal
     assert figures(folder)["adapter_bytes"] == card["dense_bytes"] < stored
 
 
-def test_it_runs_as_a_process_of_its_own_and_says_what_is_wrong(workspace: Path, tmp_path: Path) -> None:
+def test_a_folder_that_asks_for_no_baseline_is_refused(workspace: Path, tmp_path: Path) -> None:
     request = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml")))
     folder = tmp_path / "b0"
     save_baseline(folder, request, "uce", baseline_settings("uce"))
-    content = json.loads((folder / "baseline.json").read_text())
+    content = read_json(folder / "baseline.json")
     (folder / "baseline.json").write_text(json.dumps({**content, "method": "uec"}))
-    done = subprocess.run(
-        [sys.executable, "-m", "fade.steps.baseline", str(folder)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "Did you mean 'uce'" in done.stderr
+    with pytest.raises(ConfigError, match="Did you mean 'uce'"):
+        next(baseline_adapter(folder))
 
 
 def test_what_float16_cannot_hold_is_left_out_of_the_file(sd: StableDiffusion) -> None:
