@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from typing import Literal
 
@@ -24,5 +23,7 @@ def fast_precision() -> Precision:
 
 def peak_mib() -> float:
     """The most memory this process has held so far, in MiB, on the host."""
+    import resource  # not on Windows, where nothing else here needs it
+
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -120,7 +120,8 @@ def _contest(
     parallel: int,
     json_file: Path | None,
 ) -> None:
-    from flows.contest import BASELINES, SEQUENCE, plan_contest, run_contest
+    from fade.steps.baseline import METHODS as BASELINES
+    from flows.contest import SEQUENCE, plan_contest, run_contest
 
     baselines: dict[str, dict[str, Any]] = {}
     for name in [key for key in changes if key.partition(".")[0] in BASELINES]:

@@ -94,7 +94,8 @@ def plan_contest(
         raise ConfigError(f"Settings were given for {unset[0]!r}, which is not among the methods.")
     ensure_catalog(Path(CATALOG))
     entries = []
-    for seed in seeds or [None]:
+    wanted: Sequence[int | None] = seeds or [None]
+    for seed in wanted:
         # Every method is judged on the same pictures, whatever its figures: the gate draws no more of them.
         same = {"gate.sure": None, **(changes or {})}
         if seed is not None:
@@ -143,15 +144,15 @@ def run_contest(
     rows, failures = [], {}
     for entry, outcome in zip(entries, outcomes, strict=True):
         if isinstance(outcome, str):
-            failures[f"{entry.method} {entry.request.concept}"] = outcome
+            failures[_named(entry)] = outcome
         else:
             named = {"method": entry.method, "seed": entry.request.distill.seed, "erasure": entry.folder.name}
             rows.append({**named, **outcome})
     if not rows:
         raise DataError(f"No erasure of the contest ended: {next(iter(failures.values()))}")
     points = None
-    if sequential:
-        points = pd.DataFrame(sequence.with_options(task_runner=runner)(name, _chains(entries)))
+    if sequential and (chains := _chains(entries, failures)):
+        points = pd.DataFrame(sequence.with_options(task_runner=runner)(name, chains))
     base = {key: _mean(rows, f"base_{key}") for key in COLUMNS if any(f"base_{key}" in row for row in rows)}
     base = {key: value for key, value in base.items() if key != "relearning"}
     table = contest_table(rows)
@@ -163,14 +164,19 @@ def run_contest(
         (temporary / "table.md").write_text(markdown, encoding="utf-8")
         scatter_figure(rows).savefig(temporary / "scatter.png", dpi=130)
         write_json(temporary / "summary.json", {
-            "table": table.where(table.notna(), None).to_dict("records"), "base": base, "failures": failures,
-            "made_on": made_on(),
+            "table": [_known(row) for row in table.to_dict("records")],
+            "base": base, "failures": failures, "made_on": made_on(),
         })  # fmt: skip
         if points is not None:
             points.to_parquet(temporary / "sequence.parquet", index=False)
             sequence_figure(points).savefig(temporary / "sequence.png", dpi=130)
     _tracking.log_study(name, folder, table)
     return Contest(rows, failures, folder, markdown)
+
+
+def _known(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row without what was not measured: JSON has no such number."""
+    return {str(key): value for key, value in row.items() if pd.notna(value)}
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
@@ -198,14 +204,19 @@ def contest(name: str, folders: list[Path], attacks: list[str]) -> list[dict[str
     return outcomes
 
 
-def _chains(entries: Sequence[Entry]) -> dict[str, list[Path]]:
-    """By method, the folders of its erasures of the first seed, in order."""
+def _chains(entries: Sequence[Entry], failures: Mapping[str, str]) -> dict[str, list[Path]]:
+    """By method, the folders of its erasures of the first seed, in order; a method of which one failed has none."""
     first = entries[0].seed
     chains: dict[str, list[Path]] = {}
+    broken = {entry.method for entry in entries if _named(entry) in failures}
     for entry in entries:
-        if entry.seed == first:
+        if entry.seed == first and entry.method not in broken:
             chains.setdefault(entry.method, []).append(entry.folder)
     return chains
+
+
+def _named(entry: Entry) -> str:
+    return f"{entry.method} {entry.request.concept}" + ("" if entry.seed is None else f" seed {entry.seed}")
 
 
 @flow(name="sequence", flow_run_name="sequence-{name}")

@@ -123,7 +123,7 @@ def _text_under(
         if mine.empty or set(best[name]) & set(ours) or mine[name].isna().all():
             continue
         leader = table[table["method"] == best[name][0]].iloc[0]
-        own = mine.loc[mine[name].idxmax() if COLUMNS[name].more else mine[name].idxmin()]
+        own = mine.sort_values(name, ascending=not COLUMNS[name].more).iloc[0]
         note = ""
         if name in POOLED:
             overlap = own[f"{name}_high"] >= leader[f"{name}_low"]

@@ -1,7 +1,9 @@
 """The UnlearnCanvas protocol as published (arXiv:2402.11846 and its repository at 920cfd1).
 
 51 "themes" x 20 objects x 5 seeds, prompt ``A {object} image in {style} style.`` with underscores as blanks, DDIM,
-100 steps, guidance 9 (7.5 for two of the published methods), 512 px. The 51st theme is ``Seed_Images``, the
+100 steps, guidance 9 (7.5 for two of the published methods), 512 px. Each picture's noise is drawn from its own seed
+here, so that shards and resumed runs give the same pictures; the published script for ESD seeds once for all 1020
+pictures of a seed. The 51st theme is ``Seed_Images``, the
 photographs' folder: the published scripts ask for it as if it were a style and count it in the retained styles. That
 is reproduced, and can be switched off.
 """

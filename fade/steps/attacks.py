@@ -112,7 +112,8 @@ def _noised(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
         return np.concatenate(parts)
 
     pictures = sha256_file(folder / "splits" / "forget.parquet")
-    before = _kept(request, "noised", [pictures, settings.seed], draw)
+    # Made from pictures to forget: they lie in the erasure's folder, where a purge finds them.
+    before = _kept(request, "noised", [pictures, settings.seed], draw, place=folder / "attacks")
     after = _with_adapter(sd, folder, draw)
     count = len(examples)
     by = {
@@ -239,8 +240,10 @@ def _shown(request: Request, pictures: Pictures) -> dict[str, Any]:
     return found
 
 
-def _kept(request: Request, kind: str, asked: Sequence[object], draw: Callable[[], Pictures]) -> Pictures:
-    """The base's pictures for an attack, kept under ``.fade/cache`` by the hash of what decides them."""
+def _kept(
+    request: Request, kind: str, asked: Sequence[object], draw: Callable[[], Pictures], *, place: Path = CACHE
+) -> Pictures:
+    """The base's pictures for an attack, kept in a folder by the hash of what decides them."""
     decided_by = {
         "kind": kind,
         "asked": list(asked),
@@ -253,7 +256,7 @@ def _kept(request: Request, kind: str, asked: Sequence[object], draw: Callable[[
         "libraries": library_versions(),
     }
     digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
-    kept = CACHE / f"base-attack-{digest[:16]}.safetensors"
+    kept = place / f"base-attack-{digest[:16]}.safetensors"
     if not kept.is_file():
         with writing(kept) as temporary:
             save_file({"pictures": torch.from_numpy(draw())}, temporary)

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def finish(folder: Path, *, attacks: Sequence[str], say: Callable[[str], None] |
     timed(folder, "evaluate", folder / "evaluation", lambda: _run_through(evaluate(folder)), say)
     for kind in dict.fromkeys(attacks):
         name = "attack" if kind == "inversion" else f"attack-{kind}"
-        timed(folder, name, folder / "attacks" / f"{kind}.json", lambda kind=kind: _run_through(run(folder, kind)), say)
+        timed(folder, name, folder / "attacks" / f"{kind}.json", partial(_run_attack, folder, kind), say)
     return figures(folder)
 
 
@@ -128,6 +129,10 @@ def timed(folder: Path, name: str, result: Path, work: Callable[[], object], say
     spent = {"seconds": round(time.perf_counter() - begun, 3), "peak_mib": round(peak_mib(), 1)}
     timings = read_json(folder / "timings.json") if (folder / "timings.json").is_file() else {}
     write_json(folder / "timings.json", {**timings, name: spent})
+
+
+def _run_attack(folder: Path, kind: str) -> None:
+    _run_through(run(folder, kind))
 
 
 def _run_through(steps: Iterable[object]) -> None:
