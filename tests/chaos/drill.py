@@ -64,8 +64,8 @@ def main() -> None:
         os.environ["FADE_LEDGER_URL"] = given.ledger
     folder, copy, receipts = (given.folder.resolve() / name for name in ("project", "backup", "receipts"))
     make_workspace(folder)
-    purged = str(fade(folder, "erase", "--concept", "cat", "--surrogate", "horse")["erasure"])
-    kept = str(fade(folder, "erase", "--concept", "coffee", "--surrogate", "rocket")["erasure"])
+    purged = Path(str(fade(folder, "erase", "--concept", "cat", "--surrogate", "horse")["folder"])).name
+    kept = Path(str(fade(folder, "erase", "--concept", "coffee", "--surrogate", "rocket")["folder"])).name
     for name in (purged, kept):
         fade(folder, "approve", name)
     made = fade(folder, "backup", str(copy))
