@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import shlex
 from pathlib import Path
 
 import psycopg
@@ -37,7 +38,7 @@ def main() -> None:
         path.parent.mkdir(exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             for name, value in variables(given, databases).items():
-                stream.write(f"{name}={value}\n")
+                stream.write(f"{name}={shlex.quote(value)}\n")
         # MLflow reads the address of its users' database from a file alone.
         auth = "[mlflow]\ndefault_permission = NO_PERMISSIONS\n"
         auth += f"database_uri = {address(given.postgresql, 'psycopg', databases['mlflow'])}\n"
