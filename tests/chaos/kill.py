@@ -99,7 +99,7 @@ def at_boundary(where: Counter[str], nursery: Nursery) -> list[str]:
     return [mark.name.removeprefix("died-")]
 
 
-def run(kills: int, seed: int, folder: Path, *, longest: float, minutes: float) -> dict[str, Any]:
+def run(kills: int, seed: int, folder: Path, *, at_once: int, longest: float, minutes: float) -> dict[str, Any]:
     """Kill ``kills`` times, or for so many minutes, let the rest finish, count."""
     make_project(folder)
     os.environ |= {f"FADE_DRAIN_{name}": str(value) for name, value in PACE.items()}
@@ -112,7 +112,7 @@ def run(kills: int, seed: int, folder: Path, *, longest: float, minutes: float) 
     with Ledger() as ledger, prefect_server(folder, port):
         while where.total() < kills and time.monotonic() - begun < 60 * minutes:
             if not ledger.find(states=DUE):
-                names += [submit(ledger, draw, len(names) + i) for i in range(2)]
+                names += [submit(ledger, draw, len(names) + i) for i in range(at_once)]
             wait_for_a_lease(ledger)
             if draw.random() < 0.5:
                 where.update(at_boundary(where, nursery))
@@ -171,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=2, help="requests that are open at a time")
     parser.add_argument("--longest", type=float, default=15.0, help="seconds of running before a kill, at most")
     parser.add_argument("--minutes", type=float, default=600.0, help="stop killing after so long, then count")
     parser.add_argument("--json", type=Path)
@@ -179,7 +180,12 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="kill-"))
     try:
         found = run(
-            arguments.kills, arguments.seed, folder / "project", longest=arguments.longest, minutes=arguments.minutes
+            arguments.kills,
+            arguments.seed,
+            folder / "project",
+            at_once=arguments.at_once,
+            longest=arguments.longest,
+            minutes=arguments.minutes,
         )
     except BaseException:
         print(f"kept for a look: {folder}", file=sys.stderr)
