@@ -164,13 +164,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    from flows.studies import made_on
-
     out = arguments.json.resolve() if arguments.json else None
     settings = {name: getattr(arguments, name) for name in ("repeats", "steps", "rank", "threads")}
     with tempfile.TemporaryDirectory(prefix="release-") as place:
         folder = Path(place)
-        found: dict[str, Any] = {"settings": settings, "made_on": made_on()}
+        found: dict[str, Any] = {"settings": settings}
         options = {name: settings[name] for name in ("repeats", "steps", "rank")}
         found["swap"], found["overhead"] = overhead(arguments.base.resolve(), folder, **options)
         for name, row in found["overhead"].items():
@@ -180,6 +178,9 @@ def main() -> None:
             write_json(out, found)  # kept if what follows fails
         found["alias_to_picture"] = alias_to_picture(folder / "project", repeats=min(arguments.repeats, 5))
         os.chdir(ROOT)
+    from flows.studies import made_on  # Prefect reads its settings when it is imported: after the project's
+
+    found["made_on"] = made_on()
     print(f"alias to picture: {found['alias_to_picture']}")
     if out:
         write_json(out, found)
