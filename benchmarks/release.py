@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "600")
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -167,17 +168,19 @@ def main() -> None:
     settings = {name: getattr(arguments, name) for name in ("repeats", "steps", "rank", "threads")}
     with tempfile.TemporaryDirectory(prefix="release-") as place:
         folder = Path(place)
+        found: dict[str, Any] = {"settings": settings}
         options = {name: settings[name] for name in ("repeats", "steps", "rank")}
-        swap, ratios = overhead(arguments.base.resolve(), folder, **options)
-        found: dict[str, Any] = {"settings": settings, "swap": swap, "overhead": ratios}
+        found["swap"], found["overhead"] = overhead(arguments.base.resolve(), folder, **options)
+        for name, row in found["overhead"].items():
+            print(f"{name}: {row['ratio']:.2f} x the base [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]", end="")
+            print(f", swap {found['swap'][name]['swap_seconds']:.3f} s", flush=True)
+        if out:
+            write_json(out, found)  # kept if what follows fails
         found["alias_to_picture"] = alias_to_picture(folder / "project", repeats=min(arguments.repeats, 5))
         os.chdir(ROOT)
-    from flows.studies import made_on
+    from flows.studies import made_on  # Prefect reads its settings when it is imported: after the project's
 
     found["made_on"] = made_on()
-    for name, row in ratios.items():
-        print(f"{name}: {row['ratio']:.2f} x the base [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]", end="")
-        print(f", swap {swap[name]['swap_seconds']:.3f} s")
     print(f"alias to picture: {found['alias_to_picture']}")
     if out:
         write_json(out, found)
