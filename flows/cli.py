@@ -172,6 +172,9 @@ def _erase(request: Request, json_file: Path | None, *, begun: float) -> None:
     console.print(f"Before/after: {folder}/evaluation/sheet.png   Data Docs: {folder}/docs/index.html")
     if version.gate == "passed":
         console.print(f"Look at it, then: [bold]fade approve {request.id}[/bold]")
+    elif version.gate == "borderline":
+        console.print("[bold yellow]Borderline[/bold yellow]: " + "; ".join(_reasons(folder)))
+        console.print(f"Read {folder}/evaluation/report.html, then: fade approve {request.id} --because 'your reason'")
     else:
         console.print("[bold red]The gate failed[/bold red]: " + "; ".join(_reasons(folder)))
     write_figures(json_file, row)

@@ -163,10 +163,13 @@ def _erase(lease: Lease, place: list[Path], sign: Callable[[], None]) -> dict[st
     sign()  # from here on the ledger knows what is made for the request
     version = erase(request.id, record.id, lease.fence)
     metrics = read_json(place[0] / "evaluation" / "metrics.json")
-    passed = version.gate == "passed"
+    said = {"passed": "the gate passed", "borderline": "the gate is borderline: "}.get(
+        version.gate, "the gate failed: "
+    )
     return {
-        "after": State.CANDIDATE if passed else State.REJECTED,
-        "reason": "the gate passed" if passed else "the gate failed: " + "; ".join(metrics["gate"]["reasons"]),
+        # A borderline one waits for a person as a candidate does, who approves it with a reason or leaves it out.
+        "after": State.REJECTED if version.gate == "failed" else State.CANDIDATE,
+        "reason": said + "; ".join(metrics["gate"]["reasons"]),
         "erasure_id": request.id,
         "details": {"adapter_sha256": version.adapter_sha256, "version": version.version},
     }

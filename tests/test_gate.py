@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ from scipy.special import beta as beta_function
 from fade.concepts import Concept
 from fade.config import Gate, Sure
 from fade.data.canvas import render_all
-from fade.errors import DataError
+from fade.errors import DataError, RefusedError, RegistryError
 from fade.evaluation.accuracy import rate
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, shuffled_patches
 from fade.evaluation.gate import bound_checks, check, confidence_sequence, strictest, undecided, verdict
@@ -206,3 +210,26 @@ def test_a_judges_distances_grow_with_damage_and_its_control_is_called_nothing()
     assert not np.array_equal(control, pictures)
     seen = judge_pictures(judge, control).objects
     assert seen.count("scrambled") > 0.9 * len(seen)
+
+
+def test_a_borderline_version_passes_by_a_persons_reason_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flows import release
+    from tasks import _tracking
+
+    version = _tracking.AdapterVersion(
+        "erasure-e0", 1, "run", "a", "b", "object", "borderline", (), ua=1.0, ira=1.0, cra=1.0, drift=0.0
+    )
+    monkeypatch.setattr(_tracking, "find_version", lambda *_: version)
+    with pytest.raises(RegistryError, match="--because"):
+        _tracking.approve("e0")
+    metrics = {"judges": {"report": _figures(10, 10)}, "adapter_sha256": "a"}
+    monkeypatch.setattr(_tracking, "run_file", lambda *_: json.dumps(metrics).encode())
+    request: Any = SimpleNamespace(gate=SURE)
+    with pytest.raises(RefusedError, match="a person has to decide"):
+        release._check_gate(version, request, tmp_path)
+    decided = replace(version, decision="the pictures are right")
+    release._check_gate(decided, request, tmp_path)
+    # A reason does not help one that fails.
+    metrics["judges"] = {"report": _figures(2, 10)}
+    with pytest.raises(RefusedError, match="The gate failed"):
+        release._check_gate(decided, request, tmp_path)
