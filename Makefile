@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export HF_HUB_OFFLINE := 1
 DEMO_JSON ?=
 
-.PHONY: demo up test check format install repro clean
+.PHONY: demo up test check format install repro clean docs dist sbom
 
 demo: install
 	fade demo $(if $(DEMO_JSON),--json $(DEMO_JSON))
@@ -37,6 +37,27 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[pipeline,dev]"
 	touch $@
+
+docs: install
+	pip install --quiet -c constraints.txt -e ".[docs]"
+	mkdocs build --strict
+
+# Built from what git has, then installed without the sources at hand.
+dist: install
+	rm -rf build/dist build/try
+	pip wheel --quiet --no-deps --wheel-dir build/dist .
+	python -c "from setuptools import build_meta as b; b.build_sdist('build/dist')"
+	$(PYTHON) -m venv build/try
+	build/try/bin/python -m pip install --quiet -c constraints.txt torch
+	build/try/bin/python -m pip install --quiet -c constraints.txt "$$(ls build/dist/*.whl)[pipeline]"
+	cd build/try && FADE_ROOT=$(CURDIR) bin/fade doctor
+
+# In an environment of their own, so that the tools are not in the list.
+sbom: install
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install --quiet pip-licenses cyclonedx-bom
+	build/tools/bin/pip-licenses --python $(VENV)/bin/python --format markdown --with-urls --output-file build/licences.md
+	build/tools/bin/cyclonedx-py environment --output-file build/sbom.json $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) .fade .pytest_cache .mypy_cache .ruff_cache

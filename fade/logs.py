@@ -46,17 +46,20 @@ class _WithRequest(logging.Filter):
 
 
 def set_up(service: str) -> logging.Handler | None:
-    """Log to standard error as FADE_LOG_FORMAT and FADE_LOG_LEVEL say; called once, by a program's entry.
+    """Log to standard error as FADE_LOG_FORMAT and FADE_LOG_LEVEL say; called by a program's entry, once counts.
 
     Args:
         service: which program this is: ``drain``, ``serve`` ...
 
     Returns:
-        The handler that was added to the root logger; None if it is all as Python has it (plain warnings).
+        The root logger's handler; None if it is all as Python has it (plain warnings).
     """
     chosen = environment()
     if chosen.log_format == "plain" and chosen.log_level == "WARNING":
         return None
+    for present in logging.getLogger().handlers:
+        if isinstance(present, _StandardError):
+            return present
     handler = _StandardError()
     handler.addFilter(_WithRequest())
     if chosen.log_format == "json":

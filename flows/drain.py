@@ -72,6 +72,7 @@ def drain(limit: int | None = None) -> dict[str, int]:
     Several drains may run at once: a lease makes a request one worker's. One that dies is taken over when its
     lease ends, and its erasure goes on from the last finished step.
     """
+    logs.set_up("drain")  # a schedule runs this in a process of its own
     ended: dict[str, int] = {}
     worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
     steady = pace()
