@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prefect import flow, serve
-from prefect.deployments.runner import EntrypointType
+from prefect.types.entrypoint import EntrypointType
 
 from fade import logs
 from fade.config import load_settings
@@ -33,6 +33,9 @@ from fade.steps.request import CATALOG, prepare_request
 from flows.deadlines import deadlines
 from flows.erase import erase, prepare_folder
 from tasks import _tracking
+
+if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
 
 logger = logging.getLogger(__name__)
 STEPS = ("split", "validate", "saliency", "mask", "distill", "evaluate")
@@ -101,10 +104,11 @@ def serve_schedule(cron: str) -> None:
     Prefect's own limit on a deployment is not used: what a killed run held of it would stay taken. Two
     drains at once are correct, and the ledger counts what runs.
     """
-    by_module = {"entrypoint_type": EntrypointType.MODULE_PATH}
+    by_module: Any = {"entrypoint_type": EntrypointType.MODULE_PATH}
+    # Outside of an event loop both are deployments, never coroutines.
     serve(
-        drain.to_deployment(name="drain", cron=cron, **by_module),
-        deadlines.to_deployment(name="deadlines", cron="0 * * * *", **by_module),
+        cast("RunnerDeployment", drain.to_deployment(name="drain", cron=cron, **by_module)),
+        cast("RunnerDeployment", deadlines.to_deployment(name="deadlines", cron="0 * * * *", **by_module)),
         limit=3,
     )
 
