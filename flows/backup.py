@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.engine import URL
 
@@ -242,7 +243,7 @@ def _pg(program: str, url: URL, *arguments: str) -> None:
         raise ResourceError(f"{program} failed on {url.database}: {' / '.join(done.stderr.strip().splitlines()[:3])}")
 
 
-def _checked(folder: Path) -> dict[str, dict[str, str]]:
+def _checked(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise ConfigError(f"{folder} is no backup: it holds no {MANIFEST}. A backup that was cut off has none either.")
     manifest = read_json(folder / MANIFEST)
