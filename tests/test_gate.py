@@ -213,7 +213,7 @@ def test_a_judges_distances_grow_with_damage_and_its_control_is_called_nothing()
 
 
 def test_a_borderline_version_passes_by_a_persons_reason_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flows import release
+    from flows.approval import _check_gate
     from tasks import _tracking
 
     version = _tracking.AdapterVersion(
@@ -223,13 +223,14 @@ def test_a_borderline_version_passes_by_a_persons_reason_alone(monkeypatch: pyte
     with pytest.raises(RegistryError, match="--because"):
         _tracking.approve("e0")
     metrics = {"judges": {"report": _figures(10, 10)}, "adapter_sha256": "a"}
-    monkeypatch.setattr(_tracking, "run_file", lambda *_: json.dumps(metrics).encode())
+    content = json.dumps(metrics).encode()
     request: Any = SimpleNamespace(gate=SURE)
     with pytest.raises(RefusedError, match="a person has to decide"):
-        release._check_gate(version, request, tmp_path)
+        _check_gate(version, request, tmp_path, content)
     decided = replace(version, decision="the pictures are right")
-    release._check_gate(decided, request, tmp_path)
+    _check_gate(decided, request, tmp_path, content)
     # A reason does not help one that fails.
     metrics["judges"] = {"report": _figures(2, 10)}
+    content = json.dumps(metrics).encode()
     with pytest.raises(RefusedError, match="The gate failed"):
-        release._check_gate(decided, request, tmp_path)
+        _check_gate(decided, request, tmp_path, content)

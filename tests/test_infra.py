@@ -19,6 +19,7 @@ from prometheus_client.core import CollectorRegistry
 
 from fade.environment import variables
 from fade.lineage import ROOT
+from fade.requests.durations import Durations
 from fade.requests.ledger import Ledger
 from fade.requests.states import State
 from flows.intake_http import Requests
@@ -223,7 +224,7 @@ def exported(folder: Path) -> set[str]:
 
     registry = CollectorRegistry()
     with Ledger(f"sqlite:///{folder / 'ledger.db'}") as ledger:
-        registry.register(Requests(ledger))
+        registry.register(Requests(ledger, Durations()))
         text = generate_latest(registry).decode()
     figures = Figures(Idle())  # type: ignore[arg-type]
     figures.drawn.labels("live").inc()

@@ -54,7 +54,7 @@ def test_commands_that_a_sentence_names_are_there_with_their_options() -> None:
     assert len(mentioned) > 15
     for line in mentioned:
         command, arguments = find(line)
-        options = {option for parameter in command.params for option in parameter.opts}
+        options = {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
         assert {part for part in arguments if part.startswith("--")} <= options, line
 
 
