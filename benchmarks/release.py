@@ -178,7 +178,7 @@ def main() -> None:
             write_json(out, found)  # kept if what follows fails
         found["alias_to_picture"] = alias_to_picture(folder / "project", repeats=min(arguments.repeats, 5))
         os.chdir(ROOT)
-    from flows.studies import made_on  # Prefect reads its settings when it is imported: after the project's
+    from fade.lineage import made_on
 
     found["made_on"] = made_on()
     print(f"alias to picture: {found['alias_to_picture']}")

@@ -123,6 +123,7 @@ class DistillSettings(_Settings):
     depth: Literal["name", "deep"] = "name"
     deep: DeepSettings = DeepSettings()
     precision: Precision = "fp32"
+    pool: int | None = Field(None, ge=2, description="examples of each half that the teacher answers once; or fresh")
     micro_batch: int | None = Field(None, ge=1, description="examples forward and backward at a time; memory only")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass; memory")
 
@@ -132,6 +133,8 @@ class DistillSettings(_Settings):
             raise ValueError(
                 "distill.steps is 0, so nothing would change: expected at least 1, or distill.start closed_form"
             )
+        if self.pool is not None and self.pool < self.batch:
+            raise ValueError(f"distill.pool is {self.pool}: expected at least distill.batch, which is {self.batch}")
         return self
 
     @property

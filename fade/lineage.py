@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 _PACKAGES = ("fade", "tasks", "flows")
 _LIBRARIES = ("torch", "diffusers", "peft", "transformers", "safetensors", "numpy", "pandas", "pillow", "scipy")
@@ -71,3 +73,16 @@ def git_state(folder: Path = ROOT) -> dict[str, str]:
     if commit is None or changes is None:
         return {"commit": "unknown", "dirty": "unknown"}
     return {"commit": commit, "dirty": str(bool(changes)).lower()}
+
+
+def made_on() -> dict[str, Any]:
+    """Commit, libraries and machine, for a result that is kept."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor()
+    return {
+        "git": git_state(),
+        "libraries": library_versions(),
+        "machine": {"processor": processor, "cores": os.cpu_count(), "system": platform.system()},
+    }

@@ -28,13 +28,14 @@ from fade.errors import ConfigError, DataError, nearest
 from fade.evaluation.baselines.fade import PAPER_SETTINGS
 from fade.evaluation.contest import COLUMNS, contest_markdown, contest_table, scatter_figure, sequence_figure
 from fade.files import read_json, write_json, writing
+from fade.lineage import made_on
 from fade.steps.attacks import KINDS
 from fade.steps.baseline import METHODS as BASELINES
 from fade.steps.baseline import baseline_id, baseline_settings, save_baseline
 from fade.steps.catalog import ensure_catalog
 from fade.steps.request import AUTO, CATALOG, prepare_request
 from fade.steps.trial import TRIALS
-from flows.studies import SIX, STUDIES, made_on
+from flows.studies import SIX, STUDIES
 from tasks import _tracking
 from tasks.trials import TrialError, trial
 

@@ -7,8 +7,6 @@ again, so a study that was stopped goes on where it was, and studies share what 
 from __future__ import annotations
 
 import itertools
-import os
-import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +29,7 @@ from fade.errors import ConfigError, DataError
 from fade.evaluation.accuracy import rate
 from fade.evaluation.tradeoff import means, tradeoff_figure
 from fade.files import write_json, writing
-from fade.lineage import git_state, library_versions
+from fade.lineage import made_on
 from fade.steps.catalog import ensure_catalog
 from fade.steps.request import AUTO, CATALOG, prepare_request
 from fade.steps.trial import TRIALS
@@ -177,19 +175,6 @@ def _progress(name: str, total: int) -> Iterator[_Bar]:
     with _Bar(total=total, desc=name, disable=None) as bar:
         bar.artifact = cast("UUID", create_progress_artifact(progress=0.0, description=name))
         yield bar
-
-
-def made_on() -> dict[str, Any]:
-    """Commit, libraries and machine, for a result that is kept."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor()
-    return {
-        "git": git_state(),
-        "libraries": library_versions(),
-        "machine": {"processor": processor, "cores": os.cpu_count(), "system": platform.system()},
-    }
 
 
 def canvas_pairs(concepts: Sequence[str] | None, *, catalog: Path = Path(CATALOG)) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,12 +59,22 @@ class Sets:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Forget examples first, then as many retain examples, with their draws."""
+    """Forget examples first, then as many retain examples, with their draws.
+
+    Attributes:
+        target: the teacher's answers, where they are known already.
+    """
 
     examples: Examples
     timesteps: Tensor
     noisy: Tensor
     forget_count: int
+    target: Tensor | None = None
+
+    def __getitem__(self, rows: Tensor) -> _Batch:
+        """Some rows, as many of either half."""
+        target = None if self.target is None else self.target[rows]
+        return _Batch(self.examples[rows], self.timesteps[rows], self.noisy[rows], len(rows) // 2, target)
 
     def parts(self, at_once: int | None) -> Iterator[slice]:
         """The rows, ``at_once`` at a time."""
@@ -89,15 +99,34 @@ class _Batches:
         seed: int,
     ) -> None:
         self._sets, self._empty, self._alphas_cumprod = sets, empty, alphas_cumprod
-        self._timesteps, self._batch, self._stand_ins = timesteps, batch, round(batch * surrogate_share)
+        self._timesteps, self._batch, self._surrogate_share = timesteps, batch, surrogate_share
         self._empty_share = empty_caption_share
-        self.generator = torch_generator(seed, "distill")
+        self._generator = torch_generator(seed, "distill")
+        self._pool: _Batch | None = None
+        self._orders = torch.empty(2, 0, dtype=torch.long)
+
+    def fill(self, count: int, unet: Any, precision: str, at_once: int) -> None:
+        """Draw ``count`` forget and as many retain examples and ask the teacher once; batches are then of these."""
+        drawn = self._drawn(count, None, next(unet.parameters()).device)
+        with torch.no_grad():
+            target = torch.cat([_answers_of_teacher(unet, drawn, part, precision) for part in drawn.parts(at_once)])
+        self._pool = replace(drawn, target=target)
 
     def draw(self, adversary: Adversary | None, device: torch.device) -> _Batch:
-        generator, batch = self.generator, self._batch
+        """The next batch: of the pool, all of which is seen before any of it is seen again, or fresh."""
+        if self._pool is None:
+            return self._drawn(self._batch, adversary, device)
+        count = self._pool.forget_count
+        while self._orders.shape[1] < self._batch:
+            more = torch.stack([torch.randperm(count, generator=self._generator) for _ in range(2)])
+            self._orders = torch.cat([self._orders, more], dim=1)
+        rows, self._orders = self._orders[:, : self._batch], self._orders[:, self._batch :]
+        return self._pool[torch.cat([rows[0], rows[1] + count])]
+
+    def _drawn(self, batch: int, adversary: Adversary | None, device: torch.device) -> _Batch:
+        generator, stand_ins = self._generator, round(batch * self._surrogate_share)
         forget = joined(
-            self._sets.forget.drawn(batch - self._stand_ins, generator),
-            self._sets.surrogate.drawn(self._stand_ins, generator),
+            self._sets.forget.drawn(batch - stand_ins, generator), self._sets.surrogate.drawn(stand_ins, generator)
         )
         retain = self._sets.retain.drawn(batch, generator)
         # Some retain examples carry the empty prompt, so that guidance's other half stays the teacher's too.
@@ -142,6 +171,7 @@ def distill(
     stop_at: float | None = None,
     check_every: int = 10,
     micro_batch: int | None = None,
+    pool: int | None = None,
     adversary: Adversary | None = None,
 ) -> Iterator[DistillStep]:
     """Train the adapter's tensors; yields after each step.
@@ -163,6 +193,9 @@ def distill(
             share of what it was (ours); ``steps`` is the most then.
         micro_batch: examples that go forward and backward at a time (all of a step's if None); changes
             memory, and the result by rounding alone.
+        pool: noisy forget examples, and as many retain examples, that are drawn and answered by the teacher
+            once, before training, and then seen over and over (ours): the teacher's forwards are no longer
+            one a step. Fresh ones every step if None, and always with an adversary, whose captions change.
         adversary: replaces captions by text states that bring the concept back (``depth: deep``, ours).
 
     Raises:
@@ -187,6 +220,8 @@ def distill(
         held_out = _HeldOut(
             unet, sets.held_out, alphas_cumprod, timesteps, precision=precision, at_once=micro_batch, seed=seed
         )
+    if pool is not None and adversary is None:
+        batches.fill(pool, unet, precision, micro_batch or 2 * batch)
     step = 0
     while step < course.end:
         step += 1
@@ -214,15 +249,23 @@ def distill(
 
 def _losses(unet: Any, drawn: _Batch, part: slice, precision: str) -> tuple[Tensor, Tensor]:
     """What some rows of a batch add to L_f and L_r: student against teacher at the same z_t and t."""
-    noisy, timesteps, examples = drawn.noisy[part], drawn.timesteps[part], drawn.examples[part]
-    with autocast(precision, noisy.device.type):
-        with torch.no_grad(), adapters_disabled(unet):
-            target = denoise(unet, noisy, timesteps, examples.targets)
-        predicted = denoise(unet, noisy, timesteps, examples.prompts)
-    error = (predicted.float() - target.float()).square().mean(dim=(1, 2, 3))
+    if drawn.target is None:
+        with torch.no_grad():
+            target = _answers_of_teacher(unet, drawn, part, precision)
+    else:
+        target = drawn.target[part]
+    with autocast(precision, drawn.noisy.device.type):
+        predicted = denoise(unet, drawn.noisy[part], drawn.timesteps[part], drawn.examples.prompts[part])
+    error = (predicted.float() - target).square().mean(dim=(1, 2, 3))
     here = min(max(drawn.forget_count - part.start, 0), len(error))
     retain_count = len(drawn.noisy) - drawn.forget_count
     return error[:here].sum() / drawn.forget_count, error[here:].sum() / retain_count
+
+
+def _answers_of_teacher(unet: Any, drawn: _Batch, part: slice, precision: str) -> Tensor:
+    """e_teacher(z_t, t, c_target) of some rows, float32."""
+    with autocast(precision, drawn.noisy.device.type), adapters_disabled(unet):
+        return denoise(unet, drawn.noisy[part], drawn.timesteps[part], drawn.examples.targets[part]).float()
 
 
 class _Course:

@@ -10,18 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fade.errors import MaskMismatchError, NoMatchingModulesError, listing, nearest
 from fade.method.closed_form import LowRank
 from fade.method.masks import Mask
 from fade.models.deltas import add_delta, delta_weights, plain_modules
 from fade.seeding import derive_seed, torch_generator
+
+WHOLE_UP_TO = 2**19
+"""Entries of a weight up to which summing weights beats a LoRA's branch in training; the ratio of bandwidth to
+arithmetic of present processors, not of one model."""
 
 
 def lora_layers(unet: nn.Module) -> dict[str, LoraLayer]:
@@ -145,6 +151,45 @@ def _add_masked_low_rank(unet: Any, mask: Mask, *, rank: int, alpha: float, seed
     for delta in delta_weights(unet).values():
         delta.activate({name: 1.0})
     return [parameter for part in parts.values() for parameter in part.parameters()]
+
+
+@contextmanager
+def trained_whole(unet: nn.Module, name: str) -> Iterator[None]:
+    """While an adapter trains, its small modules compute with W + alpha / rank * B A itself   (ours).
+
+    A LoRA's branch reads and writes the module's whole input and output several times more, forward and
+    backward, for little arithmetic; the sum of the weights costs a product of the weight's own size. Up to
+    ``WHOLE_UP_TO`` entries the sum is faster (measured, see ``benchmarks/step.py``); larger modules keep
+    their branch. Both are the same function, up to rounding.
+    """
+    changed = [
+        layer
+        for layer in lora_layers(unet).values()
+        if name in layer.lora_A and layer.get_base_layer().weight.numel() <= WHOLE_UP_TO
+    ]
+    for layer in changed:
+        layer.forward = partial(_whole, layer, name)
+    try:
+        yield
+    finally:
+        for layer in changed:
+            del layer.forward
+
+
+def _whole(layer: Any, name: str, value: Tensor) -> Tensor:
+    base = layer.get_base_layer()
+    if layer._disable_adapters:
+        answer: Tensor = base(value)
+        return answer
+    # The sum in float32: in bfloat16 a small change would be rounded away twice.
+    with torch.autocast(value.device.type, enabled=False):
+        change = layer.lora_B[name].weight.flatten(1) @ layer.lora_A[name].weight.flatten(1)
+        weight = base.weight + layer.scaling[name] * change.view_as(base.weight)
+    if isinstance(base, nn.Conv2d):
+        answer = base._conv_forward(value, weight.to(base.weight.dtype), base.bias)
+    else:
+        answer = functional.linear(value, weight.to(base.weight.dtype), base.bias)
+    return answer
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,7 +21,7 @@ from fade.method.closed_form import LowRank, closed_form, distinct, text_moments
 from fade.method.distillation import DistillStep, Sets, distill
 from fade.method.examples import Examples, joined
 from fade.method.masks import Mask, load_mask, narrowed
-from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, begin_with, check_inside_mask
+from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, begin_with, check_inside_mask, trained_whole
 from fade.method.targeting import in_proportion, power_law, teacher_disagreement
 from fade.models.conditioning import joined_conditioning
 from fade.models.family import Base, load_base
@@ -32,7 +33,7 @@ GENERATED_BATCH, GENERATED_STEPS, GENERATED_GUIDANCE = 32, 20, 4.0
 DISAGREEMENT_POINTS, DISAGREEMENT_GROUP = 20, 32
 _LOOP = {
     *("steps", "batch", "learning_rate", "weight_decay", "clip_norm", "forget_weight", "retain_weight"),
-    *("empty_caption_share", "precision", "seed", "stop_at", "check_every", "micro_batch"),
+    *("empty_caption_share", "precision", "seed", "stop_at", "check_every", "micro_batch", "pool"),
 }
 
 
@@ -63,19 +64,20 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
     )
     begin_with(sd.unet, "student", changes)
     curve = []
-    for step in distill(
-        sd.unet,
-        parameters,
-        sets=sets,
-        empty=sd.unconditional(),
-        alphas_cumprod=sd.alphas_cumprod,
-        timesteps=probabilities,
-        surrogate_share={"forget": 0.0, "surrogate": 1.0}.get(settings.pictures, settings.surrogate_share),
-        adversary=adversary,
-        **settings.model_dump(include=_LOOP),
-    ):
-        curve.append(asdict(step))
-        yield step
+    with trained_whole(sd.unet, "student"):
+        for step in distill(
+            sd.unet,
+            parameters,
+            sets=sets,
+            empty=sd.unconditional(),
+            alphas_cumprod=sd.alphas_cumprod,
+            timesteps=probabilities,
+            surrogate_share={"forget": 0.0, "surrogate": 1.0}.get(settings.pictures, settings.surrogate_share),
+            adversary=adversary,
+            **loop_settings(settings),
+        ):
+            curve.append(asdict(step))
+            yield step
     check_inside_mask(sd.unet, mask, "student")
     card = {
         "erasure": request.id,
@@ -92,6 +94,11 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
     save_adapter(folder / "adapter", adapter_tensors(sd.unet, "student"), card)
     with writing(folder / "curve.parquet") as temporary:
         pd.DataFrame(curve, columns=[field.name for field in fields(DistillStep)]).to_parquet(temporary, index=False)
+
+
+def loop_settings(settings: DistillSettings) -> dict[str, Any]:
+    """The settings that ``fade.method.distillation.distill`` takes as they are."""
+    return settings.model_dump(include=_LOOP)
 
 
 def training_sets(sd: Base, request: Request, folder: Path) -> Sets:
