@@ -129,7 +129,12 @@ def _contest(
         baselines.setdefault(method, {})[own] = changes.pop(name)
     given = concepts or (list(SEQUENCE) if sequential else None)
     entries = plan_contest(
-        methods, given, seeds=_listed(seeds, "--seeds") if seeds else None, changes=changes, baselines=baselines
+        methods,
+        given,
+        seeds=_listed(seeds, "--seeds") if seeds else None,
+        changes=changes,
+        baselines=baselines,
+        together=sequential,
     )
     asked = json.dumps([sorted(str(entry.folder) for entry in entries), attacks, sequential])
     name = "contest-" + hashlib.sha256(asked.encode()).hexdigest()[:8]

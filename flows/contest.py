@@ -77,6 +77,7 @@ def plan_contest(
     seeds: Sequence[int] | None = None,
     changes: Mapping[str, Any] | None = None,
     baselines: Mapping[str, Mapping[str, Any]] | None = None,
+    together: bool = False,
     params: Path = Path("params.yaml"),
 ) -> list[Entry]:
     """Every method with every concept and seed; all are checked before any runs.
@@ -85,6 +86,7 @@ def plan_contest(
         concepts: names, each alone or with its surrogate after a colon; the six named ones if None.
         changes: settings that are the same for all methods, e.g. ``threads``.
         baselines: changed settings of published baselines, by method.
+        together: the erasures will be live at once: ``auto`` takes none of their concepts for a surrogate.
 
     Raises:
         ConfigError: an unknown method, concept or setting, or one given twice.
@@ -95,17 +97,22 @@ def plan_contest(
         raise ConfigError(f"Settings were given for {unset[0]!r}, which is not among the methods.")
     ensure_catalog(Path(CATALOG))
     entries = []
+    given_concepts = concepts or SIX
+    # One that is erased too may not be what another gives way to, or its own erasure would come undone.
+    protected = [given.partition(":")[0].strip() for given in given_concepts] if together else []
     wanted: Sequence[int | None] = seeds or [None]
     for seed in wanted:
         # Every method is judged on the same pictures, whatever its figures: the gate draws no more of them.
         same = {"gate.sure": None, **(changes or {})}
         if seed is not None:
             same |= {f"{step}.seed": seed for step in ("split", "saliency", "distill")}
-        for given in concepts or SIX:
+        for given in given_concepts:
             concept, _, surrogate = given.partition(":")
             for method in methods:
                 settings = load_settings(params, changes={**SETTINGS.get(method, {}), **same})
-                request = prepare_request(concept.strip(), surrogate.strip() or AUTO, settings=settings)
+                request = prepare_request(
+                    concept.strip(), surrogate.strip() or AUTO, settings=settings, protected=protected
+                )
                 folder = TRIALS / request.id
                 if method in BASELINES:
                     own = baseline_settings(method, (baselines or {}).get(method))

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +20,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from fade import logs
 from fade.config import load_settings
+from fade.data.catalog import load_concepts
 from fade.environment import environment
 from fade.errors import ConfigError, DataError, FadeError, LeaseLostError, LineageError, RegistryError, ResourceError
 from fade.files import read_json, read_yaml
@@ -27,9 +28,9 @@ from fade.requests import leases
 from fade.requests.leases import Lease
 from fade.requests.ledger import Ledger
 from fade.requests.records import Record, utc_now
-from fade.requests.states import State
+from fade.requests.states import IN_FORCE, State
 from fade.steps.catalog import ensure_catalog
-from fade.steps.request import CATALOG, prepare_request
+from fade.steps.request import AUTO, CATALOG, prepare_request
 from flows.deadlines import deadlines
 from flows.erase import erase, prepare_folder
 from tasks import _tracking
@@ -142,7 +143,7 @@ def run_one(ledger: Ledger, lease: Lease, steady: Pace) -> str:
 
     with logs.about(lease.request.id), alive(sign, steady.lease_seconds):
         try:
-            outcome = _erase(lease, place, sign)
+            outcome = _erase(lease, place, sign, forgotten(ledger, lease.request))
         except LeaseLostError as error:
             logger.warning("%s", error)
             return LOST
@@ -151,16 +152,28 @@ def run_one(ledger: Ledger, lease: Lease, steady: Pace) -> str:
     return _finish(ledger, lease, outcome, steady)
 
 
-def _erase(lease: Lease, place: list[Path], sign: Callable[[], None]) -> dict[str, Any]:
+def forgotten(ledger: Ledger, record: Record) -> list[str]:
+    """Concepts that others' requests have erased, or made a candidate of, on the same base.
+
+    None of them may be what another concept gives way to: two adapters would be trained against each other, and
+    the surrogate's own erasure would come undone once both are live.
+    """
+    others = ledger.find(states=[State.CANDIDATE, *IN_FORCE])
+    return sorted({one.concept for one in others if one.concept and one.base == record.base and one.id != record.id})
+
+
+def _erase(lease: Lease, place: list[Path], sign: Callable[[], None], gone: Sequence[str]) -> dict[str, Any]:
     record = lease.request
     if record.concept is None:
         raise DataError("The request names no concept. Give one: fade request release ID --concept NAME.")
     ensure_catalog(Path(CATALOG))
+    known = load_concepts(Path(CATALOG))
     request = prepare_request(
         record.concept,
-        record.surrogate or "auto",
+        record.surrogate or AUTO,
         settings=load_settings(Path("params.yaml")),
         base=record.base,
+        protected=[name for name in gone if name in known],
         image_ids=record.pictures,
         subjects=[record.subject] if record.subject else [],
     )

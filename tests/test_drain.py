@@ -23,6 +23,7 @@ from fade.requests.messages import make_message
 from fade.requests.overview import near_deadlines, overview
 from fade.requests.records import utc_now
 from fade.requests.states import State
+from fade.steps.request import prepare_request
 from flows import drain as drained
 from flows import erase as erasing
 from flows.drain import Pace, alive, drain
@@ -301,3 +302,34 @@ def test_a_receiver_that_is_down_is_tried_again(ledger: Ledger) -> None:
     ask(ledger, callback_url="http://127.0.0.1:9/hook")
     assert webhooks.deliver(ledger, key=KEY) == (0, 2)
     assert overview(ledger).webhooks == 2
+
+
+def test_auto_takes_for_a_surrogate_nothing_that_another_request_has_erased(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two adapters trained to give each other's concept would each undo the other once both are live."""
+    chosen: list[tuple[str, str]] = []
+
+    def stop(concept: str, surrogate: str, **given: Any) -> None:
+        request = prepare_request(concept, surrogate, **given)
+        chosen.append((request.concept, request.surrogate))
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(drained, "prepare_request", stop)
+    first = ask(ledger, "cat", surrogate="auto")
+    lease = leases.take(ledger, "w", seconds=60)
+    assert lease
+    drained.run_one(ledger, lease, Pace())
+    nearest = chosen[0][1]
+
+    other = ask(ledger, nearest, surrogate="horse" if nearest != "horse" else "coins")
+    for state in (State.RUNNING, State.CANDIDATE):
+        ledger.transition(other, state, actor="test", reason="")
+    assert drained.forgotten(ledger, ledger.get(first)) == [nearest]
+    assert drained.forgotten(ledger, ledger.get(other)) == []
+    ledger.transition(first, State.SCHEDULED, actor="test", reason="")
+    lease = leases.take(ledger, "w", seconds=60)
+    assert lease
+    drained.run_one(ledger, lease, Pace())
+    assert chosen[1][0] == "cat"
+    assert chosen[1][1] not in (nearest, "cat")
