@@ -51,6 +51,7 @@ class SaliencySettings(_Settings):
     group_size: int = Field(16, ge=1)
     at_once: int | None = Field(None, ge=1, description="examples through the network at a time; memory only")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass; memory")
+    precision: Precision = Field("fp32", description="bf16 is faster and rounds the scores")
 
 
 class MaskSettings(_Settings):

@@ -14,12 +14,24 @@ os.environ["COLUMNS"] = "200"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the processor: more threads than that only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Nor may a thread that waits keep a processor busy: erasures with threads of their own run in a worker's process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Prefect reads it when it is imported, which is before a workspace is there.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+
+import torch
 
 from fade.models.family import load_base
 from fade.models.sd import StableDiffusion
 from tests.tiny import make_workspace, save_tiny_base
+
+
+@pytest.fixture(autouse=True)
+def threads_as_they_were() -> Iterator[None]:
+    """An erasure in this process sets the number of threads; the next test is not to inherit it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from fade.method.saliency import (
     random_saliency,
 )
 from fade.method.targeting import power_law
+from fade.models.diffusion import autocast
 from fade.models.family import load_base
 from fade.steps.encoded import encode_split
 
@@ -53,21 +54,22 @@ def saliency(folder: Path) -> dict[str, Tensor]:
             seed=settings.seed,
         )
 
-    if settings.score == "random":
-        scores = random_saliency(sd.unet, granularity, seed=settings.seed)
-    elif settings.score == "gain":
-        # The pictures and timesteps that training will see.
-        drawn = groups("forget", "surrogate", power=request.distill.timestep_power)
-        scores = expected_gain(sd.unet, drawn, **options)
-    elif settings.score == "decrement":
-        power = request.distill.timestep_power
-        forget, retain = groups("forget", "surrogate", power=power), groups("retain", power=power)
-        scores = expected_decrement(sd.unet, forget, retain, seed=settings.seed, **options)
-    else:
-        against = "teacher" if settings.score == "distillation" else "noise"
-        scores = accumulate_saliency(sd.unet, groups("forget"), against=against, **options)
-    if settings.score == "contrast":
-        scores = contrast(scores, accumulate_saliency(sd.unet, groups("retain"), against="noise", **options))
+    with autocast(settings.precision, sd.device.type):
+        if settings.score == "random":
+            scores = random_saliency(sd.unet, granularity, seed=settings.seed)
+        elif settings.score == "gain":
+            # The pictures and timesteps that training will see.
+            drawn = groups("forget", "surrogate", power=request.distill.timestep_power)
+            scores = expected_gain(sd.unet, drawn, **options)
+        elif settings.score == "decrement":
+            power = request.distill.timestep_power
+            forget, retain = groups("forget", "surrogate", power=power), groups("retain", power=power)
+            scores = expected_decrement(sd.unet, forget, retain, seed=settings.seed, **options)
+        else:
+            against = "teacher" if settings.score == "distillation" else "noise"
+            scores = accumulate_saliency(sd.unet, groups("forget"), against=against, **options)
+        if settings.score == "contrast":
+            scores = contrast(scores, accumulate_saliency(sd.unet, groups("retain"), against="noise", **options))
     with writing(folder / "saliency.safetensors") as temporary:
         save_file({name: scores[name].contiguous() for name in sorted(scores)}, temporary, metadata={"format": "pt"})
     return scores

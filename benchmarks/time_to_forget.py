@@ -1,0 +1,232 @@
+"""Time to forget: from the request to the first moment at which the concept is gone and the rest is still there.
+
+    python benchmarks/time_to_forget.py --json time.json [--concepts neon,cat] [--set distill.start=closed_form ...]
+
+Ours (split, saliency, mask, distillation with the settings of params.yaml and ``--set``) against the plain loop of
+``plain_loop.py`` with our default recipe, on the same base, pictures, captions and threads; with ``--published`` also
+the plain loop with the published settings. Before the first step, wherever something is there to check, and after
+every so many steps the clock stands still and pictures are drawn and judged (judge ``report``). The moment counts at
+which UA, IRA and CRA pass the gate's thresholds and the drift of the retained pictures is within ``DRIFT``. What the
+plain loop learns inside of (the modules of our mask) is given to it for nothing.
+
+Writes ``{"rows": [{"concept", "plain_seconds", "ours_seconds", "ratio", ...}], "median_ratio"}``; a program that has
+not passed when its time is over has no seconds and no ratio, but says what it reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from plain_loop import PUBLISHED, Recipe, loop, prepare
+from step import PARAMS, plain_set, same_as_ours
+
+from fade.concepts import Concept
+from fade.config import Request, load_settings, save_request
+from fade.data.catalog import load_concepts
+from fade.evaluation.accuracy import canvas_protocol, drift, naming_none, summary
+from fade.evaluation.judges import load_judge
+from fade.lineage import made_on
+from fade.method.distillation import distill
+from fade.method.masks import load_mask
+from fade.method.sparse_lora import add_sparse_lora, begin_with, trained_whole
+from fade.models.family import load_base
+from fade.models.generate import generate
+from fade.models.sd import StableDiffusion
+from fade.steps.catalog import ensure_catalog
+from fade.steps.distill import closed_form_changes, loop_settings, timestep_probabilities, training_sets
+from fade.steps.evaluate import domains, named_by
+from fade.steps.mask import mask as mask_step
+from fade.steps.request import AUTO, CATALOG, prepare_request
+from fade.steps.saliency import saliency as saliency_step
+from fade.steps.split import split as split_step
+
+SIX = ("astronaut", "cat", "motorcycle", "neon", "oil", "mosaic")
+DRIFT = 0.06
+"""A tenth over the worst of the 22 erasures with defaults would be 0.05; plain loops get a little more."""
+SEEDS = (188, 288)
+
+
+class Check:
+    """Whether a base with its adapters on has forgotten the concept and kept the rest."""
+
+    def __init__(self, request: Request, concept: Concept, surrogate: str | None) -> None:
+        self._request, self._concept, self._surrogate = request, concept, surrogate
+        self._judge = load_judge(Path(request.judges), "report")
+        everything = canvas_protocol(*domains(load_concepts(Path(request.catalog))), SEEDS)
+        rest = naming_none(everything, [concept])
+        self._named = everything[~everything.index.isin(rest.index)].reset_index(drop=True)
+        # One seed of the rest, so that a check costs seconds; every pair of object and style is in it.
+        self._rest = rest[rest["seed"] == SEEDS[0]].reset_index(drop=True)
+        sd = load_base(request.base)
+        self._base = {name: self._drawn(sd, rows) for name, rows in (("named", self._named), ("rest", self._rest))}
+        self._before = self._figures(self._base["named"], self._base["rest"])
+
+    def _drawn(self, sd: Any, rows: Any) -> Any:
+        how = self._request.evaluate
+        parts = generate(
+            sd,
+            rows["prompt"].tolist(),
+            rows["seed"].tolist(),
+            batch=how.batch,
+            steps=how.steps,
+            guidance=how.guidance,
+            solver=how.solver,
+            precision=how.precision,
+        )
+        return np.concatenate(list(parts))
+
+    def _figures(self, named: Any, rest: Any) -> dict[str, float]:
+        seen = [named_by(self._judge, named, self._named), named_by(self._judge, rest, self._rest)]
+        found = summary(pd.concat(seen, ignore_index=True), [(self._concept, self._surrogate)], [])
+        return {name: found[name]["value"] for name in ("ua", "ira", "cra")}
+
+    def __call__(self, sd: Any) -> tuple[bool, dict[str, float]]:
+        """Whether it has passed, and the figures; the rest is drawn only once the concept is gone."""
+        gate = self._request.gate
+        named = self._drawn(sd, self._named)
+        reached = self._figures(named, self._base["rest"])
+        if reached["ua"] < gate.ua:
+            return False, {"ua": reached["ua"]}
+        rest = self._drawn(sd, self._rest)
+        reached = {**self._figures(named, rest), "drift": drift(self._base["rest"], rest)}
+        kept = all(reached[name] >= self._before[name] - getattr(gate, f"{name}_loss") for name in ("ira", "cra"))
+        return kept and reached["drift"] <= DRIFT, reached
+
+
+def plain(request: Request, folder: Path, recipe: Recipe) -> Iterator[Any]:
+    """The plain loop; gives the base with its adapter on after every step."""
+    ready = prepare(Path(request.base), recipe)
+    sets = [plain_set(request, folder, name) for name in ("forget", "surrogate", "retain")]
+    sd = StableDiffusion(ready.pipeline, request.base_sha256, Path(request.base))
+    for _ in loop(ready, *sets):
+        yield sd
+
+
+def ours(request: Request, folder: Path) -> Iterator[Any]:
+    """Our steps from the request on; gives the base with its adapter on once there is one, then after each step."""
+    save_request(request, folder)
+    for step in (split_step, saliency_step, mask_step):
+        step(folder)
+    settings = request.distill.in_force
+    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
+    mask = load_mask(folder / "mask")
+    sets = training_sets(sd, request, folder)
+    probabilities = timestep_probabilities(sd, sets, settings, folder)
+    changes = closed_form_changes(sd, sets, settings, mask) if settings.start == "closed_form" else {}
+    parameters = add_sparse_lora(
+        sd.unet, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
+    )
+    begin_with(sd.unet, "student", changes)
+    if changes:
+        yield sd
+    share = {"forget": 0.0, "surrogate": 1.0}.get(settings.pictures, settings.surrogate_share)
+    with trained_whole(sd.unet, "student"):
+        for _ in distill(
+            sd.unet,
+            parameters,
+            sets=sets,
+            empty=sd.unconditional(),
+            alphas_cumprod=sd.alphas_cumprod,
+            timesteps=probabilities,
+            surrogate_share=share,
+            **loop_settings(settings),
+        ):
+            yield sd
+
+
+def seconds_to_pass(
+    steps: Iterator[Any], check: Check, *, every: int, most: float, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Seconds of work until the check passes; without ``seconds`` if it does not within ``most``, or before the end."""
+    spent, count, reached = 0.0, 0, {}
+    while True:
+        begun = time.perf_counter()
+        sd = next(steps, None)
+        spent += time.perf_counter() - begun
+        if sd is None:
+            return {"worked_seconds": spent, "steps": count, **reached}
+        if count % every == 0:
+            passed, reached = check(sd)
+            say(f"{count} steps, {spent:.1f} s: " + ", ".join(f"{name} {value:.3f}" for name, value in reached.items()))
+            if passed:
+                return {"seconds": spent, "steps": count, **reached}
+        if spent > most:
+            return {"worked_seconds": spent, "steps": count, **reached}
+        count += 1
+
+
+def compare(concept: str, arguments: argparse.Namespace, changes: dict[str, Any]) -> dict[str, Any]:
+    """One concept by every program."""
+    name, _, surrogate = concept.partition(":")
+    fixed = {"threads": arguments.threads}
+    request = prepare_request(name, surrogate or AUTO, settings=load_settings(PARAMS, changes={**changes, **fixed}))
+    default = prepare_request(name, request.surrogate, settings=load_settings(PARAMS, changes=fixed))
+    concepts = load_concepts(Path(request.catalog))
+    check = Check(request, concepts[name], request.surrogate if request.surrogate in concepts else None)
+    row: dict[str, Any] = {"concept": name, "surrogate": request.surrogate}
+    with tempfile.TemporaryDirectory() as place:
+        save_request(default, Path(place))
+        for step in (split_step, saliency_step, mask_step):
+            step(Path(place))
+        same = same_as_ours(default, load_mask(Path(place) / "mask").modules)
+        programs: dict[str, Callable[[], Iterator[Any]]] = {
+            "ours": lambda: ours(request, Path(place) / "ours"),
+            "plain": lambda: plain(default, Path(place), same),
+        }
+        if arguments.published:
+            programs["published"] = lambda: plain(default, Path(place), PUBLISHED)
+        for program, begin in programs.items():
+            found = seconds_to_pass(
+                begin(),
+                check,
+                every=arguments.every,
+                most=arguments.most,
+                say=lambda said, program=program: print(f"{name:<12} {program:<10} {said}", flush=True),
+            )
+            row |= {f"{program}_{key}": value for key, value in found.items()}
+    if "ours_seconds" in row and "plain_seconds" in row:
+        row["ratio"] = row["ours_seconds"] / row["plain_seconds"]
+    return row
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print each moment, then the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concepts", default=",".join(SIX), help="by commas; NAME:SURROGATE names what comes instead")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of ours, as of `fade erase`")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--every", type=int, default=10, help="steps between checks")
+    parser.add_argument("--most", type=float, default=1200.0, help="seconds after which a program is given up")
+    parser.add_argument("--published", action="store_true", help="also the plain loop with the published settings")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    ensure_catalog(Path(CATALOG))
+    changes = {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in given.set)}
+    rows = [compare(one.strip(), given, changes) for one in given.concepts.split(",")]
+    ratios = [row["ratio"] for row in rows if "ratio" in row]
+    figures = {
+        "rows": rows,
+        "median_ratio": statistics.median(ratios) if ratios else None,
+        "settings": {"ours": changes, "threads": given.threads, "every": given.every, "drift": DRIFT},
+        "made_on": made_on(),
+    }
+    text = json.dumps(figures, indent=2, sort_keys=True)
+    print(text)
+    if given.json is not None:
+        given.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
