@@ -7,14 +7,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from fade.adapters.store import load_card
+from fade.adapters.card import load_card
 from fade.config import Request, load_request
 from fade.errors import ConfigError, LineageError, RefusedError, listing
 from fade.files import read_json
 from fade.requests.ledger import Ledger
 from fade.requests.states import State
 from fade.steps.evaluate import judge_gate
-from flows.erase import ERASURES
+from flows.settings import ERASURES
 from tasks import _tracking
 from tasks._tracking import MODEL_PREFIX, AdapterVersion
 from tasks.erasure import REGISTERED

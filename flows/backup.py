@@ -25,9 +25,9 @@ from fade.errors import ConfigError, LineageError, ResourceError, listing
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.requests.ledger import Ledger
 from fade.requests.tables import ledger_url
-from flows.erase import ERASURES
 from flows.purge import RECEIPTS_NAME
 from flows.purge import purge as purge_erasure
+from flows.settings import ERASURES
 from tasks import _tracking
 
 MANIFEST, VERSION = "backup.json", 1

@@ -235,7 +235,7 @@ def list_adapters(json_file: JsonOption = None) -> None:
 @guarded
 def show(name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None) -> None:
     """Show one adapter: figures, hashes and where its files are."""
-    from flows.erase import ERASURES
+    from flows.settings import ERASURES
     from tasks._tracking import MODEL_PREFIX
 
     version = named(name)

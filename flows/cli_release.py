@@ -224,9 +224,9 @@ def purge(
     from fade.files import read_json
     from fade.requests.ledger import Ledger
     from flows.audit import AUDITS
-    from flows.erase import ERASURES
     from flows.purge import RECEIPTS_NAME
     from flows.purge import purge as run_purge
+    from flows.settings import ERASURES
 
     again = [path.parent.name for path in sorted(ERASURES.glob(f"*/{RECEIPTS_NAME}"))]
     found = {}

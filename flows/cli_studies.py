@@ -200,7 +200,8 @@ def combine(
     """Judge several erasures live at once: each was trained against the base alone."""
     from fade.files import read_json
     from fade.steps.combine import combine as judge_together
-    from flows.erase import ERASURES, find_folder
+    from flows.erase import find_folder
+    from flows.settings import ERASURES
 
     folders = [find_folder(name) for name in names]
     digest = hashlib.sha256("".join(sorted(folder.name for folder in folders)).encode()).hexdigest()

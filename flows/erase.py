@@ -17,11 +17,11 @@ from fade.models.source import base_sha256
 from fade.requests import leases
 from fade.requests.ledger import Ledger
 from fade.steps.request import check_disk
+from flows.settings import ERASURES
 from tasks import _tracking, erasure
 from tasks._tracking import AdapterVersion
 from tasks._versioning import write_pipeline
 
-ERASURES = Path("data/erasures")
 WAIT_SECONDS = 600.0
 """How long an erasure waits for another process that is at work on the same one."""
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fade.config import Request, Settings, load_request
 from fade.errors import ConfigError, FadeError
 from fade.steps.request import prepare_request
-from flows.erase import ERASURES, erase, prepare_folder
+from flows.erase import erase, prepare_folder
+from flows.settings import ERASURES
 from tasks import _tracking
 from tasks._tracking import MODEL_PREFIX, AdapterVersion
 

@@ -23,7 +23,7 @@ from fade.requests.ledger import Ledger
 from fade.requests.states import TRANSITIONS, State
 from fade.signing import signing_key
 from flows.approval import Approved, check_version, named
-from flows.erase import ERASURES
+from flows.settings import ERASURES
 from flows.together import Board, combination_folder, fitting_together, measure_together, offer_consolidated
 from tasks import _tracking
 from tasks._tracking import MODEL_PREFIX, AdapterVersion

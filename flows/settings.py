@@ -16,6 +16,8 @@ from fade.files import read_json
 
 STATE = Path(".fade")
 SERVICES = STATE / "services.json"
+ERASURES = Path("data/erasures")
+"""A folder for each erasure, named by its id."""
 
 
 def project_root(start: Path | None = None) -> Path:

@@ -20,7 +20,7 @@ from fade.lineage import module_closure
 from fade.steps.combine import check_alike, combine
 from fade.steps.evaluate import CACHE, judge_gate
 from flows.approval import Approved, named
-from flows.erase import ERASURES
+from flows.settings import ERASURES
 from tasks._tracking import MODEL_PREFIX, AdapterVersion
 
 COMBINATIONS = Path("data/combinations")

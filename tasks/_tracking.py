@@ -34,7 +34,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from fade.adapters.store import load_card
+from fade.adapters.card import load_card
 from fade.config import Request
 from fade.errors import LineageError, RegistryError, listing, nearest
 from fade.evaluation.report import loss_figure

@@ -9,17 +9,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fade.adapters.store import (
-    CARD_NAME,
-    DELTA_NAME,
-    WEIGHTS_NAME,
-    activate,
-    apply_adapter,
-    load_card,
-    put_in,
-    restore_base,
-    save_adapter,
-)
+from fade.adapters.card import CARD_NAME, DELTA_NAME, WEIGHTS_NAME, load_card
+from fade.adapters.store import activate, apply_adapter, put_in, restore_base, save_adapter
 from fade.errors import AdapterFormatError, ConfigError
 from fade.files import sha256_file
 from fade.method.masks import Mask, make_mask

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fade.adapters.store import activate, apply_adapter, load_card, restore_base
+from fade.adapters.card import load_card
+from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.config import load_settings
 from fade.errors import ConfigError, NoMatchingModulesError
 from fade.evaluation.baselines import salun as salun_file

@@ -121,3 +121,20 @@ def test_the_demo_erases_approves_rolls_back_and_writes_its_figures(workspace: P
         assert 0 <= row["ua"] <= 1
     assert (workspace / content["rollback_sheet"]).is_file()
     assert "bit for bit" in result.stdout
+
+
+@pytest.mark.parametrize("command", [["--help"], ["list"], ["show", "nothing"], ["status"], ["request", "list"]])
+def test_what_only_looks_things_up_does_not_load_torch(workspace: Path, command: list[str]) -> None:
+    def found(before: str) -> str:
+        code = (
+            f"{before}import sys\nsys.argv = ['fade', *{command!r}]\nfrom flows.cli import app\n"
+            "try: app()\nfinally: print('loaded:', [name for name in ('torch', 'diffusers') if name in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=workspace, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert "loaded:" in done.stdout, done.stderr
+        return done.stdout.rsplit("loaded:", 1)[1].strip()
+
+    assert found("import torch\n") == "['torch']", "the list would tell"
+    assert found("") == "[]"

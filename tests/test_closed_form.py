@@ -67,6 +67,15 @@ def _moments(width: int) -> object:
     return text_moments(*_states(width), retain_weight=RETAIN_WEIGHT, ridge=RIDGE)
 
 
+def test_many_prompts_are_summed_up_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _moments(32)
+    monkeypatch.setattr("fade.method.closed_form.PROMPTS_AT_ONCE", 4)
+    assert len(_states()[2]) > 2 * 4, "more than two parts"
+    parted = _moments(32)
+    torch.testing.assert_close(parted.metric, whole.metric, rtol=1e-12, atol=1e-14)  # type: ignore[attr-defined]
+    torch.testing.assert_close(parted.towards, whole.towards, rtol=1e-12, atol=1e-14)  # type: ignore[attr-defined]
+
+
 def test_of_full_rank_it_is_the_least_squares_solution(sd: StableDiffusion) -> None:
     mask, modules = _mask(sd), dict(sd.unet.named_modules())
     width = modules[mask.modules[0]].weight.shape[1]

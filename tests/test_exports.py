@@ -16,17 +16,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fade.adapters.card import WEIGHTS_NAME, load_card, weights_path
 from fade.adapters.exports import Layout, export_adapter, import_adapter
-from fade.adapters.store import (
-    WEIGHTS_NAME,
-    activate,
-    apply_adapter,
-    load_card,
-    put_in,
-    restore_base,
-    save_adapter,
-    weights_path,
-)
+from fade.adapters.store import activate, apply_adapter, put_in, restore_base, save_adapter
 from fade.errors import AdapterFormatError, ConfigError
 from fade.files import sha256_file
 from fade.method.masks import Mask

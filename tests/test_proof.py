@@ -34,9 +34,10 @@ from fade.steps.trial import TRIALS
 from flows import audit as audits
 from flows import release
 from flows.cli import app
-from flows.erase import ERASURES, erase, prepare_folder
+from flows.erase import erase, prepare_folder
 from flows.purge import Receipt, purge
 from flows.rebase import on_base, rebase
+from flows.settings import ERASURES
 from tasks import _tracking, _versioning
 from tests.tiny import save_tiny_base
 

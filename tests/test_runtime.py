@@ -15,10 +15,11 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from fade.adapters.card import load_card, weights_path
 from fade.adapters.manifest import MANIFEST_NAME, PERMISSION_NAME, Manifest, permit, publish, read_manifest
 from fade.adapters.overlay import AdapterSet, Changed, Factors, Overlay, using
 from fade.adapters.runtime import Runtime
-from fade.adapters.store import activate, apply_adapter, load_card, weights_path
+from fade.adapters.store import activate, apply_adapter
 from fade.errors import AdapterFormatError, BaseModelError, ConfigError, RefusedError, SignatureError
 from fade.files import read_json
 from fade.lineage import ROOT

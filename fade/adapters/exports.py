@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fade.adapters.store import CARD_NAME, WEIGHTS_NAME, load_card, weights_path
+from fade.adapters.card import CARD_NAME, WEIGHTS_NAME, load_card, weights_path
 from fade.errors import AdapterFormatError, ConfigError, listing, nearest
 from fade.files import read_json, write_json, writing
 from fade.models.deltas import FixedDelta, plain_modules

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from fade.adapters.store import CARD_NAME, load_card, weights_path
+from fade.adapters.card import CARD_NAME, load_card, weights_path
 from fade.errors import AdapterFormatError, BaseModelError, ConfigError, MaskMismatchError, SignatureError, listing
 from fade.files import read_json, sha256_file, writing
 from fade.method.masks import Mask, load_mask

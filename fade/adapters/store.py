@@ -17,16 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fade.adapters.card import CARD_NAME, DELTA_NAME, FORMAT, WEIGHTS_NAME, load_card, weights_path
 from fade.errors import AdapterFormatError, ConfigError, listing
-from fade.files import read_json, sha256_file, write_json, writing
+from fade.files import sha256_file, write_json, writing
 from fade.method.sparse_lora import hold_in_float32, lora_layers
 from fade.models.deltas import FixedDelta, add_delta, delta_weights, plain_modules, remove_deltas
 from fade.models.family import Base
-
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
-DELTA_NAME = "weight_delta.safetensors"
-CARD_NAME = "card.json"
-FORMAT = "fade-adapter/1"
 
 
 def save_adapter(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
@@ -59,33 +55,6 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str,
         digest = sha256_file(path)
         write_json(temporary / CARD_NAME, {**card, "type": kind, "format": FORMAT, "adapter_sha256": digest})
     return digest
-
-
-def weights_path(folder: Path, card: Mapping[str, Any]) -> Path:
-    """The file that holds an adapter's weights."""
-    return folder / (DELTA_NAME if card.get("type") == "delta" else WEIGHTS_NAME)
-
-
-def load_card(folder: Path) -> dict[str, Any]:
-    """The card of an adapter whose weights are the ones the card names.
-
-    Raises:
-        AdapterFormatError: a file is missing, or the weights' hash is another one.
-    """
-    if not (folder / CARD_NAME).is_file():
-        raise AdapterFormatError(f"No adapter in {folder}: {CARD_NAME} is missing.")
-    card = read_json(folder / CARD_NAME)
-    weights = weights_path(folder, card)
-    if not weights.is_file():
-        raise AdapterFormatError(f"No adapter in {folder}: {weights.name} is missing.")
-    if card.get("format") != FORMAT:
-        raise AdapterFormatError(f"{folder} has the format {card.get('format')!r}; expected {FORMAT!r}.")
-    if (found := sha256_file(weights)) != card.get("adapter_sha256"):
-        raise AdapterFormatError(
-            f"The adapter in {folder} was changed: its hash is {found[:12]}, its card says "
-            f"{str(card.get('adapter_sha256'))[:12]}. It is not loaded; fetch it again."
-        )
-    return card
 
 
 def apply_adapter(sd: Base, folder: Path, *, name: str) -> dict[str, Any]:

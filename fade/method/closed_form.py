@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from fade.errors import DataError, MaskMismatchError
 from fade.method.masks import Mask, modules_within
 
+PROMPTS_AT_ONCE = 256
+
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
@@ -67,11 +69,18 @@ def text_moments(concept: Tensor, surrogate: Tensor, retain: Tensor, *, retain_w
         raise DataError(f"Concept and surrogate states must be paired: got {concept.shape} and {surrogate.shape}.")
     if len(concept) == 0 or len(retain) == 0:
         raise DataError(f"The closed form needs captions: got {len(concept)} to forget and {len(retain)} to retain.")
-    f, s, r = (states.reshape(-1, states.shape[-1]).double() for states in (concept, surrogate, retain))
-    forget = f.T @ f / len(f)
-    unit = torch.eye(f.shape[1], dtype=f.dtype)
-    metric = forget + retain_weight * (r.T @ r / len(r)) + ridge * forget.diagonal().mean() * unit
-    return Moments((s - f).T @ f / len(f), metric)
+    forget = _second_moment(concept, concept)
+    towards = _second_moment(surrogate, concept) - forget
+    unit = torch.eye(len(forget), dtype=forget.dtype)
+    metric = forget + retain_weight * _second_moment(retain, retain) + ridge * forget.diagonal().mean() * unit
+    return Moments(towards, metric)
+
+
+def _second_moment(left: Tensor, right: Tensor) -> Tensor:
+    """E l r' over all positions of states (N, L, D), (D, D) float64; a part at a time, so that memory is bounded."""
+    parts = zip(left.split(PROMPTS_AT_ONCE), right.split(PROMPTS_AT_ONCE), strict=True)
+    total = sum((one.flatten(0, 1).double().T @ other.flatten(0, 1).double() for one, other in parts), torch.zeros(()))
+    return total / (left.shape[0] * left.shape[1])
 
 
 def closed_form(unet: nn.Module, moments: Moments, mask: Mask, *, rank: int) -> dict[str, LowRank]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fade.adapters.store import activate, apply_adapter, load_card
+from fade.adapters.card import load_card
+from fade.adapters.store import activate, apply_adapter
 from fade.concepts import CAPTION_TEMPLATE
 from fade.config import Request, load_request
 from fade.data.catalog import load_concepts, load_templates

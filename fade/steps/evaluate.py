@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from fade.adapters.store import activate, apply_adapter, load_card, restore_base
+from fade.adapters.card import load_card
+from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.concepts import CAPTION_TEMPLATE, Concept
 from fade.config import Gate, Request, load_request
 from fade.data.catalog import load_concepts, load_templates

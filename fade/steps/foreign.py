@@ -10,8 +10,9 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from fade.adapters.card import WEIGHTS_NAME
 from fade.adapters.exports import PEFT_CONFIG, PEFT_WEIGHTS, import_adapter
-from fade.adapters.store import WEIGHTS_NAME, save_adapter
+from fade.adapters.store import save_adapter
 from fade.config import load_request
 from fade.errors import AdapterFormatError, LineageError
 from fade.files import sha256_file, writing

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fade.adapters.card import load_card, weights_path
 from fade.adapters.manifest import MANIFEST_NAME, check_base, check_mask, permit, publish, read_adapter, read_manifest
-from fade.adapters.store import load_card, weights_path
 from fade.errors import FadeError, LineageError
 from fade.files import sha256_file
 from fade.method.masks import make_mask, save_mask
