@@ -105,8 +105,8 @@ def purge(  # noqa: C901 - a loop for each store
             path.unlink()
     if not dry_run:
         _tidy(folder)
-        _tracking.refresh_page(version)  # without the pictures
         _record(folder, catalog, book.receipts, before, ledger)
+        _tracking.say_purged(version, _summary(_before(folder)))
     return book.receipts
 
 
@@ -255,6 +255,14 @@ def _tidy(folder: Path) -> None:
     for path in (*(folder / name for name in DERIVED), *_unfinished(folder)):
         if path.is_dir():
             shutil.rmtree(path)
+
+
+def _summary(receipts: list[dict[str, Any]]) -> str:
+    """For the version's page, of all runs."""
+    removed = [one["at"] for one in receipts if one["removed"]]
+    kept = len({(one["place"], one["name"], one["hash"]) for one in receipts if not one["removed"]})
+    said = f"on {max(removed)[:10]}: {len(removed)} objects removed" if removed else "with nothing to remove"
+    return said + (f", {kept} kept for other erasures" if kept else "")
 
 
 def _record(folder: Path, catalog: Path, receipts: list[Receipt], before: list[dict[str, Any]], ledger: Ledger) -> None:
