@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -20,20 +21,35 @@ from fade.errors import ConfigError
 def writing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write a file or folder to; renamed at the end.
 
-    After an error ``path`` is as it was, and the temporary is gone.
+    After an error ``path`` is as it was, and the temporary is gone. A folder cannot be replaced by one rename:
+    the old one is moved aside first, so that whoever is killed at any moment leaves both, whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
     try:
         yield temporary
         if path.is_dir() and temporary.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            _replace_folder(temporary, path)
+        else:
+            os.replace(temporary, path)
+        # With what writers that were killed had moved aside.
+        for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         elif temporary.exists():
             temporary.unlink()
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+    os.rename(path, aside)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(aside, path)
+        raise
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -105,8 +105,8 @@ def purge(  # noqa: C901 - a loop for each store
             path.unlink()
     if not dry_run:
         _tidy(folder)
-        _tracking.refresh_page(version)  # without the pictures
         _record(folder, catalog, book.receipts, before, ledger)
+        _tracking.say_purged(version, _summary(_before(folder)))
     return book.receipts
 
 
@@ -172,9 +172,14 @@ def _needed_by_others(folder: Path, catalog: Path) -> tuple[set[str], set[str]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    parts = [folder / name for name in (*DERIVED, *JUDGED)]
+    parts = [*(folder / name for name in (*DERIVED, *JUDGED)), *_unfinished(folder)]
     found = [path for part in parts for path in ([part] if part.is_file() else sorted(part.rglob("*")))]
     return [path for path in found if path.is_file()]
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """What a writer that was killed had begun, or had moved aside."""
+    return [*folder.glob(".*.partial*"), *folder.glob(".*.old")]
 
 
 def _trial_files(folder: Path) -> list[Path]:
@@ -247,9 +252,17 @@ def _task_runs(client: Any, flows: Any) -> Iterator[Any]:
 
 
 def _tidy(folder: Path) -> None:
-    for name in DERIVED:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
+    for path in (*(folder / name for name in DERIVED), *_unfinished(folder)):
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def _summary(receipts: list[dict[str, Any]]) -> str:
+    """For the version's page, of all runs."""
+    removed = [one["at"] for one in receipts if one["removed"]]
+    kept = len({(one["place"], one["name"], one["hash"]) for one in receipts if not one["removed"]})
+    said = f"on {max(removed)[:10]}: {len(removed)} objects removed" if removed else "with nothing to remove"
+    return said + (f", {kept} kept for other erasures" if kept else "")
 
 
 def _record(folder: Path, catalog: Path, receipts: list[Receipt], before: list[dict[str, Any]], ledger: Ledger) -> None:

@@ -1,17 +1,17 @@
 """Flow ``release``: what a person approved in MLflow goes live, what was taken back goes out.
 
-MLflow's alias ``approved`` says what a person wants, the signed manifest what is. ``reconcile`` brings the
+MLflow's alias ``approved`` says what a person wants, the signed manifest what is. ``settle`` brings the
 second to the first: it takes out at once what is no longer approved, checks what is new (hash, gate, erasure's
-folder), tests it together with all that is live, and publishes. What may not go live says so on its version's
-page (tag ``release``) and stays out. Every base has its own release folder.
+folder), and publishes what is known to hold together with all that is live. What is not known yet it leaves open,
+so that no click waits for another one's test; ``reconcile`` measures that too. What may not go live says so on its
+version's page (tag ``release``) and stays out. Every base has its own release folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from prefect import flow
@@ -24,7 +24,7 @@ from fade.requests.states import TRANSITIONS, State
 from fade.signing import signing_key
 from flows.approval import Approved, check_version, named
 from flows.settings import ERASURES
-from flows.together import Board, fitting_together, offer_consolidated
+from flows.together import Board, combination_folder, fitting_together, measure_together, offer_consolidated
 from tasks import _tracking
 from tasks._tracking import MODEL_PREFIX, AdapterVersion
 
@@ -57,6 +57,14 @@ class Change:
     refused: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
 
+    def after(self, first: Change | None) -> Change:
+        """This look and the one before it as one."""
+        if first is None:
+            return self
+        added = dict.fromkeys((*first.added, *self.added))
+        removed = {*first.removed, *self.removed} - {*self.live}
+        return replace(self, added=tuple(name for name in added if name in self.live), removed=tuple(sorted(removed)))
+
 
 def release_folder(base_sha256: str) -> Path:
     """The release of a base."""
@@ -80,26 +88,63 @@ def released() -> dict[Path, Manifest]:
     return {folder: manifest for folder, manifest in found.items() if manifest is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What one look came to for all bases, and what it left open.
+
+    Attributes:
+        live: what is live on each base, by the base's hash.
+        unknown: combinations that have to be measured before more can be said, one for each base that has one.
+    """
+
+    changes: list[Change]
+    live: dict[str, list[Approved]]
+    unknown: list[tuple[Approved, ...]]
+
+
 @flow(name="release", flow_run_name="release")
 def release() -> list[Change]:
     """One look at the registry, for a schedule; ``fade release --watch`` looks every second."""
     return reconcile()
 
 
-def reconcile(
+def reconcile(*, valid_seconds: int = 0, consolidate: bool = True, actor: str = REGISTRY) -> list[Change]:
+    """Settle, measure what was left open, and settle again until nothing is; ``flows.watch`` does it without waiting.
+
+    Raises:
+        As ``settle``.
+    """
+    changes: dict[str, Change] = {}
+    failed: dict[Path, str] = {}
+    while True:
+        settled = settle(valid_seconds=valid_seconds, consolidate=consolidate, actor=actor, failed=failed)
+        changes = {one.base_sha256: one.after(changes.get(one.base_sha256)) for one in settled.changes}
+        if not settled.unknown:
+            return list(changes.values())
+        chosen = settled.unknown[0]
+        try:
+            measure_together(chosen)
+        except FadeError as error:
+            failed[combination_folder(chosen)] = str(error)
+
+
+def settle(
     *,
     valid_seconds: int = 0,
     consolidate: bool = True,
-    between: Callable[[], None] | None = None,
     actor: str = REGISTRY,
-) -> list[Change]:
-    """Bring every base's release to what is approved now. Needs no Prefect: a rollback must not wait for it.
+    failed: Mapping[Path, str] | None = None,
+) -> Settled:
+    """Bring every base's release to what is approved now, as far as that is known: nothing is measured here.
+
+    First all that was taken back goes out, on every base, then what may go live goes live. It needs no
+    Prefect: a rollback must not wait for it.
 
     Args:
         valid_seconds: how long runtimes may use the manifests; 0 for without end.
         consolidate: distil what fails together into one adapter, in a process of its own.
-        between: called while a combination is tested, batch by batch.
         actor: who approved, for the log.
+        failed: folders of combinations that could not be measured, and why.
 
     Raises:
         RegistryError: MLflow cannot be asked. Releases are then as they were, or less.
@@ -108,9 +153,28 @@ def reconcile(
     RELEASES.mkdir(parents=True, exist_ok=True)
     with FileLock(str(RELEASES / ".lock"), timeout=3600):
         everything = _tracking.versions()
-        bases = {one.base_sha256 for one in released().values()} | {one.base_sha256 for one in everything if one.live}
-        options: Any = {"valid_seconds": valid_seconds, "consolidate": consolidate, "between": between, "actor": actor}
-        return [_release_base(base, everything, **options) for base in sorted(bases)]
+        before = {one.base_sha256: one for one in released().values()}
+        wanted = {one.base_sha256 for one in everything if one.live}
+        for base, manifest in before.items():
+            _take_out(base, manifest, everything, valid_seconds)
+        settled = Settled([], {}, [])
+        for base in sorted({*before, *wanted}):
+            board = Board(failed=failed or {})
+            was = before[base].adapters if base in before else ()
+            change = _settle_base(
+                base,
+                everything,
+                was,
+                board,
+                valid_seconds=valid_seconds,
+                consolidate=consolidate,
+                actor=actor,
+                live=settled.live.setdefault(base, []),
+            )
+            settled.changes.append(change)
+            if board.unknown:
+                settled.unknown.append(board.unknown)
+        return settled
 
 
 def open_release(base: str | Path, base_sha256: str, *, valid_seconds: int = 0) -> Path:
@@ -121,21 +185,6 @@ def open_release(base: str | Path, base_sha256: str, *, valid_seconds: int = 0) 
         if current_manifest(folder) is None:
             publish(folder, [], base=base, key=signing_key(KEYS), valid_seconds=valid_seconds)
     return folder
-
-
-def withdraw(approved: dict[str, int], *, valid_seconds: int = 0) -> list[str]:
-    """Publish at once without what is no longer approved at all; give its names.
-
-    An alias that was moved to another version is not taken out here: its concept stays erased until that
-    version is live or refused.
-    """
-    gone = []
-    for folder, manifest in released().items():
-        kept = [entry for entry in manifest.adapters if model_of(entry) in approved]
-        if len(kept) < len(manifest.adapters):
-            _publish(folder, [_kept(folder, entry) for entry in kept], None, valid_seconds)
-            gone += [entry.name for entry in manifest.adapters if entry not in kept]
-    return gone
 
 
 def reissue(*, valid_seconds: int, now: Callable[[Manifest], bool]) -> int:
@@ -153,52 +202,63 @@ def model_of(entry: LiveAdapter) -> str:
     return entry.name.partition("/")[0]
 
 
-def _release_base(
+def _take_out(base: str, manifest: Manifest, everything: Sequence[AdapterVersion], valid_seconds: int) -> None:
+    """Publish without what is no longer approved at all.
+
+    An alias that was moved to another version is not taken out here: its concept stays erased until that
+    version is live or refused.
+    """
+    folder = release_folder(base)
+    models = {version.model for version in everything if version.live and version.base_sha256 == base}
+    kept = [entry for entry in manifest.adapters if model_of(entry) in models]
+    if len(kept) < len(manifest.adapters):
+        _publish(folder, [_kept(folder, entry) for entry in kept], None, valid_seconds)
+
+
+def _settle_base(
     base: str,
     everything: Sequence[AdapterVersion],
+    was: Sequence[LiveAdapter],
+    board: Board,
     *,
     valid_seconds: int,
     consolidate: bool,
-    between: Callable[[], None] | None,
     actor: str,
+    live: list[Approved],
 ) -> Change:
-    folder, board = release_folder(base), Board()
-    approved = [version for version in everything if version.live and version.base_sha256 == base]
-    before = current_manifest(folder)
-    names = {named(version): version for version in everything}
-    was = () if before is None else before.adapters
-    models = {version.model for version in approved}
-    # First out, before anything else can fail or take time.
-    if before is not None and any(model_of(entry) not in models for entry in was):
-        kept = [entry for entry in was if model_of(entry) in models]
-        before = _publish(folder, [_kept(folder, entry) for entry in kept], None, valid_seconds)
-        was_now = before.adapters
-    else:
-        was_now = was
-    live, new = [], []
+    """One base; what is live on it is put into ``live``. ``was``: what was live before anything was taken out."""
+    folder = release_folder(base)
+    versions = {named(version): version for version in everything if version.base_sha256 == base}
+    approved = [version for version in versions.values() if version.live]
+    manifest = current_manifest(folder)
+    entries = {} if manifest is None else {entry.name: entry for entry in manifest.adapters}
+    still, new = [], []
     for version in approved:
-        entry = next((entry for entry in was_now if entry.name == named(version)), None)
+        entry = entries.get(named(version))
         try:
             if entry is None:
                 new.append(check_version(version))
             else:
-                live.append(_still(version, folder, entry))
+                still.append(_still(version, folder, entry))
         except FadeError as error:
             board.refused[named(version)] = _short(error)
-    chosen = fitting_together(live, new, board, between)
-    if [one.name for one in chosen] != [entry.name for entry in was_now] or before is None:
-        source = None if before is not None else _base_of(chosen, approved)
-        before = _publish(folder, [(one.name, one.adapter, 1.0) for one in chosen], source, valid_seconds)
-    if consolidate and board.waiting:
-        offer_consolidated(live + new, everything, board)
-    _say(names, before, [entry.name for entry in was], board, actor)
+    live += fitting_together(still, new, board)
+    if [one.name for one in live] != list(entries) or manifest is None:
+        source = None if manifest is not None else _base_of(live, approved)
+        manifest = _publish(folder, [(one.name, one.adapter, 1.0) for one in live], source, valid_seconds)
+    if consolidate and board.waiting and not board.unknown:
+        offer_consolidated(still + new, everything, board)
+    names = [entry.name for entry in was]
+    # A page that says so may be all that is left of it: what took it out died before it wrote that down.
+    gone = {*names, *(name for name, version in versions.items() if version.release == LIVE)} - {*manifest.names}
+    _say(versions, manifest, gone, board, actor)
     return Change(
         base,
         folder,
-        before.counter,
-        before.names,
-        added=tuple(name for name in before.names if name not in [entry.name for entry in was]),
-        removed=tuple(entry.name for entry in was if entry.name not in before.names),
+        manifest.counter,
+        manifest.names,
+        added=tuple(name for name in manifest.names if name not in names),
+        removed=tuple(sorted(gone)),
         refused=board.refused,
         waiting=board.waiting,
     )
@@ -237,9 +297,9 @@ def _short(error: object) -> str:
     return said if len(said) <= _LONGEST else said[: _LONGEST - 3] + "..."
 
 
-def _say(names: dict[str, AdapterVersion], manifest: Manifest, was: Sequence[str], board: Board, actor: str) -> None:
+def _say(names: dict[str, AdapterVersion], manifest: Manifest, gone: set[str], board: Board, actor: str) -> None:
     """Write on every version's page what became of it."""
-    said = {name: GONE for name in was if name not in manifest.names}
+    said = dict.fromkeys(sorted(gone), GONE)
     said |= dict.fromkeys(manifest.names, LIVE)
     said |= {name: f"waiting: {_short(reason)}" for name, reason in board.waiting.items()}
     said |= {name: f"refused: {reason}" for name, reason in board.refused.items()}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,39 +17,49 @@ from fade.errors import ConfigError
 from fade.evaluation.gate import strictest
 from fade.files import read_json, sha256_file
 from fade.lineage import module_closure
-from fade.steps.combine import combine
-from fade.steps.evaluate import judge_gate
+from fade.steps.combine import check_alike, combine
+from fade.steps.evaluate import CACHE, judge_gate
 from flows.approval import Approved, named
 from flows.settings import ERASURES
 from tasks._tracking import MODEL_PREFIX, AdapterVersion
 
 COMBINATIONS = Path("data/combinations")
+LOG = Path(".fade/combine.log")
+TESTED = "it is being tested together with what is live"
 
 
 @dataclass(slots=True)
 class Board:
-    """What is said on the versions' pages at the end; ``together`` is how a version did with everything live."""
+    """What is said on the versions' pages at the end, and what has to be found out before more can be said.
+
+    Attributes:
+        together: how a version did with everything live.
+        unknown: combination to be measured next; empty if there is none.
+        failed: folder of a combination that could not be measured, to the reason.
+    """
 
     refused: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
     together: dict[str, str] = field(default_factory=dict)
+    unknown: tuple[Approved, ...] = ()
+    failed: Mapping[Path, str] = field(default_factory=dict)
 
 
-def fitting_together(
-    live: Sequence[Approved], new: Sequence[Approved], board: Board, between: Callable[[], None] | None
-) -> list[Approved]:
-    """What goes live; what a wider adapter takes over waits, and says so."""
-    chosen = _fitting(live, new, board, between)
+def fitting_together(live: Sequence[Approved], new: Sequence[Approved], board: Board) -> list[Approved]:
+    """What goes live by what is known now; nothing is measured here, so that nothing waits for a measurement.
+
+    What a wider adapter takes over waits, and says so; what is not known yet waits too, and the first
+    combination that would tell more is ``board.unknown``.
+    """
+    chosen = _fitting(live, new, board)
     for one in (*live, *new):
         if one not in chosen and one.name not in board.waiting:
             board.waiting[one.name] = _clash(one, chosen)
     return chosen
 
 
-def _fitting(
-    live: Sequence[Approved], new: Sequence[Approved], board: Board, between: Callable[[], None] | None
-) -> list[Approved]:
-    """Everything if it holds together, else as much as holds, one after the other."""
+def _fitting(live: Sequence[Approved], new: Sequence[Approved], board: Board) -> list[Approved]:
+    """Everything if it is known to hold together, else as much as is, one after the other."""
     chosen = list(live)
     fitting: list[Approved] = []
     for one in new:
@@ -56,21 +67,30 @@ def _fitting(
             board.waiting[one.name] = clash
         else:
             fitting.append(one)
-    if fitting:
-        everything = _joined(chosen, fitting)
-        if _holds(everything, fitting, board, between) is None:
-            return everything
+    if not fitting:
+        return chosen
+    everything = joined(chosen, fitting)
+    if _holds(everything, fitting, board) == "":
+        return everything
+    unknown = []
     for one in fitting:
-        trial = _joined(chosen, [one])
-        reason = _holds(trial, [one], board, between)
+        trial = joined(chosen, [one])
+        reason = _holds(trial, [one], board)
         if reason is None:
-            chosen = trial
-        else:
+            unknown.append(one)
+        elif reason:
             board.waiting[one.name] = f"together with what is live, {reason}"
+        else:
+            chosen = trial
+    if unknown:
+        board.waiting |= dict.fromkeys((one.name for one in unknown), TESTED)
+        # One measurement for all of them, if that may settle it.
+        whole = joined(chosen, unknown)
+        board.unknown = tuple(whole if _holds(whole, [], board) is None else joined(chosen, unknown[:1]))
     return chosen
 
 
-def _joined(live: Sequence[Approved], new: Sequence[Approved]) -> list[Approved]:
+def joined(live: Sequence[Approved], new: Sequence[Approved]) -> list[Approved]:
     """Live adapters, less those whose model or whose concepts a new one takes over, and the new ones."""
     kept = [
         one
@@ -92,16 +112,20 @@ def _clash(one: Approved, others: Sequence[Approved]) -> str:
     return ""
 
 
-def _holds(
-    chosen: Sequence[Approved], new: Sequence[Approved], board: Board, between: Callable[[], None] | None
-) -> str | None:
-    """None if these adapters pass the gate together, else the reason; what came of it is said of the new ones."""
-    try:
-        gate = judge_together(chosen, between=between) if len(chosen) > 1 else None
-    except ConfigError as error:
-        return f"it cannot be tested: {error}"
+def _holds(chosen: Sequence[Approved], new: Sequence[Approved], board: Board) -> str | None:
+    """Empty if these adapters pass the gate together, else the reason; None while nobody measured it."""
+    gate = None
+    if len(chosen) > 1:
+        if (folder := combination_folder(chosen)) in board.failed:
+            return f"it cannot be tested: {board.failed[folder]}"
+        try:
+            check_alike([one.folder for one in chosen])
+        except ConfigError as error:
+            return f"it cannot be tested: {error}"
+        if (gate := verdict_together(chosen)) is None:
+            return None
     board.together |= dict.fromkeys((one.name for one in new), told(chosen, gate))
-    return None if gate is None or gate["passed"] else f"it fails the gate: {'; '.join(gate['reasons'])}"
+    return "" if gate is None or gate["passed"] else f"it fails the gate: {'; '.join(gate['reasons'])}"
 
 
 def told(chosen: Sequence[Approved], gate: Mapping[str, Any] | None) -> str:
@@ -127,21 +151,82 @@ def combination_folder(chosen: Sequence[Approved]) -> Path:
     return COMBINATIONS / f"r{digest[:15]}"
 
 
-def judge_together(chosen: Sequence[Approved], *, between: Callable[[], None] | None = None) -> dict[str, Any]:
-    """The gate's verdict and ``figures`` of adapters that are live together; measured once, kept for the next time.
+def verdict_together(chosen: Sequence[Approved]) -> dict[str, Any] | None:
+    """The gate's verdict and ``figures`` of adapters that are live together; None if nobody measured them yet."""
+    found = combination_folder(chosen) / "metrics.json"
+    if not found.is_file():
+        return None
+    report = read_json(found)["judges"]["report"]
+    figures = {name: report["after"][name]["value"] for name in ("ua", "ira", "cra")}
+    return {**judge_gate(report, strictest([one.request.gate for one in chosen])), "figures": figures}
+
+
+def measure_together(chosen: Sequence[Approved]) -> None:
+    """Measure adapters that are live together, in this program; kept for ``verdict_together``.
 
     Raises:
         ConfigError: they differ in what they are judged by.
     """
-    folder = combination_folder(chosen)
-    if not (folder / "metrics.json").is_file():
-        ordered = sorted(chosen, key=lambda one: one.version.adapter_sha256)
-        for _ in combine([one.folder for one in ordered], folder, adapters=[one.adapter for one in ordered]):
-            if between is not None:
-                between()
-    report = read_json(folder / "metrics.json")["judges"]["report"]
-    figures = {name: report["after"][name]["value"] for name in ("ua", "ira", "cra")}
-    return {**judge_gate(report, strictest([one.request.gate for one in chosen])), "figures": figures}
+    ordered = _in_order(chosen)
+    for _ in combine(
+        [one.folder for one in ordered], combination_folder(chosen), adapters=[one.adapter for one in ordered]
+    ):
+        pass
+
+
+def _in_order(chosen: Sequence[Approved]) -> list[Approved]:
+    return sorted(chosen, key=lambda one: one.version.adapter_sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A combination to be measured.
+
+    Attributes:
+        candidate: what is rehearsed; None where an approval waits for the result.
+    """
+
+    chosen: tuple[Approved, ...]
+    candidate: AdapterVersion | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where its result will be."""
+        return combination_folder(self.chosen)
+
+
+class Measurement:
+    """A combination being measured by a process of its own, which can be stopped at any moment."""
+
+    def __init__(self, of: Wanted) -> None:
+        self.of, self.folder, ordered = of, of.folder, _in_order(of.chosen)
+        command = [sys.executable, "-m", "fade.steps.combine", str(self.folder), *(str(one.folder) for one in ordered)]
+        command += [part for one in ordered for part in ("--adapter", str(one.adapter))]
+        with LOG.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it came to its end, good or bad."""
+        return self.process.poll() is not None
+
+    @property
+    def reason(self) -> str:
+        """Why it failed; empty if it did not."""
+        if not (code := self.process.returncode):
+            return ""
+        if code < 0:
+            return f"its process was ended by signal {-code}"
+        said = [line.strip() for line in LOG.read_text(errors="replace").splitlines() if line.strip()]
+        return f"{said[-1] if said else f'its process ended with {code}'} (see {LOG})"
+
+    def stop(self) -> None:
+        """End it now; what it had begun to write is removed."""
+        self.process.kill()
+        self.process.wait()
+        for place in (COMBINATIONS, CACHE):
+            for left in place.glob(f".*.{self.process.pid}.partial*"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def offer_consolidated(chosen: Sequence[Approved], everything: Sequence[AdapterVersion], board: Board) -> None:

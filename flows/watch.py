@@ -3,6 +3,10 @@
 MLflow is asked every second (one question), and a signed webhook of MLflow cuts even that short. A hook says
 only that something happened: what is approved is always read from MLflow, so that a lost, repeated or forged
 hook changes nothing.
+
+The order of its work: what was taken back goes out, what is known to hold goes live, then what waits for a test
+is tested, and while there is nothing else to do candidates are rehearsed, one at a time. Tests run in a process
+of their own and are ended as soon as another one is wanted: no click waits for them.
 """
 
 from __future__ import annotations
@@ -16,15 +20,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 
 from fade.adapters.manifest import Manifest
-from fade.errors import ConfigError, FadeError, RegistryError
-from flows import release, together
-from flows.approval import check_version, named
+from fade.errors import ConfigError, FadeError, RegistryError, listing
+from fade.steps.combine import check_alike
+from flows import release
+from flows.approval import Approved, check_version, named
 from flows.release import Change
+from flows.together import Measurement, Wanted, joined, told, verdict_together
 from tasks import _tracking
 from tasks._tracking import AdapterVersion
 
@@ -34,10 +41,6 @@ WEBHOOK_SECONDS = 300
 """Age at which a hook is no longer believed, as in the Standard Webhooks' specification."""
 LOOK_AGAIN_SECONDS = 60.0
 """After this long everything is checked anew, although no alias moved: a refusal's reason may be gone."""
-
-
-class Changed(Exception):
-    """Something was approved that the test under way is not about."""
 
 
 class Watch:
@@ -54,38 +57,59 @@ class Watch:
         self.valid_seconds, self.poll_seconds, self.rehearse = valid_seconds, poll_seconds, rehearse
         self.woken, self.ended = threading.Event(), threading.Event()
         self.trouble = ""
+        self.measuring: Measurement | None = None
+        self._live: dict[str, list[Approved]] = {}
+        self._failed: dict[Path, str] = {}
         self._seen: dict[str, int] | None = None
         self._rehearsed: set[frozenset[str]] = set()
         self._looked = 0.0
 
     def run(self) -> Iterator[list[Change]]:
         """Look until ``ended`` is set; yields what each look came to."""
-        while not self.ended.is_set():
-            try:
-                changes = self.look()
-                self.trouble = ""
-            except FadeError as error:
-                # Nothing is signed anew meanwhile: runtimes with a time limit stop by themselves.
-                if str(error) != self.trouble:
-                    logger.error("%s", error)
-                self.trouble, changes = str(error), []
-            if changes:
-                yield changes
-            self.woken.wait(self.poll_seconds)
-            self.woken.clear()
+        try:
+            while not self.ended.is_set():
+                try:
+                    changes = self.look()
+                    self.trouble = ""
+                except FadeError as error:
+                    # Nothing is signed anew meanwhile: runtimes with a time limit stop by themselves.
+                    if str(error) != self.trouble:
+                        logger.error("%s", error)
+                    self.trouble, changes = str(error), []
+                if changes:
+                    yield changes
+                self.woken.wait(self.poll_seconds)
+                self.woken.clear()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End what is being measured."""
+        if self.measuring is not None:
+            self.measuring.stop()
+            self.measuring = None
 
     def look(self) -> list[Change]:
-        """One look: reconcile if an alias moved or it is time, else rehearse one candidate."""
+        """One look: settle if an alias moved, a test ended or it is time; else go on with one candidate."""
         now = _tracking.approved_now()
-        if now != self._seen or time.monotonic() - self._looked > LOOK_AGAIN_SECONDS:
-            changes = release.reconcile(valid_seconds=self.valid_seconds, between=lambda: self._between(None))
-            self._seen, self._looked = now, time.monotonic()
+        self._take_result()
+        overdue = time.monotonic() - self._looked > LOOK_AGAIN_SECONDS
+        if now == self._seen and not overdue:
             self._heartbeat()
-            return changes
+            if self.measuring is None and self.rehearse:
+                self._rehearse(now)
+            return []
+        if overdue:
+            self._failed.clear()
+        before = self._live
+        settled = release.settle(valid_seconds=self.valid_seconds, failed=self._failed)
+        self._seen, self._live, self._looked = now, settled.live, time.monotonic()
         self._heartbeat()
-        if self.rehearse:
-            self._rehearse(now)
-        return []
+        if settled.unknown:
+            self._turn_to(Wanted(settled.unknown[0]))
+        elif self.measuring is not None and not self._tells(self.measuring.of, before, now):
+            self.close()
+        return settled.changes
 
     def _heartbeat(self) -> None:
         release.reissue(valid_seconds=self.valid_seconds, now=self._is_stale)
@@ -96,41 +120,60 @@ class Watch:
         age = (datetime.now(UTC) - datetime.fromisoformat(manifest.issued)).total_seconds()
         return age > self.valid_seconds / 2 or manifest.valid_seconds != self.valid_seconds
 
-    def _between(self, tested: set[str] | None) -> None:
-        """While pictures are drawn: what was taken back goes out now; an approval of something else comes first."""
-        now = _tracking.approved_now()
-        release.withdraw(now, valid_seconds=self.valid_seconds)
-        self._heartbeat()
-        if tested is not None and any(f"{model}/{version}" not in tested for model, version in now.items()):
-            raise Changed
+    def _turn_to(self, wanted: Wanted) -> None:
+        """Measure this and nothing else; if it is under way already, it goes on."""
+        if self.measuring is not None and wanted.folder == self.measuring.folder:
+            self.measuring.of = wanted
+            return
+        self.close()
+        self.measuring = Measurement(wanted)
+
+    def _take_result(self) -> None:
+        """What was being measured, if it came to its end: an approval that waits for it is settled by this look."""
+        done = self.measuring
+        if done is None or not done.ended:
+            return
+        self.measuring = None
+        if done.reason:
+            logger.warning("%s was not tested: %s", listing(one.name for one in done.of.chosen), done.reason)
+        if done.of.candidate is None:
+            self._seen = None
+            self._failed |= {done.folder: done.reason} if done.reason else {}
+        elif done.reason:
+            self._rehearsed.add(self._with_live(done.of.candidate))
+
+    def _tells(self, wanted: Wanted, before: dict[str, list[Approved]], approved: dict[str, int]) -> bool:
+        """Whether a rehearsal still tells something: of what nobody decided on yet, with what is live now."""
+        candidate = wanted.candidate
+        if candidate is None or candidate.model in approved:
+            return False
+        was, now = ([one.name for one in live.get(candidate.base_sha256, [])] for live in (before, self._live))
+        return was == now
+
+    def _with_live(self, candidate: AdapterVersion) -> frozenset[str]:
+        live = self._live.get(candidate.base_sha256, [])
+        return frozenset((*(one.name for one in live), named(candidate)))
 
     def _rehearse(self, approved: dict[str, int]) -> None:
-        """Test the first candidate that was not tested yet with what is live now."""
-        everything = _tracking.versions()
-        for candidate in everything:
-            if _tracking.CANDIDATE not in candidate.aliases or candidate.model in approved:
-                continue
-            live = [one for one in everything if one.live and one.base_sha256 == candidate.base_sha256]
-            tested = frozenset(named(one) for one in [*live, candidate])
-            if tested in self._rehearsed:
+        """Go on with the first candidate that was not tested with what is live now: say what is known, or measure."""
+        for candidate in _tracking.versions():
+            if not candidate.offered or candidate.model in approved or self._with_live(candidate) in self._rehearsed:
                 continue
             try:
-                self._rehearse_one(candidate, live, tested)
-            except Changed:
-                return
+                chosen = joined(self._live.get(candidate.base_sha256, []), [check_version(candidate)])
+                check_alike([one.folder for one in chosen])
             except RegistryError:
                 raise
             except FadeError as error:
                 logger.info("%s was not rehearsed: %s", named(candidate), error)  # said when it is approved
-            self._rehearsed.add(tested)
+            else:
+                gate = verdict_together(chosen) if len(chosen) > 1 else None
+                if gate is None and len(chosen) > 1:
+                    self._turn_to(Wanted(tuple(chosen), candidate))
+                    return
+                _tracking.say_together(candidate, told(chosen, gate))
+            self._rehearsed.add(self._with_live(candidate))
             return
-
-    def _rehearse_one(self, candidate: AdapterVersion, live: list[AdapterVersion], tested: frozenset[str]) -> None:
-        chosen = [check_version(one) for one in [*live, candidate]]
-        gate = None
-        if len(chosen) > 1:
-            gate = together.judge_together(chosen, between=lambda: self._between(set(tested)))
-        _tracking.say_together(candidate, together.told(chosen, gate))
 
 
 def webhook_app(watch: Watch, secret: str) -> FastAPI:

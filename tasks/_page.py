@@ -13,6 +13,11 @@ from typing import Any
 DOCS, ATTACK = "data-docs", "attack.png"
 """Artifacts of a run that are there where the project has them: pages of Great Expectations, pictures of the attack."""
 
+_PURGED = (
+    "**Purged** {}. The forget data and what was made from it, pictures among it, are gone; figures, hashes and the "
+    "adapter stay. Receipts: `fade evidence seal`."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -26,6 +31,7 @@ class Page:
         files: names of the run's artifacts.
         inversion: share of pictures in which the attack brings the concept back; None if not measured.
         together: what the release flow found on testing it with everything live.
+        purged: when the forget data was purged, and what came of it; empty if it was not.
         study: run of the newest study with a trade-off picture, and its experiment's id.
     """
 
@@ -36,13 +42,15 @@ class Page:
     files: Collection[str] = ()
     inversion: float | None = None
     together: str = ""
+    purged: str = ""
     study: tuple[str, str] | None = None
 
 
 def page(of: Page, *, approved: str) -> str:
     """The page as Markdown; ``approved`` is the alias that makes a version live."""
     gate = of.metrics["gate"]
-    parts = [
+    parts = [_PURGED.format(of.purged)] if of.purged else []
+    parts += [
         f"Gate: **{gate.get('verdict') or ('passed' if gate['passed'] else 'failed')}**."
         + "".join(f"\n- {why}" for why in gate["reasons"]),
         _table(of),

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from fade.adapters.card import load_card
+from fade.adapters.card import CARD_NAME, load_card
 from fade.config import Request
 from fade.errors import LineageError, RegistryError, listing, nearest
 from fade.evaluation.report import loss_figure
-from fade.files import read_json
+from fade.files import read_json, sha256_file
 from fade.lineage import git_state, library_versions
 from tasks._page import ATTACK, DOCS, Page, page
 
@@ -49,7 +50,7 @@ CURVE = ("forget_loss", "retain_loss", "gradient_norm")
 """Figures of each step of the training."""
 LIVE_SECONDS = 5.0
 _PHASE = "phase"
-RELEASE_TAG, TOGETHER_TAG, WITHDRAWN = "release", "together", "withdrawn"
+RELEASE_TAG, TOGETHER_TAG, PURGED_TAG, WITHDRAWN = "release", "together", "purged", "withdrawn"
 logger = logging.getLogger(__name__)
 BORDERLINE, DECISION_TAG = "borderline", "gate_decision"
 for _name in ("mlflow", "alembic", "mlflow.models.model"):
@@ -430,6 +431,7 @@ def refresh_page(version: AdapterVersion) -> None:
             files={path.partition("/")[0] for path in _files_of(client, version.run_id)},
             inversion=float(tags["inversion"]) if "inversion" in tags else None,
             together=tags.get(TOGETHER_TAG, ""),
+            purged=tags.get(PURGED_TAG, ""),
             study=_newest_study(client),
         )
         client.update_model_version(version.model, str(version.version), description=page(of, approved=APPROVED))
@@ -565,19 +567,30 @@ def fetch_adapter(version: AdapterVersion) -> Path:
         LineageError: its bytes are not the ones registered.
     """
     uri = f"models:/{version.model}/{version.version}"
-    with _client() as client:
+    place = Path(_fetched().name)
+    with _client() as client, tempfile.TemporaryDirectory(dir=place) as fresh:
         if client.get_model_version(version.model, str(version.version)).tags.get("type") == "delta":
-            folder = Path(mlflow.artifacts.download_artifacts(uri))
+            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=fresh))
         else:
-            folder = Path(mlflow.diffusers.load_model(uri).adapter_path)
-    folder = folder if folder.is_dir() else folder.parent
-    card = load_card(folder)
-    if card["adapter_sha256"] != version.adapter_sha256:
-        raise LineageError(
-            f"{version.model} version {version.version} holds another adapter than was registered: "
-            f"{card['adapter_sha256'][:12]} instead of {version.adapter_sha256[:12]}. It is not used."
-        )
-    return folder
+            folder = Path(mlflow.diffusers.load_model(uri, dst_path=fresh).adapter_path)
+        folder = folder if folder.is_dir() else folder.parent
+        card = load_card(folder)
+        if card["adapter_sha256"] != version.adapter_sha256:
+            raise LineageError(
+                f"{version.model} version {version.version} holds another adapter than was registered: "
+                f"{card['adapter_sha256'][:12]} instead of {version.adapter_sha256[:12]}. It is not used."
+            )
+        # By the card's hash, which binds all of it: what was fetched before may be in use.
+        kept = place / sha256_file(folder / CARD_NAME)
+        if not kept.is_dir():
+            folder.rename(kept)
+    return kept
+
+
+@cache
+def _fetched() -> tempfile.TemporaryDirectory[str]:
+    """Where this program keeps what it fetched; gone when it ends."""
+    return tempfile.TemporaryDirectory(prefix="fade-fetched-")
 
 
 def approved_now() -> dict[str, int]:
@@ -661,6 +674,13 @@ def say_together(version: AdapterVersion, what: str) -> None:
         if client.get_model_version(version.model, str(version.version)).tags.get(TOGETHER_TAG) == what:
             return
         client.set_model_version_tag(version.model, str(version.version), TOGETHER_TAG, what)
+    refresh_page(version)
+
+
+def say_purged(version: AdapterVersion, what: str) -> None:
+    """Show on a version's page that its data was purged, and nothing that is gone."""
+    with _client() as client:
+        client.set_model_version_tag(version.model, str(version.version), PURGED_TAG, what)
     refresh_page(version)
 
 

@@ -19,13 +19,15 @@ import httpx
 import pytest
 
 from fade.adapters.runtime import Runtime
-from fade.config import load_settings
+from fade.config import Request, load_settings
 from fade.files import write_json
 from fade.lineage import ROOT
 from fade.models.family import load_base
+from fade.requests.ledger import Ledger
 from fade.steps.request import prepare_request
 from flows import release, service
 from flows.erase import erase, prepare_folder
+from flows.purge import purge
 from flows.services import running
 from flows.watch import Watch, serving
 from tasks import _tracking
@@ -69,52 +71,76 @@ def _until(found: Callable[[], bool], what: str, seconds: float = 60) -> float:
     return time.monotonic() - begun
 
 
-def test_a_click_in_mlflow_changes_the_picture_and_another_brings_the_bases_back(
-    workspace: Path, tmp_path: Path, page: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with running(mlflow_port=_free_port(), prefect_port=_free_port()) as services:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", services.mlflow)
-        monkeypatch.setenv("PREFECT_API_URL", f"{services.prefect}/api")
+@pytest.fixture(scope="module")
+def erased(workspace: Path) -> Iterator[tuple[str, Request, _tracking.AdapterVersion]]:
+    """MLflow's address, and an erasure that is registered there."""
+    with running(mlflow_port=_free_port(), prefect_port=_free_port()) as services, pytest.MonkeyPatch.context() as set_:
+        set_.setenv("MLFLOW_TRACKING_URI", services.mlflow)
+        set_.setenv("PREFECT_API_URL", f"{services.prefect}/api")
         fast = {"distill.learning_rate": 0.02, "distill.precision": "fp32", "evaluate.precision": "fp32", "threads": 1}
         request = prepare_request("mosaic", "photo", settings=load_settings(Path("params.yaml"), changes=fast))
         prepare_folder(request)
-        version = erase(request.id)
-        sd = load_base(request.base)
-        folder = release.open_release(request.base, sd.sha256)
-        runtime = Runtime(sd, folder, public_key=release.KEYS / "public.pem", state=tmp_path / "state.json")
-        watcher, port = Watch(valid_seconds=0), _free_port()
-        thread = threading.Thread(target=lambda: list(watcher.run()), daemon=True)
-        address = f"http://127.0.0.1:{port}"
-        http = httpx.Client(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=120)
+        yield services.mlflow, request, erase(request.id)
 
-        def picture() -> bytes:
-            return http.post(f"{address}/generate", json=ASKED).raise_for_status().content
 
-        def draw_in_the_page(name: str) -> None:
-            page.goto(address)
-            page.fill("#token", TOKEN)
-            page.fill("#prompt", ASKED["prompt"])
-            page.click("button")
-            page.wait_for_function(
-                "document.querySelector('#live').dataset.counter && !said.textContent", timeout=120_000
-            )
-            page.screenshot(path=SHOTS / f"{name}-page.png")
+def test_a_click_in_mlflow_changes_the_picture_and_another_brings_the_bases_back(
+    erased: tuple[str, Request, _tracking.AdapterVersion], tmp_path: Path, page: Any
+) -> None:
+    server, request, version = erased
+    sd = load_base(request.base)
+    folder = release.open_release(request.base, sd.sha256)
+    runtime = Runtime(sd, folder, public_key=release.KEYS / "public.pem", state=tmp_path / "state.json")
+    watcher, port = Watch(valid_seconds=0), _free_port()
+    thread = threading.Thread(target=lambda: list(watcher.run()), daemon=True)
+    address = f"http://127.0.0.1:{port}"
+    http = httpx.Client(headers={"Authorization": f"Bearer {TOKEN}"}, timeout=120)
 
-        with serving(service.make_app(runtime, token=TOKEN, compare=True), host="127.0.0.1", port=port):
-            thread.start()
-            base = picture()
-            _edit_alias(page, services.mlflow, version, "approved", name="approved")
-            live_after = _until(lambda: picture() != base, "the picture did not change")
-            _until(lambda: _tracking.find_version(version.model).release == "live", "the page does not say so")
-            draw_in_the_page("approved")
-            assert version.model in page.inner_text("#adapters")
-            _edit_alias(page, services.mlflow, version, None, name="rolled-back")
-            gone_after = _until(lambda: picture() == base, "the base's picture did not come back")
-            draw_in_the_page("rolled-back")
-            watcher.ended.set()
-            watcher.woken.set()
-            thread.join(timeout=60)
-        write_json(SHOTS / "seconds.json", {"click_to_live": live_after, "click_to_base": gone_after})
+    def picture() -> bytes:
+        return http.post(f"{address}/generate", json=ASKED).raise_for_status().content
+
+    def draw_in_the_page(name: str) -> None:
+        page.goto(address)
+        page.fill("#token", TOKEN)
+        page.fill("#prompt", ASKED["prompt"])
+        page.click("button")
+        page.wait_for_function("document.querySelector('#live').dataset.counter && !said.textContent", timeout=120_000)
+        page.screenshot(path=SHOTS / f"{name}-page.png")
+
+    with serving(service.make_app(runtime, token=TOKEN, compare=True), host="127.0.0.1", port=port):
+        thread.start()
+        base = picture()
+        _edit_alias(page, server, version, "approved", name="approved")
+        live_after = _until(lambda: picture() != base, "the picture did not change")
+        _until(lambda: _tracking.find_version(version.model).release == "live", "the page does not say so")
+        draw_in_the_page("approved")
+        assert version.model in page.inner_text("#adapters")
+        _edit_alias(page, server, version, None, name="rolled-back")
+        gone_after = _until(lambda: picture() == base, "the base's picture did not come back")
+        draw_in_the_page("rolled-back")
+        watcher.ended.set()
+        watcher.woken.set()
+        thread.join(timeout=60)
+    write_json(SHOTS / "seconds.json", {"click_to_live": live_after, "click_to_base": gone_after})
+
+
+def test_the_page_of_what_was_purged_says_so_and_shows_nothing_that_is_gone(
+    erased: tuple[str, Request, _tracking.AdapterVersion], page: Any
+) -> None:
+    server, request, version = erased
+    _tracking.approve(version.model)
+    release.reconcile()
+    address = f"{server}/#/models/{version.model}/versions/{version.version}"
+    page.goto(address)
+    page.wait_for_function("[...document.images].some((one) => one.src.includes('sheet.png') && one.naturalWidth)")
+    page.screenshot(path=SHOTS / "before-purge.png", full_page=True)
+    with Ledger() as ledger:
+        purge(_tracking.find_version(version.model), release.ERASURES / request.id, ledger)
+    page.goto("about:blank")
+    page.goto(address)
+    page.get_by_text("Purged", exact=True).wait_for()
+    page.screenshot(path=SHOTS / "after-purge.png", full_page=True)
+    assert page.evaluate("[...document.images].filter((one) => one.complete && !one.naturalWidth).length") == 0
+    assert "sheet.png" not in page.content()
 
 
 def _edit_alias(page: Any, server: str, version: _tracking.AdapterVersion, alias: str | None, *, name: str) -> None:

@@ -199,6 +199,8 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     (result,) = [one for one in listed if one.name.startswith("result ")]
     results = get_current_settings().results.local_storage_path / result.name.removeprefix("result ")
     assert version.model in results.read_text()
+    # What a writer that was killed had moved aside.
+    shutil.copytree(folder / "splits", folder / ".splits.1.old")
     made = ("sheet.png", "samples.parquet", "saliency.safetensors", "forget.parquet", "validation.json", "index.html")
     needles = {path.name: path.read_bytes() for path in folder.rglob("*") if path.name in made}
     assert len(needles) == len(made)
@@ -225,6 +227,8 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     assert (folder / "adapter/card.json").is_file()
     described = MlflowClient(f"sqlite:///{Path('.fade/mlflow.db').resolve()}").get_model_version(version.model, "1")
     assert "Gate: **passed**" in described.description
+    removed = len([one for one in receipts if one["removed"]])
+    assert described.description.startswith(f"**Purged** on {receipts[0]['at'][:10]}: {removed} objects removed")
     assert "get-artifact" not in described.description
     assert "Data Docs" not in described.description, "the page shows nothing that is gone"
     # Backups of the folder and of the remote are restored, and purged again.
@@ -319,6 +323,9 @@ def test_live_erasures_are_made_again_on_another_base_and_none_is_approved(
     assert new.model_dump(exclude={"base", "base_sha256"}) == old.model_dump(exclude={"base", "base_sha256"})
     (again,) = rebase(old.base, lambda _: None)
     assert "is live on the base" in again.reason
+    listed = _run("rebase", old.base)
+    assert listed.exit_code == 1
+    assert "Do not switch yet: 1 of 1 did not pass" in listed.output
     with pytest.raises(ConfigError, match="Another tool made this adapter"):
         on_base(old.model_copy(update={"imported": "0" * 64}), "data/base/other")
     assert _versioning.lock_record(folder)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +65,11 @@ def client(workspace: Path) -> MlflowClient:
 @pytest.fixture(scope="module")
 def pair(workspace: Path, client: MlflowClient) -> tuple[AdapterVersion, AdapterVersion]:
     return _erased("thermal", "photo"), _erased("cat", "horse")
+
+
+@pytest.fixture(scope="module")
+def third(workspace: Path, client: MlflowClient) -> AdapterVersion:
+    return _erased("mosaic", "photo")
 
 
 @pytest.fixture(autouse=True)
@@ -277,7 +286,7 @@ def test_what_fails_together_is_distilled_into_one_which_goes_live_for_both(
     release.reconcile()
     # A tiny base draws noise, which no judge takes for anything: the figure that fails is set here.
     found = together.combination_folder([check_version(version) for version in pair]) / "metrics.json"
-    together.judge_together([check_version(version) for version in pair])
+    together.measure_together([check_version(version) for version in pair])
     kept = found.read_bytes()
     metrics = json.loads(kept)
     for rates in metrics["judges"]["report"]["after"]["erased"].values():
@@ -333,15 +342,119 @@ def test_a_candidate_is_tested_before_it_is_approved(
     client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion]
 ) -> None:
     _set(client, pair[0])
+    client.set_model_version_tag(pair[1].model, "1", "together", "")
+    _forget(*pair)
+    with _watching() as watcher:
+        assert watcher.look()
+        deadline = time.monotonic() + 300
+        while "with 1 other" not in client.get_model_version(pair[1].model, "1").tags["together"]:
+            assert time.monotonic() < deadline, "other candidates may come first, but not for ever"
+            assert not any(change.added or change.removed for change in watcher.look())
+            time.sleep(0.05)
+    assert together.verdict_together([check_version(version) for version in pair])
+
+
+def _forget(*versions: AdapterVersion) -> None:
+    """As if nobody had measured these together yet."""
+    folder = together.combination_folder([check_version(version) for version in versions])
+    (folder / "metrics.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def _watching() -> Iterator[watch.Watch]:
     watcher = watch.Watch(valid_seconds=0)
-    assert watcher.look()
-    chosen = [check_version(version) for version in pair]
-    found = together.combination_folder(chosen) / "metrics.json"
-    found.unlink(missing_ok=True)
-    deadline = time.monotonic() + 300
-    while not found.is_file():
-        assert time.monotonic() < deadline, "other candidates may come first, but not for ever"
-        assert not any(change.added or change.removed for change in watcher.look())
+    yield watcher
+    watcher.close()
+
+
+def _look_until_tested(watcher: watch.Watch, *versions: AdapterVersion) -> int:
+    """Look until these are being tested together, and halt that for good; the process's id."""
+    names = {f"{one.model}/{one.version}" for one in versions}
+    for _ in range(50):
+        watcher.look()
+        if watcher.measuring is not None:
+            if {one.name for one in watcher.measuring.of.chosen} == names:
+                os.kill(watcher.measuring.process.pid, signal.SIGSTOP)
+                return watcher.measuring.process.pid
+            watcher.measuring.process.wait()  # another candidate's turn
+    raise AssertionError(f"{names} were never tested")
+
+
+def test_no_click_waits_for_a_rehearsal(
+    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion], third: AdapterVersion
+) -> None:
+    one, other = pair
+    together.measure_together([check_version(version) for version in (one, third)])
+    _set(client, one)
+    release.reconcile()
+    _forget(*pair)
+    with _watching() as watcher:
+        # A rehearsal that never ends: whatever happens from here on happens before its end.
+        _look_until_tested(watcher, *pair)
+        _set(client, third)
+        (change,) = watcher.look()
+        assert change.live == (f"{one.model}/1", f"{third.model}/1")
+        assert watcher.measuring is None, "what it would have told is of what was live before"
+        _forget(one, other, third)
+        _look_until_tested(watcher, one, other, third)
+        client.delete_registered_model_alias(one.model, "approved")
+        (change,) = watcher.look()
+        assert change.live == (f"{third.model}/1",)
+
+
+def test_no_click_waits_for_the_test_of_another_approval(
+    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion], third: AdapterVersion
+) -> None:
+    one, other = pair
+    together.measure_together([check_version(version) for version in (one, third)])
+    _set(client, one)
+    release.reconcile()
+    for tested in ((one, other), (one, other, third)):
+        _forget(*tested)
+    with _watching() as watcher:
+        _set(client, other)
+        halted = _look_until_tested(watcher, *pair)
+        assert _tag(other) == f"waiting: {together.TESTED}"
+        _set(client, third)
+        (change,) = watcher.look()
+        assert change.live == (f"{one.model}/1", f"{third.model}/1"), "what is known to hold is live"
+        assert watcher.measuring is not None
+        assert watcher.measuring.process.pid != halted, "the test goes on with what is live now"
+        os.kill(watcher.measuring.process.pid, signal.SIGSTOP)
+        client.delete_registered_model_alias(one.model, "approved")
+        (change,) = watcher.look()
+        assert change.live == (f"{third.model}/1",), "and what was taken back is out"
+        assert (_tag(one), _tag(third)) == ("rolled back", "live")
+
+
+def test_what_cannot_be_tested_stays_out_and_is_tried_again(
+    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = pair
+    _set(client, one)
+    release.reconcile()
+    _forget(*pair)
+    with _watching() as watcher:
+        _set(client, other)
+        os.kill(_look_until_tested(watcher, *pair), signal.SIGKILL)
+        watcher.measuring.process.wait()
+        (change,) = watcher.look()
+        assert change.live == (f"{one.model}/1",)
+        assert "cannot be tested: its process was ended by signal 9" in change.waiting[f"{other.model}/1"]
+        monkeypatch.setattr(watch, "LOOK_AGAIN_SECONDS", 0.0)
+        deadline = time.monotonic() + 300
+        while f"{other.model}/1" not in watcher.look()[0].live:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_why_a_test_failed_is_said(
+    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion], tmp_path: Path
+) -> None:
+    one, other = (check_version(version) for version in pair)
+    measuring = together.Measurement(together.Wanted((one, replace(other, adapter=tmp_path))))
+    measuring.process.wait()
+    assert "card.json" in measuring.reason
 
 
 def test_only_mlflows_own_signature_wakes_the_watch() -> None:

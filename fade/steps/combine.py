@@ -1,7 +1,7 @@
 """Step ``combine``: several finished erasures live at once, judged together.
 
 Each adapter was trained against the base alone; whether they hold on top of each other is a question of
-its own. ``python -m fade.steps.combine OUT FOLDER FOLDER ...``
+its own. ``python -m fade.steps.combine OUT FOLDER FOLDER ... [--adapter FOLDER --adapter FOLDER ...]``
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         ConfigError: erasures of different bases, catalogs, judges or evaluation settings, or one twice.
         DataError: no erasure was given.
     """
-    requests = _checked(folders)
+    requests = check_alike(folders)
     first = requests[0]
     torch.set_num_threads(first.threads)
     concepts = load_concepts(Path(first.catalog))
@@ -77,7 +77,12 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         sheet.save(temporary / "sheet.png")
 
 
-def _checked(folders: Sequence[Path]) -> list[Request]:
+def check_alike(folders: Sequence[Path]) -> list[Request]:
+    """The erasures' requests, if they can be judged together.
+
+    Raises:
+        ConfigError, DataError: as ``combine``.
+    """
     if not folders:
         raise DataError("A combination needs at least one erasure: got none.")
     requests = [load_request(folder) for folder in folders]
@@ -99,9 +104,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--adapter", type=Path, action="append", help="of each erasure in turn, if not its own")
     arguments = parser.parse_args()
     with tqdm(desc="pictures") as bar:
-        for done, total in combine(arguments.folders, arguments.out):
+        for done, total in combine(arguments.folders, arguments.out, adapters=arguments.adapter):
             bar.total = total
             bar.update(done - bar.n)
 

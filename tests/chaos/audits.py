@@ -3,7 +3,7 @@
     python tests/chaos/audits.py --adapters 3 --json audits.json
 
 writes ``adapters``, ``compared`` and ``different`` hashes (the second has to be 0), and ``newest_differs``: that the
-oldest adapter's hashes do change with the newest code, so that the audit must have gone back. A clone of this
+oldest adapter's code is no longer the newest, so that the audit must have gone back. A clone of this
 repository gets a tiny base and catalog; every commit draws its random numbers in another way.
 """
 
