@@ -29,7 +29,6 @@ from tests.test_services import _free_port
 from tests.test_train import BASE, JUDGES, REPORT
 from tests.test_up import wait_until
 
-
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
 
