@@ -45,15 +45,22 @@ docs: install
 	pip install --quiet -c constraints.txt -e ".[docs]"
 	mkdocs build --strict
 
-# Built from what git has, then installed without the sources at hand.
+# An sdist, the wheel from the sdist, and two environments without the sources at hand: the wheel with the pipeline, and
+# the sdist with the library alone. FADE_ROOT is the project that a command works on.
 dist: install
-	rm -rf build/dist build/try
-	pip wheel --quiet --no-deps --wheel-dir build/dist .
+	rm -rf build/dist build/try build/try-core
 	python -c "from setuptools import build_meta as b; b.build_sdist('build/dist')"
+	pip wheel --quiet --no-deps --wheel-dir build/dist build/dist/*.tar.gz
 	$(PYTHON) -m venv build/try
 	build/try/bin/python -m pip install --quiet -c constraints.txt torch
 	build/try/bin/python -m pip install --quiet -c constraints.txt "$$(ls build/dist/*.whl)[pipeline]"
+	build/try/bin/python -m pip check
 	cd build/try && FADE_ROOT=$(CURDIR) bin/fade doctor
+	$(PYTHON) -m venv build/try-core
+	build/try-core/bin/python -m pip install --quiet -c constraints.txt torch
+	build/try-core/bin/python -m pip install --quiet -c constraints.txt build/dist/*.tar.gz
+	build/try-core/bin/python -m pip check
+	build/try-core/bin/python examples/erase_in_20_lines.py
 
 # In an environment of their own, so that the tools are not in the list.
 sbom: install

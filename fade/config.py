@@ -29,11 +29,11 @@ class _Settings(BaseModel):
 class SplitSettings(_Settings):
     """How many pictures of each pair (object x style) go into the splits."""
 
-    seed: int = 42
-    forget_per_pair: int = Field(8, ge=1)
-    retain_per_pair: int = Field(3, ge=1)
+    seed: int = Field(42, description="of every draw of this step")
+    forget_per_pair: int = Field(8, ge=1, description="pictures to forget of each object in each style")
+    retain_per_pair: int = Field(3, ge=1, description="of every other pair")
     neighbour_factor: int = Field(1, ge=1, description="times as many to retain of what is most like the concept")
-    holdout_per_pair: int = Field(4, ge=1)
+    holdout_per_pair: int = Field(4, ge=1, description="kept from training, to measure on")
 
 
 class SaliencySettings(_Settings):
@@ -45,10 +45,12 @@ class SaliencySettings(_Settings):
     (the last four ours); ``random`` is the control.
     """
 
-    seed: int = 42
-    score: Literal["denoising", "contrast", "distillation", "gain", "decrement", "random"] = "gain"
-    groups: int = Field(8, ge=1)
-    group_size: int = Field(16, ge=1)
+    seed: int = Field(42, description="of every draw of this step")
+    score: Literal["denoising", "contrast", "distillation", "gain", "decrement", "random"] = Field(
+        "gain", description="what ranks the parts of the network"
+    )
+    groups: int = Field(8, ge=1, description="gradients that the score is the mean of")
+    group_size: int = Field(16, ge=1, description="examples of each gradient")
     at_once: int | None = Field(None, ge=1, description="examples through the network at a time; memory only")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass; memory")
     precision: Precision = Field("fp32", description="bf16 is faster and rounds the scores")
@@ -60,9 +62,11 @@ class MaskSettings(_Settings):
     ``none`` is the control without a mask. ``attention`` are the published targets.
     """
 
-    granularity: Literal["none", "module", "neuron", "weight"] = "module"
-    density: float = Field(0.75, gt=0, le=1)
-    within: Literal["all", "attention", "cross_attention"] = "all"
+    granularity: Literal["none", "module", "neuron", "weight"] = Field(
+        "module", description="what is kept or left out as a whole"
+    )
+    density: float = Field(0.75, gt=0, le=1, description="share that may change")
+    within: Literal["all", "attention", "cross_attention"] = Field("all", description="modules that are asked at all")
 
 
 class DeepSettings(_Settings):
@@ -72,8 +76,8 @@ class DeepSettings(_Settings):
     retain_weight: float = Field(2.0, gt=0, description="in the place of distill.retain_weight")
     states: int = Field(4, ge=1, description="states searched at once")
     lifetime: int = Field(80, ge=1, description="steps of a state's search")
-    batch: int = Field(16, ge=1)
-    learning_rate: float = Field(0.05, gt=0)
+    batch: int = Field(16, ge=1, description="examples of each step of a search")
+    learning_rate: float = Field(0.05, gt=0, description="of the search")
     size: int = Field(64, ge=1, description="states kept when their search is over")
     share: float = Field(0.5, ge=0, le=1, description="forget examples with such a state")
     empty_share: float = Field(0.1, ge=0, le=1, description="forget examples without caption")
@@ -92,7 +96,7 @@ class DeepSettings(_Settings):
 class ClosedFormSettings(_Settings):
     """The linear change of the text path that training may begin with (fade/method/closed_form.py)."""
 
-    retain_weight: float = Field(3.0, gt=0)
+    retain_weight: float = Field(3.0, gt=0, description="of the other texts against the concept's")
     ridge: float = Field(1e-3, gt=0, description="share of the mean square of a text state's entries")
 
 
@@ -102,28 +106,30 @@ class DistillSettings(_Settings):
     ``start: closed_form`` begins with the closed form instead of with no change; with 0 steps that is all.
     """
 
-    seed: int = 42
-    start: Literal["zero", "closed_form"] = "zero"
+    seed: int = Field(42, description="of every draw of this step")
+    start: Literal["zero", "closed_form"] = Field("zero", description="what the adapter begins with")
     closed_form: ClosedFormSettings = ClosedFormSettings()
-    steps: int = Field(120, ge=0)
+    steps: int = Field(120, ge=0, description="optimiser steps")
     batch: int = Field(16, ge=2, description="forget examples a step; as many retain examples")
-    rank: int = Field(6, ge=1)
-    alpha: float = Field(6.0, gt=0)
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    forget_weight: float = Field(1.0, ge=0)
-    retain_weight: float = Field(1.0, ge=0)
-    timesteps: Literal["uniform", "power", "disagreement"] = "power"
+    rank: int = Field(6, ge=1, description="of the adapter's matrices")
+    alpha: float = Field(6.0, gt=0, description="the adapter is scaled by alpha / rank")
+    learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
+    weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
+    clip_norm: float = Field(1.0, gt=0, description="longest gradient")
+    forget_weight: float = Field(1.0, ge=0, description="of the concept's loss")
+    retain_weight: float = Field(1.0, ge=0, description="of the other captions' loss")
+    timesteps: Literal["uniform", "power", "disagreement"] = Field("power", description="where they are drawn")
     timestep_power: float = Field(0.25, gt=0, description="power: t = T u^power; 1 is uniform, less draws noisier")
-    pictures: Literal["forget", "surrogate", "mixed", "generated"] = "mixed"
+    pictures: Literal["forget", "surrogate", "mixed", "generated"] = Field(
+        "mixed", description="whose noised pictures forget examples are"
+    )
     surrogate_share: float = Field(0.5, ge=0, le=1, description="mixed, generated: z_t that shows the surrogate")
     empty_caption_share: float = Field(0.1, ge=0, le=1, description="retain examples without caption")
     stop_at: float | None = Field(None, gt=0, lt=1, description="end at this share of the held-out disagreement")
-    check_every: int = Field(10, ge=1)
-    depth: Literal["name", "deep"] = "name"
+    check_every: int = Field(10, ge=1, description="steps between two looks, for stop_at")
+    depth: Literal["name", "deep"] = Field("name", description="name, or against inversion too")
     deep: DeepSettings = DeepSettings()
-    precision: Precision = "fp32"
+    precision: Precision = Field("fp32", description="of training")
     pool: int | None = Field(None, ge=2, description="examples of each half that the teacher answers once; or fresh")
     micro_batch: int | None = Field(None, ge=1, description="examples forward and backward at a time; memory only")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass; memory")
@@ -153,36 +159,38 @@ class DistillSettings(_Settings):
 class EvaluateSettings(_Settings):
     """The canvas protocol: every pair x every seed. Seeds are UnlearnCanvas' own."""
 
-    seeds: tuple[int, ...] = (188, 288, 588, 688, 888)
-    steps: int = Field(10, ge=1)
-    guidance: float = Field(4.0, ge=0)
-    solver: Literal["ddim", "dpm++"] = "dpm++"
-    batch: int = Field(120, ge=1)
-    precision: Precision = "fp32"
+    seeds: tuple[int, ...] = Field((188, 288, 588, 688, 888), description="pictures of every prompt, one for each")
+    steps: int = Field(10, ge=1, description="of the solver")
+    guidance: float = Field(4.0, ge=0, description="classifier-free guidance")
+    solver: Literal["ddim", "dpm++"] = Field("dpm++", description="how pictures are drawn")
+    batch: int = Field(120, ge=1, description="pictures at a time")
+    precision: Precision = Field("fp32", description="of drawing")
 
 
 class InversionSettings(_Settings):
     """White-box inversion (fade/evaluation/attacks/inversion.py): its budget, and how many pictures it draws."""
 
-    seed: int = 42
-    steps: int = Field(100, ge=1)
-    batch: int = Field(16, ge=1)
-    learning_rate: float = Field(0.05, gt=0)
+    seed: int = Field(42, description="of every draw of this step")
+    steps: int = Field(100, ge=1, description="of Adam on the text states")
+    batch: int = Field(16, ge=1, description="examples a step")
+    learning_rate: float = Field(0.05, gt=0, description="of Adam")
     restarts: int = Field(4, ge=2, description="text states searched; half begin at the concept's prompts")
-    seeds: tuple[int, ...] = (188, 288, 588, 688, 888, 988)
+    seeds: tuple[int, ...] = Field(
+        (188, 288, 588, 688, 888, 988), description="pictures of each state and pair, one for each"
+    )
 
 
 class AttackSettings(_Settings):
     """The suite of attacks beside inversion (fade/steps/attacks.py): budgets and how many pictures each draws."""
 
-    seed: int = 42
+    seed: int = Field(42, description="of every draw of this step")
     seeds: tuple[int, ...] = Field((188, 288), min_length=1, description="of every prompt's pictures")
     names: tuple[str, ...] = Field((), description="further words for the concept: synonyms, other languages")
     strengths: tuple[float, ...] = Field((0.5, 0.7, 0.9), description="noised pictures: share of the way to noise")
     pictures: int = Field(16, ge=1, description="noised pictures drawn at each strength")
     relearning_steps: tuple[int, ...] = Field((10, 20, 40), description="fine-tuning steps after which it is judged")
-    relearning_batch: int = Field(8, ge=1)
-    relearning_rate: float = Field(1e-4, gt=0)
+    relearning_batch: int = Field(8, ge=1, description="pictures a step")
+    relearning_rate: float = Field(1e-4, gt=0, description="of AdamW")
 
     @model_validator(mode="after")
     def _in_range(self) -> AttackSettings:
@@ -202,13 +210,13 @@ class Sure(_Settings):
     Pictures are added, ``round`` seeds at a time, until every decision is sure or ``most`` seeds are drawn.
     """
 
-    ua: float = Field(0.85, ge=0, le=1)
-    ira_loss: float = Field(0.03, ge=0, le=1)
-    cra_loss: float = Field(0.03, ge=0, le=1)
+    ua: float = Field(0.85, ge=0, le=1, description="least, of UA's lower bound")
+    ira_loss: float = Field(0.03, ge=0, le=1, description="most, of the loss' upper bound")
+    cra_loss: float = Field(0.03, ge=0, le=1, description="most, of the loss' upper bound")
     neighbours_loss: float | None = Field(0.15, ge=0, le=1, description="of each neighbour; None: not asked")
-    error_rate: float = Field(0.05, gt=0, lt=0.5)
-    round: int = Field(5, ge=1)
-    most: int = Field(20, ge=1)
+    error_rate: float = Field(0.05, gt=0, lt=0.5, description="most wrong decisions of all")
+    round: int = Field(5, ge=1, description="seeds added at a time")
+    most: int = Field(20, ge=1, description="seeds at most")
 
 
 class Gate(_Settings):
@@ -219,11 +227,11 @@ class Gate(_Settings):
     that was not run then fails.
     """
 
-    ua: float = Field(0.99, ge=0, le=1)
-    ira_loss: float = Field(0.01, ge=0, le=1)
-    cra_loss: float = Field(0.01, ge=0, le=1)
+    ua: float = Field(0.99, ge=0, le=1, description="least UA")
+    ira_loss: float = Field(0.01, ge=0, le=1, description="most that IRA may lose")
+    cra_loss: float = Field(0.01, ge=0, le=1, description="most that CRA may lose")
     sure: Sure | None = None
-    attacks: dict[str, float] | None = None
+    attacks: dict[str, float] | None = Field(None, description="attack to the most of its upper bound")
 
 
 class Settings(_Settings):
@@ -237,7 +245,7 @@ class Settings(_Settings):
     inversion: InversionSettings = InversionSettings()
     attacks: AttackSettings = AttackSettings()
     gate: Gate = Gate()
-    threads: int = Field(2, ge=1)
+    threads: int = Field(2, ge=1, description="of the processor; part of what decides the bytes")
     weights: Literal["fp32", "bf16"] = Field("fp32", description="how the denoiser's weights are held; bf16 rounds")
 
 

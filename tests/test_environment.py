@@ -8,6 +8,7 @@ import pytest
 from fade.environment import Environment, environment, load_file, table, variables
 from fade.errors import ConfigError
 from fade.lineage import ROOT
+from flows import parameters
 
 DOCS = ROOT / "docs/settings.md"
 EXAMPLE = ROOT / "infra/environment.example"
@@ -83,6 +84,15 @@ def test_the_documented_table_is_the_codes_own() -> None:
     assert len(variables()) == len(Environment.model_fields) > 10
     assert table() in DOCS.read_text(), "write it anew: python -m fade.environment"
     assert all(description for description in variables().values())
+
+
+def test_the_documented_settings_of_an_erasure_are_the_codes_own() -> None:
+    found = parameters.table()
+    assert found in DOCS.read_text(), "write it anew: python -m flows.parameters"
+    rows = [row.split(" | ") for row in found.splitlines()[2:]]
+    assert len(rows) > 70
+    assert all(len(row) == 4 and row[3] != "|" for row in rows), "each has a description"
+    assert "| `mask.density` | `0.75` | number above 0, at most 1 | share that may change |" in found
 
 
 def test_the_example_file_names_known_variables_alone() -> None:

@@ -1,11 +1,20 @@
+"""Every command of README and documentation: none is left out, each parses, each of ours is run by some test."""
+
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from dvc.cli import DvcParserError, parse_args
+from markdown_it import MarkdownIt
 
 from fade.environment import variables
 from fade.lineage import ROOT
@@ -13,29 +22,36 @@ from flows.cli import app
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "infra/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_COMMAND = re.compile(r"^(?: {4}| {8})(?:[A-Z_]+=\S+ )*(fade .+)$", re.MULTILINE)
+FOREIGN = {"FADE_IMAGE", "MLFLOW_TRACKING_URI", "PREFECT_API_DATABASE_CONNECTION_URL"}
+"""Variables that commands set and no setting of ours is."""
+MADE = {"infra/.env", ".fade/native.env", "my-secret.yaml", "prefect.yaml", ".venv/bin/activate"}
+"""Files that a command names and that a person or another command makes."""
 _INLINE = re.compile(r"`(?:[A-Z_]+=\S+ )*(fade [^`]+)`")
+_VARIABLE = re.compile(r"([A-Z][A-Z0-9_]+)=(\S*)\s*")
 
 
-def commands(pattern: re.Pattern[str]) -> list[str]:
-    """Every fade command of README and documentation that is written in this way."""
-    return sorted({line.split(" #")[0].strip() for page in PAGES for line in pattern.findall(page.read_text())})
+def blocks(page: Path) -> list[str]:
+    """Every block of code on a page but Python's."""
+    tokens = MarkdownIt().parse(page.read_text())
+    return [one.content for one in tokens if one.type in ("code_block", "fence") and one.info != "python"]
 
 
-COMMANDS = commands(_COMMAND)
+def is_picture(block: str) -> bool:
+    """A drawing of a request's way, the tree of files, or a formula."""
+    return " -> " in block or block.lstrip().startswith(("fade/  ", "L = "))
 
 
-def test_the_readme_shows_commands() -> None:
-    assert len(COMMANDS) >= 50
-    assert "make demo" in README
-    assert "make test" in README
+def commands() -> list[str]:
+    """Every command in a block, without what it says behind a #."""
+    lines = [
+        line for page in PAGES for block in blocks(page) if not is_picture(block) for line in block.strip().split("\n")
+    ]
+    found = {re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines}
+    return sorted(part for line in found - {""} for part in line.split(" && "))
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_every_fade_command_of_readme_and_docs_parses(line: str) -> None:
-    command, arguments = find(line)
-    with command.make_context(command.name, arguments) as context:
-        assert context.command is command
+COMMANDS = commands()
+OURS = sorted({_VARIABLE.sub("", line) for line in COMMANDS if _VARIABLE.sub("", line).startswith("fade ")})
 
 
 def find(line: str) -> tuple[Any, list[str]]:
@@ -48,9 +64,137 @@ def find(line: str) -> tuple[Any, list[str]]:
     return command, arguments
 
 
+def _fade(arguments: list[str]) -> None:
+    command, given = find(shlex.join(["fade", *arguments]))
+    with command.make_context(command.name, given) as context:
+        assert context.command is command
+
+
+def _make(arguments: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for name in arguments:
+        variable, given, _ = name.partition("=")
+        assert f"\n{variable} ?=" in makefile if given else f"\n{name}:" in makefile, name
+
+
+def _python(arguments: list[str]) -> None:
+    """A program of the project, with options that it has."""
+    module = arguments[0] == "-m"
+    name, rest = arguments[module], arguments[module + 1 :]
+    assert ((ROOT / f"{name.replace('.', '/')}.py") if module else ROOT / name).is_file(), name
+    if any(part.startswith("-") for part in rest):
+        told = subprocess.run(
+            [sys.executable, *arguments[: module + 1], "--help"], capture_output=True, cwd=ROOT, check=False
+        )
+        assert {part.encode() for part in rest if part.startswith("--")} <= set(told.stdout.split()), name
+
+
+def _pip(arguments: list[str]) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert arguments[0] == "install"
+    for one in arguments:
+        if asked := re.fullmatch(r"\.\[(.+)\]", one):
+            assert set(asked[1].split(",")) <= set(extras), one
+    assert "-c" not in arguments or (ROOT / arguments[arguments.index("-c") + 1]).is_file()
+
+
+def _dvc(arguments: list[str]) -> None:
+    assert parse_args(arguments).func
+
+
+def _prefect(arguments: list[str]) -> None:
+    words = [one for one in arguments if not one.startswith("-")]
+    asked = {"work-pool": ["work-pool", "create"], "deploy": ["deploy"], "worker": ["worker", "start"]}[words[0]]
+    told = subprocess.run(
+        [sys.executable, "-m", "prefect", *asked, "--help"], capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    options = {one for one in arguments[arguments.index(asked[-1]) :] if one.startswith("--")}
+    assert options <= set(re.findall(r"--[\w-]+", told.stdout)), told.stdout
+    _files(arguments)
+
+
+def _files(arguments: list[str]) -> None:
+    """Another's program: what it is given of ours is there. What it does with it, tests/test_infra.py looks at."""
+    for one in arguments:
+        if re.search(r"/|\.ya?ml$|\.env$", one) and not one.startswith(("-", "http")):
+            assert one in MADE or (ROOT / one).exists(), one
+
+
+def _export(arguments: list[str]) -> None:
+    for one in arguments:
+        _set(one.partition("=")[0])
+
+
+def _set(name: str) -> None:
+    assert name in FOREIGN or name in variables(), f"{name} is no variable"
+
+
+KNOWN: dict[str, Callable[[list[str]], None]] = {
+    "fade": _fade,
+    "make": _make,
+    "python": _python,
+    "pip": _pip,
+    "dvc": _dvc,
+    "prefect": _prefect,
+    "export": _export,
+    "pytest": _files,
+    "honcho": _files,
+    "docker": _files,
+    "kubectl": _files,
+    "cp": _files,
+    ".": _files,
+    "git": lambda arguments: None if arguments[0] in ("clone", "diff") else pytest.fail(f"git {arguments}"),
+    "pre-commit": lambda arguments: None if arguments == ["install"] else pytest.fail(f"pre-commit {arguments}"),
+    "cd": lambda _: None,
+}
+
+
+def test_there_are_commands_to_look_at() -> None:
+    assert len(OURS) >= 50
+    assert len(COMMANDS) >= len(OURS) + 25
+    assert {"make demo", "make test"} <= set(COMMANDS)
+    assert len([block for page in PAGES for block in blocks(page) if is_picture(block)]) < 8
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_of_readme_and_docs_is_known_and_parses(line: str) -> None:
+    """What no entry of KNOWN looks at fails: nothing is left out in silence."""
+    while found := _VARIABLE.match(line):
+        _set(found[1])
+        line = line[found.end() :]
+    if line:
+        program, *arguments = shlex.split(line)
+        assert program in KNOWN, f"no test knows the command {line!r}"
+        KNOWN[program](arguments)
+
+
+def test_a_wrong_command_would_be_seen() -> None:
+    for line in ("fade eras --concept cat", "make everything", "python examples/none.py", "pip install .[non]"):
+        program, *arguments = shlex.split(line)
+        with pytest.raises(AssertionError):
+            KNOWN[program](arguments)
+    with pytest.raises(DvcParserError):
+        _dvc(["repro", "--nonsense"])
+
+
+def test_every_fade_command_that_is_documented_is_run_by_a_test() -> None:
+    """Through the command line: in a list or call of a test, or by ``fade up``, which a test runs."""
+    texts = [path.read_text() for path in sorted((ROOT / "tests").rglob("*.py")) if path != Path(__file__)]
+    text = "\n".join([*texts, (ROOT / "flows/up.py").read_text()])
+    missing = set()
+    for line in OURS:
+        words = shlex.split(line)[1:]
+        path = words[: len(words) - len(find(line)[1])]
+        called = r"(?:\(|\[|folder, |flows\.cli\", )\s*" + r",\s*".join(f'"{word}"' for word in path)
+        if not re.search(called, text):
+            missing.add(" ".join(path))
+    assert not missing
+
+
 def test_commands_that_a_sentence_names_are_there_with_their_options() -> None:
     """Such a command may be cut short, so it is not parsed."""
-    mentioned = commands(_INLINE)
+    mentioned = sorted({line for page in PAGES for line in _INLINE.findall(page.read_text())})
     assert len(mentioned) > 15
     for line in mentioned:
         command, arguments = find(line)
@@ -79,7 +223,7 @@ def test_the_makefile_has_the_readmes_targets() -> None:
 def test_every_variable_of_the_pages_is_a_setting() -> None:
     for page in PAGES:
         named = set(re.findall(r"\bFADE_[A-Z_]*[A-Z]\b", page.read_text()))
-        assert {name for name in named if not name.startswith("FADE_TEST")} <= {*variables(), "FADE_IMAGE"}, page
+        assert {name for name in named if not name.startswith("FADE_TEST")} <= {*variables(), *FOREIGN}, page
 
 
 def test_every_picture_and_link_of_the_pages_is_there() -> None:

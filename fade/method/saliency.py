@@ -171,7 +171,8 @@ def expected_decrement(
     granularity costs the same. Of a single weight it is (d L / d p)^2 / (2 H_pp), Newton's with a diagonal.
 
     Args:
-        forget, retain: groups of both sets; the curvature is that of both, with equal weights.
+        forget: groups of that set; its gradient is the slope.
+        retain: groups of that set; the curvature is that of both, with equal weights.
         seed: of the random directions.
 
     The rest, and what is returned, as for ``accumulate_saliency``; all gradients are held at once.
