@@ -106,10 +106,12 @@ def plan_contest(
         same = {"gate.sure": None, **(changes or {})}
         if seed is not None:
             same |= {f"{step}.seed": seed for step in ("split", "saliency", "distill")}
-        for given in given_concepts:
-            concept, _, surrogate = given.partition(":")
-            for method in methods:
-                settings = load_settings(params, changes={**SETTINGS.get(method, {}), **same})
+        # A method's concepts in turn, not a concept's methods: side by side, two of one concept would both draw what
+        # the attacks ask of the base, which the next that comes to it finds.
+        for method in methods:
+            settings = load_settings(params, changes={**SETTINGS.get(method, {}), **same})
+            for given in given_concepts:
+                concept, _, surrogate = given.partition(":")
                 request = prepare_request(
                     concept.strip(), surrogate.strip() or AUTO, settings=settings, protected=protected
                 )
