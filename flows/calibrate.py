@@ -89,7 +89,7 @@ def calibrate(
         request = prepare_request(concept, surrogate, settings=settings)
         folder = TRIALS / request.id
         save_request(request, folder)
-        row = trial(folder, attacked=False)
+        row = trial(folder)
         metrics = read_json(folder / "evaluation" / "metrics.json")
         passed = bool(judge_gate(metrics["judges"]["development"], load_request(folder).gate)["passed"])
         wall = time.perf_counter() - begun - spent

@@ -1,4 +1,4 @@
-"""Commands that compare many erasures: sweep, benchmark, calibrate."""
+"""Commands that look for settings or at single erasures: sweep, calibrate, attack, combine."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from rich.table import Table
 from tqdm import tqdm
 
 from fade.errors import ConfigError
-from flows.console import JsonOption, SetOption, console, guarded, pair, setting, write_figures
+from flows.cli_benchmark import AttackOption, ParallelOption, end_study
+from flows.console import JsonOption, SetOption, console, guarded, listed, pair, setting, write_figures
 
 if TYPE_CHECKING:
     from flows.studies import Study
 
 app = typer.Typer()
-AttackOption = Annotated[
-    bool, typer.Option("--attack/--no-attack", help="Also measure how easily inversion brings each concept back.")
-]
-ParallelOption = Annotated[int, typer.Option(min=1, help="Erasures side by side, each with its own threads.")]
 
 
 @app.command()
@@ -48,147 +45,17 @@ def sweep(
 
     varied = dict(_values(given) for given in vary)
     if seeds is not None:
-        varied["seed"] = _listed(seeds, "--seeds")
+        varied["seed"] = listed(seeds, "--seeds")
     changes = dict(setting(given) for given in settings_given or ())
     cells = plan([pair(given) for given in concepts.split(",")], vary=varied, changes=changes)
     asked = json.dumps([[cell.request.id, attack] for cell in cells])
     name = name or "sweep-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
     console.print(f"{len(cells)} erasures, study [bold]{name}[/bold]")
-    study = run_study(name, cells, attacked=attack, parallel=parallel)
+    study = run_study(name, cells, attacks=["inversion"] * attack, parallel=parallel)
     _print_means(study, list(varied))
     console.print(f"Picture: {study.folder}/tradeoff.png   table: {study.folder}/table.md")
     write_figures(json_file, {"rows": study.rows, "failures": study.failures, "folder": str(study.folder)})
-    _end(study)
-
-
-@app.command()
-@guarded
-def benchmark(
-    protocol: Annotated[str, typer.Argument(help="canvas: every object and style of the built-in set, each alone.")],
-    concepts: Annotated[str | None, typer.Option(help="Only these, by commas.")] = None,
-    settings_given: SetOption = None,
-    attack: AttackOption = True,
-    methods: Annotated[
-        str | None, typer.Option(help="Compare these, by commas: ours, ours-deep, ours-closed-form, fade, esd-x ...")
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="With --methods: seeds, by commas.")] = None,
-    kinds: Annotated[
-        str, typer.Option("--attacks", help="With --methods: attacks, by commas.")
-    ] = "prompts,noised,inversion,relearning",
-    sequential: Annotated[
-        bool, typer.Option("--sequential", help="With --methods: twelve concepts live on top of one another.")
-    ] = False,
-    parallel: ParallelOption = 1,
-    json_file: JsonOption = None,
-) -> None:
-    """Erase each concept alone with the default settings, and print the table of figures with intervals.
-
-    The whole of it, with defaults (but for threads), is kept under benchmarks/results/. Stopped and
-    asked again, it goes on where it was. With --methods, methods are compared on six named concepts (or
-    --concepts); --set esd-x.steps=300 changes a baseline's own settings.
-    """
-    from fade.files import write_json
-    from flows.studies import RESULTS, benchmark_report, canvas_pairs, plan, run_study
-
-    if protocol != "canvas":
-        raise ConfigError(f"No benchmark {protocol!r}: there is 'canvas'. UnlearnCanvas is `fade unlearncanvas`.")
-    changes = dict(setting(given) for given in settings_given or ())
-    named = [name.strip() for name in concepts.split(",")] if concepts is not None else None
-    if methods is not None:
-        attacks = [one.strip() for one in kinds.split(",") if one.strip()] if attack else []
-        chosen = [name.strip() for name in methods.split(",")]
-        _contest(chosen, named, seeds, changes, attacks, sequential, parallel, json_file)
-        return
-    cells = plan(canvas_pairs(named), vary={}, changes=changes)
-    study = run_study("benchmark-canvas", cells, attacked=attack, parallel=parallel)
-    report = benchmark_report(study.rows, cells)
-    _print_benchmark(report)
-    if named is None and not set(changes) - {"threads"} and not study.failures:
-        write_json(RESULTS / "canvas.json", report)
-        console.print(f"Kept: {RESULTS}/canvas.json")
-    write_figures(json_file, report)
-    _end(study)
-
-
-def _contest(
-    methods: list[str],
-    concepts: list[str] | None,
-    seeds: str | None,
-    changes: dict[str, Any],
-    attacks: list[str],
-    sequential: bool,
-    parallel: int,
-    json_file: Path | None,
-) -> None:
-    from fade.steps.baseline import METHODS as BASELINES
-    from flows.contest import SEQUENCE, plan_contest, run_contest
-
-    baselines: dict[str, dict[str, Any]] = {}
-    for name in [key for key in changes if key.partition(".")[0] in BASELINES]:
-        method, _, own = name.partition(".")
-        baselines.setdefault(method, {})[own] = changes.pop(name)
-    given = concepts or (list(SEQUENCE) if sequential else None)
-    entries = plan_contest(
-        methods,
-        given,
-        seeds=_listed(seeds, "--seeds") if seeds else None,
-        changes=changes,
-        baselines=baselines,
-        together=sequential,
-    )
-    asked = json.dumps([sorted(str(entry.folder) for entry in entries), attacks, sequential])
-    name = "contest-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
-    console.print(f"{len(entries)} erasures, contest [bold]{name}[/bold]")
-    found = run_contest(name, entries, attacks=attacks, parallel=parallel, sequential=sequential)
-    console.print(found.markdown, soft_wrap=True, markup=False)
-    console.print(f"Kept: {found.folder}/table.md, rows.parquet, scatter.png" + ", sequence.png" * sequential)
-    write_figures(json_file, {"rows": found.rows, "failures": found.failures, "folder": str(found.folder)})
-    for erasure, reason in found.failures.items():
-        console.print(f"[bold red]{erasure}[/bold red]: {reason}", soft_wrap=True)
-    if found.failures:
-        raise typer.Exit(1)
-
-
-@app.command()
-@guarded
-def unlearncanvas(
-    base: Annotated[str, typer.Option(help="The unlearned checkpoint: a folder in diffusers layout, or as --base.")],
-    target: Annotated[str, typer.Option(help="What was erased, as UnlearnCanvas calls it: Van_Gogh, Cats ...")],
-    classifiers: Annotated[
-        Path, typer.Option(help="Folder with the style and the object classifier.", resolve_path=True)
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the pictures and figures; goes on where it was.")],
-    adapter: Annotated[
-        Path | None, typer.Option(help="Folder of an adapter of this library on the base.", resolve_path=True)
-    ] = None,
-    real: Annotated[
-        Path | None, typer.Option(help="The data set's folder: adds FID and KID.", resolve_path=True)
-    ] = None,
-    guidance: Annotated[float, typer.Option(help="9 as published; 7.5 for two of the published methods.")] = 9.0,
-    steps: Annotated[int, typer.Option(min=1, help="DDIM steps; 100 as published.")] = 100,
-    seed_images: Annotated[
-        bool, typer.Option("--seed-images/--no-seed-images", help="Count the theme Seed_Images, as published.")
-    ] = True,
-    styles: Annotated[str | None, typer.Option(help="Only these, by commas: a look, not the benchmark.")] = None,
-    objects: Annotated[str | None, typer.Option(help="Only these, by commas.")] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 1,
-    parallel: Annotated[int, typer.Option(min=1, help="Shards drawn side by side, a process each.")] = 1,
-    json_file: JsonOption = None,
-) -> None:
-    """Run the published UnlearnCanvas protocol on a checkpoint: 5100 pictures, two classifiers, UA, IRA, CRA."""
-    from flows.unlearncanvas import run_unlearncanvas
-
-    metrics = run_unlearncanvas(
-        out, base=base, target=target, classifiers=classifiers, adapter=adapter, real=real, guidance=guidance,
-        steps=steps, seed_images=seed_images, styles=styles, objects=objects, batch=batch, shards=parallel,
-    )  # fmt: skip
-    for name in ("ua", "ira", "cra"):
-        rate = metrics[name]
-        console.print(f"{name.upper()} {rate['value']:.2%} [{rate['low']:.2%}, {rate['high']:.2%}] of {rate['count']}")
-    for name in ("fid_style_classifier", "kid_style_classifier"):
-        if name in metrics:
-            console.print(f"{name} {metrics[name]:.4g}")
-    write_figures(json_file, metrics)
+    end_study(study)
 
 
 @app.command()
@@ -326,50 +193,7 @@ def _values(given: str) -> tuple[str, list[Any]]:
     name, separator, values = given.partition("=")
     if not separator or not values.strip():
         raise ConfigError(f"--vary {given!r} is no list of values: expected NAME=V1,V2, e.g. mask.density=0.1,0.5.")
-    return name.strip(), _listed(values, "--vary")
-
-
-def _listed(values: str, option: str) -> list[Any]:
-    return [setting(f"{option}={value}")[1] for value in values.split(",")]
-
-
-def _rate(row: dict[str, Any], name: str) -> str:
-    return f"{row[name]:.1%} [{row[f'{name}_low']:.1%}, {row[f'{name}_high']:.1%}]"
-
-
-def _print_benchmark(report: dict[str, Any]) -> None:
-    attacked = "inversion" in report["summary"]
-    table = Table("erased", "instead", "UA", *(["inversion (base)"] if attacked else []), "IRA (base)", "CRA (base)")
-    for heading in ("drift", "s", "kB"):
-        table.add_column(heading, justify="right")
-    for row in report["rows"]:
-        depth = [f"{row['inversion']:.0%} ({row['base_inversion']:.0%})"] if attacked else []
-        table.add_row(
-            *(row["concept"], row["surrogate"], _rate(row, "ua"), *depth),
-            *(f"{row[name]:.1%} ({row[f'base_{name}']:.1%})" for name in ("ira", "cra")),
-            *(f"{row['drift']:.3f}", f"{row['seconds']:.0f}", f"{row['adapter_bytes'] / 1000:.0f}"),
-        )
-    table.add_section()
-    summary = report["summary"]
-    for label, key in (("mean", "mean"), ("worst", "worst")):
-        depth = []
-        if attacked:
-            depth = [
-                f"{summary['inversion'][key]:.0%}" + (f" ({summary['base_inversion']['mean']:.0%})" * (key == "mean"))
-            ]
-        rates = [
-            f"{summary[name][key]:.2%}"
-            + (f" [{summary[name]['low']:.2%}, {summary[name]['high']:.2%}]" if key == "mean" and name == "ua" else "")
-            for name in ("ua", "ira", "cra")
-        ]
-        table.add_row(
-            *(f"[bold]{label}[/bold]", "", rates[0], *depth, *rates[1:]),
-            *(f"{summary['drift'][key]:.3f}", f"{summary['seconds'][key]:.0f}"),
-            f"{summary['adapter_bytes'][key] / 1000:.0f}",
-        )
-    console.print(table)
-    console.print("Rates: report judge; intervals 95 %, Wilson. Inversion: share of pictures in which a search on the")
-    console.print("erased weights brings the concept back. Drift: RMS of retained pictures against the base's, 0..1.")
+    return name.strip(), listed(values, "--vary")
 
 
 def _print_means(study: Study, varied: Sequence[str]) -> None:
@@ -384,11 +208,3 @@ def _print_means(study: Study, varied: Sequence[str]) -> None:
             *(f"{row['method_seconds']:.0f}", f"{row['adapter_bytes'] / 1000:.0f}", f"{row['passed']:.0%}"),
         )
     console.print(table)
-
-
-def _end(study: Study) -> None:
-    """Say what failed; a study with failures ends with status 1."""
-    for erasure, reason in study.failures.items():
-        console.print(f"[bold red]{erasure}[/bold red]: {reason}", soft_wrap=True)
-    if study.failures:
-        raise typer.Exit(1)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
-from tqdm import tqdm
 
 from fade.errors import ConfigError
-from flows.console import JsonOption, console, guarded, write_figures
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from flows.console import JsonOption, console, guarded, show_training, write_figures
 
 app = typer.Typer()
 base = typer.Typer(help="A small base model of your own.", no_args_is_help=True)
@@ -55,8 +51,8 @@ def train_base(
     params = copy.deepcopy(given["base"]) | {"threads": threads} | ({} if seed is None else {"seed": seed})
     params["autoencoder"]["steps"], params["denoiser"]["steps"] = autoencoder_steps, denoiser_steps
     report = out.with_name(f"{out.name}.report")
-    _shown(train.train_base(catalog, out, params=params))
-    _shown(train.report_on(catalog, out, judges, report, params=given["base_report"] | {"threads": threads}))
+    show_training(train.train_base(catalog, out, params=params))
+    show_training(train.report_on(catalog, out, judges, report, params=given["base_report"] | {"threads": threads}))
     metrics = read_json(report / "metrics.json")
     _versioning.track(out)
     console.print(f"Base in {out}; look at {report}/sheet.png", highlight=False)
@@ -89,7 +85,7 @@ def train_classifier(
     if steps is not None:
         for name in train.JUDGES:
             params[name]["steps"] = steps
-    _shown(train.train_judges(catalog, out, params=params))
+    show_training(train.train_judges(catalog, out, params=params))
     _versioning.track(out)
     metrics = read_json(out / "metrics.json")
     table = Table("judge", "object (holdout)", "style (holdout)", "shuffled patches called scrambled", "pictures")
@@ -104,20 +100,3 @@ def train_classifier(
 def _refuse_taken(out: Path) -> None:
     if out.exists():
         raise ConfigError(f"{out} is there already. Remove it, or choose another --out.")
-
-
-def _shown(progress: Iterator[tuple[str, int, int, float | None]]) -> None:
-    """A bar a part, with a running mean of its loss."""
-    bar: Any = None
-    mean = 0.0
-    for name, done, of, loss in progress:
-        if bar is None or bar.desc != name:
-            if bar is not None:
-                bar.close()
-            bar, mean = tqdm(total=of, initial=done - 1, desc=name, mininterval=2), loss or 0.0
-        if loss is not None:
-            mean = 0.99 * mean + 0.01 * loss
-            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-        bar.update(done - bar.n)
-    if bar is not None:
-        bar.close()

@@ -6,12 +6,13 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from tqdm import tqdm
 
 from fade import logs
 from fade.errors import ConfigError, FadeError
@@ -63,6 +64,11 @@ def setting(given: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {given!r}: the value is not YAML ({error}).") from None
 
 
+def listed(values: str, option: str) -> list[Any]:
+    """Values by commas, each read as YAML."""
+    return [setting(f"{option}={value}")[1] for value in values.split(",")]
+
+
 def pair(given: str) -> tuple[str, str]:
     """``NAME`` or ``NAME:SURROGATE``; without one the surrogate is chosen."""
     concept, _, surrogate = given.partition(":")
@@ -73,3 +79,20 @@ def write_figures(json_file: Path | None, content: dict[str, Any]) -> None:
     """Write what ``--json`` asks for."""
     if json_file is not None:
         write_json(json_file, json.loads(json.dumps(content)))
+
+
+def show_training(progress: Iterator[tuple[str, int, int, float | None]]) -> None:
+    """A bar a part, with a running mean of its loss."""
+    bar: Any = None
+    mean = 0.0
+    for name, done, of, loss in progress:
+        if bar is None or bar.desc != name:
+            if bar is not None:
+                bar.close()
+            bar, mean = tqdm(total=of, initial=done - 1, desc=name, mininterval=2), loss or 0.0
+        if loss is not None:
+            mean = 0.99 * mean + 0.01 * loss
+            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+        bar.update(done - bar.n)
+    if bar is not None:
+        bar.close()

@@ -1,4 +1,4 @@
-"""Contest: methods x concepts x seeds on one protocol, as a flow that goes on where it was stopped.
+"""Contest: methods x concepts x seeds on one protocol, as a study that goes on where it was stopped.
 
 Ours and plain FADE are trials of settings, the published baselines trials of their own step; each is a process, and
 what the same code has finished is not run again. ``data/studies/<name>/`` gets rows.parquet, table.md, scatter.png,
@@ -17,11 +17,8 @@ from typing import Any
 
 import pandas as pd
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
-from tqdm import tqdm
 
 from fade.config import Request, load_settings, save_request
 from fade.errors import ConfigError, DataError, nearest
@@ -35,9 +32,9 @@ from fade.steps.baseline import baseline_id, baseline_settings, save_baseline
 from fade.steps.catalog import ensure_catalog
 from fade.steps.request import AUTO, CATALOG, prepare_request
 from fade.steps.trial import TRIALS
-from flows.studies import SIX, STUDIES
+from flows.studies import SIX, STUDIES, run_trials
 from tasks import _tracking
-from tasks.trials import TrialError, trial
+from tasks.trials import TrialError
 
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
@@ -106,10 +103,12 @@ def plan_contest(
         same = {"gate.sure": None, **(changes or {})}
         if seed is not None:
             same |= {f"{step}.seed": seed for step in ("split", "saliency", "distill")}
-        for given in given_concepts:
-            concept, _, surrogate = given.partition(":")
-            for method in methods:
-                settings = load_settings(params, changes={**SETTINGS.get(method, {}), **same})
+        # A method's concepts in turn, not a concept's methods: side by side, two of one concept would both draw what
+        # the attacks ask of the base, which the next that comes to it finds.
+        for method in methods:
+            settings = load_settings(params, changes={**SETTINGS.get(method, {}), **same})
+            for given in given_concepts:
+                concept, _, surrogate = given.partition(":")
                 request = prepare_request(
                     concept.strip(), surrogate.strip() or AUTO, settings=settings, protected=protected
                 )
@@ -147,8 +146,7 @@ def run_contest(
     """
     if unknown := [kind for kind in attacks if kind not in KINDS]:
         raise ConfigError(f"No attack {unknown[0]!r}. {nearest(unknown[0], KINDS)}")
-    runner: Any = ThreadPoolTaskRunner(max_workers=parallel)
-    outcomes = contest.with_options(task_runner=runner)(name, [entry.folder for entry in entries], list(attacks))
+    outcomes = run_trials(name, [entry.folder for entry in entries], attacks=attacks, parallel=parallel)
     rows, failures = [], {}
     for entry, outcome in zip(entries, outcomes, strict=True):
         if isinstance(outcome, str):
@@ -160,6 +158,7 @@ def run_contest(
         raise DataError(f"No erasure of the contest ended: {next(iter(failures.values()))}")
     points = None
     if sequential and (chains := _chains(entries, failures)):
+        runner: Any = ThreadPoolTaskRunner(max_workers=parallel)
         points = pd.DataFrame(sequence.with_options(task_runner=runner)(name, chains))
     base = {key: _mean(rows, f"base_{key}") for key in COLUMNS if any(f"base_{key}" in row for row in rows)}
     base = {key: value for key, value in base.items() if key != "relearning"}
@@ -190,26 +189,6 @@ def _known(row: Mapping[Any, Any]) -> dict[str, Any]:
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
     values = [row[key] for row in rows if key in row]
     return float(sum(values) / len(values))
-
-
-@flow(name="contest", flow_run_name="contest-{name}")
-def contest(name: str, folders: list[Path], attacks: list[str]) -> list[dict[str, Any] | str]:
-    """Run trials side by side; gives each one's figures, or the reason why it has none."""
-    with tqdm(total=len(folders), desc=name, disable=None) as bar:
-        futures = [trial.submit(folder, attacked=False, attacks=attacks, say=bar.set_postfix_str) for folder in folders]
-        for future in as_completed(futures):
-            future.wait()
-            bar.update()
-    outcomes: list[dict[str, Any] | str] = []
-    for future in futures:
-        outcome = future.result(raise_on_failure=False)
-        outcomes.append(str(outcome) if isinstance(outcome, BaseException) else outcome)
-    rows = [outcome for outcome in outcomes if not isinstance(outcome, str)]
-    if rows:
-        shown = pd.DataFrame(rows)[["ua", "ira", "cra", "drift", "adapter_bytes", "method_seconds"]]
-        key = "contest-" + hashlib.sha256(name.encode()).hexdigest()[:8]
-        create_markdown_artifact(shown.to_markdown(floatfmt=".4g"), key=key, description=f"figures of {name}")
-    return outcomes
 
 
 def _chains(entries: Sequence[Entry], failures: Mapping[str, str]) -> dict[str, list[Path]]:

@@ -90,7 +90,8 @@ def plan(
     Raises:
         ConfigError: a setting, value, concept or surrogate is wrong, or there is nothing to do.
     """
-    ensure_catalog(Path(CATALOG))
+    if "catalog" not in request:
+        ensure_catalog(Path(CATALOG))
     cells = []
     for values in itertools.product(*vary.values()):
         varied = dict(zip(vary, values, strict=True))
@@ -108,7 +109,7 @@ def plan(
     return cells
 
 
-def run_study(name: str, cells: Sequence[Cell], *, attacked: bool, parallel: int) -> Study:
+def run_study(name: str, cells: Sequence[Cell], *, attacks: Sequence[str] = (), parallel: int) -> Study:
     """Run a study's erasures, write its table and picture under ``data/studies/<name>``, log it to MLflow.
 
     Raises:
@@ -116,8 +117,7 @@ def run_study(name: str, cells: Sequence[Cell], *, attacked: bool, parallel: int
     """
     for cell in cells:
         save_request(cell.request, cell.folder)
-    runner: Any = ThreadPoolTaskRunner(max_workers=parallel)
-    found = study.with_options(task_runner=runner)(name, [cell.folder for cell in cells], attacked=attacked)
+    found = run_trials(name, [cell.folder for cell in cells], attacks=attacks, parallel=parallel)
     rows, failures = [], {}
     for cell, outcome in zip(cells, found, strict=True):
         if isinstance(outcome, str):
@@ -138,11 +138,19 @@ def run_study(name: str, cells: Sequence[Cell], *, attacked: bool, parallel: int
     return Study(rows, failures, folder, table)
 
 
+def run_trials(
+    name: str, folders: Sequence[Path], *, attacks: Sequence[str], parallel: int
+) -> list[dict[str, Any] | str]:
+    """Run trials, ``parallel`` at a time; gives each one's figures, or the reason why it has none."""
+    runner: Any = ThreadPoolTaskRunner(max_workers=parallel)
+    return study.with_options(task_runner=runner)(name, list(folders), list(attacks))
+
+
 @flow(name="study", flow_run_name="study-{name}")
-def study(name: str, folders: list[Path], attacked: bool) -> list[dict[str, Any] | str]:
-    """Run trials side by side; gives each one's figures, or the reason why it has none."""
+def study(name: str, folders: list[Path], attacks: list[str]) -> list[dict[str, Any] | str]:
+    """The trials of a sweep, a benchmark or a contest."""
     with _progress(name, len(folders)) as bar:
-        futures = [trial.submit(folder, attacked=attacked, say=bar.set_postfix_str) for folder in folders]
+        futures = [trial.submit(folder, attacks=attacks, say=bar.set_postfix_str) for folder in folders]
         for future in as_completed(futures):
             future.wait()
             bar.update()

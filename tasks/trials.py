@@ -23,21 +23,18 @@ class TrialError(FadeError, RuntimeError):
 
 # A trial that is asked for again finds on disk what it has finished, so nothing is cached here.
 @task(name="trial", task_run_name="trial-{folder.name}", cache_policy=NO_CACHE)
-def trial(
-    folder: Path, *, attacked: bool, attacks: Sequence[str] = (), say: Callable[[str], None] | None = None
-) -> dict[str, Any]:
+def trial(folder: Path, *, attacks: Sequence[str] = (), say: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Run the trial of a folder that holds ``request.yaml``; give its figures.
 
     Args:
         folder: a baseline's trial if ``baseline.json`` lies in it, else one of ours.
-        attacked: short for the attack ``inversion``, beside those of ``attacks``.
+        attacks: attacks to run, by name (``fade.steps.attacks.KINDS``).
 
     Raises:
         TrialError: the trial failed, with its reason.
     """
     step = "baseline" if (folder / BASELINE_NAME).is_file() else "trial"
-    kinds = dict.fromkeys([*attacks, *(["inversion"] if attacked else [])])
-    command = [sys.executable, "-m", f"fade.steps.{step}", str(folder), *(f"--attack={kind}" for kind in kinds)]
+    command = [sys.executable, "-m", f"fade.steps.{step}", str(folder), *(f"--attack={kind}" for kind in attacks)]
     log = folder.with_suffix(".log")  # beside it: a trial of other code empties its folder
     with log.open("w", encoding="utf-8") as errors:
         running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)

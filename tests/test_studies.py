@@ -33,15 +33,15 @@ def _request(**changes: object) -> Request:
 
 def test_a_finished_trial_is_not_run_again_and_a_torn_one_goes_on(workspace: Path, tmp_path: Path) -> None:
     request, ran = _request(), []  # type: ignore[var-annotated]
-    first = run_trial(request, attacked=True, root=tmp_path, say=ran.append)
+    first = run_trial(request, attacks=["inversion"], root=tmp_path, say=ran.append)
     assert ran == ["split", "saliency", "mask", "distill", "evaluate", "attack"]
     assert first["adapter_bytes"] > 0
     assert 0 <= first["inversion"] <= 1
     ran.clear()
-    assert run_trial(request, attacked=True, root=tmp_path, say=ran.append) == first
+    assert run_trial(request, attacks=["inversion"], root=tmp_path, say=ran.append) == first
     assert ran == []
     (tmp_path / request.id / "evaluation").rename(tmp_path / "gone")
-    again = run_trial(request, attacked=True, root=tmp_path, say=ran.append)
+    again = run_trial(request, attacks=["inversion"], root=tmp_path, say=ran.append)
     assert ran == ["evaluate"]
     assert again == first
 

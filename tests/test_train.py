@@ -23,6 +23,7 @@ from fade.models import base, training
 from fade.models.training import Checkpoint
 from fade.steps import train
 from fade.steps.catalog import build_catalog
+from tests.tiny import JUDGES
 
 BASE: dict[str, Any] = {
     "seed": 7,
@@ -34,12 +35,6 @@ BASE: dict[str, Any] = {
     },
 }
 REPORT = {"seeds": [1], "steps": 2, "guidance": 4.0, "solver": "ddim", "batch": 60, "precision": "fp32", "threads": 1}
-_JUDGE = {"seed": 1, "steps": 3, "batch": 8, "learning_rate": 1e-3, "scrambled_share": 0.25}
-JUDGES = {
-    "threads": 1,
-    "development": {"architecture": "plain", **_JUDGE},
-    "report": {"architecture": "residual", **_JUDGE},
-}
 
 
 @pytest.fixture(scope="module")

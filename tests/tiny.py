@@ -26,6 +26,13 @@ SETTINGS = {
     "gate": {"ua": 0.0, "ira_loss": 1.0, "cra_loss": 1.0},
 }
 """A tiny base draws noise, so that no figure can be asked of it: its gate lets everything pass."""
+_JUDGE = {"seed": 1, "steps": 3, "batch": 8, "learning_rate": 1e-3, "scrambled_share": 0.25}
+JUDGES = {
+    "threads": 1,
+    "development": {"architecture": "plain", **_JUDGE},
+    "report": {"architecture": "residual", **_JUDGE},
+}
+"""Judges that have hardly been trained."""
 
 
 def save_tiny_base(folder: Path, *, seed: int = 0) -> None:
@@ -46,7 +53,7 @@ def make_workspace(folder: Path) -> Path:
     """A project with a small catalog, a tiny base and the shipped judges; DVC without git."""
     folder.mkdir(parents=True)
     Repo.init(str(folder), no_scm=True).close()
-    (folder / "params.yaml").write_text(yaml.safe_dump({"erasure": SETTINGS}))
+    (folder / "params.yaml").write_text(yaml.safe_dump({"erasure": SETTINGS, "judges": JUDGES}))
     (folder / "dvc.yaml").write_text("stages: {}\n")
     build_catalog(folder / "data/catalog/canvas", params={"seed": 3, "train_per_pair": 3, "holdout_per_pair": 1})
     save_tiny_base(folder / "data/base/canvas")

@@ -200,6 +200,17 @@ def report_on(
         labelled_sheet(rows, names["style"], title=f"Seed {first}").save(temporary / "sheet.png")
 
 
+def judges_identity(catalog: Path, params: dict[str, Any]) -> str:
+    """Hash of what judges learn from: pictures, labels and settings.
+
+    Raises:
+        DataError: the catalog holds no training pictures.
+    """
+    train = _rows(catalog, "train")
+    labels = list(zip(train["object"], train["style"], strict=True))
+    return hashlib.sha256(json.dumps([train["sha256"].tolist(), labels, params]).encode()).hexdigest()[:16]
+
+
 def train_judges(catalog: Path, out: Path, *, params: dict[str, Any]) -> Iterator[Progress]:
     """Train the judges ``development`` and ``report`` on a catalog; write them and ``metrics.json`` into ``out``.
 
@@ -215,9 +226,7 @@ def train_judges(catalog: Path, out: Path, *, params: dict[str, Any]) -> Iterato
     train, holdout = _rows(catalog, "train"), _rows(catalog, "holdout")
     pixels, unseen = load_pictures(catalog, train), load_pictures(catalog, holdout)
     names = {kind: [c.name for c in load_concepts(catalog).values() if c.kind == kind] for kind in ("object", "style")}
-    labels = list(zip(train["object"], train["style"], strict=True))
-    made_of = hashlib.sha256(json.dumps([train["sha256"].tolist(), labels, params]).encode()).hexdigest()[:16]
-    kept = out.with_name(f".{out.name}.{made_of}.partial")
+    kept = out.with_name(f".{out.name}.{judges_identity(catalog, params)}.partial")
     metrics: dict[str, Any] = {}
     for name in JUDGES:
         settings = params[name]

@@ -48,7 +48,6 @@ EXTRA = ("perceptual_drift", "fid_judge", "kid_judge")
 def run_trial(
     request: Request,
     *,
-    attacked: bool = False,
     attacks: Sequence[str] = (),
     root: Path = TRIALS,
     say: Callable[[str], None] | None = None,
@@ -56,8 +55,7 @@ def run_trial(
     """Run what is not there yet of a trial; give its figures.
 
     Args:
-        attacked: also measure how easily inversion brings the concept back.
-        attacks: attacks to run, by name (``fade.steps.attacks.KINDS``); ``attacked`` is short for inversion.
+        attacks: attacks to run, by name (``fade.steps.attacks.KINDS``).
         root: a folder per trial, named by the request's id.
         say: told the name of each step before it begins.
     """
@@ -67,7 +65,7 @@ def run_trial(
         _share_saliency(request, folder, root, say)
     timed(folder, "mask", folder / "mask", lambda: mask(folder), say)
     timed(folder, "distill", folder / "curve.parquet", lambda: _run_through(distill_adapter(folder)), say)
-    return finish(folder, attacks=(*attacks, *(["inversion"] if attacked else [])), say=say)
+    return finish(folder, attacks=attacks, say=say)
 
 
 def finish(folder: Path, *, attacks: Sequence[str], say: Callable[[str], None] | None) -> dict[str, Any]:
@@ -144,7 +142,7 @@ def figures(folder: Path) -> dict[str, Any]:
     """What is known of a finished erasure, flat and JSON-ready; rates are fractions of 1.
 
     Keys: concept, kind (``person`` for people), surrogate; ua, ira, cra by the report judge with ``_low``,
-    ``_high`` (95 %, Wilson) and ``_count``, base_ira, base_cra; drift; samples; passed (the gate); steps taken;
+    ``_high`` (95 %, Wilson) and ``_count``, base_ua, base_ira, base_cra; drift; samples; passed (the gate); steps;
     method_seconds (all that made the adapter), peak_mib (of the process by then); adapter_bytes, adapter_sha256; of
     each attack that was run, its name with bounds and with ``base_`` before it.
     """
@@ -161,7 +159,7 @@ def figures(folder: Path) -> dict[str, Any]:
     for name in RATES:
         row[name] = after[name]["value"]
         row |= {f"{name}_{part}": after[name][part] for part in ("low", "high", "count")}
-    row |= {f"base_{name}": before[name]["value"] for name in ("ira", "cra")}
+    row |= {f"base_{name}": before[name]["value"] for name in RATES}
     row |= {
         "drift": metrics["drift"],
         "samples": metrics["samples"],

@@ -7,7 +7,8 @@ The network is fine-tuned so that the concept's prompt gives what the frozen net
 e* is the frozen network, and z_t comes from the network being trained: its own sampling for c, stopped at a random t.
 ``x`` trains the cross-attention, ``u`` everything else (the paper's ESD-x and ESD-u). There is no retain loss, and no
 pictures are used. Biases and norms, which ESD-u also trains, stay here. The paper's fixed point of 1000 steps of one
-picture at learning rate 1e-5 is for Stable Diffusion 1.4; the defaults here are for the canvas' base.
+picture at learning rate 1e-5 is for Stable Diffusion 1.4; the defaults here were searched on the canvas' base
+(benchmarks/baselines.py).
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class EsdSettings:
     """``eta``: negative guidance; ``start_guidance``: of the sampling that makes z_t, over ``sampling_steps`` steps."""
 
     steps: int = 150
-    batch: int = 8
-    learning_rate: float = 2e-4
+    batch: int = 4
+    learning_rate: float = 1e-4
     eta: float = 1.0
     start_guidance: float = 3.0
     sampling_steps: int = 10
