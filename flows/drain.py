@@ -33,6 +33,7 @@ from fade.steps.catalog import ensure_catalog
 from fade.steps.request import AUTO, CATALOG, prepare_request
 from flows.deadlines import deadlines
 from flows.erase import erase, prepare_folder
+from flows.schedules import checked_cron
 from tasks import _tracking
 
 if TYPE_CHECKING:
@@ -104,7 +105,11 @@ def serve_schedule(cron: str) -> None:
 
     Prefect's own limit on a deployment is not used: what a killed run held of it would stay taken. Two
     drains at once are correct, and the ledger counts what runs.
+
+    Raises:
+        ConfigError: it is no cron line.
     """
+    cron = checked_cron(cron)
     by_module: Any = {"entrypoint_type": EntrypointType.MODULE_PATH}
     # Outside of an event loop both are deployments, never coroutines.
     serve(

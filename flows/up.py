@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fade.environment import environment
+from flows.schedules import checked_cron
 from flows.services import HOST, check_port, running, stop, wait_for
 from flows.settings import STATE
 
@@ -79,8 +80,10 @@ def everything(*, mlflow_port: int, prefect_port: int, intake_port: int, cron: s
     """All of it, up and answering; stopped at the end.
 
     Raises:
+        ConfigError: ``cron`` is no cron line.
         ResourceError: a port is taken, or something ended or did not answer in time.
     """
+    cron = checked_cron(cron)
     check_port(intake_port, "the HTTP intake", "--intake-port")
     with running(mlflow_port=mlflow_port, prefect_port=prefect_port) as services:
         commands = {

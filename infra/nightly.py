@@ -12,10 +12,16 @@ from flows.settings import configure
 
 configure()
 
+from fade.errors import ConfigError
 from flows.erase import erase
+from flows.schedules import checked_cron
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: python infra/nightly.py ERASURE_ID [CRON]")
     cron = sys.argv[2] if len(sys.argv) > 2 else "0 2 * * *"
+    try:
+        cron = checked_cron(cron)
+    except ConfigError as error:
+        sys.exit(str(error))
     erase.serve(name="nightly", cron=cron, parameters={"erasure_id": sys.argv[1]}, limit=1)

@@ -55,6 +55,8 @@ def test_help_teaches_every_command(workspace: Path) -> None:
         (["generate", "--prompt", " ", "-o", "x.png", "--base"], "prompt is empty"),
         (["show", "nothing"], "No adapter 'nothing' is registered"),
         (["approve", "nothing:x"], "expected an id, or id:version"),
+        (["up", "--cron", "61 * * * *"], "'61 * * * *' is no cron line"),
+        (["drain", "--cron", "hourly"], "'hourly' is no cron line"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_runs(workspace: Path, arguments: list[str], message: str) -> None:
