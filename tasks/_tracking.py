@@ -46,6 +46,8 @@ from tasks._page import ATTACK, DOCS, Page, page
 EXPERIMENT, STUDIES = "erasures", "studies"
 MODEL_PREFIX = "erasure-"
 APPROVED, CANDIDATE = "approved", "candidate"
+JUDGED = ("ua", "ira", "cra", "scrambled", "surrogate")
+"""Figures of an evaluation, by a judge."""
 CURVE = ("forget_loss", "retain_loss", "gradient_norm")
 """Figures of each step of the training."""
 LIVE_SECONDS = 5.0
@@ -366,7 +368,7 @@ def flat_figures(metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict
     judged = metrics["judges"]["report"]
     figures = {"drift": metrics["drift"], "adapter_bytes": metrics["adapter_bytes"], "samples": metrics["samples"]}
     for when, prefix in (("after", ""), ("before", "base_")):
-        for name in ("ua", "ira", "cra", "scrambled", *(["surrogate"] if "surrogate" in judged[when] else [])):
+        for name in (name for name in JUDGED if name in judged[when]):
             figures[prefix + name] = judged[when][name]["value"]
             figures[f"{prefix}{name}_low"] = judged[when][name]["low"]
             figures[f"{prefix}{name}_high"] = judged[when][name]["high"]
