@@ -259,12 +259,17 @@ def export(
     base: Annotated[Path, typer.Option(help="The adapter's base (merged and difference read it).")] = Path(
         "data/base/canvas"
     ),
+    check: Annotated[
+        bool,
+        typer.Option(help="Load it back by stock diffusers or peft and compare what they predict."),
+    ] = True,
     json_file: JsonOption = None,
 ) -> None:
     """Write a registered adapter for other tools: a LoRA, a full difference, or a merged model."""
     from typing import cast
 
     from fade.adapters.exports import Layout, export_adapter
+    from fade.adapters.stock import deviation
     from tasks import _tracking
 
     version = named(name)
@@ -272,7 +277,12 @@ def export(
     folder = _tracking.fetch_adapter(version)
     written = export_adapter(folder, out, layout=cast("Layout", layout), base=given, strength=strength)
     console.print(f"{version.model} version {version.version} as {layout}: {written}")
-    write_figures(json_file, {"out": str(written), "layout": layout, "strength": strength, **asdict(version)})
+    figures = {"out": str(written), "layout": layout, "strength": strength, "deviation": None}
+    if check:
+        off = deviation(written, layout=cast("Layout", layout), adapter=folder, base=base, strength=strength)
+        figures["deviation"] = off
+        console.print(f"Loaded back by stock libraries it is off by {off:.2%} of the adapter's change.")
+    write_figures(json_file, {**figures, **asdict(version)})
 
 
 @app.command("import")

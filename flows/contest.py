@@ -33,7 +33,7 @@ from fade.steps.catalog import ensure_catalog
 from fade.steps.request import AUTO, CATALOG, prepare_request
 from fade.steps.trial import TRIALS
 from flows.studies import SIX, STUDIES, run_trials
-from tasks import _tracking
+from tasks import _runs
 from tasks.trials import TrialError
 
 OURS: dict[str, dict[str, Any]] = {
@@ -177,7 +177,7 @@ def run_contest(
         if points is not None:
             points.to_parquet(temporary / "sequence.parquet", index=False)
             sequence_figure(points).savefig(temporary / "sequence.png", dpi=130)
-    _tracking.log_study(name, folder, table)
+    _runs.log_study(name, folder, table)
     return Contest(rows, failures, folder, markdown)
 
 

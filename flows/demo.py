@@ -18,7 +18,7 @@ from fade.sheets import labelled_sheet
 from fade.steps.request import CATALOG, prepare_request
 from flows.erase import erase, prepare_folder
 from flows.use import draw, live_adapters, load_with
-from tasks import _tracking, _versioning
+from tasks import _runs, _tracking, _versioning
 
 ERASED = (("astronaut", "cameraman"), ("neon", "photo"))
 SHEET = Path("data/demo/rollback.png")
@@ -49,7 +49,7 @@ def figures_row(request: Request, folder: Path, version: _tracking.AdapterVersio
     return {
         "concept": ", ".join(pair.concept for pair in request.pairs),
         "surrogate": ", ".join(pair.surrogate for pair in request.pairs),
-        "kind": _tracking.kind_of(request),
+        "kind": _runs.kind_of(request),
         **{name: judged["after"][name]["value"] for name in ("ua", "ira", "cra")},
         "base_ira": judged["before"]["ira"]["value"],
         "base_cra": judged["before"]["cra"]["value"],

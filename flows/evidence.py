@@ -10,10 +10,10 @@ from typing import Any
 
 from fade.config import Request, Settings, load_request
 from fade.errors import ConfigError, DataError
-from fade.files import read_json
 from fade.requests.evidence import chain_rows, seal
 from fade.requests.ledger import Ledger
 from fade.signing import read_signed, signing_key
+from fade.steps.attacks import attack_figures
 from flows.approval import named
 from flows.purge import RECEIPTS_KIND, RECEIPTS_NAME
 from flows.release import KEYS
@@ -63,7 +63,7 @@ def gather(name: str, ledger: Ledger) -> tuple[str, dict[str, Any]]:
             for one in requests
         ],
         "metrics": _metrics(version, request),
-        "attacks": _attacks(folder),
+        "attacks": _attacks(version, folder),
         "approvals_and_deployments": [
             {"at": row["at"], "event": row["event"], "by": row["actor"], "details": row["details"]}
             for row in rows
@@ -124,12 +124,15 @@ def _metrics(version: AdapterVersion, request: Request) -> dict[str, Any]:
     return {"gate": version.gate, "judge": "report", "figures": figures, "drift": version.drift}
 
 
-def _attacks(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "attacks" / "inversion.json"
-    if not path.is_file():
-        return []
-    found = read_json(path)
-    return [{"attack": "inversion", "brought_back": found["erased"]["report"], "on_the_base": found["base"]["report"]}]
+def _attacks(version: AdapterVersion, folder: Path) -> list[dict[str, Any]]:
+    """Every attack that was run; a purge takes the erasure's own files of them, MLflow keeps the figures."""
+    figures = {**_tracking.run_metrics(version), **attack_figures(folder)}
+    names = sorted(name for name in figures if f"base_{name}" in figures and name not in _tracking.JUDGED)
+    return [
+        {"attack": name, "brought_back": figures[name], "low_95": figures.get(f"{name}_low")}
+        | {"high_95": figures.get(f"{name}_high"), "on_the_base": figures[f"base_{name}"]}
+        for name in names
+    ]
 
 
 def _purged(folder: Path) -> dict[str, Any]:

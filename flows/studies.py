@@ -33,7 +33,7 @@ from fade.lineage import made_on
 from fade.steps.catalog import ensure_catalog
 from fade.steps.request import AUTO, CATALOG, prepare_request
 from fade.steps.trial import TRIALS
-from tasks import _tracking
+from tasks import _runs
 from tasks.trials import trial
 
 STUDIES = Path("data/studies")
@@ -134,7 +134,7 @@ def run_study(name: str, cells: Sequence[Cell], *, attacks: Sequence[str] = (), 
         write_json(temporary / "rows.json", {"rows": rows, "failures": failures, "made_on": made_on()})
         (temporary / "table.md").write_text(table.to_markdown(index=False, floatfmt=".4g") + "\n", encoding="utf-8")
         tradeoff_figure(rows, varied).savefig(temporary / "tradeoff.png", dpi=130)
-    _tracking.log_study(name, folder, table)
+    _runs.log_study(name, folder, table)
     return Study(rows, failures, folder, table)
 
 

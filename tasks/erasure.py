@@ -33,7 +33,7 @@ from fade.steps import generate as generate_step
 from fade.steps import mask as mask_step
 from fade.steps import saliency as saliency_step
 from fade.steps import split as split_step
-from tasks import _tracking, _validation, _versioning
+from tasks import _runs, _tracking, _validation, _versioning
 
 REGISTERED = "registered"
 """The log's event of a registered version."""
@@ -114,11 +114,11 @@ def distill(folder: Path) -> bool:
         request = load_request(folder)
         with (
             _Progress("distill", request.distill.in_force.steps) as progress,
-            _tracking.live_curve(request.id) as send,
+            _runs.live_curve(request.id) as send,
         ):
             for step in distill_step.distill_adapter(folder):
                 progress.at(step.step, f"forget {step.forget_loss:.4f} retain {step.retain_loss:.4f}")
-                send(step.step, {name: getattr(step, name) for name in _tracking.CURVE})
+                send(step.step, {name: getattr(step, name) for name in _runs.CURVE})
 
     return _once(folder, "distill", work)
 
@@ -170,7 +170,7 @@ def register(folder: Path) -> _tracking.AdapterVersion:
     if run_id := flow_run.get_id():
         lineage["prefect.flow_run_id"] = str(run_id)
     timings = read_json(folder / "timings.json")
-    version = _tracking.register(folder, request, timings=timings, lineage=lineage)
+    version = _runs.register(folder, request, timings=timings, lineage=lineage)
     _log_registration(version, folder)
     _tracking.refresh_page(version)
     _show(version, folder)

@@ -28,7 +28,8 @@ from flows import drain as drained
 from flows import erase as erasing
 from flows.drain import Pace, alive, drain
 from flows.intake_http import make_app, token
-from tasks import _tracking, erasure
+from tasks import _runs, _tracking, erasure
+from tasks._mlflow import mlflow_client
 
 TOKEN = "a token of the test"
 KEY = b"a key of the test"
@@ -50,7 +51,7 @@ def ask(ledger: Ledger, concept: str = "cat", **changes: Any) -> str:
 def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(
     ledger: Ledger, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_tracking, "LIVE_SECONDS", 0)
+    monkeypatch.setattr(_runs, "LIVE_SECONDS", 0)
     good, wrong = ask(ledger), ask(ledger, "astronot")
     nowhere = ask(ledger, base="data/base/nowhere")
     held = ask(ledger, "coffee")
@@ -60,7 +61,7 @@ def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(
     assert record.state is State.CANDIDATE
     assert (workspace / "data/erasures" / str(record.erasure_id) / "adapter/card.json").is_file()
     (version,) = [one for one in _tracking.versions() if one.erasure == record.erasure_id]
-    with _tracking._client() as client:
+    with mlflow_client() as client:
         curve = client.get_metric_history(version.run_id, "forget_loss")
         runs = client.search_runs(
             [client.get_run(version.run_id).info.experiment_id], f"tags.erasure = '{version.erasure}'"

@@ -13,11 +13,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fade.adapters.card import WEIGHTS_NAME, load_card, weights_path
 from fade.adapters.exports import Layout, export_adapter, import_adapter
+from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, put_in, restore_base, save_adapter
 from fade.errors import AdapterFormatError, ConfigError
 from fade.files import sha256_file
@@ -140,6 +142,25 @@ def test_stock_libraries_predict_what_this_one_predicts(
         base, adapter = _for_merging(tiny_base, adapter, tmp_path)
     out = export_adapter(adapter, _out(tmp_path, layout), layout=layout, base=base)
     torch.testing.assert_close(_stock_prediction(tiny_base, out, layout), ours(kind), **CLOSE)
+
+
+@pytest.mark.parametrize("layout", [*LORA_LAYOUTS, "difference"])
+def test_an_export_is_checked_by_loading_it_back_and_a_lost_part_is_found(
+    tiny_base: Path, tmp_path: Path, adapters: dict[str, Path], layout: Layout
+) -> None:
+    adapter, out = adapters["neuron"], _out(tmp_path, layout)
+    export_adapter(adapter, out, layout=layout, strength=0.5)
+    given = {"layout": layout, "adapter": adapter, "base": tiny_base}
+    assert deviation(out, strength=0.5, **given) < 1e-3
+    with pytest.raises(AdapterFormatError, match="a tensor or a factor is lost"):
+        deviation(out, strength=1.0, **given)
+    file = next(out.rglob("*.safetensors")) if out.is_dir() else out
+    with safe_open(file, framework="pt") as stored:
+        tensors, metadata = {key: stored.get_tensor(key) for key in stored.keys()}, stored.metadata()  # noqa: SIM118
+    gone = next(key for key in sorted(tensors) if key.endswith(("lora_B.weight", "lora_up.weight", ".weight")))
+    save_file({**tensors, gone: torch.zeros_like(tensors[gone])}, file, metadata)
+    with pytest.raises(AdapterFormatError, match="a tensor or a factor is lost"):
+        deviation(out, strength=0.5, **given)
 
 
 @pytest.mark.parametrize("layout", [*LORA_LAYOUTS, "difference", "merged"])

@@ -181,6 +181,9 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     version = _tracking.find_version(folder.name)
     with Repo(".") as repo:
         repo.push(targets=[f"{folder.as_posix()}/dvc.yaml"], remote="store")
+    _tracking.log_attack(
+        version, {"inversion": 0.25, "inversion_low": 0.1, "inversion_high": 0.5, "base_inversion": 1.0}, None
+    )
     trial = TRIALS / "ta1"
     trial.mkdir(parents=True)
     for name in ("request.yaml", "saliency.safetensors"):
@@ -244,6 +247,11 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     content = verify_evidence(bundle, key)
     assert [row["event"] for row in content["chain"]["rows"]][:3] == ["registered", "release.live", "purge"]
     assert content["purge"]["state"] == "purged"
+    (attack,) = content["attacks"]
+    assert attack == {
+        "attack": "inversion",
+        **{"brought_back": 0.25, "low_95": 0.1, "high_95": 0.5, "on_the_base": 1.0},
+    }, "what was measured is said after the pictures are gone"
     page = (bundle / "evidence.html").read_bytes()
     (bundle / "evidence.html").write_bytes(page.replace(b"live", b"dead"))
     with pytest.raises(SignatureError, match=r"evidence\.html is missing or was changed"):

@@ -118,11 +118,11 @@ def _work(folder: Path, fatal: frozenset[str]) -> None:
     os.dup2(log, 2)
     from fade.requests import leases
     from flows import drain
-    from tasks import _tracking, _versioning
+    from tasks import _runs, _versioning
 
     _around(fatal, _versioning, "record", lambda _folder, step: step)
-    _around(fatal, _tracking, "_new_version", lambda *_, **__: "version")
-    _around(fatal, _tracking, "register", lambda *_, **__: "register")
+    _around(fatal, _runs, "_new_version", lambda *_, **__: "version")
+    _around(fatal, _runs, "register", lambda *_, **__: "register")
     _around(fatal, leases, "finish", lambda *_, **__: "finish")
     drain.drain()
 

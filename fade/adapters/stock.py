@@ -1,0 +1,79 @@
+"""An export, loaded back by stock libraries that know nothing of this one: do they predict what was approved? (ours)
+
+A LoRA that a tool reads by half, or whose alpha it loses, raises no error there: it only erases less.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fade.adapters.exports import Layout
+from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.errors import AdapterFormatError
+from fade.models.conditioning import denoise
+from fade.models.family import Base, load_base
+from fade.models.generate import first_latents
+from fade.models.source import find_base
+
+LIMIT, LIMIT_MERGED = 0.01, 0.5
+"""Of ``deviation``. A merged model is rounded to the precision of its base, which may be much of a small change."""
+
+
+def deviation(out: Path, *, layout: Layout, adapter: Path, base: Path, strength: float = 1.0) -> float:
+    """How far stock libraries with the export are from this library with the adapter, in parts of the adapter's change.
+
+    0 is the same prediction of the denoiser, 1 as far off as the base without any adapter; at one noisy latent of
+    each of four timesteps.
+
+    Args:
+        out: what ``export_adapter`` wrote with this ``layout`` and ``strength``.
+        adapter: the adapter it was made of.
+        base: the adapter's base, as a diffusers folder.
+
+    Raises:
+        AdapterFormatError: further off than rounding explains: a tensor or a factor was lost.
+        BaseModelError: ``base`` is no base model.
+    """
+    sd = load_base(base)
+    plain = _answers(sd, sd.unet)
+    apply_adapter(sd, adapter, name="export")
+    activate(sd, {"export": strength})
+    ours = _answers(sd, sd.unet)
+    restore_base(sd)
+    theirs = _answers(sd, _stock_denoiser(out, layout, find_base(base).path))
+    change = float(torch.linalg.vector_norm(ours - plain))
+    found = float(torch.linalg.vector_norm(ours - theirs)) / change if change else float((ours != theirs).any())
+    if found > (LIMIT_MERGED if layout == "merged" else LIMIT):
+        raise AdapterFormatError(
+            f"The export {out} is not what was exported: loaded back by stock libraries it is off by {found:.1%} of "
+            "the adapter's change. Do not use it; a tensor or a factor is lost in this layout."
+        )
+    return found
+
+
+@torch.no_grad()
+def _answers(sd: Base, unet: Any) -> Tensor:
+    timesteps = torch.tensor([50, 300, 600, 900])
+    latents = first_latents(range(4), sd.latent_shape).to(sd.device)
+    conditioning = sd.encode_prompts(["a picture"]).expand(4).to(sd.device)
+    return denoise(unet, latents, timesteps.to(sd.device), conditioning).float().cpu()
+
+
+def _stock_denoiser(out: Path, layout: Layout, base: Path) -> Any:
+    pipeline = DiffusionPipeline.from_pretrained(out if layout == "merged" else base, torch_dtype=torch.float32)
+    if layout in ("diffusers", "kohya"):
+        pipeline.load_lora_weights(out)
+    elif layout == "peft":
+        return PeftModel.from_pretrained(pipeline.unet, out).eval()
+    elif layout == "difference":
+        weights = pipeline.unet.state_dict()
+        for key, tensor in load_file(out).items():
+            weights[key.removeprefix("unet.")] += tensor
+    return pipeline.unet.eval()
