@@ -159,6 +159,13 @@ class EvaluateSettings(_Settings):
     solver: Literal["ddim", "dpm++"] = "dpm++"
     batch: int = Field(120, ge=1)
     precision: Precision = "fp32"
+    features: str | None = Field(None, description="extractor of FID and KID beside the judge's: TorchScript or folder")
+    clip: str | None = Field(None, description="folder of a CLIP that scores how pictures fit their prompts")
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """What decides the pictures, JSON-ready; what looks at them does not."""
+        return self.model_dump(mode="json", include={*DRAWN_BY, "seeds"})
 
 
 class InversionSettings(_Settings):
