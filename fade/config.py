@@ -165,6 +165,13 @@ class EvaluateSettings(_Settings):
     solver: Literal["ddim", "dpm++"] = Field("dpm++", description="how pictures are drawn")
     batch: int = Field(120, ge=1, description="pictures at a time")
     precision: Precision = Field("fp32", description="of drawing")
+    features: str | None = Field(None, description="extractor of FID and KID beside the judge's: TorchScript or folder")
+    clip: str | None = Field(None, description="folder of a CLIP that scores how pictures fit their prompts")
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """What decides the pictures, JSON-ready; what looks at them does not."""
+        return self.model_dump(mode="json", include={*DRAWN_BY, "seeds"})
 
 
 class InversionSettings(_Settings):

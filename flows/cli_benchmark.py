@@ -183,6 +183,11 @@ def unlearncanvas(
     real: Annotated[
         Path | None, typer.Option(help="The data set's folder: adds FID and KID.", resolve_path=True)
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Extractor of FID and KID: TorchScript, or a classifier's folder.", resolve_path=True),
+    ] = None,
+    clip: Annotated[Path | None, typer.Option(help="A CLIP's folder: adds its score.", resolve_path=True)] = None,
     guidance: Annotated[float, typer.Option(help="9 as published; 7.5 for two of the published methods.")] = 9.0,
     steps: Annotated[int, typer.Option(min=1, help="DDIM steps; 100 as published.")] = 100,
     seed_images: Annotated[
@@ -198,15 +203,16 @@ def unlearncanvas(
     from flows.unlearncanvas import run_unlearncanvas
 
     metrics = run_unlearncanvas(
-        out, base=base, target=target, classifiers=classifiers, adapter=adapter, real=real, guidance=guidance,
-        steps=steps, seed_images=seed_images, styles=styles, objects=objects, batch=batch, shards=parallel,
+        out, base=base, target=target, classifiers=classifiers, adapter=adapter, real=real, features=features,
+        clip=clip, guidance=guidance, steps=steps, seed_images=seed_images, styles=styles, objects=objects,
+        batch=batch, shards=parallel,
     )  # fmt: skip
     for name in ("ua", "ira", "cra"):
         rate = metrics[name]
         console.print(f"{name.upper()} {rate['value']:.2%} [{rate['low']:.2%}, {rate['high']:.2%}] of {rate['count']}")
-    for name in ("fid_style_classifier", "kid_style_classifier"):
-        if name in metrics:
-            console.print(f"{name} {metrics[name]:.4g}")
+    for name, value in metrics.items():
+        if name.startswith(("fid_", "kid_", "clip_score_")):
+            console.print(f"{name} {value:.4g}")
     write_figures(json_file, metrics)
 
 

@@ -25,6 +25,8 @@ def run_unlearncanvas(
     classifiers: Path,
     adapter: Path | None,
     real: Path | None,
+    features: Path | None,
+    clip: Path | None,
     guidance: float,
     steps: int,
     seed_images: bool,
@@ -55,7 +57,12 @@ def run_unlearncanvas(
         *part,
     ]
     commands = [["draw", *drawing, "--shard", str(i), "--shards", str(shards)] for i in range(shards)]
-    judging = ["judge", str(out), "--classifiers", str(classifiers), *(["--real", str(real)] if real else []), *part]
+    judging = ["judge", str(out), "--classifiers", str(classifiers), *part]
+    for name, path in (("--real", real), ("--features", features), ("--clip", clip)):
+        if path is not None:
+            if not path.exists():
+                raise DataError(f"{name} {path} does not exist.")
+            judging += [name, str(path)]
     if not seed_images:
         judging.append("--without-seed-images")
     runner: Any = ThreadPoolTaskRunner(max_workers=shards)

@@ -22,7 +22,7 @@ from fade.config import Gate, Sure
 from fade.data.canvas import render_all
 from fade.errors import DataError, RefusedError, RegistryError
 from fade.evaluation.accuracy import rate
-from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, shuffled_patches
+from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.gate import bound_checks, check, confidence_sequence, strictest, undecided, verdict
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.evaluation.paired import mcnemar, paired_retention
@@ -193,8 +193,25 @@ def test_fid_equals_the_formula_and_kid_the_plain_sums() -> None:
         - 2 * np.mean([k(a, b) for a in real for b in drawn])
     )
     assert kid(real, drawn) == pytest.approx(plain, rel=1e-9)
+    few = real[:30]
+    pairs = [(i, j) for i in range(30) for j in range(30) if i != j]
+    paired = np.mean([k(few[i], few[j]) + k(drawn[i], drawn[j]) - 2 * k(few[i], drawn[j]) for i, j in pairs])
+    assert kid(few, drawn, paired=True) == pytest.approx(paired, rel=1e-9)
+    with pytest.raises(DataError, match="as many pictures each"):
+        kid(real, drawn, paired=True)
     with pytest.raises(DataError, match="at least two"):
         fid(real[:1], drawn)
+
+
+def test_kid_of_a_set_with_itself_is_zero_where_the_estimate_for_independent_sets_is_not() -> None:
+    drawn = 3 * np.random.default_rng(2).normal(size=(50, 8)) ** 2
+    assert kid(drawn, drawn) < -0.5  # what such a set was once called
+    assert kid(drawn, drawn, paired=True) == pytest.approx(0, abs=1e-9)
+    little, much = (drawn + by for by in (0.1, 1.0))
+    assert 0 < kid(*scaled(drawn, little), paired=True) < kid(*scaled(drawn, much), paired=True)
+    # Of features in another unit, the same distance.
+    assert kid(*scaled(10 * drawn, 10 * much)) == pytest.approx(kid(*scaled(drawn, much)), rel=1e-9)
+    assert kid(10 * drawn, 10 * much) != pytest.approx(kid(drawn, much), rel=0.5)
 
 
 def test_a_judges_distances_grow_with_damage_and_its_control_is_called_nothing() -> None:

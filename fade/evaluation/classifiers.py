@@ -53,14 +53,26 @@ def _load(folder: Path, domain: str, labels: Sequence[str]) -> Classifier:
     single, whole = folder / f"{domain}.safetensors", folder / domain
     if single.is_file():
         return from_timm(load_file(single), labels, origin=str(single))
-    if not (whole / "config.json").is_file() or not (whole / "model.safetensors").is_file():
+    if not whole.is_dir():
         raise DataError(
             f"No {domain} classifier in {folder}: expected {single.name}, or {domain}/config.json with "
             f"{domain}/model.safetensors. Pickled checkpoints (.pth) are not read; see fade/evaluation/classifiers.py."
         )
-    model = AutoModelForImageClassification.from_pretrained(whole, use_safetensors=True, local_files_only=True).eval()
+    return load_classifier(whole)
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """A classifier in transformers' layout.
+
+    Raises:
+        DataError: its files are missing.
+    """
+    if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
+        raise DataError(f"No classifier in {folder}: {missing[0]} is missing. Pickled checkpoints (.pth) are not read.")
+    model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
     named = model.config.id2label
-    return Classifier(model, int(model.config.image_size), tuple(str(named[i]) for i in range(len(named))))
+    size = int(getattr(model.config, "image_size", 224))  # convolutions take any size and name none
+    return Classifier(model, size, tuple(str(named[i]) for i in range(len(named))))
 
 
 def from_timm(state: Mapping[str, Tensor], labels: Sequence[str], *, origin: str) -> Classifier:

@@ -52,15 +52,24 @@ def fid(real: Features, drawn: Features) -> float:
     return float(max(0.0, mean + np.trace(np.atleast_2d(one)) + np.trace(np.atleast_2d(other)) - 2 * crossed))
 
 
-def kid(real: Features, drawn: Features) -> float:
+def kid(real: Features, drawn: Features, *, paired: bool = False) -> float:
     """Kernel distance: unbiased squared MMD with k(x, y) = (x'y / D + 1)^3, over all pictures   (arXiv:1801.01401).
 
-    It may be negative, and has no bias for few pictures, as FID has.
+    It has no bias for few pictures, as FID has, so chance may make it a little negative where the sets are alike. Its
+    scale is the features' to the sixth power: of other features than Inception's give those of ``scaled``. Published
+    tables often show a thousand times it.
+
+    Args:
+        paired: row i of both is of one prompt and seed. Then x_i and y_i are not independent, and the estimate for
+            independent sets is too low (of a set with itself below zero): pairs with themselves are left out
+            (Gretton et al. 2012, JMLR 13, lemma 6), and equal sets have a distance of exactly zero.
 
     Raises:
-        DataError: as ``fid``.
+        DataError: as ``fid``; or paired sets differ in number.
     """
     _check(real, drawn)
+    if paired and len(real) != len(drawn):
+        raise DataError(f"Paired sets have as many pictures each: got {len(real)} and {len(drawn)}.")
     width = real.shape[1]
 
     def kernel(x: Features, y: Features) -> Features:
@@ -68,7 +77,17 @@ def kid(real: Features, drawn: Features) -> float:
         return result
 
     own = [(kernel(x, x).sum() - np.trace(kernel(x, x))) / (len(x) * (len(x) - 1)) for x in (real, drawn)]
-    return float(own[0] + own[1] - 2 * kernel(real, drawn).mean())
+    crossed = kernel(real, drawn)
+    apart = crossed.mean()
+    if paired:
+        apart = (crossed.sum() - np.trace(crossed)) / (len(real) * (len(real) - 1))
+    return float(own[0] + own[1] - 2 * apart)
+
+
+def scaled(real: Features, drawn: Features) -> tuple[Features, Features]:
+    """Both sets divided by the root mean square of the real one's features, so that kernels lie near (1 + 1)^3."""
+    size = float(np.sqrt((real**2).mean()))
+    return (real / size, drawn / size) if size > 0 else (real, drawn)
 
 
 def _check(real: Features, drawn: Features) -> None:

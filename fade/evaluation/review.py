@@ -123,6 +123,9 @@ def _change(metrics: Mapping[str, Any], report: Mapping[str, Any], card: Mapping
     ]
     named = {"perceptual_drift": "perceptual distance (judge's features)", "fid_judge": "FID (judge's features)"}
     named["kid_judge"] = "KID (judge's features)"
+    for key in metrics:
+        if key.startswith(("fid_", "kid_", "clip_score_")):
+            named.setdefault(key, key.replace("_", " "))
     rows += [[label, f"{metrics[key]:.4g}"] for key, label in named.items() if key in metrics]
     for domain, found in report.get("paired", {}).items():
         rows.append([f"{domain}s of retained pictures lost / gained (McNemar)",

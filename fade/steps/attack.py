@@ -92,7 +92,7 @@ def reference_path(request: Request, folder: Path) -> Path:
         "concept": request.concept,
         "pictures": sha256_file(folder / "splits" / "forget.parquet"),
         "inversion": request.inversion.model_dump(mode="json"),
-        "evaluate": request.evaluate.model_dump(mode="json"),
+        "evaluate": request.evaluate.drawing,
         "judges": [sha256_file(Path(request.judges) / f"{name}.safetensors") for name in JUDGES],
         "threads": request.threads,
         "code": [sha256_file(path) for path in module_closure("fade.evaluation.attacks.inversion")],

@@ -250,7 +250,7 @@ def _kept(
         "base": request.base_sha256,
         "weights": request.weights,
         "attacks": request.attacks.model_dump(mode="json"),
-        "evaluate": request.evaluate.model_dump(mode="json"),
+        "evaluate": request.evaluate.drawing,
         "threads": request.threads,
         "code": [sha256_file(path) for path in module_closure("fade.evaluation.attacks.noised")],
         "libraries": library_versions(),

@@ -25,7 +25,9 @@ from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import LineageError
 from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_none, rate, summary
-from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, shuffled_patches
+from fade.evaluation.clip_score import load_clip, score_figures
+from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
+from fade.evaluation.extractors import load_extractor
 from fade.evaluation.gate import undecided, verdict
 from fade.evaluation.judges import Judge, judge_pictures, load_judge
 from fade.evaluation.neighbours import find_neighbours
@@ -123,6 +125,7 @@ def measured(
         unsure = undecided(metrics["judges"]["report"], gate)
         if not unsure or gate.sure is None or len(seeds) >= gate.sure.most:
             metrics["seeds"] = seeds
+            metrics |= by_given_models(request, everything, befores, afters, [concept for concept, _ in pairs])
             return everything, befores, afters, metrics
         more = further_seeds(request.evaluate.seeds, len(seeds), min(gate.sure.round, gate.sure.most - len(seeds)))
         seeds += more
@@ -189,7 +192,7 @@ def _cache_path(request: Request, samples: pd.DataFrame) -> Path:
         "weights": request.weights,
         "prompts": samples["prompt"].tolist(),
         "seeds": samples["seed"].tolist(),
-        "settings": request.evaluate.model_dump(mode="json"),
+        "settings": request.evaluate.drawing,
         "threads": request.threads,
         "code": [sha256_file(path) for path in module_closure("fade.models.generate")],
         "torch": torch.__version__,
@@ -242,12 +245,34 @@ def judged(
 def distances(judges: Path, before: Pictures, after: Pictures) -> dict[str, float]:
     """Distances of the retained pictures to the base's, in the report judge's features."""
     judge = load_judge(judges, "report")
-    features = [judge_features(judge, pictures) for pictures in (before, after)]
+    real, drawn = (judge_features(judge, pictures) for pictures in (before, after))
     return {
         "perceptual_drift": perceptual_drift(judge, before, after),
-        "fid_judge": fid(*features),
-        "kid_judge": kid(*features),
+        "fid_judge": fid(real, drawn),
+        "kid_judge": kid(*scaled(real, drawn), paired=True),
     }
+
+
+def by_given_models(
+    request: Request, samples: pd.DataFrame, before: Pictures, after: Pictures, erased: Sequence[Concept]
+) -> dict[str, float]:
+    """Figures by the models that the request names: distances of the retained pictures, and CLIP scores.
+
+    ``fid_NAME``, ``kid_NAME``; ``clip_score_NAME`` of the retained prompts and ``clip_score_NAME_erased`` of the
+    others, each with ``_base`` for the base's pictures.
+    """
+    found: dict[str, float] = {}
+    names_none = np.asarray(samples.index.isin(naming_none(samples, erased).index))
+    if request.evaluate.features is not None:
+        extractor = load_extractor(Path(request.evaluate.features))
+        real, drawn = (extractor.features(pictures[names_none]) for pictures in (before, after))
+        found |= {f"fid_{extractor.name}": fid(real, drawn), f"kid_{extractor.name}": kid(real, drawn, paired=True)}
+    if request.evaluate.clip is not None:
+        clip, prompts = load_clip(Path(request.evaluate.clip)), samples["prompt"].tolist()
+        for ending, pictures in (("", after), ("_base", before)):
+            scores = score_figures(clip, pictures, prompts, ~names_none)
+            found |= {f"{name}{ending}": value for name, value in scores.items()}
+    return found
 
 
 def shuffled_control(judge: Judge, pictures: Pictures, samples: pd.DataFrame) -> dict[str, Any]:

@@ -86,6 +86,10 @@ def prepare_request(
         instead = None if name == NOTHING else find_concept(concepts, name)
         own[picture] = _pair(erased[0], instead, None, catalog)["surrogate"]
     gone = {one.name for one in erased} | {fields["surrogate"] for fields in pairs} | set(own.values())
+    for name in ("features", "clip"):
+        given = getattr(settings.evaluate, name)
+        if given is not None and not Path(given).exists():
+            raise ConfigError(f"evaluate.{name} is {given}, which does not exist. Give its path, or null for none.")
     check_disk(Path())
     return make_request(
         **pairs[0],

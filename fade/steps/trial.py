@@ -42,7 +42,8 @@ TRIALS = Path("data/trials")
 RATES = ("ua", "ira", "cra")
 MAKING = ("saliency", "mask", "distill", "baseline")
 """The steps that make an adapter."""
-EXTRA = ("perceptual_drift", "fid_judge", "kid_judge")
+EXTRA = ("perceptual_drift", "fid_", "kid_", "clip_score_")
+"""What else is taken from the metrics: figures whose names begin so."""
 
 
 def run_trial(
@@ -172,7 +173,7 @@ def figures(folder: Path) -> dict[str, Any]:
         "adapter_bytes": min(metrics["adapter_bytes"], card.get("dense_bytes", metrics["adapter_bytes"])),
         "adapter_sha256": metrics["adapter_sha256"],
     }
-    row |= {name: metrics[name] for name in EXTRA if name in metrics}
+    row |= {name: value for name, value in metrics.items() if name.startswith(EXTRA)}
     if "surrogate" in after:
         row["surrogate_rate"] = after["surrogate"]["value"]
     return row | attack_figures(folder)

@@ -24,7 +24,9 @@ from tqdm import tqdm
 from fade.adapters.store import activate, apply_adapter
 from fade.errors import ConfigError, DataError, FadeError, listing
 from fade.evaluation.classifiers import Classifier, classify, load_classifiers
-from fade.evaluation.distances import fid, kid
+from fade.evaluation.clip_score import load_clip, score_figures
+from fade.evaluation.distances import fid, kid, scaled
+from fade.evaluation.extractors import Extractor, load_extractor
 from fade.evaluation.unlearncanvas import (
     GUIDANCE,
     STEPS,
@@ -38,6 +40,7 @@ from fade.models.generate import generate_batch
 from fade.models.source import base_sha256
 
 MADE_WITH = "made_with.json"
+STYLE_FEATURES = "style_classifier"
 REAL_EACH = 5
 """Real pictures of each pair that the published FID compares with: 1.jpg to 5.jpg."""
 
@@ -135,6 +138,8 @@ def judge(
     *,
     seed_images: bool = True,
     real: Path | None = None,
+    features: Path | None = None,
+    clip: Path | None = None,
     styles: tuple[str, ...] | None = None,
     objects: tuple[str, ...] | None = None,
 ) -> dict[str, Any]:
@@ -142,50 +147,60 @@ def judge(
 
     Args:
         real: the data set, ``<Style>/<Object>/<number>.jpg``: adds FID and KID of the retained pictures against its
-            own, in the *style classifier's* features, as their names say. The published FID is of Inception's.
+            own, in the features of ``features``, an extractor (the published FID is of Inception's), or else of the
+            *style classifier*, as their names say.
+        clip: folder of a CLIP; adds the mean score of the retained prompts' pictures and of the target's.
 
     Raises:
+        ConfigError: an extractor is given, and nothing to compare with.
         DataError: pictures are missing (how many), or a classifier is.
     """
+    if features is not None and real is None:
+        raise ConfigError("Features are of FID and KID, which compare with real pictures: give --real too.")
     settings, table = read_json(out / MADE_WITH), _part(styles, objects)
     if missing := [file for file in table["file"] if not (out / "pictures" / file).is_file()]:
         raise DataError(f"{len(missing)} of {len(table)} pictures are not drawn yet ({listing(missing, 2)}).")
     loaded = load_classifiers(classifiers)
     pictures = [_read(out / "pictures" / file) for file in table["file"]]
-    features = None
     for domain, classifier in loaded.items():
-        table[f"seen_{domain}"], found = classify(classifier, pictures)
-        features = found if domain == "style" else features
+        table[f"seen_{domain}"], _ = classify(classifier, pictures)
     metrics: dict[str, Any] = {
         **unlearncanvas_figures(table, settings["target"], seed_images=seed_images),
         "made_with": settings,
     }
-    if real is not None and features is not None:
-        metrics |= _against_real(table, features, loaded["style"], real, settings["target"])
+    named = (table[kind_of_target(settings["target"])] == settings["target"]).to_numpy()
+    if real is not None:
+        extractor = _style_features(loaded["style"]) if features is None else load_extractor(features)
+        metrics |= _against_real(table[~named], out / "pictures", real, extractor)
+    if clip is not None:
+        metrics |= score_figures(load_clip(clip), pictures, table["prompt"].tolist(), named)
     with writing(out / "samples.parquet") as temporary:
         table.to_parquet(temporary, index=False)
     write_json(out / "metrics.json", metrics)
     return metrics
 
 
-def _against_real(
-    table: pd.DataFrame, features: NDArray[np.float64], classifier: Classifier, real: Path, target: str
-) -> dict[str, Any]:
-    """Distances of the pictures whose prompts do not name the target; the photographs' theme is in, as published."""
-    kind = "style" if target in set(table["style"]) else "object"
-    kept = (table[kind] != target).to_numpy()
-    pairs = table[kept][["style", "object"]].drop_duplicates()
+def _style_features(classifier: Classifier) -> Extractor:
+    return Extractor(STYLE_FEATURES, lambda pictures: classify(classifier, pictures)[1])
+
+
+def _against_real(retained: pd.DataFrame, drawn: Path, real: Path, extractor: Extractor) -> dict[str, Any]:
+    """Distances of the pictures whose prompts do not name the target; the photographs' theme is in, as published.
+
+    The features are taken as they are, as published; the classifier's are scaled for KID.
+    """
     shown = []
-    for style, thing in pairs.itertuples(index=False):
+    for style, thing in retained[["style", "object"]].drop_duplicates().itertuples(index=False):
         for number in range(1, REAL_EACH + 1):
             path = real / style / thing / f"{number}.jpg"
             if not path.is_file():
                 raise DataError(f"{path} is missing: expected <Style>/<Object>/1.jpg to {REAL_EACH}.jpg, as published.")
             shown.append(_read(path))
-    _, theirs = classify(classifier, shown)
+    theirs = extractor.features(shown)
+    ours = extractor.features([_read(drawn / file) for file in retained["file"]])
     return {
-        "fid_style_classifier": fid(theirs, features[kept]),
-        "kid_style_classifier": kid(theirs, features[kept]),
+        f"fid_{extractor.name}": fid(theirs, ours),
+        f"kid_{extractor.name}": kid(*(scaled(theirs, ours) if extractor.name == STYLE_FEATURES else (theirs, ours))),
         "real_pictures": len(shown),
     }
 
@@ -211,13 +226,18 @@ def main() -> None:
     parser.add_argument("--objects", type=lambda text: tuple(text.split(",")))
     parser.add_argument("--classifiers", type=Path)
     parser.add_argument("--real", type=Path)
+    parser.add_argument("--features", type=Path)
+    parser.add_argument("--clip", type=Path)
     parser.add_argument("--without-seed-images", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     part = {"styles": given.styles, "objects": given.objects}
     try:
         if given.what == "judge":
-            judge(given.out, given.classifiers, seed_images=not given.without_seed_images, real=given.real, **part)
+            judge(
+                given.out, given.classifiers, seed_images=not given.without_seed_images, real=given.real,
+                features=given.features, clip=given.clip, **part,
+            )  # fmt: skip
             return
         with tqdm(desc=f"shard {given.shard}", disable=None) as bar:
             for done, total in draw(
