@@ -24,6 +24,10 @@ AttackOption = Annotated[
     bool, typer.Option("--attack/--no-attack", help="Also measure how easily inversion brings each concept back.")
 ]
 ParallelOption = Annotated[int, typer.Option(min=1, help="Erasures side by side, each with its own threads.")]
+DaskOption = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Run on a Dask cluster's workers instead, e.g. tcp://127.0.0.1:8786."),
+]
 
 
 @app.command()
@@ -38,6 +42,7 @@ def sweep(
     name: Annotated[str | None, typer.Option(help="Name of the study's folder; a hash of what is asked.")] = None,
     attack: AttackOption = False,
     parallel: ParallelOption = 1,
+    dask: DaskOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Erase concepts under every combination of values, and show what forgetting costs in retention.
@@ -54,7 +59,7 @@ def sweep(
     asked = json.dumps([[cell.request.id, attack] for cell in cells])
     name = name or "sweep-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
     console.print(f"{len(cells)} erasures, study [bold]{name}[/bold]")
-    study = run_study(name, cells, attacked=attack, parallel=parallel)
+    study = run_study(name, cells, attacked=attack, parallel=parallel, dask=dask)
     _print_means(study, list(varied))
     console.print(f"Picture: {study.folder}/tradeoff.png   table: {study.folder}/table.md")
     write_figures(json_file, {"rows": study.rows, "failures": study.failures, "folder": str(study.folder)})
@@ -79,6 +84,7 @@ def benchmark(
         bool, typer.Option("--sequential", help="With --methods: twelve concepts live on top of one another.")
     ] = False,
     parallel: ParallelOption = 1,
+    dask: DaskOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Erase each concept alone with the default settings, and print the table of figures with intervals.
@@ -97,10 +103,10 @@ def benchmark(
     if methods is not None:
         attacks = [one.strip() for one in kinds.split(",") if one.strip()] if attack else []
         chosen = [name.strip() for name in methods.split(",")]
-        _contest(chosen, named, seeds, changes, attacks, sequential, parallel, json_file)
+        _contest(chosen, named, seeds, changes, attacks, sequential, parallel, dask, json_file)
         return
     cells = plan(canvas_pairs(named), vary={}, changes=changes)
-    study = run_study("benchmark-canvas", cells, attacked=attack, parallel=parallel)
+    study = run_study("benchmark-canvas", cells, attacked=attack, parallel=parallel, dask=dask)
     report = benchmark_report(study.rows, cells)
     _print_benchmark(report)
     if named is None and not set(changes) - {"threads"} and not study.failures:
@@ -118,6 +124,7 @@ def _contest(
     attacks: list[str],
     sequential: bool,
     parallel: int,
+    dask: str | None,
     json_file: Path | None,
 ) -> None:
     from fade.steps.baseline import METHODS as BASELINES
@@ -139,7 +146,7 @@ def _contest(
     asked = json.dumps([sorted(str(entry.folder) for entry in entries), attacks, sequential])
     name = "contest-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
     console.print(f"{len(entries)} erasures, contest [bold]{name}[/bold]")
-    found = run_contest(name, entries, attacks=attacks, parallel=parallel, sequential=sequential)
+    found = run_contest(name, entries, attacks=attacks, parallel=parallel, dask=dask, sequential=sequential)
     console.print(found.markdown, soft_wrap=True, markup=False)
     console.print(f"Kept: {found.folder}/table.md, rows.parquet, scatter.png" + ", sequence.png" * sequential)
     write_figures(json_file, {"rows": found.rows, "failures": found.failures, "folder": str(found.folder)})
@@ -173,6 +180,7 @@ def unlearncanvas(
     objects: Annotated[str | None, typer.Option(help="Only these, by commas.")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     parallel: Annotated[int, typer.Option(min=1, help="Shards drawn side by side, a process each.")] = 1,
+    dask: DaskOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Run the published UnlearnCanvas protocol on a checkpoint: 5100 pictures, two classifiers, UA, IRA, CRA."""
@@ -180,7 +188,7 @@ def unlearncanvas(
 
     metrics = run_unlearncanvas(
         out, base=base, target=target, classifiers=classifiers, adapter=adapter, real=real, guidance=guidance,
-        steps=steps, seed_images=seed_images, styles=styles, objects=objects, batch=batch, shards=parallel,
+        steps=steps, seed_images=seed_images, styles=styles, objects=objects, batch=batch, shards=parallel, dask=dask,
     )  # fmt: skip
     for name in ("ua", "ira", "cra"):
         rate = metrics[name]

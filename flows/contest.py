@@ -20,7 +20,6 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
-from prefect.task_runners import ThreadPoolTaskRunner
 from tqdm import tqdm
 
 from fade.config import Request, load_settings, save_request
@@ -35,6 +34,7 @@ from fade.steps.baseline import baseline_id, baseline_settings, save_baseline
 from fade.steps.catalog import ensure_catalog
 from fade.steps.request import AUTO, CATALOG, prepare_request
 from fade.steps.trial import TRIALS
+from flows.runners import side_by_side
 from flows.studies import SIX, STUDIES
 from tasks import _tracking
 from tasks.trials import TrialError, trial
@@ -137,9 +137,19 @@ class Contest:
 
 
 def run_contest(
-    name: str, entries: Sequence[Entry], *, attacks: Sequence[str], parallel: int, sequential: bool = False
+    name: str,
+    entries: Sequence[Entry],
+    *,
+    attacks: Sequence[str],
+    parallel: int,
+    dask: str | None = None,
+    sequential: bool = False,
 ) -> Contest:
     """Run a contest, write its folder, log it to MLflow's experiment ``studies``.
+
+    Args:
+        parallel: erasures at once on this machine.
+        dask: address of a cluster whose workers run them instead; see ``flows.runners``.
 
     Raises:
         ConfigError: no such attack.
@@ -147,8 +157,10 @@ def run_contest(
     """
     if unknown := [kind for kind in attacks if kind not in KINDS]:
         raise ConfigError(f"No attack {unknown[0]!r}. {nearest(unknown[0], KINDS)}")
-    runner: Any = ThreadPoolTaskRunner(max_workers=parallel)
-    outcomes = contest.with_options(task_runner=runner)(name, [entry.folder for entry in entries], list(attacks))
+    runner = side_by_side(parallel, dask)
+    outcomes = contest.with_options(task_runner=runner)(
+        name, [entry.folder for entry in entries], list(attacks), elsewhere=dask is not None
+    )
     rows, failures = [], {}
     for entry, outcome in zip(entries, outcomes, strict=True):
         if isinstance(outcome, str):
@@ -193,10 +205,15 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 
 
 @flow(name="contest", flow_run_name="contest-{name}")
-def contest(name: str, folders: list[Path], attacks: list[str]) -> list[dict[str, Any] | str]:
-    """Run trials side by side; gives each one's figures, or the reason why it has none."""
+def contest(name: str, folders: list[Path], attacks: list[str], elsewhere: bool = False) -> list[dict[str, Any] | str]:
+    """Run trials side by side; gives each one's figures, or the reason why it has none.
+
+    Args:
+        elsewhere: they run in other processes, from where their steps cannot be told to the bar.
+    """
     with tqdm(total=len(folders), desc=name, disable=None) as bar:
-        futures = [trial.submit(folder, attacked=False, attacks=attacks, say=bar.set_postfix_str) for folder in folders]
+        say = None if elsewhere else bar.set_postfix_str
+        futures = [trial.submit(folder, attacked=False, attacks=attacks, say=say) for folder in folders]
         for future in as_completed(futures):
             future.wait()
             bar.update()

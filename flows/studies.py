@@ -20,7 +20,6 @@ import pandas as pd
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.futures import as_completed
-from prefect.task_runners import ThreadPoolTaskRunner
 from tqdm import tqdm
 
 from fade.config import Request, load_settings, save_request
@@ -33,6 +32,7 @@ from fade.lineage import made_on
 from fade.steps.catalog import ensure_catalog
 from fade.steps.request import AUTO, CATALOG, prepare_request
 from fade.steps.trial import TRIALS
+from flows.runners import side_by_side
 from tasks import _tracking
 from tasks.trials import trial
 
@@ -108,16 +108,22 @@ def plan(
     return cells
 
 
-def run_study(name: str, cells: Sequence[Cell], *, attacked: bool, parallel: int) -> Study:
+def run_study(name: str, cells: Sequence[Cell], *, attacked: bool, parallel: int, dask: str | None = None) -> Study:
     """Run a study's erasures, write its table and picture under ``data/studies/<name>``, log it to MLflow.
+
+    Args:
+        parallel: erasures at once on this machine.
+        dask: address of a cluster whose workers run them instead; see ``flows.runners``.
 
     Raises:
         DataError: not one erasure ended with figures; the first reason is in the message.
     """
+    runner = side_by_side(parallel, dask)
     for cell in cells:
         save_request(cell.request, cell.folder)
-    runner: Any = ThreadPoolTaskRunner(max_workers=parallel)
-    found = study.with_options(task_runner=runner)(name, [cell.folder for cell in cells], attacked=attacked)
+    found = study.with_options(task_runner=runner)(
+        name, [cell.folder for cell in cells], attacked=attacked, elsewhere=dask is not None
+    )
     rows, failures = [], {}
     for cell, outcome in zip(cells, found, strict=True):
         if isinstance(outcome, str):
@@ -139,10 +145,15 @@ def run_study(name: str, cells: Sequence[Cell], *, attacked: bool, parallel: int
 
 
 @flow(name="study", flow_run_name="study-{name}")
-def study(name: str, folders: list[Path], attacked: bool) -> list[dict[str, Any] | str]:
-    """Run trials side by side; gives each one's figures, or the reason why it has none."""
+def study(name: str, folders: list[Path], attacked: bool, elsewhere: bool = False) -> list[dict[str, Any] | str]:
+    """Run trials side by side; gives each one's figures, or the reason why it has none.
+
+    Args:
+        elsewhere: they run in other processes, from where their steps cannot be told to the bar.
+    """
     with _progress(name, len(folders)) as bar:
-        futures = [trial.submit(folder, attacked=attacked, say=bar.set_postfix_str) for folder in folders]
+        say = None if elsewhere else bar.set_postfix_str
+        futures = [trial.submit(folder, attacked=attacked, say=say) for folder in folders]
         for future in as_completed(futures):
             future.wait()
             bar.update()

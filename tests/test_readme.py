@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import typer
 
-from fade.environment import variables
+from fade.environment import INFRA_NAMES, variables
 from fade.lineage import ROOT
 from flows.cli import app
 
@@ -79,7 +79,7 @@ def test_the_makefile_has_the_readmes_targets() -> None:
 def test_every_variable_of_the_pages_is_a_setting() -> None:
     for page in PAGES:
         named = set(re.findall(r"\bFADE_[A-Z_]*[A-Z]\b", page.read_text()))
-        assert {name for name in named if not name.startswith("FADE_TEST")} <= {*variables(), "FADE_IMAGE"}, page
+        assert {name for name in named if not name.startswith("FADE_TEST")} <= {*variables(), *INFRA_NAMES}, page
 
 
 def test_every_picture_and_link_of_the_pages_is_there() -> None:
