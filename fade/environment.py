@@ -21,6 +21,8 @@ from fade.errors import ConfigError, listing, nearest
 PREFIX = "FADE_"
 TEST_PREFIX = "FADE_TEST_"
 """Names that tests alone read."""
+INFRA_NAMES = ("FADE_IMAGE",)
+"""Names that infra/ and prefect.yaml alone read, from the environment that a command runs in as well."""
 FILE = Path(".fade/environment")
 _SECRET = 16
 
@@ -96,7 +98,10 @@ def unknown(names: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} is no setting. {nearest_variable(name)}"
         for name in sorted(names)
-        if name.upper().startswith(PREFIX) and name.upper() not in known and not name.startswith(TEST_PREFIX)
+        if name.upper().startswith(PREFIX)
+        and name.upper() not in known
+        and not name.startswith(TEST_PREFIX)
+        and name not in INFRA_NAMES
     ]
 
 

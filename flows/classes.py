@@ -111,13 +111,15 @@ def judges_for(catalog: Path, params: Mapping[str, Any]) -> tuple[Path, Any]:
     return out, iter(nothing) if (out / "metrics.json").is_file() else train_judges(catalog, out, params=dict(params))
 
 
-def run_classes(protocol: Protocol, *, attacks: Sequence[str] = (), parallel: int = 1) -> tuple[Study, dict[str, Any]]:
+def run_classes(
+    protocol: Protocol, *, attacks: Sequence[str] = (), parallel: int = 1, dask: str | None = None
+) -> tuple[Study, dict[str, Any]]:
     """Run a protocol; write its study, with ``classes.json``, and give the study and that report.
 
     The report: ``rows`` (figures of each class, with what the base reaches), ``summary`` (mean and worst of UA and
     IRA, and the pooled interval), ``judges`` (their accuracy on unseen real pictures, None where it is not known).
     """
-    study = run_study(protocol.name, protocol.cells, attacks=attacks, parallel=parallel)
+    study = run_study(protocol.name, protocol.cells, attacks=attacks, parallel=parallel, dask=dask)
     known = protocol.judges / "metrics.json"
     report = {
         "rows": study.rows,

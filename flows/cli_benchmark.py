@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from flows.studies import Study
 
 app = typer.Typer()
+DaskOption = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Run on a Dask cluster's workers instead, e.g. tcp://127.0.0.1:8786."),
+]
 AttackOption = Annotated[
     bool, typer.Option("--attack/--no-attack", help="Also measure how easily inversion brings each concept back.")
 ]
@@ -55,6 +59,7 @@ def benchmark(
     ] = None,
     pictures: Annotated[int, typer.Option(min=1, help="classes: pictures that each class is judged by.")] = 50,
     parallel: ParallelOption = 1,
+    dask: DaskOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Erase each concept alone with the default settings, and print the table of figures with intervals.
@@ -72,7 +77,7 @@ def benchmark(
         if catalog is None or base is None:
             raise ConfigError("The class-wise protocol needs --catalog and --base: whose classes, and what draws them.")
         wanted = None if forget is None else forget.split(",")
-        _classes(catalog, base, wanted, judges, pictures, changes, attack, parallel, json_file)
+        _classes(catalog, base, wanted, judges, pictures, changes, attack, parallel, dask, json_file)
         return
     if protocol != "canvas":
         raise ConfigError(
@@ -82,10 +87,10 @@ def benchmark(
     if methods is not None:
         attacks = [one.strip() for one in kinds.split(",") if one.strip()] if attack else []
         chosen = [name.strip() for name in methods.split(",")]
-        _contest(chosen, named, seeds, changes, attacks, sequential, parallel, json_file)
+        _contest(chosen, named, seeds, changes, attacks, sequential, parallel, dask, json_file)
         return
     cells = plan(canvas_pairs(named), vary={}, changes=changes)
-    study = run_study("benchmark-canvas", cells, attacks=["inversion"] * attack, parallel=parallel)
+    study = run_study("benchmark-canvas", cells, attacks=["inversion"] * attack, parallel=parallel, dask=dask)
     report = benchmark_report(study.rows, cells)
     _print_benchmark(report)
     if named is None and not set(changes) - {"threads"} and not study.failures:
@@ -103,6 +108,7 @@ def _contest(
     attacks: list[str],
     sequential: bool,
     parallel: int,
+    dask: str | None,
     json_file: Path | None,
 ) -> None:
     from fade.steps.baseline import METHODS as BASELINES
@@ -124,7 +130,7 @@ def _contest(
     asked = json.dumps([sorted(str(entry.folder) for entry in entries), attacks, sequential])
     name = "contest-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
     console.print(f"{len(entries)} erasures, contest [bold]{name}[/bold]")
-    found = run_contest(name, entries, attacks=attacks, parallel=parallel, sequential=sequential)
+    found = run_contest(name, entries, attacks=attacks, parallel=parallel, dask=dask, sequential=sequential)
     console.print(found.markdown, soft_wrap=True, markup=False)
     console.print(f"Kept: {found.folder}/table.md, rows.parquet, scatter.png" + ", sequence.png" * sequential)
     write_figures(json_file, {"rows": found.rows, "failures": found.failures, "folder": str(found.folder)})
@@ -143,6 +149,7 @@ def _classes(
     changes: dict[str, Any],
     attack: bool,
     parallel: int,
+    dask: str | None,
     json_file: Path | None,
 ) -> None:
     from fade.files import read_yaml
@@ -153,7 +160,7 @@ def _classes(
         known, training = judges_for(Path(catalog), read_yaml(Path("params.yaml"))["judges"])
         show_training(training)
     planned = plan_classes(Path(catalog), base, forget, judges=known, pictures=pictures, changes=changes)
-    study, report = run_classes(planned, attacks=["inversion"] * attack, parallel=parallel)
+    study, report = run_classes(planned, attacks=["inversion"] * attack, parallel=parallel, dask=dask)
     attacked = ["inversion (base)"] if all("inversion" in row for row in study.rows) else []
     table = Table("erased", "instead", "UA (base)", *attacked, "IRA (base)", "drift")
     for row in study.rows:
@@ -197,6 +204,7 @@ def unlearncanvas(
     objects: Annotated[str | None, typer.Option(help="Only these, by commas.")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     parallel: Annotated[int, typer.Option(min=1, help="Shards drawn side by side, a process each.")] = 1,
+    dask: DaskOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Run the published UnlearnCanvas protocol on a checkpoint: 5100 pictures, two classifiers, UA, IRA, CRA."""
@@ -205,7 +213,7 @@ def unlearncanvas(
     metrics = run_unlearncanvas(
         out, base=base, target=target, classifiers=classifiers, adapter=adapter, real=real, features=features,
         clip=clip, guidance=guidance, steps=steps, seed_images=seed_images, styles=styles, objects=objects,
-        batch=batch, shards=parallel,
+        batch=batch, shards=parallel, dask=dask,
     )  # fmt: skip
     for name in ("ua", "ira", "cra"):
         rate = metrics[name]

@@ -14,7 +14,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from fade.errors import ConfigError
-from flows.cli_benchmark import AttackOption, ParallelOption, end_study
+from flows.cli_benchmark import AttackOption, DaskOption, ParallelOption, end_study
 from flows.console import JsonOption, SetOption, console, guarded, listed, pair, setting, write_figures
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def sweep(
     name: Annotated[str | None, typer.Option(help="Name of the study's folder; a hash of what is asked.")] = None,
     attack: AttackOption = False,
     parallel: ParallelOption = 1,
+    dask: DaskOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Erase concepts under every combination of values, and show what forgetting costs in retention.
@@ -51,7 +52,7 @@ def sweep(
     asked = json.dumps([[cell.request.id, attack] for cell in cells])
     name = name or "sweep-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
     console.print(f"{len(cells)} erasures, study [bold]{name}[/bold]")
-    study = run_study(name, cells, attacks=["inversion"] * attack, parallel=parallel)
+    study = run_study(name, cells, attacks=["inversion"] * attack, parallel=parallel, dask=dask)
     _print_means(study, list(varied))
     console.print(f"Picture: {study.folder}/tradeoff.png   table: {study.folder}/table.md")
     write_figures(json_file, {"rows": study.rows, "failures": study.failures, "folder": str(study.folder)})

@@ -136,7 +136,13 @@ class Contest:
 
 
 def run_contest(
-    name: str, entries: Sequence[Entry], *, attacks: Sequence[str], parallel: int, sequential: bool = False
+    name: str,
+    entries: Sequence[Entry],
+    *,
+    attacks: Sequence[str],
+    parallel: int,
+    dask: str | None = None,
+    sequential: bool = False,
 ) -> Contest:
     """Run a contest, write its folder, log it to MLflow's experiment ``studies``.
 
@@ -146,7 +152,7 @@ def run_contest(
     """
     if unknown := [kind for kind in attacks if kind not in KINDS]:
         raise ConfigError(f"No attack {unknown[0]!r}. {nearest(unknown[0], KINDS)}")
-    outcomes = run_trials(name, [entry.folder for entry in entries], attacks=attacks, parallel=parallel)
+    outcomes = run_trials(name, [entry.folder for entry in entries], attacks=attacks, parallel=parallel, dask=dask)
     rows, failures = [], {}
     for entry, outcome in zip(entries, outcomes, strict=True):
         if isinstance(outcome, str):

@@ -20,7 +20,6 @@ import pandas as pd
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.futures import as_completed
-from prefect.task_runners import ThreadPoolTaskRunner
 from tqdm import tqdm
 
 from fade.config import Request, load_settings, save_request
@@ -33,6 +32,7 @@ from fade.lineage import made_on
 from fade.steps.catalog import ensure_catalog
 from fade.steps.request import AUTO, CATALOG, prepare_request
 from fade.steps.trial import TRIALS
+from flows.runners import side_by_side
 from tasks import _runs
 from tasks.trials import trial
 
@@ -109,15 +109,21 @@ def plan(
     return cells
 
 
-def run_study(name: str, cells: Sequence[Cell], *, attacks: Sequence[str] = (), parallel: int) -> Study:
+def run_study(
+    name: str, cells: Sequence[Cell], *, attacks: Sequence[str] = (), parallel: int, dask: str | None = None
+) -> Study:
     """Run a study's erasures, write its table and picture under ``data/studies/<name>``, log it to MLflow.
+
+    Args:
+        parallel: erasures at once on this machine.
+        dask: address of a cluster whose workers run them instead; see ``flows.runners``.
 
     Raises:
         DataError: not one erasure ended with figures; the first reason is in the message.
     """
     for cell in cells:
         save_request(cell.request, cell.folder)
-    found = run_trials(name, [cell.folder for cell in cells], attacks=attacks, parallel=parallel)
+    found = run_trials(name, [cell.folder for cell in cells], attacks=attacks, parallel=parallel, dask=dask)
     rows, failures = [], {}
     for cell, outcome in zip(cells, found, strict=True):
         if isinstance(outcome, str):
@@ -139,18 +145,23 @@ def run_study(name: str, cells: Sequence[Cell], *, attacks: Sequence[str] = (), 
 
 
 def run_trials(
-    name: str, folders: Sequence[Path], *, attacks: Sequence[str], parallel: int
+    name: str, folders: Sequence[Path], *, attacks: Sequence[str], parallel: int, dask: str | None = None
 ) -> list[dict[str, Any] | str]:
-    """Run trials, ``parallel`` at a time; gives each one's figures, or the reason why it has none."""
-    runner: Any = ThreadPoolTaskRunner(max_workers=parallel)
-    return study.with_options(task_runner=runner)(name, list(folders), list(attacks))
+    """Run trials, ``parallel`` at a time or on a Dask cluster; gives each one's figures, or why it has none."""
+    runner = side_by_side(parallel, dask)
+    return study.with_options(task_runner=runner)(name, list(folders), list(attacks), elsewhere=dask is not None)
 
 
 @flow(name="study", flow_run_name="study-{name}")
-def study(name: str, folders: list[Path], attacks: list[str]) -> list[dict[str, Any] | str]:
-    """The trials of a sweep, a benchmark or a contest."""
+def study(name: str, folders: list[Path], attacks: list[str], elsewhere: bool = False) -> list[dict[str, Any] | str]:
+    """The trials of a sweep, a benchmark or a contest.
+
+    Args:
+        elsewhere: they run in other processes, from where their steps cannot be told to the bar.
+    """
     with _progress(name, len(folders)) as bar:
-        futures = [trial.submit(folder, attacks=attacks, say=bar.set_postfix_str) for folder in folders]
+        say = None if elsewhere else bar.set_postfix_str
+        futures = [trial.submit(folder, attacks=attacks, say=say) for folder in folders]
         for future in as_completed(futures):
             future.wait()
             bar.update()

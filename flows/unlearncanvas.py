@@ -9,11 +9,11 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from fade.errors import DataError
 from fade.files import read_json
 from fade.steps.unlearncanvas import begin
+from flows.runners import side_by_side
 from tasks.trials import TrialError
 
 
@@ -34,8 +34,13 @@ def run_unlearncanvas(
     objects: str | None,
     batch: int,
     shards: int,
+    dask: str | None = None,
 ) -> dict[str, Any]:
     """Draw what is not drawn yet, judge it; give the metrics.
+
+    Args:
+        shards: parts that are drawn side by side.
+        dask: address of a cluster whose workers draw them; see ``flows.runners``.
 
     Raises:
         ConfigError: the folder holds another run's pictures, or an option names what the benchmark has not.
@@ -45,6 +50,7 @@ def run_unlearncanvas(
     # Before the long part: pictures without classifiers would be of no use.
     if not classifiers.is_dir():
         raise DataError(f"No classifiers in {classifiers}: expected a folder with style and object.")
+    runner = side_by_side(shards, dask)
     begin(out, base=base, target=target, adapter=adapter, steps=steps, guidance=guidance)
     part = [*(["--styles", styles] if styles else []), *(["--objects", objects] if objects else [])]
     drawing = [
@@ -65,7 +71,6 @@ def run_unlearncanvas(
             judging += [name, str(path)]
     if not seed_images:
         judging.append("--without-seed-images")
-    runner: Any = ThreadPoolTaskRunner(max_workers=shards)
     unlearncanvas.with_options(task_runner=runner)(commands, judging)
     return read_json(out / "metrics.json")
 

@@ -62,8 +62,10 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_gives_variables_and_those_set_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "environment"
-    path.write_text("# comment\nFADE_DRAIN_ATTEMPTS=3\nFADE_DRAIN_RUNNING=4\nMLFLOW_TRACKING_URI=\nFADE_TEST_X=1\n")
-    for name in ("FADE_DRAIN_ATTEMPTS", "MLFLOW_TRACKING_URI", "FADE_TEST_X"):
+    path.write_text(
+        "# comment\nFADE_DRAIN_ATTEMPTS=3\nFADE_DRAIN_RUNNING=4\nMLFLOW_TRACKING_URI=\nFADE_TEST_X=1\nFADE_IMAGE=x\n"
+    )
+    for name in ("FADE_DRAIN_ATTEMPTS", "MLFLOW_TRACKING_URI", "FADE_TEST_X", "FADE_IMAGE"):
         monkeypatch.setenv(name, "9")  # so that what the file sets is undone afterwards
         monkeypatch.delenv(name)
     monkeypatch.setenv("FADE_DRAIN_RUNNING", "2")

@@ -16,13 +16,13 @@ import typer
 from dvc.cli import DvcParserError, parse_args
 from markdown_it import MarkdownIt
 
-from fade.environment import variables
+from fade.environment import INFRA_NAMES, variables
 from fade.lineage import ROOT
 from flows.cli import app
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "infra/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FOREIGN = {"FADE_IMAGE", "MLFLOW_TRACKING_URI", "PREFECT_API_DATABASE_CONNECTION_URL"}
+FOREIGN = {*INFRA_NAMES, "MLFLOW_TRACKING_URI", "PREFECT_API_DATABASE_CONNECTION_URL"}
 """Variables that commands set and no setting of ours is."""
 MADE = {"infra/.env", ".fade/native.env", "my-secret.yaml", "prefect.yaml", ".venv/bin/activate"}
 """Files that a command names and that a person or another command makes."""
@@ -223,7 +223,9 @@ def test_the_makefile_has_the_readmes_targets() -> None:
 def test_every_variable_of_the_pages_is_a_setting() -> None:
     for page in PAGES:
         named = set(re.findall(r"\bFADE_[A-Z_]*[A-Z]\b", page.read_text()))
-        assert {name for name in named if not name.startswith("FADE_TEST")} <= {*variables(), *FOREIGN}, page
+        assert {name for name in named if not name.startswith("FADE_TEST")} <= {*variables(), *FOREIGN}, (
+            page
+        )
 
 
 def test_every_picture_and_link_of_the_pages_is_there() -> None:

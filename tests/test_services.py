@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fade.lineage import ROOT
 from flows.services import Services, running
@@ -107,6 +109,46 @@ def _flow_runs(services: Services) -> list[dict[str, Any]]:
     with urllib.request.urlopen(request, timeout=10) as answer:
         found: list[dict[str, Any]] = json.load(answer)
     return found
+
+
+def _prefect(services: Services, *arguments: str) -> subprocess.CompletedProcess[str]:
+    own = {"FADE_ROOT": str(ROOT), "FADE_LEDGER_URL": "sqlite:///ledger.db", **_environment(services)}
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+
+
+def _deployments(services: Services) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{services.prefect}/api/deployments/filter", data=b"{}", headers={"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return {one["name"]: one for one in json.load(answer)}
+
+
+@pytest.mark.timeout(1200)
+def test_the_deployments_of_prefect_yaml_are_made_once_their_pool_is_there(services: Services) -> None:
+    refused = _prefect(services, "deploy", "--all")
+    assert refused.returncode == 1
+    assert "'fade' which does not exist" in " ".join((refused.stdout + refused.stderr).split())
+    made = _prefect(services, "work-pool", "create", "fade", "--type", "process")
+    assert made.returncode == 0, made.stdout + made.stderr
+    done = _prefect(services, "deploy", "--all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    found = _deployments(services)
+    assert len(asked) == 2
+    for one in asked:
+        deployment = found[one["name"]]
+        assert deployment["entrypoint"] == one["entrypoint"]
+        assert [each["schedule"]["cron"] for each in deployment["schedules"]] == [one["schedules"][0]["cron"]]
+        assert deployment["work_pool_name"] == "fade"
+        assert deployment["job_variables"]["env"]["MLFLOW_TRACKING_URI"] == services.mlflow
+        # A deployment names a flow that a worker can load.
+        module, _, name = one["entrypoint"].rpartition(".")
+        assert getattr(importlib.import_module(module), name).name == one["name"]
+    for deployment in found.values():  # with their scheduled runs, which nobody works off here
+        url = f"{services.prefect}/api/deployments/{deployment['id']}"
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60).close()
 
 
 def test_a_cron_deployment_fires_and_completes(

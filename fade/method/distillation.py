@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fade.errors import DataError
+from fade.errors import ConfigError, DataError
 from fade.method.adversary import Adversary
 from fade.method.examples import Examples, joined
+from fade.method.processes import ALONE, Processes
 from fade.method.sparse_lora import adapters_disabled
 from fade.method.targeting import draw_timesteps
 from fade.models.conditioning import Conditioning, denoise
@@ -76,11 +77,12 @@ class _Batch:
         target = None if self.target is None else self.target[rows]
         return _Batch(self.examples[rows], self.timesteps[rows], self.noisy[rows], len(rows) // 2, target)
 
-    def parts(self, at_once: int | None) -> Iterator[slice]:
-        """The rows, ``at_once`` at a time."""
-        total = len(self.noisy)
-        for start in range(0, total, at_once or total):
-            yield slice(start, min(start + (at_once or total), total))
+    def parts(self, at_once: int | None, processes: Processes) -> Iterator[slice]:
+        """This process' rows, ``at_once`` at a time."""
+        mine = processes.rows(len(self.noisy))
+        size = at_once or len(self.noisy)
+        for start in range(mine.start, mine.stop, size):
+            yield slice(start, min(start + size, mine.stop))
 
 
 class _Batches:
@@ -105,11 +107,14 @@ class _Batches:
         self._pool: _Batch | None = None
         self._orders = torch.empty(2, 0, dtype=torch.long)
 
-    def fill(self, count: int, unet: Any, precision: str, at_once: int) -> None:
+    def fill(self, count: int, unet: Any, precision: str, at_once: int, processes: Processes) -> None:
         """Draw ``count`` forget and as many retain examples and ask the teacher once; batches are then of these."""
         drawn = self._drawn(count, None, next(unet.parameters()).device)
+        target = torch.zeros_like(drawn.noisy)
         with torch.no_grad():
-            target = torch.cat([_answers_of_teacher(unet, drawn, part, precision) for part in drawn.parts(at_once)])
+            for part in drawn.parts(at_once, processes):
+                target[part] = _answers_of_teacher(unet, drawn, part, precision)
+        processes.add_up([target])  # each row is one process' answer and the others' zeros
         self._pool = replace(drawn, target=target)
 
     def draw(self, adversary: Adversary | None, device: torch.device) -> _Batch:
@@ -173,6 +178,7 @@ def distill(
     micro_batch: int | None = None,
     pool: int | None = None,
     adversary: Adversary | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[DistillStep]:
     """Train the adapter's tensors; yields after each step.
 
@@ -197,11 +203,15 @@ def distill(
             once, before training, and then seen over and over (ours): the teacher's forwards are no longer
             one a step. Fresh ones every step if None, and always with an adversary, whose captions change.
         adversary: replaces captions by text states that bring the concept back (``depth: deep``, ours).
+        processes: share a batch's rows among them; each then yields the same steps.
 
     Raises:
         DataError: a set of examples is empty.
+        ConfigError: more processes than a batch has rows.
     """
     sets.check(stopping=stop_at is not None)
+    if processes.count > 2 * batch:
+        raise ConfigError(f"{processes.count} processes share {2 * batch} rows of a batch: use at most so many.")
     device = next(unet.parameters()).device
     batches = _Batches(
         sets,
@@ -221,7 +231,7 @@ def distill(
             unet, sets.held_out, alphas_cumprod, timesteps, precision=precision, at_once=micro_batch, seed=seed
         )
     if pool is not None and adversary is None:
-        batches.fill(pool, unet, precision, micro_batch or 2 * batch)
+        batches.fill(pool, unet, precision, micro_batch or 2 * batch, processes)
     step = 0
     while step < course.end:
         step += 1
@@ -231,19 +241,20 @@ def distill(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * course.rate(step)
         optimizer.zero_grad(set_to_none=True)
-        forget_loss = retain_loss = 0.0
-        for part in drawn.parts(micro_batch):
+        losses = torch.zeros(2, device=device)
+        for part in drawn.parts(micro_batch, processes):
             forget_share, retain_share = _losses(unet, drawn, part, precision)
             (forget_weight * forget_share + retain_weight * retain_share).backward()
-            forget_loss += float(forget_share.detach())
-            retain_loss += float(retain_share.detach())
+            losses += torch.stack([forget_share, retain_share]).detach()
+        processes.add_up([losses, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
         norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()
         left = None
         if held_out is not None and stop_at is not None and step % check_every == 0:
-            left = held_out.left(unet)
+            left = held_out.left(unet, processes)
             if left <= stop_at:
                 course.cool_down(step)
+        forget_loss, retain_loss = losses.tolist()
         yield DistillStep(step, forget_loss, retain_loss, float(norm), left)
 
 
@@ -330,6 +341,6 @@ class _HeldOut:
     def _apart(self, unet: Any) -> float:
         return float((self._answers(unet, self._prompts) - self._target).square().mean())
 
-    def left(self, unet: Any) -> float:
-        """What is left, as a share of what there was."""
-        return self._apart(unet) / self._before
+    def left(self, unet: Any, processes: Processes) -> float:
+        """What is left, as a share of what there was: the mean over the processes, so that all stop as one."""
+        return processes.mean(self._apart(unet) / self._before, self._noisy.device)

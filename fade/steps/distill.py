@@ -21,6 +21,7 @@ from fade.method.closed_form import LowRank, closed_form, distinct, text_moments
 from fade.method.distillation import DistillStep, Sets, distill
 from fade.method.examples import Examples, joined
 from fade.method.masks import Mask, load_mask, narrowed
+from fade.method.processes import ALONE, Processes, launched
 from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, begin_with, check_inside_mask, trained_whole
 from fade.method.targeting import in_proportion, power_law, teacher_disagreement
 from fade.models.conditioning import joined_conditioning
@@ -37,10 +38,11 @@ _LOOP = {
 }
 
 
-def distill_adapter(folder: Path) -> Iterator[DistillStep]:
+def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[DistillStep]:
     """Write ``adapter/``, ``curve.parquet`` (losses by step) and ``timesteps.json``; yields each step.
 
-    The files are there when the last step has been taken.
+    The files are there when the last step has been taken. Of several processes, which share each batch, all
+    take the same steps and the first one writes.
 
     Raises:
         MaskMismatchError: training moved what the mask leaves out (checked before the adapter is saved).
@@ -51,7 +53,7 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
     sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
     mask = load_mask(folder / "mask")
     sets = training_sets(sd, request, folder)
-    probabilities = timestep_probabilities(sd, sets, settings, folder)
+    probabilities = timestep_probabilities(sd, sets, settings, folder if processes.first else None)
     adversary = make_adversary(sd, sets, settings) if settings.depth == "deep" else None
     if settings.gradient_checkpointing:
         sd.unet.enable_gradient_checkpointing()
@@ -74,11 +76,14 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
             timesteps=probabilities,
             surrogate_share={"forget": 0.0, "surrogate": 1.0}.get(settings.pictures, settings.surrogate_share),
             adversary=adversary,
+            processes=processes,
             **loop_settings(settings),
         ):
             curve.append(asdict(step))
             yield step
     check_inside_mask(sd.unet, mask, "student")
+    if not processes.first:
+        return
     card = {
         "erasure": request.id,
         "kind": request.kind,
@@ -90,6 +95,7 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
         "trained_alpha": settings.alpha,
         "rank": settings.rank,
         "parameters": settings.model_dump(mode="json"),
+        **({"processes": processes.count} if processes.count > 1 else {}),
     }
     save_adapter(folder / "adapter", adapter_tensors(sd.unet, "student"), card)
     with writing(folder / "curve.parquet") as temporary:
@@ -140,8 +146,8 @@ def closed_form_changes(sd: Base, sets: Sets, settings: DistillSettings, mask: M
     return closed_form(sd.unet, moments, mask, rank=settings.rank)
 
 
-def timestep_probabilities(sd: Base, sets: Sets, settings: DistillSettings, folder: Path) -> Tensor:
-    """P(t) of the forget half; the measured disagreement is kept in ``timesteps.json``."""
+def timestep_probabilities(sd: Base, sets: Sets, settings: DistillSettings, folder: Path | None) -> Tensor:
+    """P(t) of the forget half; the measured disagreement is kept in a folder's ``timesteps.json``."""
     total = len(sd.alphas_cumprod)
     measured: dict[str, Sequence[float]] = {}
     if settings.timesteps == "disagreement":
@@ -157,7 +163,8 @@ def timestep_probabilities(sd: Base, sets: Sets, settings: DistillSettings, fold
         probabilities = in_proportion(at, apart, total)
     else:
         probabilities = power_law(total, 1.0 if settings.timesteps == "uniform" else settings.timestep_power)
-    write_json(folder / "timesteps.json", {"distribution": settings.timesteps, **measured})
+    if folder is not None:
+        write_json(folder / "timesteps.json", {"distribution": settings.timesteps, **measured})
     return probabilities
 
 
@@ -178,12 +185,15 @@ def make_adversary(sd: Base, sets: Sets, settings: DistillSettings) -> Adversary
 
 
 def main() -> None:
-    """Run the step for one erasure's folder."""
+    """Run the step for one erasure's folder: alone, or as one of the processes that a launcher started."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    for _ in tqdm(distill_adapter(folder), total=load_request(folder).distill.in_force.steps, desc="distill"):
-        pass
+    total = load_request(folder).distill.in_force.steps
+    with launched() as processes:
+        steps = distill_adapter(folder, processes)
+        for _ in tqdm(steps, total=total, desc="distill", disable=not processes.first):
+            pass
 
 
 if __name__ == "__main__":

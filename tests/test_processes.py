@@ -1,0 +1,106 @@
+"""Distillation in several processes: a batch's shares differ, add up to the whole, and give the same adapter."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fade.adapters.store import WEIGHTS_NAME
+from fade.config import load_settings, save_request
+from fade.errors import ConfigError
+from fade.files import read_json
+from fade.method.processes import ALONE, Processes
+from fade.method.sparse_lora import add_sparse_lora
+from fade.models.sd import StableDiffusion
+from fade.steps.distill import distill_adapter
+from fade.steps.mask import mask
+from fade.steps.request import prepare_request
+from fade.steps.saliency import saliency
+from fade.steps.split import split
+from tests.test_fast_step import _everywhere, _run
+
+TOLERANCE = 1e-3
+"""Of the norm of the whole change: what another order of adding up float32 gradients may come to over the steps."""
+
+
+def test_shares_are_all_rows_once_and_nearly_even() -> None:
+    for count in (1, 2, 3, 7):
+        shares = [range(20)[Processes(i, count).rows(20)] for i in range(count)]
+        assert [row for share in shares for row in share] == list(range(20))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"micro_batch": 3}, {"pool": 8}])
+def test_the_halves_differ_and_add_up_to_the_whole(
+    sd: StableDiffusion, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    parameters = add_sparse_lora(sd.unet, _everywhere(sd), rank=2, alpha=2.0, seed=1, name="student")
+    begin = [parameter.detach().clone() for parameter in parameters]
+    told: list[list[Tensor]] = []
+    monkeypatch.setattr(
+        Processes, "add_up", lambda _, tensors: told.append([tensor.detach().clone() for tensor in tensors])
+    )
+    for processes in (ALONE, Processes(0, 2), Processes(1, 2)):
+        with torch.no_grad():
+            for parameter, value in zip(parameters, begin, strict=True):
+                parameter.copy_(value)
+        _run(sd, parameters, steps=1, processes=processes, **changes)
+    if "pool" in changes:
+        whole, *parts = told[0::2]  # the teacher's answers: none is in both parts
+        torch.testing.assert_close(parts[0][0] + parts[1][0], whole[0], rtol=1e-4, atol=1e-5)
+        assert bool((parts[0][0] * parts[1][0] == 0).all())
+        return  # what a process learns from a pool of which it has half is not looked at: nothing was added up
+    whole, first, second = told
+    assert first[0][0] > 0 == first[0][1], "the first half of the rows is to be forgotten"
+    assert second[0][1] >= 0 == second[0][0]
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(first[1:], second[1:], strict=True))
+    for a, b, expected in zip(first, second, whole, strict=True):
+        torch.testing.assert_close(a + b, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_more_processes_than_rows_are_refused(sd: StableDiffusion) -> None:
+    parameters = add_sparse_lora(sd.unet, _everywhere(sd), rank=2, alpha=2.0, seed=1, name="student")
+    with pytest.raises(ConfigError, match="9 processes share 8 rows"):
+        _run(sd, parameters, processes=Processes(0, 9))
+
+
+@pytest.mark.services
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "changes",
+    [{"distill.pool": None}, {"distill.pool": 8, "distill.stop_at": 0.5, "distill.micro_batch": 3}],
+    ids=["fresh", "pool"],
+)
+def test_two_processes_make_the_adapter_of_one(workspace: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    settings = load_settings(Path("params.yaml"), changes={"threads": 1, "distill.steps": 8, **changes})
+    one, two = tmp_path / "one", tmp_path / "two"
+    save_request(prepare_request("astronaut", "cameraman", settings=settings), one)
+    for step in (split, saliency, mask):
+        step(one)
+    shutil.copytree(one, two)
+    for _ in distill_adapter(one):
+        pass
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    done = subprocess.run([*command, "-m", "fade.steps.distill", str(two)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_json(two / "adapter/card.json")["processes"] == 2
+    assert "processes" not in read_json(one / "adapter/card.json")
+    made = [load_file(folder / "adapter" / WEIGHTS_NAME) for folder in (one, two)]
+    assert list(made[0]) == list(made[1])
+    apart = torch.stack([(made[0][name] - made[1][name]).norm() for name in made[0]]).norm()
+    size = torch.stack([tensor.norm() for name, tensor in made[0].items() if "lora_B" in name or "up" in name]).norm()
+    assert size > 0
+    print(f"apart {float(apart / size):.2e} of the change")  # noqa: T201
+    assert apart <= TOLERANCE * size
+    curves = [pd.read_parquet(folder / "curve.parquet") for folder in (one, two)]
+    pd.testing.assert_frame_equal(*curves, rtol=1e-3)
