@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from fade.adapters.store import activate, apply_adapter, load_card, restore_base
 from fade.concepts import CAPTION_TEMPLATE, Concept
-from fade.config import Gate, Request, load_request
+from fade.config import ATTACKED, Gate, Request, load_request
 from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import LineageError
@@ -33,7 +33,7 @@ from fade.evaluation.neighbours import find_neighbours
 from fade.evaluation.paired import paired_retention
 from fade.evaluation.report import erasure_sheet
 from fade.evaluation.review import failures_sheet, review_page
-from fade.files import sha256_file, write_json, writing
+from fade.files import read_json, sha256_file, write_json, writing
 from fade.lineage import module_closure
 from fade.models.family import Base, load_base
 from fade.models.generate import generate
@@ -73,6 +73,9 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     )
     if (restored := weights_sha256(sd.unet)) != untouched:
         raise LineageError(f"Taking the adapter out left other base weights: {restored[:12]}, were {untouched[:12]}.")
+    if request.gate.attacks and (folder / ATTACKED).is_file():
+        metrics["attacks"] = read_json(folder / ATTACKED)
+        metrics["gate"] = judge_gate({**metrics["judges"]["report"], "attacks": metrics["attacks"]}, request.gate)
     metrics["adapter_sha256"] = card["adapter_sha256"]
     metrics["adapter_bytes"] = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
     sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=settings.seeds[0])
