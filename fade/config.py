@@ -20,6 +20,16 @@ DRAWN_BY = ("steps", "guidance", "solver", "batch", "precision")
 """Of the section ``evaluate``: how the base draws pictures."""
 GENERATED = "generated"
 """In the folder of a data-free erasure: the pictures that the base drew, as a catalog."""
+ATTACKED = "attacked.json"
+"""In the folder of an erasure whose gate asks for attacks: their figures."""
+ATTACKS = {
+    "prompts": ("paraphrase", "synonym", "misspelling", "composition"),
+    "noised": ("noised",),
+    "relearning": ("relearning",),
+    "switch": ("switch",),
+    "inversion": ("inversion",),
+}
+"""Attacks by the kind that is run (fade/steps/attacks.py)."""
 
 
 class _Settings(BaseModel):
@@ -230,8 +240,8 @@ class Gate(_Settings):
     """What an erasure must reach to be offered for approval (fractions of 1).
 
     ``ua``, ``ira_loss`` and ``cra_loss`` are asked of the figures themselves, ``sure`` of their bounds; without
-    ``sure`` the bounds are not asked. ``attacks``: the most that an attack's upper bound may reach, by its name; one
-    that was not run then fails.
+    ``sure`` the bounds are not asked. ``attacks``: the most that an attack's upper bound may reach, by its name; an
+    erasure runs them before it is judged, and one that was not run does not pass.
     """
 
     ua: float = Field(0.99, ge=0, le=1, description="least UA")
@@ -239,6 +249,21 @@ class Gate(_Settings):
     cra_loss: float = Field(0.01, ge=0, le=1, description="most that CRA may lose")
     sure: Sure | None = None
     attacks: dict[str, float] | None = Field(None, description="attack to the most of its upper bound")
+
+    @model_validator(mode="after")
+    def _known_attacks(self) -> Gate:
+        known = [name for names in ATTACKS.values() for name in names]
+        for name, most in (self.attacks or {}).items():
+            if name not in known:
+                raise ValueError(f"gate.attacks names {name!r}: expected one of {', '.join(known)}")
+            if not 0 <= most <= 1:
+                raise ValueError(f"gate.attacks.{name} is the most a bound may reach, 0 to 1: got {most}")
+        return self
+
+    @property
+    def attack_kinds(self) -> tuple[str, ...]:
+        """What must be run before this gate can judge."""
+        return tuple(kind for kind, names in ATTACKS.items() if set(names) & set(self.attacks or {}))
 
 
 class Settings(_Settings):

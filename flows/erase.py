@@ -34,7 +34,13 @@ def prepare_folder(request: Request) -> Path:
         raise ConfigError(f"{folder} holds another request under the same id. Remove that folder.")
     save_request(request, folder)
     places = {"catalog": request.catalog, "base": request.base, "judges": request.judges}
-    write_pipeline(folder, places, foreign=request.imported is not None, data_free=request.data_free)
+    write_pipeline(
+        folder,
+        places,
+        foreign=request.imported is not None,
+        data_free=request.data_free,
+        attacked=bool(request.gate.attacks),
+    )
     return folder
 
 
@@ -81,8 +87,9 @@ def erase(erasure_id: str, request_id: str | None = None, fence: int = 0) -> Ada
     check_disk(Path())
     made_by = [erasure.foreign] if request.imported is not None else [erasure.saliency, erasure.mask, erasure.distill]
     pictures = [erasure.generate] if request.data_free else []
+    attacks = [erasure.attack] if request.gate.attacks else []
     with _alone(erasure_id):
-        for step in (*pictures, erasure.split, erasure.validate, *made_by, erasure.evaluate):
+        for step in (*pictures, erasure.split, erasure.validate, *made_by, *attacks, erasure.evaluate):
             _check_wanted(request_id, fence)
             step(folder)
         _check_wanted(request_id, fence)

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from filelock import FileLock
 
-from fade.config import DRAWN_BY, GENERATED
+from fade.config import ATTACKED, DRAWN_BY, GENERATED
 from fade.errors import LineageError
 from fade.files import sha256_file, writing
 from fade.lineage import ROOT, module_closure
@@ -97,6 +97,15 @@ FOREIGN_STAGES = (
 )
 """An erasure whose adapter another tool made."""
 
+ATTACK = Stage(
+    "attack",
+    "fade.steps.gate_attacks",
+    ("adapter", "splits", "{catalog}/concepts.json", "{pictures}/pictures", "{base}", "{judges}"),
+    (ATTACKED,),
+    (*_BASE, *_WHAT, "data_free", "evaluate", "inversion", "attacks", "gate"),
+)
+"""Comes before evaluation where the gate asks for attacks."""
+
 GENERATE = Stage(
     "generate",
     "fade.steps.generate",
@@ -134,17 +143,23 @@ def stage_definition(stage: Stage, folder: Path, places: dict[str, str], root: P
     }
 
 
-def write_pipeline(folder: Path, places: dict[str, str], *, foreign: bool = False, data_free: bool = False) -> None:
+def write_pipeline(
+    folder: Path, places: dict[str, str], *, foreign: bool = False, data_free: bool = False, attacked: bool = False
+) -> None:
     """Write the erasure's ``dvc.yaml``; ``places`` says where catalog, base and judges lie.
 
     Args:
         foreign: its adapter is another tool's.
         data_free: the base draws its pictures.
+        attacked: its gate asks for attacks.
     """
     up = Path(os.path.relpath(Path.cwd(), folder)).as_posix()
     chosen = FOREIGN_STAGES if foreign else STAGES
     if data_free:
         chosen, places = (GENERATE, *chosen), {**places, "pictures": (folder / GENERATED).as_posix()}
+    if attacked:
+        judging = replace(chosen[-1], inputs=(*chosen[-1].inputs, ATTACKED))
+        chosen = (*chosen[:-1], ATTACK, judging)
     stages = {stage.name: {**stage_definition(stage, folder, places, Path.cwd()), "wdir": up} for stage in chosen}
     with writing(folder / "dvc.yaml") as temporary:
         temporary.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))

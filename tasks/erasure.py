@@ -29,6 +29,7 @@ from fade.requests.ledger import Ledger
 from fade.steps import distill as distill_step
 from fade.steps import evaluate as evaluate_step
 from fade.steps import foreign as foreign_step
+from fade.steps import gate_attacks as gate_attacks_step
 from fade.steps import generate as generate_step
 from fade.steps import mask as mask_step
 from fade.steps import saliency as saliency_step
@@ -129,6 +130,19 @@ def foreign(folder: Path) -> bool:
     return _once(folder, "foreign", lambda: foreign_step.convert_foreign(folder))
 
 
+@task(name="attack", **_OPTIONS)
+def attack(folder: Path) -> bool:
+    """The attacks whose bounds the gate asks for."""
+
+    def work() -> None:
+        kinds = load_request(folder).gate.attack_kinds
+        with _Progress("attacks", len(kinds)) as progress:
+            for kind in gate_attacks_step.gate_attacks(folder):
+                progress.at(kinds.index(kind), kind)
+
+    return _once(folder, "attack", work)
+
+
 @task(name="evaluate", **_OPTIONS)
 def evaluate(folder: Path) -> bool:
     """Pictures before and after, judged; the figures as a table."""
@@ -171,6 +185,9 @@ def register(folder: Path) -> _tracking.AdapterVersion:
         lineage["prefect.flow_run_id"] = str(run_id)
     timings = read_json(folder / "timings.json")
     version = _runs.register(folder, request, timings=timings, lineage=lineage)
+    if found := read_json(folder / "evaluation" / "metrics.json").get("attacks"):
+        sheet = folder / "attacks" / "sheet.png"
+        _tracking.log_attack(version, found, sheet if sheet.is_file() else None)
     _log_registration(version, folder)
     _tracking.refresh_page(version)
     _show(version, folder)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fade.errors import DataError
 from fade.evaluation.classifiers import classify, load_classifier
 
-Pictures = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
+Pictures = Sequence[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)

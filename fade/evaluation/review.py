@@ -62,6 +62,7 @@ def review_page(
         "<em>report</em>; intervals 95 %, Wilson.</p>",
         _figures(report),
         _checks(gate.get("checks", [])),
+        _brought_back(metrics),
         _change(metrics, report, card),
         *(f"<h2>{html.escape(title)}</h2>{_inline(picture)}" for title, picture in pictures.items()),
         "<h2>What this does not say</h2><p>UA is asked by the concept's name: whether attacks bring it back is "
@@ -114,6 +115,20 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
     ]
     head = ["asked of the bound", "figure", "surely at least", "asked", "pictures", "state"]
     return "<h2>How sure</h2>" + _table(head, rows)
+
+
+def _brought_back(metrics: Mapping[str, Any]) -> str:
+    found = metrics.get("attacks", {})
+    rows = [
+        [
+            name,
+            f"{found[f'base_{name}']:.1%}",
+            f"{found[name]:.1%}",
+            f"{found[f'{name}_low']:.1%} to {found[f'{name}_high']:.1%}",
+        ]
+        for name in (key.removeprefix("base_") for key in found if key.startswith("base_"))
+    ]
+    return "<h2>Brought back by attacks</h2>" + _table(["attack", "base", "erased", "95 %"], rows) if rows else ""
 
 
 def _change(metrics: Mapping[str, Any], report: Mapping[str, Any], card: Mapping[str, Any]) -> str:

@@ -264,10 +264,14 @@ def _kept(
     return pictures
 
 
-def attack_figures(folder: Path) -> dict[str, Any]:
-    """Success of every attack that was run, by the report judge: NAME, NAME_low, NAME_high and base_NAME."""
+def attack_figures(folder: Path, kinds: Sequence[str] | None = None) -> dict[str, Any]:
+    """Success of every attack that was run, by the report judge: NAME, NAME_low, NAME_high and base_NAME.
+
+    Args:
+        kinds: only these; all if None.
+    """
     row: dict[str, Any] = {}
-    for kind in KINDS:
+    for kind in KINDS if kinds is None else kinds:
         path = folder / "attacks" / f"{kind}.json"
         if not path.is_file():
             continue

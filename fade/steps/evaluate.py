@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.concepts import CAPTION_TEMPLATE, Concept
-from fade.config import Gate, Request, load_request
+from fade.config import ATTACKED, Gate, Request, load_request
 from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import LineageError
@@ -34,7 +34,7 @@ from fade.evaluation.neighbours import find_neighbours
 from fade.evaluation.paired import paired_retention
 from fade.evaluation.report import erasure_sheet
 from fade.evaluation.review import failures_sheet, review_page
-from fade.files import sha256_file, write_json, writing
+from fade.files import read_json, sha256_file, write_json, writing
 from fade.lineage import module_closure
 from fade.models.family import Base, load_base
 from fade.models.generate import generate
@@ -74,6 +74,9 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     )
     if (restored := weights_sha256(sd.unet)) != untouched:
         raise LineageError(f"Taking the adapter out left other base weights: {restored[:12]}, were {untouched[:12]}.")
+    if request.gate.attacks and (folder / ATTACKED).is_file():
+        metrics["attacks"] = read_json(folder / ATTACKED)
+        metrics["gate"] = judge_gate({**metrics["judges"]["report"], "attacks": metrics["attacks"]}, request.gate)
     metrics["adapter_sha256"] = card["adapter_sha256"]
     metrics["adapter_bytes"] = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
     sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=settings.seeds[0])
@@ -265,12 +268,12 @@ def by_given_models(
     names_none = np.asarray(samples.index.isin(naming_none(samples, erased).index))
     if request.evaluate.features is not None:
         extractor = load_extractor(Path(request.evaluate.features))
-        real, drawn = (extractor.features(pictures[names_none]) for pictures in (before, after))
+        real, drawn = (extractor.features(list(pictures[names_none])) for pictures in (before, after))
         found |= {f"fid_{extractor.name}": fid(real, drawn), f"kid_{extractor.name}": kid(real, drawn, paired=True)}
     if request.evaluate.clip is not None:
         clip, prompts = load_clip(Path(request.evaluate.clip)), samples["prompt"].tolist()
         for ending, pictures in (("", after), ("_base", before)):
-            scores = score_figures(clip, pictures, prompts, ~names_none)
+            scores = score_figures(clip, list(pictures), prompts, ~names_none)
             found |= {f"{name}{ending}": value for name, value in scores.items()}
     return found
 

@@ -90,6 +90,7 @@ def prepare_request(
         given = getattr(settings.evaluate, name)
         if given is not None and not Path(given).exists():
             raise ConfigError(f"evaluate.{name} is {given}, which does not exist. Give its path, or null for none.")
+    _check_attacks(settings, erased)
     check_disk(Path())
     return make_request(
         **pairs[0],
@@ -105,6 +106,20 @@ def prepare_request(
         judges=judges,
         **settings.model_dump(),
     )
+
+
+def _check_attacks(settings: Settings, erased: Sequence[Concept]) -> None:
+    """Before training: attacks that the gate asks for and that cannot be run."""
+    asked = settings.gate.attacks or {}
+    if asked and len(erased) > 1:
+        raise ConfigError(
+            f"gate.attacks asks for {listing(sorted(asked))}, and an attack is of one concept: {len(erased)} are "
+            "erased together. Erase each by itself, or leave gate.attacks out."
+        )
+    if "synonym" in asked and not (erased[0].aliases or settings.attacks.names):
+        raise ConfigError(
+            "gate.attacks asks for the attack synonym, and the concept has no other name. Give words: attacks.names."
+        )
 
 
 def read_overwrite(path: Path) -> dict[str, str]:

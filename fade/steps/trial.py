@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fade.config import (
+    ATTACKED,
     AttackSettings,
     DistillSettings,
     EvaluateSettings,
@@ -34,6 +35,7 @@ from fade.lineage import library_versions, module_closure
 from fade.steps.attacks import attack_figures, run
 from fade.steps.distill import distill_adapter
 from fade.steps.evaluate import evaluate
+from fade.steps.gate_attacks import gate_attacks
 from fade.steps.mask import mask
 from fade.steps.saliency import saliency
 from fade.steps.split import split
@@ -70,7 +72,9 @@ def run_trial(
 
 
 def finish(folder: Path, *, attacks: Sequence[str], say: Callable[[str], None] | None) -> dict[str, Any]:
-    """What follows once the adapter is there: evaluation, attacks, figures."""
+    """What follows once the adapter is there: attacks that its gate asks for, evaluation, attacks, figures."""
+    if load_request(folder).gate.attacks:
+        timed(folder, "gate-attacks", folder / ATTACKED, lambda: _run_through(gate_attacks(folder)), say)
     timed(folder, "evaluate", folder / "evaluation", lambda: _run_through(evaluate(folder)), say)
     for kind in dict.fromkeys(attacks):
         name = "attack" if kind == "inversion" else f"attack-{kind}"
