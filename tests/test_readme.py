@@ -223,9 +223,7 @@ def test_the_makefile_has_the_readmes_targets() -> None:
 def test_every_variable_of_the_pages_is_a_setting() -> None:
     for page in PAGES:
         named = set(re.findall(r"\bFADE_[A-Z_]*[A-Z]\b", page.read_text()))
-        assert {name for name in named if not name.startswith("FADE_TEST")} <= {*variables(), *FOREIGN}, (
-            page
-        )
+        assert {name for name in named if not name.startswith("FADE_TEST")} <= {*variables(), *FOREIGN}, page
 
 
 def test_every_picture_and_link_of_the_pages_is_there() -> None:
