@@ -127,9 +127,10 @@ def _metrics(version: AdapterVersion, request: Request) -> dict[str, Any]:
 def _attacks(version: AdapterVersion, folder: Path) -> list[dict[str, Any]]:
     """Every attack that was run; a purge takes the erasure's own files of them, MLflow keeps the figures."""
     figures = {**_tracking.run_metrics(version), **attack_figures(folder)}
-    names = sorted(name for name in figures if f"base_{name}" in figures and name not in _tracking.JUDGED)
+    names = sorted(name for name in figures if {f"base_{name}", f"{name}_low"} <= figures.keys())
+    names = [name for name in names if name not in _tracking.JUDGED]
     return [
-        {"attack": name, "brought_back": figures[name], "low_95": figures.get(f"{name}_low")}
+        {"attack": name, "brought_back": figures[name], "low_95": figures[f"{name}_low"]}
         | {"high_95": figures.get(f"{name}_high"), "on_the_base": figures[f"base_{name}"]}
         for name in names
     ]

@@ -47,7 +47,11 @@ def chain_rows(ledger: Ledger, *, erasure_id: str, requests: Sequence[str] = ())
 
 def seal(folder: Path, content: Mapping[str, Any], key: Ed25519PrivateKey) -> str:
     """Write ``evidence.json`` and ``evidence.html``; give the SHA-256 of the first."""
-    page = as_page({**content, "limits": list(LIMITS)}).encode()
+    # What the figures do not say stands beside them, before the long lists.
+    first = {
+        name: content[name] for name in ("erasure", "sealed_at", "requests", "metrics", "attacks") if name in content
+    }
+    page = as_page({**first, "limits": list(LIMITS), **content}).encode()
     with writing(folder / PAGE_NAME) as temporary:
         temporary.write_bytes(page)
     sealed = {**content, "limits": list(LIMITS), "page_sha256": hashlib.sha256(page).hexdigest()}
@@ -74,9 +78,10 @@ def as_page(content: Mapping[str, Any]) -> str:
     """The same for people: headings, tables, no script and nothing from elsewhere."""
     parts = [_section(str(name).replace("_", " ").capitalize(), value) for name, value in content.items()]
     style = (
-        "body{font:16px/1.5 Georgia,serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#111}"
+        "body{font:16px/1.5 Georgia,serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#111}"
         "table{border-collapse:collapse;margin:.5rem 0}td,th{border:1px solid #bbb;padding:.2rem .6rem;"
-        "text-align:left;vertical-align:top;font-size:.85rem;overflow-wrap:anywhere}h2{border-bottom:1px solid #bbb}"
+        "text-align:left;vertical-align:top;font-size:.85rem;overflow-wrap:anywhere}th{white-space:nowrap}"
+        "h2{border-bottom:1px solid #bbb}"
     )
     return (
         '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Evidence of an erasure</title>'
@@ -94,13 +99,20 @@ def _section(title: str, value: Any) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        rows = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{_shown(v)}</td></tr>" for k, v in value.items())
+        rows = "".join(f"<tr><th>{_head(k)}</th><td>{_shown(v)}</td></tr>" for k, v in value.items())
         return f"<table>{rows}</table>" if rows else "none"
     if isinstance(value, list | tuple):
         if value and all(isinstance(one, Mapping) for one in value):
             heads = list(value[0])
-            top = "".join(f"<th>{html.escape(str(head))}</th>" for head in heads)
+            top = "".join(f"<th>{_head(head)}</th>" for head in heads)
             body = "".join("<tr>" + "".join(f"<td>{_shown(one.get(h))}</td>" for h in heads) + "</tr>" for one in value)
             return f"<table><tr>{top}</tr>{body}</table>"
         return "<ul>" + "".join(f"<li>{_shown(one)}</li>" for one in value) + "</ul>" if value else "none"
-    return html.escape("" if value is None else str(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    # Four digits to read; the signed file has them all.
+    return html.escape("" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value))
+
+
+def _head(name: object) -> str:
+    return html.escape(str(name).replace("_", " "))
