@@ -38,7 +38,7 @@ _LOOP = {
 
 
 def distill_adapter(folder: Path) -> Iterator[DistillStep]:
-    """Write ``adapter/``, ``curve.parquet`` (losses by step) and ``timesteps.json``; yields each step.
+    """Write ``adapter/``, ``curve.csv`` (losses by step) and ``timesteps.json``; yields each step.
 
     The files are there when the last step has been taken.
 
@@ -92,8 +92,8 @@ def distill_adapter(folder: Path) -> Iterator[DistillStep]:
         "parameters": settings.model_dump(mode="json"),
     }
     save_adapter(folder / "adapter", adapter_tensors(sd.unet, "student"), card)
-    with writing(folder / "curve.parquet") as temporary:
-        pd.DataFrame(curve, columns=[field.name for field in fields(DistillStep)]).to_parquet(temporary, index=False)
+    with writing(folder / "curve.csv") as temporary:
+        pd.DataFrame(curve, columns=[field.name for field in fields(DistillStep)]).to_csv(temporary, index=False)
 
 
 def loop_settings(settings: DistillSettings) -> dict[str, Any]:
