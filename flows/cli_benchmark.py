@@ -111,8 +111,10 @@ def _contest(
     dask: str | None,
     json_file: Path | None,
 ) -> None:
+    from fade.files import read_json, write_json
     from fade.steps.baseline import METHODS as BASELINES
     from flows.contest import SEQUENCE, plan_contest, run_contest
+    from flows.studies import RESULTS
 
     baselines: dict[str, dict[str, Any]] = {}
     for name in [key for key in changes if key.partition(".")[0] in BASELINES]:
@@ -133,6 +135,9 @@ def _contest(
     found = run_contest(name, entries, attacks=attacks, parallel=parallel, dask=dask, sequential=sequential)
     console.print(found.markdown, soft_wrap=True, markup=False)
     console.print(f"Kept: {found.folder}/table.md, rows.parquet, scatter.png" + ", sequence.png" * sequential)
+    if concepts is None and not set(changes) - {"threads"} and not found.failures and not sequential:
+        write_json(RESULTS / "contest.json", {**read_json(found.folder / "summary.json"), "rows": found.rows})
+        console.print(f"Kept: {RESULTS}/contest.json")
     write_figures(json_file, {"rows": found.rows, "failures": found.failures, "folder": str(found.folder)})
     for erasure, reason in found.failures.items():
         console.print(f"[bold red]{erasure}[/bold red]: {reason}", soft_wrap=True)

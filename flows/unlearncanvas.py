@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
@@ -14,6 +15,7 @@ from fade.errors import DataError
 from fade.files import read_json
 from fade.steps.unlearncanvas import begin
 from flows.runners import side_by_side
+from tasks import _runs
 from tasks.trials import TrialError
 
 
@@ -72,7 +74,12 @@ def run_unlearncanvas(
     if not seed_images:
         judging.append("--without-seed-images")
     unlearncanvas.with_options(task_runner=runner)(commands, judging)
-    return read_json(out / "metrics.json")
+    metrics = read_json(out / "metrics.json")
+    rates = {name: metrics[name]["value"] for name in ("ua", "ira", "cra")}
+    bounds = {f"{name}_{end}": metrics[name][end] for name in rates for end in ("low", "high")}
+    others = {name: value for name, value in metrics.items() if name.startswith(("fid_", "kid_", "clip_score_"))}
+    _runs.log_study(f"unlearncanvas-{target}", out, pd.DataFrame([rates | bounds | others]))
+    return metrics
 
 
 @flow(name="unlearncanvas")

@@ -132,7 +132,7 @@ def _log_run(
     _log_docs(client, run_id, folder / "docs")
     if request.imported is None:
         client.log_artifact(run_id, str(folder / "mask" / "mask.json"))
-        _log_curve(client, run_id, pd.read_parquet(folder / "curve.parquet"))
+        _log_curve(client, run_id, pd.read_csv(folder / "curve.csv"))
     _log_splits(run_id, folder, lineage)
     client.set_terminated(run_id, "FINISHED")
     return run_id

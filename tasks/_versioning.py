@@ -78,7 +78,7 @@ STAGES = (
         "distill",
         "fade.steps.distill",
         ("splits", "mask", "{pictures}/pictures", "{base}"),
-        ("adapter", "curve.parquet", "timesteps.json"),
+        ("adapter", "curve.csv", "timesteps.json"),
         (*_BASE, "data_free", "distill"),
     ),
     Stage(
@@ -162,7 +162,8 @@ def write_pipeline(
         chosen = (*chosen[:-1], ATTACK, judging)
     stages = {stage.name: {**stage_definition(stage, folder, places, Path.cwd()), "wdir": up} for stage in chosen}
     with writing(folder / "dvc.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+        plots = [] if foreign else [_training_plot("curve.csv")]
+        temporary.write_text(yaml.safe_dump({"stages": stages, "plots": plots}, sort_keys=False))
     with writing(folder / ".gitignore") as temporary:
         names = [output for stage in chosen for output in stage.outputs]
         temporary.write_text(
@@ -208,7 +209,36 @@ def root_pipeline() -> dict[str, Any]:
         },
     }
     stages |= {f"example-{stage.name}": stage_definition(stage, folder, places, ROOT) for stage in STAGES}
-    return {"stages": stages}
+    return {"stages": stages, "plots": [_training_plot(f"{folder.as_posix()}/curve.csv"), *_kept_plots()]}
+
+
+def _training_plot(curve: str) -> dict[str, Any]:
+    """An erasure's training, for ``dvc plots show``; ``curve`` as seen from the dvc.yaml that holds it."""
+    return {"training": {"x": {curve: "step"}, "y": {curve: ["forget_loss", "retain_loss"]}, "y_label": "loss"}}
+
+
+def _kept_plots() -> list[dict[str, Any]]:
+    """Plots of the benchmarks' kept results, as far as they are kept."""
+    kept = "benchmarks/results"
+    concepts, methods, sequence = (f"{kept}/{name}.json" for name in ("canvas", "contest", "sequence"))
+    plots = {
+        concepts: {
+            "concepts: drift and seconds": {"template": "scatter", "x": {concepts: "seconds"}, "y": {concepts: "drift"}}
+        },
+        methods: {
+            "methods: UA and IRA": {"template": "scatter", "x": {methods: "ira"}, "y": {methods: "ua"}},
+            "methods: UA and CRA": {"template": "scatter", "x": {methods: "cra"}, "y": {methods: "ua"}},
+            "methods: seconds and memory": {
+                "template": "scatter",
+                "x": {methods: "method_seconds"},
+                "y": {methods: "peak_mib"},
+            },
+        },
+        sequence: {
+            "erasures live at once": {"x": {sequence: "erased"}, "y": {sequence: ["ua", "ira", "cra"]}},
+        },
+    }
+    return [{name: plot} for file, named in plots.items() if (ROOT / file).is_file() for name, plot in named.items()]
 
 
 def write_root_pipeline() -> None:

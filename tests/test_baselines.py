@@ -261,9 +261,9 @@ def test_a_finished_baseline_is_not_made_again_and_other_methods_have_other_fold
     trials: Callable[[str], Path],
 ) -> None:
     folder = trials("uce")
-    written = (folder / "curve.parquet").stat().st_mtime_ns
+    written = (folder / "curve.csv").stat().st_mtime_ns
     assert trials("uce") == folder
-    assert (folder / "curve.parquet").stat().st_mtime_ns == written
+    assert (folder / "curve.csv").stat().st_mtime_ns == written
     assert trials("ca") != folder
 
 

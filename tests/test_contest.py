@@ -115,7 +115,7 @@ def test_a_contest_has_a_row_for_each_erasure_and_goes_on_where_it_was(workspace
     assert points["erased"].tolist() == [1, 2]
     # One alone together is that one: its figures are those of its own evaluation.
     assert points["ua"].tolist()[0] == found["rows"][0]["ua"]
-    written = {path: path.stat().st_mtime_ns for path in Path("data/trials").glob("b*/curve.parquet")}
+    written = {path: path.stat().st_mtime_ns for path in Path("data/trials").glob("b*/curve.csv")}
     assert len(written) == 2
     again = CliRunner().invoke(app, [*asked, "--concepts", "cat:horse"])
     assert again.exit_code == 0, again.output

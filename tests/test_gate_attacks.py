@@ -50,7 +50,7 @@ def test_an_attack_that_cannot_be_run_is_refused_before_training(
 
 
 @pytest.mark.services
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_an_erasure_runs_the_attacks_its_gate_asks_for_and_is_judged_by_them(workspace: Path) -> None:
     # No figure of a tiny base says anything: of so few pictures an upper bound is never as low as that.
     changes = {**FEW, "gate.attacks": {"paraphrase": 1.0, "misspelling": 0.0}, "threads": 1}

@@ -82,7 +82,7 @@ def test_a_sweep_has_a_row_for_each_erasure_a_table_and_a_picture(workspace: Pat
     assert (workspace / "data/studies/S.0,1/tradeoff.png").stat().st_size > 10_000
     assert "ua_worst" in (workspace / "data/studies/S.0,1/table.md").read_text()
     # Asked again, every trial is found on disk.
-    written = {path: path.stat().st_mtime_ns for path in Path("data/trials").glob("*/curve.parquet")}
+    written = {path: path.stat().st_mtime_ns for path in Path("data/trials").glob("*/curve.csv")}
     assert len(written) >= 8
     _invoke("sweep", *asked, "--name", "S.0,1", "--json", str(file))
     assert {path: path.stat().st_mtime_ns for path in written} == written

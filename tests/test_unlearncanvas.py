@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from fade.errors import ConfigError, DataError
 from fade.evaluation.classifiers import DOMAINS, classify, from_timm, load_classifiers
 from fade.evaluation.unlearncanvas import (
+    GUIDANCE,
     OBJECTS,
     SEED_IMAGES,
+    STEPS,
     STYLES,
     kind_of_target,
     unlearncanvas_figures,
@@ -40,6 +44,14 @@ def test_the_protocol_is_the_published_one() -> None:
     assert "A Cats image in Van Gogh style." in set(table["prompt"])
     assert "A Sea image in Seed Images style." in set(table["prompt"])
     assert STYLES.index("Seed_Images") == 38
+    assert table.groupby("seed").size().to_dict() == dict.fromkeys((188, 288, 588, 688, 888), 51 * 20)
+    assert table.groupby(["style", "object"]).size().to_dict() == dict.fromkeys(product(STYLES, OBJECTS), 5)
+    for row in table.itertuples():
+        assert row.prompt == f"A {row.object} image in {str(row.style).replace('_', ' ')} style."
+        assert row.file == f"{row.style}_{row.object}_seed{row.seed}.jpg"
+    assert (STEPS, GUIDANCE) == (100, 9.0)
+    asked = {option.name: option.default for option in get_command(app).commands["unlearncanvas"].params}
+    assert (asked["steps"], asked["guidance"], asked["seed_images"]) == (100, 9.0, True)
 
 
 @pytest.fixture
@@ -222,6 +234,7 @@ def test_one_command_runs_it_on_a_checkpoint(workspace: Path, classifiers: Path,
         *("unlearncanvas", "--base", "data/base/canvas", "--target", "Cats", "--classifiers", str(classifiers)),
         *("--styles", ",".join(PART["styles"]), "--objects", ",".join(PART["objects"]), "--steps", "1"),
         *("--real", str(real), "-o", str(tmp_path / "out"), "--json", str(tmp_path / "found.json")),
+        *("--parallel", "2"),
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
@@ -230,3 +243,10 @@ def test_one_command_runs_it_on_a_checkpoint(workspace: Path, classifiers: Path,
     assert found["fid_style_classifier"] > 0
     assert found["real_pictures"] == 10  # Cats left out
     assert "UA" in result.output
+    # Asked again without the quirk: no picture is drawn again, and the photographs' theme is left out.
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/pictures").iterdir()}
+    assert len(drawn) == 20
+    assert CliRunner().invoke(app, [*arguments, "--no-seed-images"]).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in drawn} == drawn
+    without = json.loads((tmp_path / "found.json").read_text())
+    assert (without["seed_images"], without["pictures"], without["ira"]["count"]) == (False, 10, 5)

@@ -91,7 +91,7 @@ def save_baseline(folder: Path, request: Request, method: str, settings: Any) ->
 
 
 def baseline_adapter(folder: Path) -> Iterator[BaselineStep]:
-    """Write ``adapter/`` and ``curve.parquet``; yields each step, and the files are there after the last.
+    """Write ``adapter/`` and ``curve.csv``; yields each step, and the files are there after the last.
 
     Raises:
         ConfigError: the request erases several concepts; or what ``baseline.json`` says is no baseline.
@@ -128,8 +128,8 @@ def baseline_adapter(folder: Path) -> Iterator[BaselineStep]:
         "parameters": asdict(settings),
     }
     save_adapter(folder / "adapter", tensors, card)
-    with writing(folder / "curve.parquet") as temporary:
-        pd.DataFrame(curve).to_parquet(temporary, index=False)
+    with writing(folder / "curve.csv") as temporary:
+        pd.DataFrame(curve).to_csv(temporary, index=False)
 
 
 def material(sd: Base, request: Request, folder: Path) -> Material:
@@ -171,7 +171,7 @@ def run_baseline_trial(
     folder = emptied_if_other(root / baseline_id(request, method, settings), made_by(method))
     save_baseline(folder, request, method, settings)
     timed(folder, "split", folder / "splits", lambda: split(folder), say)
-    timed(folder, "baseline", folder / "curve.parquet", lambda: list(baseline_adapter(folder)), say)
+    timed(folder, "baseline", folder / "curve.csv", lambda: list(baseline_adapter(folder)), say)
     return finish(folder, attacks=attacks, say=say)
 
 

@@ -39,7 +39,7 @@ _LOOP = {
 
 
 def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[DistillStep]:
-    """Write ``adapter/``, ``curve.parquet`` (losses by step) and ``timesteps.json``; yields each step.
+    """Write ``adapter/``, ``curve.csv`` (losses by step) and ``timesteps.json``; yields each step.
 
     The files are there when the last step has been taken. Of several processes, which share each batch, all
     take the same steps and the first one writes.
@@ -98,8 +98,8 @@ def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Dist
         **({"processes": processes.count} if processes.count > 1 else {}),
     }
     save_adapter(folder / "adapter", adapter_tensors(sd.unet, "student"), card)
-    with writing(folder / "curve.parquet") as temporary:
-        pd.DataFrame(curve, columns=[field.name for field in fields(DistillStep)]).to_parquet(temporary, index=False)
+    with writing(folder / "curve.csv") as temporary:
+        pd.DataFrame(curve, columns=[field.name for field in fields(DistillStep)]).to_csv(temporary, index=False)
 
 
 def loop_settings(settings: DistillSettings) -> dict[str, Any]:

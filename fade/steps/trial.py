@@ -67,7 +67,7 @@ def run_trial(
     if not (folder / "saliency.safetensors").is_file():
         _share_saliency(request, folder, root, say)
     timed(folder, "mask", folder / "mask", lambda: mask(folder), say)
-    timed(folder, "distill", folder / "curve.parquet", lambda: _run_through(distill_adapter(folder)), say)
+    timed(folder, "distill", folder / "curve.csv", lambda: _run_through(distill_adapter(folder)), say)
     return finish(folder, attacks=attacks, say=say)
 
 

@@ -7,8 +7,8 @@ The network is fine-tuned so that the concept's prompt gives what the frozen net
 e* is the frozen network, and z_t comes from the network being trained: its own sampling for c, stopped at a random t.
 ``x`` trains the cross-attention, ``u`` everything else (the paper's ESD-x and ESD-u). There is no retain loss, and no
 pictures are used. Biases and norms, which ESD-u also trains, stay here. The paper's fixed point of 1000 steps of one
-picture at learning rate 1e-5 is for Stable Diffusion 1.4; the defaults here were searched on the canvas' base
-(benchmarks/baselines.py).
+picture at learning rate 1e-5 is for Stable Diffusion 1.4; the defaults here are for the canvas' base, by a
+search over ESD-x (docs/comparison.md).
 """
 
 from __future__ import annotations
