@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from dvc.cli import DvcParserError, parse_args
 from kombu import Connection
 from markdown_it import MarkdownIt
@@ -158,6 +159,7 @@ KNOWN: dict[str, Callable[[list[str]], None]] = {
     "cp": _files,
     ".": _files,
     "git": lambda arguments: None if arguments[0] in ("clone", "diff") else pytest.fail(f"git {arguments}"),
+    "pip-audit": _files,
     "pre-commit": lambda arguments: None if arguments == ["install"] else pytest.fail(f"pre-commit {arguments}"),
 }
 
@@ -271,3 +273,14 @@ def test_the_navigation_names_every_page() -> None:
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
     named = set(re.findall(r"([\w/-]+\.md)", (ROOT / "mkdocs.yml").read_text()))
     assert pages == named
+
+
+def test_before_a_commit_what_make_check_runs_is_run() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    entries = {one["entry"].removeprefix(".venv/bin/") for one in hooks}
+    recipe = re.search(r"^check: install\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe is not None
+    asked = {re.sub(r" \.$", "", line.strip()) for line in recipe[1].splitlines()}
+    assert len(asked) == 4
+    assert asked <= entries
+    assert all(one["language"] == "system" and one["types"] == ["python"] for one in hooks)
