@@ -7,19 +7,25 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+import yaml
 from dvc.cli import DvcParserError, parse_args
+from kombu import Connection
 from markdown_it import MarkdownIt
 
 from fade.environment import INFRA_NAMES, variables
 from fade.lineage import ROOT
+from fade.requests.messages import read_message
 from flows.cli import app
+from tests.databases import missing
 
+GROUP: Any = typer.main.get_command(app)
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "infra/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOREIGN = {*INFRA_NAMES, "MLFLOW_TRACKING_URI", "PREFECT_API_DATABASE_CONNECTION_URL"}
@@ -56,7 +62,7 @@ OURS = sorted({_VARIABLE.sub("", line) for line in COMMANDS if _VARIABLE.sub("",
 
 def find(line: str) -> tuple[Any, list[str]]:
     """The command that a line calls, and what it is given."""
-    command, arguments = typer.main.get_command(app), shlex.split(line)[1:]
+    command, arguments = GROUP, shlex.split(line)[1:]
     while hasattr(command, "commands") and arguments:
         name, *arguments = arguments
         assert name in command.commands, f"{line}: there is no command {name}"
@@ -121,6 +127,14 @@ def _files(arguments: list[str]) -> None:
             assert one in MADE or (ROOT / one).exists(), one
 
 
+def _honcho(arguments: list[str]) -> None:
+    """With `run`, another command with the environment of a file."""
+    place = arguments.index("run") if "run" in arguments else len(arguments)
+    _files(arguments[:place])
+    if rest := arguments[place + 1 :]:
+        KNOWN[rest[0]](rest[1:])
+
+
 def _export(arguments: list[str]) -> None:
     for one in arguments:
         _set(one.partition("=")[0])
@@ -139,14 +153,14 @@ KNOWN: dict[str, Callable[[list[str]], None]] = {
     "prefect": _prefect,
     "export": _export,
     "pytest": _files,
-    "honcho": _files,
+    "honcho": _honcho,
     "docker": _files,
     "kubectl": _files,
     "cp": _files,
     ".": _files,
     "git": lambda arguments: None if arguments[0] in ("clone", "diff") else pytest.fail(f"git {arguments}"),
+    "pip-audit": _files,
     "pre-commit": lambda arguments: None if arguments == ["install"] else pytest.fail(f"pre-commit {arguments}"),
-    "cd": lambda _: None,
 }
 
 
@@ -182,14 +196,34 @@ def test_every_fade_command_that_is_documented_is_run_by_a_test() -> None:
     """Through the command line: in a list or call of a test, or by ``fade up``, which a test runs."""
     texts = [path.read_text() for path in sorted((ROOT / "tests").rglob("*.py")) if path != Path(__file__)]
     text = "\n".join([*texts, (ROOT / "flows/up.py").read_text()])
-    missing = set()
+    called = re.findall(r'(?:\(|\[|folder, |cli", )\s*"([a-z-]+)"(?:,\s*"([a-z-]+)")?', text)
+    known = {first for first, _ in called} | {f"{first} {second}" for first, second in called}
+    given = set()
     for line in OURS:
         words = shlex.split(line)[1:]
-        path = words[: len(words) - len(find(line)[1])]
-        called = r"(?:\(|\[|folder, |flows\.cli\", )\s*" + r",\s*".join(f'"{word}"' for word in path)
-        if not re.search(called, text):
-            missing.add(" ".join(path))
-    assert not missing
+        given.add(" ".join(words[: len(words) - len(find(line)[1])]))
+    assert not given - known
+
+
+def test_the_programs_on_the_pages_run() -> None:
+    """The one that there is sends a request to RabbitMQ: here to a queue of its own."""
+    found = [one.content for page in PAGES for one in MarkdownIt().parse(page.read_text()) if one.info == "python"]
+    (program,) = found
+    name = f"fade.test.{uuid.uuid4().hex}"
+    assert '"fade.requests"' in program
+    sent: dict[str, Any] = {}
+    try:
+        exec(program.replace('"fade.requests"', f'"{name}"'), sent)
+    except OSError:
+        missing("RabbitMQ")
+    with Connection(re.search(r"amqp://[^\"]+", program)[0]) as connection:  # type: ignore[index]
+        queue = connection.SimpleQueue(name)
+        letter = queue.get(timeout=20)
+        letter.ack()
+        queue.close()
+        connection.default_channel.queue_delete(name)
+        connection.default_channel.exchange_delete(name)
+    assert str(read_message(letter.body).id) == sent["message"]["id"]
 
 
 def test_commands_that_a_sentence_names_are_there_with_their_options() -> None:
@@ -239,3 +273,14 @@ def test_the_navigation_names_every_page() -> None:
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
     named = set(re.findall(r"([\w/-]+\.md)", (ROOT / "mkdocs.yml").read_text()))
     assert pages == named
+
+
+def test_before_a_commit_what_make_check_runs_is_run() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    entries = {one["entry"].removeprefix(".venv/bin/") for one in hooks}
+    recipe = re.search(r"^check: install\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe is not None
+    asked = {re.sub(r" \.$", "", line.strip()) for line in recipe[1].splitlines()}
+    assert len(asked) == 4
+    assert asked <= entries
+    assert all(one["language"] == "system" and one["types"] == ["python"] for one in hooks)

@@ -36,15 +36,20 @@ def main() -> None:
     path = given.project / ".fade" / "native.env"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            for name, value in variables(given, databases).items():
-                stream.write(f"{name}={shlex.quote(value)}\n")
+        private(path, "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables(given, databases).items()))
         # MLflow reads the address of its users' database from a file alone.
         auth = "[mlflow]\ndefault_permission = NO_PERMISSIONS\n"
         auth += f"database_uri = {address(given.postgresql, 'psycopg', databases['mlflow'])}\n"
         auth += "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-        (path.parent / "mlflow-auth.ini").write_text(auth)
+        private(path.parent / "mlflow-auth.ini", auth)
     print(f"honcho --env {path} --procfile infra/native/Procfile start")
+
+
+def private(path: Path, text: str) -> None:
+    """Write a file that its owner alone may read: addresses may hold passwords."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(text)
 
 
 def address(server: str, driver: str, database: str) -> str:
