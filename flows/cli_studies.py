@@ -14,7 +14,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from fade.errors import ConfigError
-from flows.console import JsonOption, SetOption, console, guarded, pair, setting, write_figures
+from flows.console import DaskOption, JsonOption, SetOption, console, guarded, pair, setting, write_figures
 
 if TYPE_CHECKING:
     from flows.studies import Study
@@ -24,10 +24,6 @@ AttackOption = Annotated[
     bool, typer.Option("--attack/--no-attack", help="Also measure how easily inversion brings each concept back.")
 ]
 ParallelOption = Annotated[int, typer.Option(min=1, help="Erasures side by side, each with its own threads.")]
-DaskOption = Annotated[
-    str | None,
-    typer.Option(metavar="ADDRESS", help="Run on a Dask cluster's workers instead, e.g. tcp://127.0.0.1:8786."),
-]
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """How fast requests come in, what the drain adds to each, and how long `fade status` takes with very many.
 
-    python benchmarks/requests.py --json benchmarks/results/requests.json
+    python benchmarks/intake.py --json benchmarks/results/requests.json
 
 On SQLite and on the PostgreSQL of FADE_TEST_POSTGRESQL, each in a database of its own that is removed. Every
 figure is wall time and, beside it, this process' processor time: on a busy machine the two differ, and with
