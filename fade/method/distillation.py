@@ -254,7 +254,8 @@ def distill(
             left = held_out.left(unet, processes)
             if left <= stop_at:
                 course.cool_down(step)
-        yield DistillStep(step, *losses.tolist(), float(norm), left)
+        forget_loss, retain_loss = losses.tolist()
+        yield DistillStep(step, forget_loss, retain_loss, float(norm), left)
 
 
 def _losses(unet: Any, drawn: _Batch, part: slice, precision: str) -> tuple[Tensor, Tensor]:
