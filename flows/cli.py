@@ -12,7 +12,16 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows import cli_benchmark, cli_data, cli_operations, cli_release, cli_requests, cli_studies, cli_train
+from flows import (
+    cli_benchmark,
+    cli_data,
+    cli_operations,
+    cli_queue,
+    cli_release,
+    cli_requests,
+    cli_studies,
+    cli_train,
+)
 from flows.cli_release import named
 from flows.console import JsonOption, SetOption, console, guarded, pair, setting, write_figures
 
@@ -34,6 +43,7 @@ app.add_typer(cli_release.app)
 app.add_typer(cli_studies.app)
 app.add_typer(cli_benchmark.app)
 app.add_typer(cli_requests.app)
+app.add_typer(cli_queue.app)
 app.add_typer(cli_data.app)
 app.add_typer(cli_train.app)
 app.add_typer(cli_operations.app)

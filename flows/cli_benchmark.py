@@ -11,16 +11,22 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows.console import JsonOption, SetOption, console, guarded, listed, setting, show_training, write_figures
+from flows.console import (
+    DaskOption,
+    JsonOption,
+    SetOption,
+    console,
+    guarded,
+    listed,
+    setting,
+    show_training,
+    write_figures,
+)
 
 if TYPE_CHECKING:
     from flows.studies import Study
 
 app = typer.Typer()
-DaskOption = Annotated[
-    str | None,
-    typer.Option(metavar="ADDRESS", help="Run on a Dask cluster's workers instead, e.g. tcp://127.0.0.1:8786."),
-]
 AttackOption = Annotated[
     bool, typer.Option("--attack/--no-attack", help="Also measure how easily inversion brings each concept back.")
 ]

@@ -14,8 +14,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from fade.errors import ConfigError
-from flows.cli_benchmark import AttackOption, DaskOption, ParallelOption, end_study
-from flows.console import JsonOption, SetOption, console, guarded, listed, pair, setting, write_figures
+from flows.cli_benchmark import AttackOption, ParallelOption, end_study
+from flows.console import DaskOption, JsonOption, SetOption, console, guarded, listed, pair, setting, write_figures
 
 if TYPE_CHECKING:
     from flows.studies import Study

@@ -27,6 +27,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, e.g. mask.granularity=weight."),
 ]
+DaskOption = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Run on a Dask cluster's workers instead, e.g. tcp://127.0.0.1:8786."),
+]
 
 
 def guarded(command: Callable[..., Result]) -> Callable[..., Result]:

@@ -255,5 +255,8 @@ def step_of(folder: Path) -> str:
     """The step an erasure is at: the first that DVC has not recorded."""
     if not (folder / "dvc.lock").is_file():
         return STEPS[0]
-    done = read_yaml(folder / "dvc.lock").get("stages", {})
+    try:
+        done = read_yaml(folder / "dvc.lock").get("stages") or {}
+    except ConfigError:
+        return STEPS[0]  # DVC is just writing it, or was killed as it did: a record that is mended by who goes on
     return next((name for name in STEPS if name not in done), "register")

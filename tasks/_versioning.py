@@ -35,6 +35,8 @@ from fade.steps.request import BASE, CATALOG, JUDGES
 logging.getLogger("dvc").setLevel(logging.WARNING)
 logging.getLogger("dvc_data").setLevel(logging.ERROR)  # it warns of each output that a stage has yet to make
 logger = logging.getLogger(__name__)
+BEFORE = "dvc.lock.before"
+"""What ``dvc.lock`` was, while a step is recorded; still there later, the record was cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,7 @@ def _kept_plots() -> list[dict[str, Any]]:
     """Plots of the benchmarks' kept results, as far as they are kept."""
     kept = "benchmarks/results"
     concepts, methods, sequence = (f"{kept}/{name}.json" for name in ("canvas", "contest", "sequence"))
-    plots = {
+    plots: dict[str, dict[str, Any]] = {
         concepts: {
             "concepts: drift and seconds": {"template": "scatter", "x": {concepts: "seconds"}, "y": {concepts: "drift"}}
         },
@@ -297,9 +299,10 @@ def _mend_list_of_locks(repo: Any) -> None:
 
 def is_current(folder: Path, stage: str) -> bool:
     """Whether a stage's recorded hashes still match its code, parameters, inputs and outputs."""
-    if not (folder / "dvc.lock").is_file():
-        return False
     with _repo() as repo:
+        _mend_record(folder)
+        if not (folder / "dvc.lock").is_file():
+            return False
         try:
             return not repo.status(targets=[f"{folder.as_posix()}/dvc.yaml:{stage}"])
         except DvcException as error:
@@ -313,10 +316,32 @@ def record(folder: Path, stage: str) -> None:
         LineageError: an output is missing, or DVC refuses.
     """
     with _repo() as repo:
+        _mend_record(folder)
+        lock, before = folder / "dvc.lock", folder / BEFORE
+        with writing(before) as temporary:
+            temporary.write_bytes(lock.read_bytes() if lock.is_file() else b"")
         try:
             repo.commit(f"{folder.as_posix()}/dvc.yaml:{stage}", force=True)
         except DvcException as error:
             raise LineageError(f"DVC did not record {stage} of {folder}: {error}") from error
+        before.unlink()
+
+
+def _mend_record(folder: Path) -> None:
+    """Put ``dvc.lock`` back as it was before a record that was cut off; the step is then done again.
+
+    DVC writes the file in place: killed meanwhile, it leaves it empty, or ended anywhere. Call it while the
+    repository is held, so that nobody is just writing.
+    """
+    lock, before = folder / "dvc.lock", folder / BEFORE
+    if not before.is_file():
+        return
+    logger.warning("the last record of %s was cut off; its step is done again", folder)
+    if before.stat().st_size:
+        before.replace(lock)
+    else:
+        lock.unlink(missing_ok=True)
+        before.unlink()
 
 
 def lock_record(folder: Path) -> dict[str, str]:

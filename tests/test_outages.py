@@ -13,8 +13,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from dvc.fs import LocalFileSystem
 from dvc.repo import Repo
 from dvc.rwlock import RWLockFileCorruptedError, _edit_rwlock
@@ -101,3 +103,45 @@ def test_a_full_disk_keeps_messages_in_the_queue_and_the_chain_whole(tmp_path: P
         assert take_in(ledger, source, limit=1000, seconds=0).new == 295
         assert {record.id for record in ledger.find()} == {one["id"] for one in asked}
         ledger.verify()
+
+
+def test_a_record_that_was_cut_off_is_as_if_it_had_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Repo.init(".", no_scm=True).close()
+    folder = Path("erasure")
+    folder.mkdir()
+    stages = {}
+    for name in drained.STEPS[:2]:
+        (folder / name).write_text(name)
+        stages[name] = {"cmd": "true", "wdir": "..", "outs": [f"erasure/{name}"]}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    first, second = stages
+
+    def killed(content: str) -> None:
+        """As DVC leaves its file when a kill comes while it writes it."""
+
+        def commit(*_: Any, **__: Any) -> None:
+            (folder / "dvc.lock").write_text(content)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Repo, "commit", commit)
+            with pytest.raises(KeyboardInterrupt):
+                _versioning.record(folder, second if (folder / "dvc.lock").is_file() else first)
+
+    killed("")
+    assert drained.step_of(folder) == first
+    assert not _versioning.is_current(folder, first)
+    _versioning.record(folder, first)
+    whole = (folder / "dvc.lock").read_text()
+    assert drained.step_of(folder) == second
+    for content in ("", whole[: len(whole) // 2], "schema: '2.0'\nstages:\n"):
+        killed(content)
+        assert (folder / "dvc.lock").read_text() != whole
+        assert drained.step_of(folder) in drained.STEPS
+        assert _versioning.is_current(folder, first)
+        assert not _versioning.is_current(folder, second)
+        assert (folder / "dvc.lock").read_text() == whole
+    _versioning.record(folder, second)
+    assert _versioning.is_current(folder, second)
+    assert sorted(path.name for path in folder.glob("dvc.*")) == ["dvc.lock", "dvc.yaml"]

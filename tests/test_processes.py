@@ -28,8 +28,8 @@ from fade.steps.saliency import saliency
 from fade.steps.split import split
 from tests.test_fast_step import _everywhere, _run
 
-TOLERANCE = 1e-3
-"""Of the norm of the whole change: what another order of adding up float32 gradients may come to over the steps."""
+RTOL = 2**-10
+"""Of each number of the adapter, which is stored as float16: its last bit."""
 
 
 def test_shares_are_all_rows_once_and_nearly_even() -> None:
@@ -75,13 +75,11 @@ def test_more_processes_than_rows_are_refused(sd: StableDiffusion) -> None:
 
 @pytest.mark.services
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "changes",
-    [{"distill.pool": None}, {"distill.pool": 8, "distill.stop_at": 0.5, "distill.micro_batch": 3}],
-    ids=["fresh", "pool"],
-)
+@pytest.mark.parametrize("changes", [{}, {"distill.pool": 8, "distill.stop_at": 0.5}], ids=["fresh", "pool"])
 def test_two_processes_make_the_adapter_of_one(workspace: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    settings = load_settings(Path("params.yaml"), changes={"threads": 1, "distill.steps": 8, **changes})
+    # One process goes over the halves of a batch one after the other, two side by side: the same sums, to the last bit.
+    halves = {"distill.batch": 4, "distill.micro_batch": 4}
+    settings = load_settings(Path("params.yaml"), changes={"threads": 1, "distill.steps": 8, **halves, **changes})
     one, two = tmp_path / "one", tmp_path / "two"
     save_request(prepare_request("astronaut", "cameraman", settings=settings), one)
     for step in (split, saliency, mask):
@@ -97,10 +95,9 @@ def test_two_processes_make_the_adapter_of_one(workspace: Path, tmp_path: Path, 
     assert "processes" not in read_json(one / "adapter/card.json")
     made = [load_file(folder / "adapter" / WEIGHTS_NAME) for folder in (one, two)]
     assert list(made[0]) == list(made[1])
-    apart = torch.stack([(made[0][name] - made[1][name]).norm() for name in made[0]]).norm()
-    size = torch.stack([tensor.norm() for name, tensor in made[0].items() if "lora_B" in name or "up" in name]).norm()
-    assert size > 0
-    print(f"apart {float(apart / size):.2e} of the change")  # noqa: T201
-    assert apart <= TOLERANCE * size
+    assert sum(float(tensor.abs().sum()) for name, tensor in made[0].items() if "lora_B" in name) > 0
+    for name, tensor in made[0].items():
+        torch.testing.assert_close(made[1][name], tensor, rtol=RTOL, atol=0.0)
     curves = [pd.read_csv(folder / "curve.csv") for folder in (one, two)]
-    pd.testing.assert_frame_equal(*curves, rtol=1e-3)
+    assert len(curves[0]) > 1
+    pd.testing.assert_frame_equal(*curves, rtol=1e-6)

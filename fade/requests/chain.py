@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,6 +36,9 @@ class Event:
     before: str | None = None
     after: str | None = None
     details: str = "{}"
+
+
+_COLUMNS = [field.name for field in fields(Event)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def append(connection: Connection, events: Iterable[Event]) -> list[int]:
     rows = []
     for event in events:
         seq += 1
-        row = {"seq": seq, **asdict(event), "previous": previous}
+        row = {"seq": seq, **{name: getattr(event, name) for name in _COLUMNS}, "previous": previous}
         previous = row["hash"] = row_hash(row)
         rows.append(row)
     if rows:

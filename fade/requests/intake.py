@@ -7,7 +7,9 @@ A consumer that dies before it acknowledges gets the message again, and the ledg
 
 from __future__ import annotations
 
+import heapq
 import json
+import os
 import queue
 import time
 import uuid
@@ -148,7 +150,9 @@ class Folder:
             temporary.write_bytes(body)
 
     def _names(self, limit: int) -> list[Path]:
-        return sorted(path for path in self.folder.glob("*.json") if not path.name.startswith("."))[:limit]
+        with os.scandir(self.folder) as entries:  # a queue may be long: the oldest names alone are sorted
+            names = (one.name for one in entries if one.name.endswith(".json") and not one.name.startswith("."))
+            return [self.folder / name for name in heapq.nsmallest(limit, names)]
 
     def _letter(self, path: Path, body: bytes) -> Letter:
         def dead(reason: str) -> None:

@@ -22,6 +22,7 @@ from fade.environment import environment
 from fade.errors import ConfigError, ConflictError, RegistryError, TransitionError
 from fade.requests import chain, tables
 from fade.requests.chain import ChainReport, Event
+from fade.requests.entering import conflict, enter, in_force, known_bodies
 from fade.requests.messages import Message
 from fade.requests.records import (
     Entry,
@@ -35,7 +36,7 @@ from fade.requests.records import (
     update,
     utc_now,
 )
-from fade.requests.states import IN_FORCE, OPEN, State, check_transition
+from fade.requests.states import OPEN, State, check_transition
 from fade.requests.tables import requests
 
 logger = logging.getLogger(__name__)
@@ -110,16 +111,16 @@ class Ledger:
         """Take many requests in by one transaction; a result for each, in order."""
         now = now or utc_now()
         with self.writing() as connection:
-            known = _known(connection, [str(message.id) for message in messages])
-            in_force = _in_force(connection, [message.key for message in messages if message.key])
+            known = known_bodies(connection, [str(message.id) for message in messages])
+            same = in_force(connection, [message.key for message in messages if message.key])
             results: list[tuple[str, bool] | ConflictError] = []
             rows, events = [], []
             for message in messages:
                 name, body = str(message.id), message.sha256
                 if (before := known.get(name)) is not None:
-                    results.append((name, False) if before == body else _conflict(name))
+                    results.append((name, False) if before == body else conflict(name))
                     continue
-                row, happened = _enter(message, in_force.get(message.key or ""), actor=actor, now=now)
+                row, happened = enter(message, same.get(message.key or ""), actor=actor, now=now)
                 known[name] = body
                 rows.append(row)
                 events += happened
@@ -347,56 +348,3 @@ def _reached() -> Iterator[None]:
             f"The ledger's database refused or cannot be reached: {str(error.orig).splitlines()[0]}. "
             "Nothing of this transaction was kept; try again when it runs."
         ) from error
-
-
-def _known(connection: Connection, names: Sequence[str]) -> dict[str, str]:
-    asked = sa.select(requests.c.id, requests.c.body_sha256).where(requests.c.id.in_(names))
-    return {row.id: row.body_sha256 for row in connection.execute(asked)}
-
-
-def _in_force(connection: Connection, keys: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-    """By concept and base, the request whose erasure is in force."""
-    asked = sa.select(requests.c.concept_key, requests.c.id, requests.c.erasure_id).where(
-        requests.c.concept_key.in_(keys), requests.c.state.in_(IN_FORCE)
-    )
-    return {row.concept_key: (row.id, row.erasure_id) for row in connection.execute(asked)}
-
-
-def _conflict(name: str) -> ConflictError:
-    return ConflictError(
-        f"Request {name} is in the ledger already, with other content. "
-        "The id is the idempotency key: send what was sent before, or a new id."
-    )
-
-
-def _enter(
-    message: Message, same: tuple[str, str | None] | None, *, actor: str, now: datetime
-) -> tuple[dict[str, Any], list[Event]]:
-    """A new request's row and its first events: received, and what follows from that at once."""
-    received = min(message.received_at or now, now)  # a sender's clock that is ahead must not move the deadline
-    if message.concept is None:
-        after, reason = State.NEEDS_INPUT, "It names pictures and no concept: which concept do they show?"
-    elif same is not None:
-        after, reason = State.DUPLICATE, f"The same concept is erased on this base already, by request {same[0]}."
-    else:
-        after, reason = State.SCHEDULED, "complete"
-    name = str(message.id)
-    row = {
-        **message.model_dump(mode="json", exclude={"version", "received_at"}),
-        "id": name,
-        "body_sha256": message.sha256,
-        "concept_key": message.key,
-        "received_at": received,
-        "due_at": deadline(received),
-        "extended": False,
-        "state": after,
-        "state_at": now,
-        "reason": reason,
-        "erasure_id": same[1] if same else None,
-        "duplicate_of": same[0] if same else None,
-        "attempts": 0,
-        "fence": 0,
-    }
-    first = Event("state", actor, now, reason="received", request_id=name, after=State.RECEIVED)
-    then = Event("state", actor, now, reason=reason, request_id=name, before=State.RECEIVED, after=after)
-    return row, [first, then]

@@ -1,6 +1,6 @@
 """How fast requests come in, what the drain adds to each, and how long `fade status` takes with very many.
 
-    python benchmarks/requests.py --json benchmarks/results/requests.json
+    python benchmarks/intake.py --json benchmarks/results/requests.json
 
 On SQLite and on the PostgreSQL of FADE_TEST_POSTGRESQL, each in a database of its own that is removed. Every
 figure is wall time and, beside it, this process' processor time: on a busy machine the two differ, and with
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -120,12 +121,16 @@ def status(ledger: Ledger, url: str, count: int) -> dict[str, Any]:
     looks = [timed(lambda: overview(ledger, limit=20)) for _ in range(5)]
     command = [sys.executable, "-m", "flows.cli", "status"]
     environment = {**os.environ, "FADE_LEDGER_URL": url, "FADE_ROOT": str(ROOT), "PYTHONPATH": str(ROOT)}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     whole = timed(lambda: subprocess.run(command, env=environment, check=True, capture_output=True))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "requests": count,
         "query_seconds": {name: round(call(one["seconds"] for one in looks), 4) for name, call in _ENDS.items()},
         "query_processor_seconds": round(min(one["processor_seconds"] for one in looks), 4),
         "command_seconds": round(whole["seconds"], 2),
+        "command_processor_seconds": round(spent, 2),
     }
 
 
@@ -151,6 +156,12 @@ def main() -> None:
                 "load_average": [round(load, 1), round(os.getloadavg()[0], 1)],
             }
         print(kind, json.dumps(found[kind], indent=2))
+    busiest = max(load for one in found.values() for load in one["load_average"])
+    found["remark"] = (
+        f"Load average up to {busiest} on {os.cpu_count()} cores: "
+        + ("other programs took most of the processor, so wall times say little of the program itself."
+           if busiest > 2 * (os.cpu_count() or 1) else "the machine was at this program's service.")
+    )  # fmt: skip
     if arguments.json:
         made_on = {"git": git_state(), "libraries": library_versions(), "cores": os.cpu_count()}
         write_json(arguments.json, {**found, "batch": BATCH, "made_on": made_on})

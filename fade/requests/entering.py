@@ -1,0 +1,72 @@
+"""How a message becomes a request: what the ledger has of it already, its row, its deadline, its first events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from fade.errors import ConflictError
+from fade.requests.chain import Event
+from fade.requests.messages import Message
+from fade.requests.records import deadline
+from fade.requests.states import IN_FORCE, State
+from fade.requests.tables import requests
+
+
+def known_bodies(connection: Connection, names: Sequence[str]) -> dict[str, str]:
+    """By id, the hash of what was sent, of those that are in the ledger."""
+    asked = sa.select(requests.c.id, requests.c.body_sha256).where(requests.c.id.in_(names))
+    return {row.id: row.body_sha256 for row in connection.execute(asked)}
+
+
+def in_force(connection: Connection, keys: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+    """By concept and base, the request whose erasure is in force."""
+    asked = sa.select(requests.c.concept_key, requests.c.id, requests.c.erasure_id).where(
+        requests.c.concept_key.in_(keys), requests.c.state.in_(IN_FORCE)
+    )
+    return {row.concept_key: (row.id, row.erasure_id) for row in connection.execute(asked)}
+
+
+def conflict(name: str) -> ConflictError:
+    """What is said to a sender whose id stands for another request."""
+    return ConflictError(
+        f"Request {name} is in the ledger already, with other content. "
+        "The id is the idempotency key: send what was sent before, or a new id."
+    )
+
+
+def enter(
+    message: Message, same: tuple[str, str | None] | None, *, actor: str, now: datetime
+) -> tuple[dict[str, Any], list[Event]]:
+    """A new request's row and its first events: received, and what follows from that at once."""
+    received = min(message.received_at or now, now)  # a sender's clock that is ahead must not move the deadline
+    if message.concept is None:
+        after, reason = State.NEEDS_INPUT, "It names pictures and no concept: which concept do they show?"
+    elif same is not None:
+        after, reason = State.DUPLICATE, f"The same concept is erased on this base already, by request {same[0]}."
+    else:
+        after, reason = State.SCHEDULED, "complete"
+    name = str(message.id)
+    row = {
+        **message.model_dump(mode="json", exclude={"version", "received_at"}),
+        "id": name,
+        "body_sha256": message.sha256,
+        "concept_key": message.key,
+        "received_at": received,
+        "due_at": deadline(received),
+        "extended": False,
+        "state": after,
+        "state_at": now,
+        "reason": reason,
+        "erasure_id": same[1] if same else None,
+        "duplicate_of": same[0] if same else None,
+        "attempts": 0,
+        "fence": 0,
+    }
+    first = Event("state", actor, now, reason="received", request_id=name, after=State.RECEIVED)
+    then = Event("state", actor, now, reason=reason, request_id=name, before=State.RECEIVED, after=after)
+    return row, [first, then]
