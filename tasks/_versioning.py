@@ -221,7 +221,7 @@ def _kept_plots() -> list[dict[str, Any]]:
     """Plots of the benchmarks' kept results, as far as they are kept."""
     kept = "benchmarks/results"
     concepts, methods, sequence = (f"{kept}/{name}.json" for name in ("canvas", "contest", "sequence"))
-    plots = {
+    plots: dict[str, dict[str, Any]] = {
         concepts: {
             "concepts: drift and seconds": {"template": "scatter", "x": {concepts: "seconds"}, "y": {concepts: "drift"}}
         },

@@ -267,12 +267,12 @@ def by_given_models(
     names_none = np.asarray(samples.index.isin(naming_none(samples, erased).index))
     if request.evaluate.features is not None:
         extractor = load_extractor(Path(request.evaluate.features))
-        real, drawn = (extractor.features(pictures[names_none]) for pictures in (before, after))
+        real, drawn = (extractor.features(list(pictures[names_none])) for pictures in (before, after))
         found |= {f"fid_{extractor.name}": fid(real, drawn), f"kid_{extractor.name}": kid(real, drawn, paired=True)}
     if request.evaluate.clip is not None:
         clip, prompts = load_clip(Path(request.evaluate.clip)), samples["prompt"].tolist()
         for ending, pictures in (("", after), ("_base", before)):
-            scores = score_figures(clip, pictures, prompts, ~names_none)
+            scores = score_figures(clip, list(pictures), prompts, ~names_none)
             found |= {f"{name}{ending}": value for name, value in scores.items()}
     return found
 
