@@ -51,6 +51,8 @@ GRID: dict[str, list[dict[str, Any]]] = {
     ],
     "esd-u": [
         {"batch": 4, "learning_rate": 5e-5},
+        {"batch": 4, "learning_rate": 2e-5},
+        {"batch": 4, "learning_rate": 2e-5, "steps": 300},
     ],
     "uce": [{}],
     "ca": [

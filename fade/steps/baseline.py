@@ -25,7 +25,7 @@ from fade.config import Request, load_request, save_request
 from fade.errors import AdapterFormatError, ConfigError, FadeError, nearest
 from fade.evaluation.baselines.common import BaselineStep, Material, difference_tensors
 from fade.evaluation.baselines.concept_ablation import ConceptAblationSettings, concept_ablation
-from fade.evaluation.baselines.esd import EsdSettings, esd
+from fade.evaluation.baselines.esd import EsdSettings, EsdUSettings, esd
 from fade.evaluation.baselines.salun import SalunSettings, salun
 from fade.evaluation.baselines.uce import UceSettings, uce
 from fade.files import read_json, sha256_file, write_json, writing
@@ -51,7 +51,7 @@ class Method:
 
 METHODS = {
     "esd-x": Method(partial(esd, part="x"), EsdSettings, "esd", "arXiv:2303.07345"),
-    "esd-u": Method(partial(esd, part="u"), EsdSettings, "esd", "arXiv:2303.07345"),
+    "esd-u": Method(partial(esd, part="u"), EsdUSettings, "esd", "arXiv:2303.07345"),
     "uce": Method(uce, UceSettings, "uce", "arXiv:2308.14761"),
     "ca": Method(concept_ablation, ConceptAblationSettings, "concept_ablation", "arXiv:2303.13516"),
     "salun": Method(salun, SalunSettings, "salun", "arXiv:2310.12508"),

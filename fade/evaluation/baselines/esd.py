@@ -8,7 +8,7 @@ e* is the frozen network, and z_t comes from the network being trained: its own 
 ``x`` trains the cross-attention, ``u`` everything else (the paper's ESD-x and ESD-u). There is no retain loss, and no
 pictures are used. Biases and norms, which ESD-u also trains, stay here. The paper's fixed point of 1000 steps of one
 picture at learning rate 1e-5 is for Stable Diffusion 1.4; the defaults here are for the canvas' base, by a
-search over ESD-x (docs/comparison.md).
+small search (docs/comparison.md).
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ class EsdSettings:
     eta: float = 1.0
     start_guidance: float = 3.0
     sampling_steps: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class EsdUSettings(EsdSettings):
+    """Every other weight moves the network further than the cross-attention's at one learning rate."""
+
+    learning_rate: float = 5e-5
 
 
 def esd(
