@@ -17,8 +17,8 @@ from fade.models.family import load_base
 
 def main(base: str, release: str, public_key: str, prompt: str) -> None:
     """Draw one picture with what is live now; adapters that come and go later are followed by the same object."""
-    runtime = Runtime(load_base(base), Path(release), public_key=Path(public_key))
     try:
+        runtime = Runtime(load_base(base), Path(release), public_key=Path(public_key))
         pictures, manifest = runtime.generate([prompt], [188], steps=25, guidance=4.0)
     except RefusedError as refused:
         sys.exit(f"Nothing is drawn: {refused}")

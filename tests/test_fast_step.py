@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fade.config import load_settings
 from fade.errors import ConfigError
+from fade.lineage import ROOT
 from fade.method import distillation, sparse_lora
 from fade.method.distillation import DistillStep, Sets, distill
 from fade.method.masks import Mask
@@ -145,7 +146,5 @@ def test_equal_seeds_give_equal_bits_with_every_speed_up_on(tiny_base: Any) -> N
 
 
 def test_a_pool_smaller_than_a_batch_is_refused() -> None:
-    from pathlib import Path
-
     with pytest.raises(ConfigError, match=r"distill.pool is 8: expected at least distill.batch, which is 16"):
-        load_settings(Path("params.yaml"), changes={"distill.pool": 8})
+        load_settings(ROOT / "params.yaml", changes={"distill.pool": 8})

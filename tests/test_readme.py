@@ -120,6 +120,20 @@ def _prefect(arguments: list[str]) -> None:
     _files(arguments)
 
 
+def _accelerate(arguments: list[str]) -> None:
+    """A program of the project in several processes."""
+    assert arguments[0] == "launch"
+    _python(arguments[arguments.index("-m") :])
+
+
+def _dask(arguments: list[str]) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "dask", arguments[0], "--help"], capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    assert {one for one in arguments if one.startswith("--")} <= set(re.findall(r"--[\w-]+", told.stdout)), told.stdout
+
+
 def _files(arguments: list[str]) -> None:
     """Another's program: what it is given of ours is there. What it does with it, tests/test_infra.py looks at."""
     for one in arguments:
@@ -151,6 +165,8 @@ KNOWN: dict[str, Callable[[list[str]], None]] = {
     "pip": _pip,
     "dvc": _dvc,
     "prefect": _prefect,
+    "accelerate": _accelerate,
+    "dask": _dask,
     "export": _export,
     "pytest": _files,
     "honcho": _honcho,

@@ -26,7 +26,7 @@ from tests.databases import database
 from tests.test_cli import run
 from tests.test_services import _free_port as free_port
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(700)]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def up(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
-            process.wait(timeout=90)
+            process.wait(timeout=240)
 
 
 def wait_until(what: Callable[[], Any], seconds: float = 90.0) -> Any:
@@ -167,6 +167,6 @@ def test_a_program_that_dies_is_started_again_and_ctrl_c_ends_all(up: Up) -> Non
     assert wait_until(again, 30)
     children += again()
     up.process.send_signal(signal.SIGINT)
-    assert up.process.wait(timeout=90) == 0
+    assert up.process.wait(timeout=240) == 0
     assert "Stopped." in up.process.stdout.read()
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from fade.concepts import Concept, caption, slug
-from fade.config import GENERATED, Request, load_request
+from fade.config import DRAWN_BY, GENERATED, Request, load_request
 from fade.data.catalog import load_concepts, load_templates, read_concepts_file
 from fade.data.intake import build
 from fade.data.sets import PHOTO_TEMPLATES, STYLE_TEMPLATES, Item, PictureSet, generated_by
@@ -81,7 +81,7 @@ def _items(
     template: str,
     concepts: dict[str, Concept],
 ) -> Iterator[Item]:
-    drawn: dict[str, Any] = request.evaluate.model_dump(exclude={"seeds"})
+    drawn: dict[str, Any] = request.evaluate.model_dump(include=set(DRAWN_BY))
     prompts = [caption(one, style, template) for one, style, _, _ in wanted]
     seeds = [derive_seed(request.split.seed, "data-free", *which) for which in wanted]
     start = 0
