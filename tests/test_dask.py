@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client
+from distributed import Client, get_task_stream
 from typer.testing import CliRunner
 
 from fade.errors import ConfigError, ResourceError
@@ -68,7 +68,7 @@ def sweep(file: Path, *options: str) -> list[dict[str, Any]]:
 def test_a_sweep_on_two_nodes_has_the_rows_of_one_in_threads(workspace: Path, two_nodes: str, tmp_path: Path) -> None:
     here = sweep(tmp_path / "here.json")
     assert len({row["adapter_sha256"] for row in here}) == 4
-    with Client(two_nodes, set_as_default=False) as client, client.get_task_stream() as ran:
+    with Client(two_nodes, set_as_default=False) as client, get_task_stream(client=client) as ran:
         there = sweep(tmp_path / "there.json", "--dask", two_nodes)
     assert len({task["worker"] for task in ran.data}) == 2
     assert there == here
