@@ -390,8 +390,8 @@ def make_request(**fields: Any) -> Request:
 def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Settings:
     """The section ``erasure`` of params.yaml.
 
-    A precision that is left out or ``auto`` becomes the one that is fast on this machine, so that a
-    request always says in which it was computed.
+    A precision that is ``auto`` becomes the one that is fast on this machine, so that a request always says in
+    which it was computed; so does one that is left out, but that of the scores is then float32.
 
     Args:
         changes: settings by dotted name, e.g. ``mask.density``, that take the place of the file's.
@@ -408,9 +408,9 @@ def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Se
             if not isinstance(at, dict):
                 raise ConfigError(f"Setting {name!r} does not exist: {parent!r} has no parts.")
         at[last] = value
-    for step in ("distill", "evaluate"):
+    for step, left_out in (("saliency", "fp32"), ("distill", AUTO_PRECISION), ("evaluate", AUTO_PRECISION)):
         given = section.setdefault(step, {})
-        if isinstance(given, dict) and given.get("precision", AUTO_PRECISION) == AUTO_PRECISION:
+        if isinstance(given, dict) and given.get("precision", left_out) == AUTO_PRECISION:
             given["precision"] = fast_precision()
     try:
         return Settings(**section)

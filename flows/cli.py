@@ -266,9 +266,9 @@ def export(
     out: Annotated[Path, typer.Option("-o", "--out", help="File (kohya, difference: .safetensors) or new folder.")],
     layout: Annotated[str, typer.Option(help="diffusers, peft, kohya, difference or merged.")] = "diffusers",
     strength: Annotated[float, typer.Option(help="Factor on the adapter's change.")] = 1.0,
-    base: Annotated[Path, typer.Option(help="The adapter's base (merged and difference read it).")] = Path(
-        "data/base/canvas"
-    ),
+    base: Annotated[
+        Path | None, typer.Option(help="The adapter's base; the one its erasure names if left out.")
+    ] = None,
     check: Annotated[
         bool,
         typer.Option(help="Load it back by stock diffusers or peft and compare what they predict."),
@@ -283,6 +283,7 @@ def export(
     from tasks import _tracking
 
     version = named(name)
+    base = base or _base_of(version.erasure)
     given = base if layout in ("merged", "difference") else None
     folder = _tracking.fetch_adapter(version)
     written = export_adapter(folder, out, layout=cast("Layout", layout), base=given, strength=strength)
@@ -293,6 +294,15 @@ def export(
         figures["deviation"] = off
         console.print(f"Loaded back by stock libraries it is off by {off:.2%} of the adapter's change.")
     write_figures(json_file, {**figures, **asdict(version)})
+
+
+def _base_of(erasure: str) -> Path:
+    """The base that an erasure was made on, as its request names it; the built-in one if it is not on this machine."""
+    from fade.config import load_request
+    from flows.settings import ERASURES
+
+    folder = ERASURES / erasure
+    return Path(load_request(folder).base if (folder / "request.yaml").is_file() else "data/base/canvas")
 
 
 @app.command("import")

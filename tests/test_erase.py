@@ -13,15 +13,16 @@ import yaml
 from dvc.repo import Repo
 from typer.testing import CliRunner
 
-from fade.config import Request, load_settings
+from fade.config import Request, load_request, load_settings, save_request
 from fade.data.catalog import load_concepts
 from fade.errors import BaseModelError, ConfigError, DataError, RegistryError
 from fade.files import read_json, sha256_file
 from fade.steps.attack import attack
 from fade.steps.request import prepare_request
-from flows.cli import app
+from flows.cli import _base_of, app
 from flows.demo import prove_rollback
 from flows.erase import erase, prepare_folder
+from flows.settings import ERASURES
 from flows.use import draw, live_adapters, load_with, save_picture
 from tasks import _tracking, _versioning, erasure
 
@@ -208,6 +209,14 @@ def test_a_registered_adapter_is_exported_by_the_command_line(
     refused = CliRunner().invoke(app, ["export", version.model, "--layout", "pickle", "-o", str(tmp_path / "x")])
     assert refused.exit_code == 1
     assert "Unknown layout 'pickle'" in refused.stderr
+
+
+def test_an_export_reads_the_base_that_its_erasure_names(finished: tuple[Path, _tracking.AdapterVersion]) -> None:
+    folder, version = finished
+    elsewhere = load_request(folder).model_copy(update={"base": "data/base/elsewhere"})
+    save_request(elsewhere, ERASURES / "e-elsewhere")
+    assert _base_of("e-elsewhere") == Path("data/base/elsewhere") != _base_of(version.erasure)
+    shutil.rmtree(ERASURES / "e-elsewhere")
 
 
 def test_lineage_is_on_the_run(finished: tuple[Path, _tracking.AdapterVersion]) -> None:

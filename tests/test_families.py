@@ -27,16 +27,18 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fade.adapters.exports import export_adapter
-from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.adapters.stock import deviation
+from fade.adapters.store import activate, apply_adapter, restore_base, save_adapter
 from fade.concepts import caption
 from fade.config import Request, load_settings, make_request, save_request
 from fade.data.canvas import OBJECTS
 from fade.data.styles import STYLES
-from fade.errors import BaseModelError, DataError
+from fade.errors import AdapterFormatError, BaseModelError, DataError
 from fade.lineage import ROOT
 from fade.method.examples import Examples
+from fade.method.masks import Mask
 from fade.method.saliency import accumulate_saliency, noisy_groups, salient_parameters
-from fade.method.sparse_lora import lora_layers
+from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
 from fade.method.targeting import power_law
 from fade.models import base as small
 from fade.models.family import Base, load_base
@@ -435,6 +437,22 @@ def test_a_single_file_with_a_described_folder_beside_it_is_the_same_base(
     assert np.array_equal(
         generate_batch(loaded, [PROMPT], [1], **settings), generate_batch(folder, [PROMPT], [1], **settings)
     )
+
+
+def test_an_export_for_a_base_in_a_single_file_is_checked(bases: dict[str, Path], tmp_path: Path) -> None:
+    single = _single_file(bases["epsilon"], tmp_path / "one.safetensors")
+    shutil.copytree(bases["epsilon"], single.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
+    sd = load_base(single)
+    names = tuple(sorted(salient_parameters(sd.unet)))[::3]
+    add_sparse_lora(sd.unet, Mask("module", names, len(names), len(names)), rank=2, alpha=2.0, seed=0, name="a")
+    for layer in lora_layers(sd.unet).values():
+        torch.nn.init.normal_(layer.lora_B["a"].weight, std=0.2)
+    save_adapter(tmp_path / "adapter", adapter_tensors(sd.unet, "a"), {"base_sha256": sd.sha256})
+    out = export_adapter(tmp_path / "adapter", tmp_path / "lora.safetensors", layout="kohya")
+    given: dict[str, Any] = {"layout": "kohya", "adapter": tmp_path / "adapter", "base": single}
+    assert deviation(out, **given) < 1e-3
+    with pytest.raises(AdapterFormatError, match="is lost"):
+        deviation(out, strength=0.5, **given)
 
 
 def test_a_single_file_without_description_says_offline_what_it_needs(single: Path, hub_cache: Path) -> None:

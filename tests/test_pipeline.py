@@ -77,6 +77,8 @@ def test_auto_precision_is_decided_when_the_settings_are_read(tmp_path: Path, mo
         loaded = load_settings(path)
         assert (loaded.distill.precision, loaded.evaluate.precision) == (native, native)
         assert load_settings(path, changes={"evaluate.precision": "fp32"}).evaluate.precision == "fp32"
+        assert loaded.saliency.precision == "fp32", "scores are rounded only where that is asked for"
+        assert load_settings(path, changes={"saliency.precision": "auto"}).saliency.precision == native
     with pytest.raises(ConfigError, match=r"distill\.precision.*got 'fp16'"):
         load_settings(path, changes={"distill.precision": "fp16"})
 

@@ -36,7 +36,7 @@ def deviation(out: Path, *, layout: Layout, adapter: Path, base: Path, strength:
     Args:
         out: what ``export_adapter`` wrote with this ``layout`` and ``strength``.
         adapter: the adapter it was made of.
-        base: the adapter's base, as a diffusers folder.
+        base: the adapter's base: a diffusers folder, a hub name, or a single file, opened as ``load_base`` opens it.
 
     Raises:
         AdapterFormatError: further off than rounding explains: a tensor or a factor was lost.
@@ -48,7 +48,7 @@ def deviation(out: Path, *, layout: Layout, adapter: Path, base: Path, strength:
     activate(sd, {"export": strength})
     ours = _answers(sd, sd.unet)
     restore_base(sd)
-    theirs = _answers(sd, _stock_denoiser(out, layout, find_base(base).path))
+    theirs = _answers(sd, _stock_denoiser(out, layout, base))
     change, off = _norm(ours - plain), _norm(ours - theirs)
     # A merged model is held in the precision of its base: of a small change that may be much.
     rounding = 2 * _norm(_answers(sd, _rounded(sd.unet, _precision(out))) - plain) if layout == "merged" else 0.0
@@ -92,7 +92,11 @@ def _answers(sd: Base, unet: Any) -> Tensor:
 
 
 def _stock_denoiser(out: Path, layout: Layout, base: Path) -> Any:
-    pipeline = DiffusionPipeline.from_pretrained(out if layout == "merged" else base, torch_dtype=torch.float32)
+    source = out if layout == "merged" else find_base(base).path
+    if source.is_file():
+        pipeline = load_base(source).pipeline
+    else:
+        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32)
     if layout in ("diffusers", "kohya"):
         pipeline.load_lora_weights(out)
     elif layout == "peft":
