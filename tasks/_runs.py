@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,8 @@ def _log_run(
     steps = _STEPS if request.imported is None else ("split", "evaluate", "gate")
     params = {f"{step}.{key}": value for step in steps for key, value in settings[step].items()}
     if not any(pair.person for pair in request.pairs):
-        params |= {"concept": _all(pair.concept for pair in request.pairs)}
-        params |= {"surrogate": _all(pair.surrogate for pair in request.pairs)}
+        params |= {"concept": ", ".join(pair.concept for pair in request.pairs)}
+        params |= {"surrogate": ", ".join(pair.surrogate for pair in request.pairs)}
     client.log_batch(
         run_id,
         metrics=[Metric(key, float(value), 0, 0) for key, value in flat_figures(metrics, timings).items()],
@@ -210,14 +210,10 @@ def _taken_over(client: MlflowClient, erasure: str) -> str | None:
     return None
 
 
-def _all(names: Iterable[str]) -> str:
-    return ", ".join(names)
-
-
 def kind_of(request: Request) -> str:
     """What is erased, as a tag may say it: ``person``, ``object``, ``style``, or several of them."""
     kinds = dict.fromkeys("person" if pair.person else pair.kind for pair in request.pairs)
-    return _all(kinds)
+    return ", ".join(kinds)
 
 
 def log_study(name: str, folder: Path, table: pd.DataFrame) -> None:
