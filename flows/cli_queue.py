@@ -100,7 +100,9 @@ def up(
     from fade.requests.tables import ledger_url
     from flows.up import TOKEN_FILE, everything
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell's background jobs ignore SIGINT, and so would all that this one starts.
+    for end in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(end, signal.default_int_handler)
     try:
         with everything(
             mlflow_port=mlflow_port, prefect_port=prefect_port, intake_port=intake_port, cron=cron
