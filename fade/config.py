@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fade.errors import ConfigError
 from fade.files import read_yaml, writing
-from fade.hardware import Precision, fast_precision
+from fade.hardware import AUTO_PRECISION, Precision, fast_precision
 
-AUTO_PRECISION = "auto"
 DRAWN_BY = ("steps", "guidance", "solver", "batch", "precision")
 """Of the section ``evaluate``: how the base draws pictures."""
 GENERATED = "generated"

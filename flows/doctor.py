@@ -112,7 +112,7 @@ def torch_build(version: str | None = None, precision: str | None = None) -> Fin
     said = f"torch {version or torch.__version__}, fast in {fast}"
     if fast == "fp32":
         return Finding(
-            "torch", "warn", said, "Nothing is wrong; distillation takes about twice as long without bfloat16"
+            "torch", "warn", said, "Nothing is wrong; without bfloat16 an erasure takes several times as long"
         )
     return Finding("torch", "ok", said)
 

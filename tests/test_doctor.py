@@ -54,7 +54,7 @@ def _constraints(folder: Path, text: str) -> Path:
         (lambda _: doctor.python_version((3, 13)), "fail", "Python 3.13; expected 3.11", "make"),
         (lambda t: doctor.pins(_constraints(t, "numpy==0.1\n")), "warn", r"numpy .* \(tried: 0\.1\)", "pip install"),
         (lambda t: doctor.pins(t / "none.txt"), "warn", "not compared", ""),
-        (lambda _: doctor.torch_build("2.13", "fp32"), "warn", "fast in fp32", "twice as long"),
+        (lambda _: doctor.torch_build("2.13", "fp32"), "warn", "fast in fp32", "several times as long"),
         (lambda t: doctor.disk(t, free=10), "fail", "0.0 GB free", "dvc gc"),
         (lambda t: doctor.disk(t, free=2 * 10**9), "warn", "2.0 GB free", "Free some"),
         (lambda t: doctor.permissions(_readable_key(t)), "fail", "others can read", "chmod 600"),

@@ -17,12 +17,13 @@ from fade.errors import BaseModelError, ConfigError
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.hardware import fast_precision
 from fade.lineage import ROOT
-from fade.models import base
+from fade.models import base, training
 from fade.models.conditioning import Conditioning, denoise
 from fade.models.diffusion import add_noise, denoising_target, make_noise_scheduler, min_snr_weights
 from fade.models.family import load_base
 from fade.models.generate import first_latents, generate, generate_batch
 from fade.models.inversion import invert
+from fade.models.latents import encode_pictures
 from fade.models.sd import StableDiffusion, weights_sha256
 from fade.models.source import base_sha256
 
@@ -158,21 +159,24 @@ def test_every_word_of_a_caption_is_one_token() -> None:
     assert len(tokenizer.tokenize("zeppelin")) > 1
 
 
-def test_training_the_parts_lowers_their_losses() -> None:
+def test_training_the_parts_lowers_their_losses(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     pictures = np.kron(generator.integers(0, 255, (8, 8, 8, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
     base.seed_weights(0, "test")
     vae = base.make_autoencoder([16, 16, 16], size=64)
-    losses = [s.loss for s in base.train_autoencoder(vae, pictures, steps=80, batch=4, learning_rate=3e-3, seed=0)]
+    settings = {"steps": 80, "batch": 4, "learning_rate": 3e-3, "seed": 0}
+    kept = training.Checkpoint(tmp_path / "vae.safetensors", 1000, "noise")
+    losses = [s.loss for s in training.train_autoencoder(vae, pictures, checkpoint=kept, **settings)]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
-    latents = base.encode_pictures(vae, pictures)
+    latents = encode_pictures(vae, pictures)
     assert 0.3 < float(latents.std()) < 3
     captions = [("a cat",), ("a horse",)] * 4
     tokenizer = base.build_tokenizer(["a cat", "a horse"], max_length=8)
     text_encoder = base.make_text_encoder(tokenizer, width=32, layers=1)
     unet = base.make_unet([16, 32], latent_size=16, text_width=32)
     settings = {"steps": 120, "batch": 8, "learning_rate": 3e-3, "ema_decay": 0.9, "seed": 0}
-    losses = [s.loss for s in base.train_denoiser(unet, text_encoder, tokenizer, latents, captions, **settings)]
+    settings["checkpoint"] = training.Checkpoint(tmp_path / "unet.safetensors", 1000, "noise")
+    losses = [s.loss for s in training.train_denoiser(unet, text_encoder, tokenizer, latents, captions, **settings)]
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
 
 

@@ -1,7 +1,10 @@
-"""A base and judges from any catalog: the bytes of the canvas' own training, also after it was cut off."""
+"""A base and judges from any catalog: the same bytes, also in another process and after a training was cut off."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,7 +52,7 @@ def _pixels() -> np.ndarray:
 
 
 def _autoencoder(loop: Any, **options: Any) -> dict[str, torch.Tensor]:
-    vae = train.base_autoencoder(BASE, size=32)
+    vae = training.new_autoencoder(BASE, size=32)
     losses = [step.loss for step in loop(vae, _pixels(), steps=6, batch=4, learning_rate=1e-3, seed=3, **options)]
     assert len(losses) > 0
     return {**vae.state_dict(), "scaling_factor": torch.tensor(vae.config.scaling_factor)}
@@ -72,29 +75,37 @@ def _denoiser(loop: Any, **options: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("whole", "of_base", "of_training"),
-    [
-        (_autoencoder, base.train_autoencoder, training.train_autoencoder),
-        (_denoiser, base.train_denoiser, training.train_denoiser),
-    ],
+    ("whole", "loop"), [(_autoencoder, training.train_autoencoder), (_denoiser, training.train_denoiser)]
 )
-def test_a_training_gives_the_bytes_of_the_built_in_one_cut_off_or_not(
-    whole: Any, of_base: Any, of_training: Any, tmp_path: Path
-) -> None:
-    untrained = whole(lambda *_, **__: iter([base.StepStats(0, 0, 0.0)]))
-    expected = whole(of_base)
-    assert any(not torch.equal(untrained[name], expected[name]) for name in expected)
+def test_a_training_gives_the_same_bytes_cut_off_or_not(whole: Any, loop: Any, tmp_path: Path) -> None:
+    untrained = whole(lambda *_, **__: iter([training.StepStats("", 0, 0, 0.0)]))
     checkpoint = Checkpoint(tmp_path / "kept.safetensors", 2, "these pictures")
-    through = whole(of_training, checkpoint=checkpoint)
+    through = whole(loop, checkpoint=checkpoint)
+    assert any(not torch.equal(untrained[name], through[name]) for name in through)
     checkpoint.path.unlink()
-    whole(lambda *given, **options: islice(of_training(*given, **options), 5), checkpoint=checkpoint)  # killed there
+    whole(lambda *given, **options: islice(loop(*given, **options), 5), checkpoint=checkpoint)  # killed there
     assert checkpoint.path.is_file()
-    resumed = whole(of_training, checkpoint=checkpoint)
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, through[name]), name
+    resumed = whole(loop, checkpoint=checkpoint)
+    for name, tensor in through.items():
         assert torch.equal(tensor, resumed[name]), name
     with pytest.raises(ConfigError, match="other pictures or settings"):
-        whole(of_training, checkpoint=Checkpoint(checkpoint.path, 2, "others"))
+        whole(loop, checkpoint=Checkpoint(checkpoint.path, 2, "others"))
+
+
+def test_the_stage_of_the_canvas_base_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    """Among them the tokenizer, whose trainer numbers what it meets in an order of its own."""
+    code = (
+        "import sys, json; from pathlib import Path; from fade.steps.base import build_base; "
+        "build_base(Path(sys.argv[1]), params=json.loads(sys.argv[2]))"
+    )
+    params = json.dumps({**BASE, "pictures_per_pair": 1})
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name), params], check=True, capture_output=True)
+    files = [path for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert {"tokenizer.json", "model_index.json"} <= {path.name for path in files}
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_canvas_catalog_has_the_captions_its_base_learnt(canvas: Path) -> None:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fade.errors import DataError
 from fade.files import read_json, write_json, writing
+from fade.hardware import fast_precision
 from fade.models.diffusion import autocast
 from fade.models.latents import to_tensor
 from fade.seeding import derive_seed, torch_generator
@@ -170,7 +171,7 @@ def train_judge(
         broken = _damaged(whole[:damaged], generator)
         shown = _softened(torch.cat([broken, whole[damaged:]]), generator)
         targets = torch.cat([scrambled.expand(damaged, 2), labels[rows[damaged:]]])
-        with autocast("bf16"):
+        with autocast(fast_precision("cpu")):
             object_logits, style_logits = judge(shown)
         loss = F.cross_entropy(object_logits.float(), targets[:, 0], label_smoothing=0.02)
         loss = loss + F.cross_entropy(style_logits.float(), targets[:, 1], label_smoothing=0.02)

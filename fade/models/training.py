@@ -1,15 +1,19 @@
-"""Training of a small base that can be cut off and goes on: the loops of ``base.py`` with a checkpoint.
+"""Training of a small Stable Diffusion from scratch, on any captioned pictures; cut off, it goes on.
 
-Step for step they draw and compute what ``base.train_autoencoder`` and ``base.train_denoiser`` do, so a
-training, cut off or not, gives the same bytes as those give; a test holds the two together. They stand
-beside each other because whatever changes in ``base.py`` makes the shipped base stale.
+The loops are generators that yield a record per step: the caller shows progress, the library knows no tracker.
+Cut off or not, a training gives the same bytes on one machine with one number of threads.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,17 +28,26 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from fade.errors import ConfigError, DataError
 from fade.files import writing
-from fade.models.base import (
-    StepStats,
-    _Captions,
-    _descend,
-    _gradient_l1,
-    _learning_rate,
-    _set_learning_rate,
-)
+from fade.hardware import fast_precision
+from fade.models import base
 from fade.models.diffusion import add_noise, autocast, make_noise_scheduler, min_snr_weights
 from fade.models.latents import encode_pictures, to_tensor
 from fade.seeding import torch_generator
+
+CHECKPOINT_EVERY = 250
+MOST_TOKENS = 77
+CANONICAL_CAPTION_SHARE = 0.7
+EMPTY_CAPTION_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One training step of a ``part``: ``step`` of ``steps`` (from 1) and its loss."""
+
+    part: str
+    step: int
+    steps: int
+    loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +109,30 @@ class _Training:
             return int(file.get_tensor("step"))
 
 
+def _learning_rate(step: int, steps: int, peak: float) -> float:
+    """100 steps of warm-up, then a cosine to 2 % of the peak; ``step`` counts from 1."""
+    return peak * min(1.0, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def _gradient_l1(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference of the first differences in both directions: it keeps edges sharp."""
+    across = (a.diff(dim=-1) - b.diff(dim=-1)).abs().mean()
+    down = (a.diff(dim=-2) - b.diff(dim=-2)).abs().mean()
+    return across + down
+
+
 def train_autoencoder(
     vae: AutoencoderKL,
     pictures: NDArray[np.uint8],
@@ -106,7 +143,9 @@ def train_autoencoder(
     seed: int,
     checkpoint: Checkpoint,
 ) -> Iterator[StepStats]:
-    """As ``base.train_autoencoder``, from where the checkpoint ends.
+    """Train on L1 + L1 of image gradients + 1e-6 KL, then set ``scaling_factor`` to 1 / std of the latents.
+
+    Begins where the checkpoint ends.
 
     Args:
         pictures: (N, H, W, 3) uint8.
@@ -124,7 +163,7 @@ def train_autoencoder(
         chosen = torch.randint(len(pictures), (batch,), generator=generator).numpy()
         target = to_tensor(pictures[chosen])
         _set_learning_rate(training.optimizer, _learning_rate(step, steps, learning_rate))
-        with autocast("bf16"):
+        with autocast(fast_precision("cpu")):
             posterior = vae.encode(target).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             sampled = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator)
@@ -134,10 +173,34 @@ def train_autoencoder(
         _descend(loss, training.optimizer, training.parameters)
         if step % checkpoint.every == 0 or step == steps:
             training.save(checkpoint, step)
-        yield StepStats(step, steps, float(loss.detach()))
+        yield StepStats("autoencoder", step, steps, float(loss.detach()))
     vae.eval()
     sample = encode_pictures(vae, pictures[:: max(1, len(pictures) // 1024)], scaled=False)
     vae.register_to_config(scaling_factor=round(float(1 / sample.std()), 5))
+
+
+class _Captions:
+    """Which sentence each picture of a batch carries: 10 % none, else 70 % its first, else any of its own."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, captions: Sequence[Sequence[str]]) -> None:
+        sentences = sorted({caption for variants in captions for caption in variants} | {""})
+        number = {sentence: i for i, sentence in enumerate(sentences)}
+        self._ids = base.tokenize(tokenizer, sentences)
+        self._empty = number[""]
+        self._variants = [[number[caption] for caption in group] for group in captions]
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Token ids (B, L) for the pictures ``rows``."""
+        chosen = []
+        for row, (kind, which) in zip(rows.tolist(), torch.rand(len(rows), 2, generator=generator), strict=True):
+            group = self._variants[row]
+            if kind < EMPTY_CAPTION_SHARE:
+                chosen.append(self._empty)
+            elif kind < EMPTY_CAPTION_SHARE + (1 - EMPTY_CAPTION_SHARE) * CANONICAL_CAPTION_SHARE:
+                chosen.append(group[0])
+            else:
+                chosen.append(group[min(int(which * len(group)), len(group) - 1)])
+        return self._ids[chosen]
 
 
 def train_denoiser(
@@ -154,7 +217,11 @@ def train_denoiser(
     seed: int,
     checkpoint: Checkpoint,
 ) -> Iterator[StepStats]:
-    """As ``base.train_denoiser``, from where the checkpoint ends.
+    """Train UNet and text encoder together on noise prediction; leaves both with averaged weights.
+
+    Begins where the checkpoint ends. A picture's first caption is drawn in 70 % of steps, else one of all; 10 % are
+    empty, for classifier-free guidance (arXiv:2207.12598). Loss weights: min-SNR 5 (arXiv:2303.09556). The average
+    of the weights is exponential, with a short memory at first.
 
     Args:
         latents: (N, C, h, w) float32, scaled.
@@ -179,7 +246,7 @@ def train_denoiser(
         noise = torch.randn(latents[rows].shape, generator=generator)
         noisy = add_noise(latents[rows], noise, timesteps, alphas_cumprod)
         _set_learning_rate(training.optimizer, _learning_rate(step, steps, learning_rate))
-        with autocast("bf16"):
+        with autocast(fast_precision("cpu")):
             predicted = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
         error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         loss = (error * min_snr_weights(timesteps, alphas_cumprod, 5.0)).mean()
@@ -188,9 +255,81 @@ def train_denoiser(
         torch._foreach_lerp_(training.averages, [parameter.detach() for parameter in training.parameters], 1 - decay)
         if step % checkpoint.every == 0 or step == steps:
             training.save(checkpoint, step)
-        yield StepStats(step, steps, float(loss.detach()))
+        yield StepStats("denoiser", step, steps, float(loss.detach()))
     with torch.no_grad():
         for parameter, average in zip(training.parameters, training.averages, strict=True):
             parameter.copy_(average)
     unet.eval()
     text_encoder.eval()
+
+
+def train_base(
+    pictures: NDArray[np.uint8], captions: Sequence[Sequence[str]], out: Path, *, params: Mapping[str, Any]
+) -> Iterator[StepStats]:
+    """Train autoencoder, text encoder and UNet; write the diffusers folder ``out``.
+
+    What is under way is kept beside ``out`` until the end, so that a training that was cut off goes on.
+
+    Args:
+        pictures: (N, H, H, 3) uint8.
+        captions: N lists of captions, canonical first.
+        params: as the section ``base`` of params.yaml.
+
+    Raises:
+        DataError: there are no pictures, or their side is none that the networks can halve.
+        ConfigError: what is kept is of other pictures, captions or settings.
+    """
+    factor = 2 ** (len(params["autoencoder"]["channels"]) + len(params["denoiser"]["channels"]) - 2)
+    height, width = pictures.shape[1:3]
+    if height != width or height % factor:
+        raise DataError(
+            f"The pictures are {width} x {height}: a base of this shape draws squares whose side is a multiple of "
+            f"{factor}. Build the catalog with such a --size."
+        )
+    content = [hashlib.sha256(pictures.tobytes()).hexdigest(), list(captions), dict(params)]
+    made_of = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    kept = out.with_name(f".{out.name}.training.partial")
+    vae = new_autoencoder(params, size=height)
+    settings = {name: params["autoencoder"][name] for name in ("steps", "batch", "learning_rate")}
+    checkpoint = Checkpoint(kept / "autoencoder.safetensors", CHECKPOINT_EVERY, made_of)
+    yield from train_autoencoder(vae, pictures, seed=params["seed"], checkpoint=checkpoint, **settings)
+    # The saved base has fp16 weights: the UNet learns the latents that those give.
+    vae.to(torch.float16).to(torch.float32)
+    latents = encode_pictures(vae, pictures)
+    settings = params["denoiser"]
+    tokenizer = _tokenizer(captions, settings["max_tokens"])
+    base.seed_weights(params["seed"], "denoiser")
+    text_encoder = base.make_text_encoder(tokenizer, width=settings["text_width"], layers=settings["text_layers"])
+    unet = base.make_unet(
+        settings["channels"],
+        latent_size=latents.shape[-1],
+        text_width=settings["text_width"],
+        latent_channels=latents.shape[1],
+    )
+    yield from train_denoiser(
+        unet,
+        text_encoder,
+        tokenizer,
+        latents,
+        captions,
+        seed=params["seed"],
+        checkpoint=Checkpoint(kept / "denoiser.safetensors", CHECKPOINT_EVERY, made_of),
+        **{name: settings[name] for name in ("steps", "batch", "learning_rate", "ema_decay")},
+    )
+    with writing(out) as temporary:
+        base.save_pipeline(temporary, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
+    shutil.rmtree(kept)
+
+
+def new_autoencoder(params: Mapping[str, Any], *, size: int) -> AutoencoderKL:
+    """The untrained autoencoder, its weights drawn from the seed."""
+    settings = params["autoencoder"]
+    base.seed_weights(params["seed"], "autoencoder")
+    return base.make_autoencoder(settings["channels"], size=size, latent_channels=settings["latent_channels"])
+
+
+def _tokenizer(captions: Sequence[Sequence[str]], least: int) -> CLIPTokenizer:
+    """Long enough for the longest caption: one cut short would lose its last words."""
+    sentences = sorted({sentence for variants in captions for sentence in variants})
+    longest = max(map(len, base.build_tokenizer(sentences, max_length=MOST_TOKENS)(sentences).input_ids))
+    return base.build_tokenizer(sentences, max_length=min(MOST_TOKENS, max(least, longest)))

@@ -3,59 +3,83 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fade.evaluation.accuracy import canvas_protocol, rate, scrambled_rate
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.files import read_yaml, write_json, writing
+from fade.hardware import chosen_precision
 from fade.models.family import load_base
 from fade.models.generate import generate
 from fade.sheets import labelled_sheet
 
 
-def report_base(folder: Path, *, base: Path, judges: Path, params: dict[str, Any]) -> None:
-    """Generate every pair with every seed; write ``metrics.json`` and ``sheet.png``.
+def report_pictures(
+    samples: pd.DataFrame,
+    objects: Sequence[str],
+    styles: Sequence[str],
+    out: Path,
+    *,
+    base: Path,
+    judges: Path | None,
+    params: dict[str, Any],
+) -> Iterator[tuple[int, int]]:
+    """Draw a protocol's pictures with a base; write ``sheet.png``, and with judges ``metrics.json``'s figures.
+
+    Yields how many pictures are drawn, of how many.
 
     Args:
-        params: the section ``base_report`` of params.yaml: seeds, steps, guidance, solver, batch, threads.
+        samples: as ``canvas_protocol`` gives them; pairs that are not in it stay blank on the sheet.
+        params: the section ``base_report`` of params.yaml: seeds, steps, guidance, solver, batch, threads, precision.
     """
     torch.set_num_threads(params["threads"])
-    loaded = {name: load_judge(judges, name) for name in ("development", "report")}
-    objects, styles = loaded["report"].objects[:-1], loaded["report"].styles[:-1]
-    samples = canvas_protocol(objects, styles, params["seeds"])
-    batches = generate(
+    drawn = {name: params[name] for name in ("batch", "steps", "guidance", "solver")}
+    parts: list[NDArray[np.uint8]] = []
+    for batch in generate(
         load_base(base),
         samples["prompt"].tolist(),
         samples["seed"].tolist(),
-        batch=params["batch"],
-        steps=params["steps"],
-        guidance=params["guidance"],
-        solver=params["solver"],
-        precision=params["precision"],
-    )
-    total = -(-len(samples) // params["batch"])
-    pictures = np.concatenate(list(tqdm(batches, desc="base pictures", total=total, mininterval=5)))
+        precision=chosen_precision(params["precision"]),
+        **drawn,
+    ):
+        parts.append(batch)
+        yield sum(map(len, parts)), len(samples)
+    pictures = np.concatenate(parts)
     metrics: dict[str, Any] = {"samples": len(samples), "settings": params}
-    for name, judge in loaded.items():
-        verdict = judge_pictures(judge, pictures)
+    for name in ("development", "report") if judges is not None else ():
+        verdict = judge_pictures(load_judge(judges or Path(), name), pictures)
         seen = samples.assign(seen_object=verdict.objects, seen_style=verdict.styles)
-        metrics[name] = {
-            "object": asdict(rate(int((seen["seen_object"] == seen["object"]).sum()), len(seen))),
-            "style": asdict(rate(int((seen["seen_style"] == seen["style"]).sum()), len(seen))),
-            "scrambled": asdict(scrambled_rate(seen)),
-        }
+        hits = {kind: int((seen[f"seen_{kind}"] == seen[kind]).sum()) for kind in ("object", "style")}
+        metrics[name] = {kind: asdict(rate(count, len(seen))) for kind, count in hits.items()}
+        metrics[name]["scrambled"] = asdict(scrambled_rate(seen))
     at = {(row["object"], row["style"], row["seed"]): i for i, row in enumerate(samples.to_dict("records"))}
-    shown = params["seeds"][0]
-    rows = [(name, [pictures[at[name, style, shown]] for style in styles]) for name in objects]
-    with writing(folder) as temporary:
+    first, blank = params["seeds"][0], np.full_like(pictures[0], 255)
+    rows = [
+        (one, [pictures[at[one, style, first]] if (one, style, first) in at else blank for style in styles])
+        for one in objects
+    ]
+    with writing(out) as temporary:
         write_json(temporary / "metrics.json", metrics)
-        labelled_sheet(rows, styles, title=f"The base's own pictures, seed {shown}").save(temporary / "sheet.png")
+        labelled_sheet(rows, styles, title=f"The base's own pictures, seed {first}").save(temporary / "sheet.png")
+
+
+def report_base(folder: Path, *, base: Path, judges: Path, params: dict[str, Any]) -> None:
+    """The canvas' every pair with every seed; writes ``metrics.json`` and ``sheet.png``."""
+    judge = load_judge(judges, "report")
+    objects, styles = judge.objects[:-1], judge.styles[:-1]
+    samples = canvas_protocol(objects, styles, params["seeds"])
+    with tqdm(desc="base pictures", total=len(samples), mininterval=5) as bar:
+        for done, _ in report_pictures(samples, objects, styles, folder, base=base, judges=judges, params=params):
+            bar.update(done - bar.n)
 
 
 def main() -> None:
