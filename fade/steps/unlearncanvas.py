@@ -162,16 +162,21 @@ def judge(
         raise DataError(f"{len(missing)} of {len(table)} pictures are not drawn yet ({listing(missing, 2)}).")
     loaded = load_classifiers(classifiers)
     pictures = [_read(out / "pictures" / file) for file in table["file"]]
+    seen: dict[str, NDArray[np.float64]] = {}
     for domain, classifier in loaded.items():
-        table[f"seen_{domain}"], _ = classify(classifier, pictures)
+        table[f"seen_{domain}"], seen[domain] = classify(classifier, pictures)
     metrics: dict[str, Any] = {
         **unlearncanvas_figures(table, settings["target"], seed_images=seed_images),
         "made_with": settings,
     }
     named = (table[kind_of_target(settings["target"])] == settings["target"]).to_numpy()
     if real is not None:
-        extractor = _style_features(loaded["style"]) if features is None else load_extractor(features)
-        metrics |= _against_real(table[~named], out / "pictures", real, extractor)
+        if features is None:
+            extractor, ours = _style_features(loaded["style"]), seen["style"][~named]
+        else:
+            extractor = load_extractor(features)
+            ours = extractor.features([picture for picture, erased in zip(pictures, named, strict=True) if not erased])
+        metrics |= _against_real(table[~named], ours, real, extractor)
     if clip is not None:
         metrics |= score_figures(load_clip(clip), pictures, table["prompt"].tolist(), named)
     with writing(out / "samples.parquet") as temporary:
@@ -184,7 +189,9 @@ def _style_features(classifier: Classifier) -> Extractor:
     return Extractor(STYLE_FEATURES, lambda pictures: classify(classifier, pictures)[1])
 
 
-def _against_real(retained: pd.DataFrame, drawn: Path, real: Path, extractor: Extractor) -> dict[str, Any]:
+def _against_real(
+    retained: pd.DataFrame, ours: NDArray[np.float64], real: Path, extractor: Extractor
+) -> dict[str, Any]:
     """Distances of the pictures whose prompts do not name the target; the photographs' theme is in, as published.
 
     The features are taken as they are, as published; the classifier's are scaled for KID.
@@ -197,7 +204,6 @@ def _against_real(retained: pd.DataFrame, drawn: Path, real: Path, extractor: Ex
                 raise DataError(f"{path} is missing: expected <Style>/<Object>/1.jpg to {REAL_EACH}.jpg, as published.")
             shown.append(_read(path))
     theirs = extractor.features(shown)
-    ours = extractor.features([_read(drawn / file) for file in retained["file"]])
     return {
         f"fid_{extractor.name}": fid(theirs, ours),
         f"kid_{extractor.name}": kid(*(scaled(theirs, ours) if extractor.name == STYLE_FEATURES else (theirs, ours))),
