@@ -4,6 +4,10 @@ The recorded ``dvc.yaml`` and ``dvc.lock``, the request and the data they name a
 code at the recorded commit, ``dvc repro --force --no-run-cache`` runs there, and the new lock file is held
 against the recorded one. On the same kind of machine all is equal, bit for bit; elsewhere the report says
 what differs, and by how much.
+
+A catalog lives on: pictures are added, and those of other requests deleted. The splits that it gave then can
+no longer be drawn from it. They, and what was said of them, are then taken as recorded: held against their hashes,
+and each of their pictures against its own; all that is learnt from them is made again.
 """
 
 from __future__ import annotations
@@ -15,41 +19,50 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from fade.config import load_request
 from fade.errors import LineageError, ResourceError
-from fade.files import write_json, writing
+from fade.files import sha256_file, write_json, writing
 from fade.lineage import ROOT
-from tasks import _tracking
+from tasks import _tracking, _versioning
 from tasks._tracking import AdapterVersion
 
 AUDITS = Path("data/audits")
+OF_THE_CATALOG = ("split", "validate")
+"""The stages whose outputs depend on more of the catalog than on the erasure's own pictures."""
 
 
 def audit(version: AdapterVersion, folder: Path) -> dict[str, Any]:
     """Make the erasure again, and write ``data/audits/<id>/report.json`` and ``report.md``; gives the report.
 
     Raises:
-        LineageError: no commit was recorded, or the code at that commit does not run to the end.
+        LineageError: no commit was recorded, the code at that commit does not run to the end, or the catalog has
+            changed since and a picture that was learnt from is not there as it was.
         ResourceError: git cannot give the commit.
     """
     tags = _tracking.run_tags(version)
     commit = tags.get("git.commit", "unknown")
     if commit == "unknown":
         raise LineageError(f"{version.model} was made outside a git checkout: no commit to go back to was recorded.")
+    changed = _changed_since(folder)
+    as_recorded = OF_THE_CATALOG if changed else ()
+    if changed:
+        _check_pictures(folder)
     with tempfile.TemporaryDirectory(prefix="fade-audit-") as place:
         clone = Path(place) / "clone"
         _git("clone", "--quiet", "--no-checkout", str(_repository()), str(clone))
         _git("-C", str(clone), "checkout", "--quiet", commit)
-        _lay_in(clone, folder)
-        _repeat(clone, folder)
+        _lay_in(clone, folder, as_recorded)
+        _repeat(clone, folder, as_recorded)
         recorded, made = _hashes(folder / "dvc.lock"), _hashes(clone / folder / "dvc.lock")
         rows = [
             {
@@ -68,9 +81,11 @@ def audit(version: AdapterVersion, folder: Path) -> dict[str, Any]:
         "commit": commit,
         "commit_holds_all_the_code": tags.get("git.dirty") == "false",
         "libraries": {name.removeprefix("library."): tag for name, tag in tags.items() if name.startswith("library.")},
-        "compared": len(rows),
-        "different": sum(not row["equal"] for row in rows),
-        "equal": all(row["equal"] for row in rows),
+        "taken_as_recorded": list(as_recorded),
+        "catalog_changed": changed,
+        "compared": len(rows) - len(changed),
+        "different": sum(not row["equal"] and row["path"] not in changed for row in rows),
+        "equal": all(row["equal"] or row["path"] in changed for row in rows),
         "rows": rows,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -98,7 +113,37 @@ def _prefix() -> str:
     return "" if found == "." else found + "/"
 
 
-def _lay_in(clone: Path, folder: Path) -> None:
+def _stages(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the erasure's ``dvc.lock`` records, by stage."""
+    stages: dict[str, dict[str, Any]] = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    return stages
+
+
+def _changed_since(folder: Path) -> list[str]:
+    """The catalog's parts that the splits were drawn from and that are no longer as recorded."""
+    catalog = Path(load_request(folder).catalog)
+    return [
+        dep["path"]
+        for dep in _stages(folder).get("split", {}).get("deps", [])
+        if Path(dep["path"]).is_relative_to(catalog) and _versioning.hash_of(Path(dep["path"])) != dep["md5"]
+    ]
+
+
+def _check_pictures(folder: Path) -> None:
+    catalog = load_request(folder).picture_catalog(folder)
+    for split in sorted((folder / "splits").glob("*.parquet")):
+        table = pd.read_parquet(split)
+        for path, digest in zip(table.get("path", ()), table.get("sha256", ()), strict=True):
+            found = sha256_file(catalog / path) if (catalog / path).is_file() else "none"
+            if found != digest:
+                raise LineageError(
+                    f"The catalog has changed since, and picture {digest[:16]} of {split.name} is "
+                    f"{'gone' if found == 'none' else 'another'}: the erasure cannot be made again. Fetch the catalog "
+                    "as it was (`fade data pull`), or audit before data is purged."
+                )
+
+
+def _lay_in(clone: Path, folder: Path, as_recorded: Sequence[str]) -> None:
     """Copy the erasure's records and the data they name into the clone, under the names they have here."""
     (clone / folder).mkdir(parents=True, exist_ok=True)
     # What all erasures share is held against its hash, not made again: the base alone takes hours.
@@ -108,9 +153,9 @@ def _lay_in(clone: Path, folder: Path) -> None:
         (clone / folder / name).write_text(text.replace(_prefix(), "") if _prefix() else text, encoding="utf-8")
     if (folder / "foreign").exists():
         shutil.copytree(folder / "foreign", clone / folder / "foreign", dirs_exist_ok=True)
-    stages = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"].values()
-    made = {out["path"] for stage in stages for out in stage.get("outs", [])}
-    for path in sorted({dep["path"] for stage in stages for dep in stage.get("deps", [])} - made):
+    stages = _stages(folder)
+    made = {out["path"] for name, stage in stages.items() if name not in as_recorded for out in stage.get("outs", [])}
+    for path in sorted({dep["path"] for stage in stages.values() for dep in stage.get("deps", [])} - made):
         if path.endswith(".py") or not Path(path).exists():
             continue
         if Path(path).is_dir():
@@ -121,13 +166,18 @@ def _lay_in(clone: Path, folder: Path) -> None:
             shutil.copyfile(path, clone / path)
 
 
-def _repeat(clone: Path, folder: Path) -> None:
+def _repeat(clone: Path, folder: Path, as_recorded: Sequence[str]) -> None:
     environment = {
         name: value for name, value in os.environ.items() if name not in ("FADE_ROOT", "MLFLOW_TRACKING_URI")
     }
     environment |= {"PYTHONPATH": str(clone), "DVC_NO_ANALYTICS": "1"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
-    command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", f"{folder.as_posix()}/dvc.yaml"]
+    pipeline = f"{folder.as_posix()}/dvc.yaml"
+    targets = [pipeline]
+    if as_recorded:  # one by one, in the order they are written in, which is the order they need
+        names = yaml.safe_load((clone / pipeline).read_text(encoding="utf-8"))["stages"]
+        targets = ["--single-item", *(f"{pipeline}:{name}" for name in names if name not in as_recorded)]
+    command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", *targets]
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
@@ -178,12 +228,23 @@ def _page(report: Mapping[str, Any]) -> str:
         "",
         f"Made again at {report['at']} from the commit `{report['commit']}` in a clean clone, without run-cache.",
         "" if report["commit_holds_all_the_code"] else "The code had changes that this commit does not hold.",
+        _AS_RECORDED if report["taken_as_recorded"] else "",
         "",
         "| path | recorded | made again | equal |",
         "|---|---|---|---|",
-        *(
-            f"| {row['path']} | {row['recorded']} | {row['made']} | {'yes' if row['equal'] else 'NO'} |"
-            for row in report["rows"]
-        ),
+        *(f"| {row['path']} | {row['recorded']} | {row['made']} | {_verdict(row, report)} |" for row in report["rows"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+_AS_RECORDED = (
+    "The catalog has changed since (pictures were added or deleted), so its splits cannot be drawn again. They and "
+    "their validation were held against their recorded hashes, and each of their pictures against its own; the rest "
+    "was made again from them."
+)
+
+
+def _verdict(row: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    if row["path"] in report["catalog_changed"]:
+        return "changed since"
+    return "yes" if row["equal"] else "NO"

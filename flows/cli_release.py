@@ -195,8 +195,13 @@ def audit(
     version = named(name)
     report = run_audit(version, find_folder(version.model))
     console.print(f"{report['compared']} hashes compared, {report['different']} differ.")
+    if report["taken_as_recorded"]:
+        console.print(
+            f"The catalog has changed since: {' and '.join(report['taken_as_recorded'])} were taken as recorded, and "
+            "held against their hashes."
+        )
     for row in report["rows"]:
-        if not row["equal"]:
+        if not row["equal"] and row["path"] not in report["catalog_changed"]:
             much = f", by at most {row['largest_difference']:.3g}" if row.get("largest_difference") else ""
             console.print(f"[bold red]differs[/bold red] {row['path']}{much}")
     if not report["commit_holds_all_the_code"]:

@@ -23,6 +23,7 @@ from dvc.exceptions import DvcException
 from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+from dvc_data.hashfile.build import build
 from filelock import FileLock
 
 from fade.config import ATTACKED, DRAWN_BY, GENERATED
@@ -472,6 +473,15 @@ def _check_remote(repo: Any, remote: str | None) -> None:
         raise LineageError(
             "No DVC remote is the default. Add one: dvc remote add -d NAME URL (a folder, s3://, ssh://)."
         )
+
+
+def hash_of(path: Path) -> str | None:
+    """A file's or folder's hash as a lock file records it; None if it is not there."""
+    if not path.exists():
+        return None
+    with _repo() as repo:
+        _, _, found = build(repo.cache.local, str(path.resolve()), repo.cache.local.fs, "md5", dry_run=True)
+        return str(found.hash_info.value)
 
 
 def md5_of(path: Path) -> str:

@@ -6,8 +6,9 @@ import base64
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from typer.testing import CliRunner
 
 from fade.adapters.manifest import read_manifest
 from fade.config import load_request, load_settings
+from fade.data.deletion import delete
 from fade.errors import ConfigError, SignatureError
 from fade.files import read_json, sha256_file, write_json
 from fade.requests.evidence import verify_evidence
@@ -78,7 +80,7 @@ def test_an_audit_finds_what_differs_and_by_how_much(
     folder, version = erased
     changed = tmp_path / "other"
 
-    def repeat(clone: Path, at: Path) -> None:
+    def repeat(clone: Path, at: Path, as_recorded: Sequence[str]) -> None:
         """As the clone's DVC would leave it, with another saliency."""
         lock = yaml.safe_load((clone / at / "dvc.lock").read_text())
         for stage in lock["stages"].values():
@@ -91,6 +93,8 @@ def test_an_audit_finds_what_differs_and_by_how_much(
                     metrics.write_text(json.dumps({**found, "drift": found["drift"] + 0.25}))
         (clone / at / "dvc.lock").write_text(yaml.safe_dump(lock))
         shutil.copytree(clone / at, changed)
+
+        assert not as_recorded
 
     monkeypatch.setattr(audits, "_repeat", repeat)
     report = audits.audit(version, folder)
@@ -111,6 +115,37 @@ def test_a_clean_clone_makes_every_hash_again(erased: tuple[Path, _tracking.Adap
     assert all(row["equal"] for row in outputs), result.output
     if report["commit_holds_all_the_code"]:
         assert report["equal"], result.output
+
+
+def test_an_audit_outlives_what_was_deleted_from_the_catalog_for_others(
+    erased: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
+) -> None:
+    folder, _ = erased
+    request = load_request(folder)
+    catalog = Path(request.catalog)
+    used = {path for split in (folder / "splits").glob("*.parquet") for path in pd.read_parquet(split)["path"]}
+    table = pd.read_parquet(catalog / "catalog.parquet")
+    unused = table[~table["path"].isin(used)].iloc[0]
+    shutil.copytree(catalog, tmp_path / "catalog")
+    try:
+        assert delete(catalog, image_ids=[unused["image_id"]], subjects=[], at=datetime.now(UTC)) == 1
+        assert audits._changed_since(folder) == [
+            (catalog / name).as_posix() for name in ("catalog.parquet", "pictures")
+        ]
+        _run("audit", folder.name)
+        report = read_json(audits.AUDITS / folder.name / "report.json")
+        assert report["taken_as_recorded"] == ["split", "validate"]
+        made = {row["path"].rsplit("/", 1)[1] for row in report["rows"] if row["equal"]}
+        assert made >= {"splits", "validation.json", "saliency.safetensors", "mask", "adapter", "evaluation"}
+        assert "changed since" in (audits.AUDITS / folder.name / "report.md").read_text()
+        (catalog / min(used)).write_bytes((catalog / max(used)).read_bytes())
+        result = _run("audit", folder.name)
+        assert result.exit_code == 1
+        assert "is another: the erasure cannot be made again" in " ".join(result.output.split())
+    finally:
+        shutil.rmtree(catalog)
+        shutil.copytree(tmp_path / "catalog", catalog)
+    assert not audits._changed_since(folder)
 
 
 def test_what_another_erasure_needs_is_kept_and_said(erased: tuple[Path, _tracking.AdapterVersion]) -> None:
