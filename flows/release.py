@@ -95,11 +95,13 @@ class Settled:
     Attributes:
         live: what is live on each base, by the base's hash.
         unknown: combinations that have to be measured before more can be said, one for each base that has one.
+        approved: the registry as this look saw it, registered model to approved version.
     """
 
     changes: list[Change]
     live: dict[str, list[Approved]]
     unknown: list[tuple[Approved, ...]]
+    approved: dict[str, int]
 
 
 @flow(name="release", flow_run_name="release")
@@ -157,7 +159,7 @@ def settle(
         wanted = {one.base_sha256 for one in everything if one.live}
         for base, manifest in before.items():
             _take_out(base, manifest, everything, valid_seconds)
-        settled = Settled([], {}, [])
+        settled = Settled([], {}, [], {one.model: one.version for one in everything if one.live})
         for base in sorted({*before, *wanted}):
             board = Board(failed=failed or {})
             was = before[base].adapters if base in before else ()

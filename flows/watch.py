@@ -103,7 +103,8 @@ class Watch:
             self._failed.clear()
         before = self._live
         settled = release.settle(valid_seconds=self.valid_seconds, failed=self._failed)
-        self._seen, self._live, self._looked = now, settled.live, time.monotonic()
+        # Not what was asked first: an alias set in between and removed before the next look would leave no trace.
+        self._seen, self._live, self._looked = settled.approved, settled.live, time.monotonic()
         self._heartbeat()
         if settled.unknown:
             self._turn_to(Wanted(settled.unknown[0]))

@@ -135,6 +135,33 @@ def test_the_alias_makes_it_live_and_its_removal_brings_the_bases_bits_back(
     assert _tag(one) == "rolled back"
 
 
+def test_an_approval_that_falls_into_a_look_and_is_taken_back_at_once_goes_out_again(
+    client: MlflowClient,
+    pair: tuple[AdapterVersion, AdapterVersion],
+    runtime: Runtime,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, _ = pair
+    base = _picture(runtime)
+    watcher = watch.Watch(valid_seconds=0, rehearse=False)
+    asked = _tracking.approved_now
+
+    def clicked_after_it_was_asked() -> dict[str, int]:
+        found = asked()
+        _set(client, one)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_tracking, "approved_now", clicked_after_it_was_asked)
+        watcher.look()
+    assert _picture(runtime) != base
+    client.delete_registered_model_alias(one.model, "approved")
+    (change,) = watcher.look()
+    assert change.live == ()
+    assert _picture(runtime) == base
+    watcher.close()
+
+
 def test_what_failed_its_gate_is_refused_whatever_its_tag_says(
     client: MlflowClient,
     pair: tuple[AdapterVersion, AdapterVersion],
