@@ -64,6 +64,9 @@ def audit(version: AdapterVersion, folder: Path) -> dict[str, Any]:
         _lay_in(clone, folder, as_recorded)
         _repeat(clone, folder, as_recorded)
         recorded, made = _hashes(folder / "dvc.lock"), _hashes(clone / folder / "dvc.lock")
+        # What was not made again: its hash as it is here, not the one that the copied lock file still holds.
+        kept = [out["path"] for name in as_recorded for out in _stages(folder).get(name, {}).get("outs", [])]
+        made |= {path: str(_versioning.hash_of(Path(path))) for path in (*changed, *kept)}
         rows = [
             {
                 "path": path,
