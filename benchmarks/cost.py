@@ -6,7 +6,7 @@ With F the floating-point operations of one forward pass of the denoiser over on
 
     step       2 batch F (teacher + student + back to the activations + density x back to the weights)
                = 2 batch F (3 + density)                 and each of the ``rank`` rows and columns a little more
-    saliency   groups x group_size x 2 F x 4             gain: two sets; teacher, student, back to activations, weights
+    saliency   groups x group_size x 4 F                 gain: teacher, student, back to activations and weights
     pictures   pictures x solver steps x 2 F             guidance asks twice
 
 Seconds of a step are fitted as  overhead + operations / rate + per_rank x batch x rank  over batch, density and rank,
@@ -37,6 +37,7 @@ from fade.config import Settings, load_settings
 from fade.lineage import made_on
 from fade.models.conditioning import denoise
 from fade.models.family import load_base
+from fade.steps.saliency import FEW_GROUPS
 
 PARAMS = Path("params.yaml")
 BATCHES, DENSITIES, RANKS = (4, 16), (0.1, 0.75), (1, 16)
@@ -127,7 +128,7 @@ def predicted(flops: float, settings: Settings) -> dict[str, float]:
         "forward_teraflops": flops / 1e12,
         "step_seconds": step,
         "distill_seconds": step * distill.steps,
-        "saliency_seconds": saliency.groups * saliency.group_size * 2 * flops * 4 / rate,
+        "saliency_seconds": (saliency.groups or FEW_GROUPS) * saliency.group_size * 4 * flops / rate,
         "seconds_a_picture_of_25_steps": 25 * 2 * flops / rate,
     }
 

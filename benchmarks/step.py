@@ -37,13 +37,13 @@ from fade.lineage import made_on
 from fade.method.distillation import Sets, distill
 from fade.method.masks import Mask, load_mask
 from fade.method.saliency import salient_parameters
-from fade.method.sparse_lora import add_sparse_lora, trained_whole
+from fade.method.sparse_lora import add_sparse_lora, computed_whole
 from fade.method.targeting import power_law
 from fade.models.conditioning import Conditioning
 from fade.models.diffusion import make_noise_scheduler
 from fade.models.family import load_base
 from fade.steps.catalog import ensure_catalog
-from fade.steps.distill import loop_settings, training_sets
+from fade.steps.distill import add_student, loop_settings, train_student, training_sets
 from fade.steps.mask import mask as mask_step
 from fade.steps.request import CATALOG, prepare_request
 from fade.steps.saliency import saliency as saliency_step
@@ -99,25 +99,11 @@ def same_as_ours(request: Request, modules: tuple[str, ...]) -> Recipe:
 
 def ours(request: Request, folder: Path) -> Iterator[object]:
     """Our own steps, as the step ``distill`` takes them."""
-    settings = request.distill.in_force
     sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
     sets = training_sets(sd, request, folder)
-    chosen = load_mask(folder / "mask")
-    parameters = add_sparse_lora(
-        sd.unet, chosen, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
-    )
+    _, parameters = add_student(sd, request, folder)
     yield None
-    with trained_whole(sd.unet, "student"):
-        yield from distill(
-            sd.unet,
-            parameters,
-            sets=sets,
-            empty=sd.unconditional(),
-            alphas_cumprod=sd.alphas_cumprod,
-            timesteps=power_law(len(sd.alphas_cumprod), settings.timestep_power),
-            surrogate_share=settings.surrogate_share,
-            **loop_settings(settings),
-        )
+    yield from train_student(sd, parameters, request, folder, sets=sets)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -180,7 +166,7 @@ def at_full_size(threads: int) -> dict[str, Any]:
     defaults = load_settings(PARAMS).distill.model_copy(
         update={"batch": 1, "steps": SD15_STEPS, "pool": None, "precision": "bf16", "surrogate_share": 0.0}
     )
-    with trained_whole(unet, "student"):
+    with computed_whole(unet):
         steps = distill(
             unet,
             parameters,

@@ -58,11 +58,13 @@ class SaliencySettings(_Settings):
     score: Literal["denoising", "contrast", "distillation", "gain", "decrement", "random"] = Field(
         "gain", description="what ranks the parts of the network"
     )
-    groups: int = Field(8, ge=1, description="gradients that the score is the mean of")
+    groups: int | None = Field(
+        None, ge=1, description="gradients that the score is the mean of; null: 1 for whole modules by gain, else 8"
+    )
     group_size: int = Field(16, ge=1, description="examples of each gradient")
     at_once: int | None = Field(None, ge=1, description="examples through the network at a time; memory only")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass; memory")
-    precision: Precision = Field("fp32", description="bf16 is faster and rounds the scores")
+    precision: Precision = Field("fp32", description="of the gradients")
 
 
 class MaskSettings(_Settings):
@@ -83,6 +85,7 @@ class DeepSettings(_Settings):
 
     steps: int = Field(240, ge=1, description="in the place of distill.steps")
     retain_weight: float = Field(2.0, gt=0, description="in the place of distill.retain_weight")
+    distill_batch: int = Field(16, ge=2, description="in the place of distill.batch")
     states: int = Field(4, ge=1, description="states searched at once")
     lifetime: int = Field(80, ge=1, description="steps of a state's search")
     batch: int = Field(16, ge=1, description="examples of each step of a search")
@@ -119,7 +122,7 @@ class DistillSettings(_Settings):
     start: Literal["zero", "closed_form"] = Field("zero", description="what the adapter begins with")
     closed_form: ClosedFormSettings = ClosedFormSettings()
     steps: int = Field(120, ge=0, description="optimiser steps")
-    batch: int = Field(16, ge=2, description="forget examples a step; as many retain examples")
+    batch: int = Field(4, ge=2, description="forget examples a step; as many retain examples")
     rank: int = Field(6, ge=1, description="of the adapter's matrices")
     alpha: float = Field(6.0, gt=0, description="the adapter is scaled by alpha / rank")
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
@@ -155,10 +158,13 @@ class DistillSettings(_Settings):
 
     @property
     def in_force(self) -> DistillSettings:
-        """The settings that training follows: ``deep`` brings steps and retain weight of its own."""
+        """The settings that training follows: ``deep`` brings steps, retain weight and batch of its own."""
         if self.depth == "name":
             return self
-        return self.model_copy(update={"steps": self.deep.steps, "retain_weight": self.deep.retain_weight})
+        deep = self.deep
+        return self.model_copy(
+            update={"steps": deep.steps, "retain_weight": deep.retain_weight, "batch": deep.distill_batch}
+        )
 
     def with_steps(self, steps: int) -> DistillSettings:
         """The same with another number of steps, at either depth."""
@@ -389,8 +395,8 @@ def make_request(**fields: Any) -> Request:
 def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Settings:
     """The section ``erasure`` of params.yaml.
 
-    A precision that is ``auto`` becomes the one that is fast on this machine, so that a request always says in
-    which it was computed; so does one that is left out, but that of the scores is then float32.
+    A precision that is ``auto`` or left out becomes the one that is fast on this machine, so that a request always
+    says in which it was computed.
 
     Args:
         changes: settings by dotted name, e.g. ``mask.density``, that take the place of the file's.
@@ -407,9 +413,9 @@ def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Se
             if not isinstance(at, dict):
                 raise ConfigError(f"Setting {name!r} does not exist: {parent!r} has no parts.")
         at[last] = value
-    for step, left_out in (("saliency", "fp32"), ("distill", AUTO_PRECISION), ("evaluate", AUTO_PRECISION)):
+    for step in ("saliency", "distill", "evaluate"):
         given = section.setdefault(step, {})
-        if isinstance(given, dict) and given.get("precision", left_out) == AUTO_PRECISION:
+        if isinstance(given, dict) and given.get("precision", AUTO_PRECISION) == AUTO_PRECISION:
             given["precision"] = fast_precision()
     try:
         return Settings(**section)

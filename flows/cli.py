@@ -144,15 +144,15 @@ def consolidate(
     begun = time.perf_counter()
     from fade.config import load_request, load_settings
     from fade.steps.request import prepare_request
-    from flows.erase import find_folder, steps_for
+    from flows.erase import find_folder, for_several
 
     requests = [load_request(find_folder(name)) for name in names]
     if len({(request.base, request.base_sha256, request.catalog) for request in requests}) > 1:
         raise ConfigError("These erasures have different bases or catalogs; one adapter holds for one base only.")
     pairs = [(one.concept, one.surrogate) for request in requests for one in request.pairs]
     settings = load_settings(Path("params.yaml"), changes=dict(setting(given) for given in settings_given or ()))
-    count = steps if steps is not None else steps_for(len(pairs), settings.distill.in_force.steps)
-    settings = settings.model_copy(update={"distill": settings.distill.with_steps(count)})
+    distill = for_several(settings.distill, len(pairs), steps=steps)
+    settings = settings.model_copy(update={"distill": distill})
     first = requests[0]
     request = prepare_request(
         *pairs[0],

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from prefect import flow
 
-from fade.config import Request, load_request, save_request
+from fade.config import DistillSettings, Request, load_request, save_request
 from fade.errors import ConfigError, RegistryError, ResourceError, nearest
 from fade.models.source import base_sha256
 from fade.requests import leases
@@ -24,6 +24,8 @@ from tasks._versioning import write_pipeline
 
 WAIT_SECONDS = 600.0
 """How long an erasure waits for another process that is at work on the same one."""
+MOST_BATCHES = 4
+"""Batches of one erasure that a step of an adapter for several concepts has at most."""
 logger = logging.getLogger(__name__)
 
 
@@ -59,9 +61,14 @@ def find_folder(name: str) -> Path:
     return folder
 
 
-def steps_for(concepts: int, steps: int) -> int:
-    """Distillation steps for several concepts in one adapter: as the root of their number   (ours)."""
-    return math.ceil(steps * math.sqrt(concepts))
+def for_several(settings: DistillSettings, concepts: int, *, steps: int | None = None) -> DistillSettings:
+    """How several concepts are distilled into one adapter   (ours).
+
+    The batch grows with their number, up to fourfold (that of ``deep`` is large already), so that each step sees most
+    of them; the steps, where none are given, as the root of their number.
+    """
+    count = steps if steps is not None else math.ceil(settings.in_force.steps * math.sqrt(concepts))
+    return settings.with_steps(count).model_copy(update={"batch": settings.batch * min(concepts, MOST_BATCHES)})
 
 
 @flow(name="erase", flow_run_name="erase-{erasure_id}")

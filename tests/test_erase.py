@@ -128,8 +128,9 @@ def test_erasures_are_judged_together_and_consolidated(
     assert result.exit_code == 0, result.output
     row = json.loads(one.read_text())
     assert row["concept"] == "astronaut, neon"
-    # Steps grow as the root of the number of concepts: 4 sqrt(2), rounded up.
-    assert read_json(Path(row["folder"]) / "adapter/card.json")["steps"] == 6
+    # Steps grow as the root of the number of concepts: 4 sqrt(2), rounded up; the batch with it.
+    card = read_json(Path(row["folder"]) / "adapter/card.json")
+    assert (card["steps"], card["parameters"]["batch"]) == (6, 2 * load_request(folder).distill.batch)
     twice = CliRunner().invoke(app, ["combine", folder.name, folder.name])
     assert twice.exit_code == 1
     assert "Give each concept once" in twice.output

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fade.adapters.store import activate
 from fade.config import load_settings
 from fade.errors import ConfigError
 from fade.lineage import ROOT
@@ -15,7 +16,7 @@ from fade.method import distillation, sparse_lora
 from fade.method.distillation import DistillStep, Sets, distill
 from fade.method.masks import Mask
 from fade.method.saliency import salient_parameters
-from fade.method.sparse_lora import add_sparse_lora, lora_layers, trained_whole
+from fade.method.sparse_lora import add_sparse_lora, computed_whole, lora_layers
 from fade.method.targeting import power_law
 from fade.models.conditioning import Conditioning, denoise
 from fade.models.sd import StableDiffusion
@@ -62,7 +63,7 @@ def test_summed_weights_are_the_branches_and_leave_no_trace(
     with sparse_lora.adapters_disabled(sd.unet):
         base = denoise(sd.unet, _examples(3).latents, torch.tensor([10, 500, 900]), _examples(3).prompts)
     assert (before - base).abs().max() > 0.01
-    with trained_whole(sd.unet, "student"):
+    with computed_whole(sd.unet):
         changed = [layer for layer in lora_layers(sd.unet).values() if "forward" in vars(layer)]
         whole, whole_gradients = _answer_and_gradients(sd, parameters)
         with sparse_lora.adapters_disabled(sd.unet):
@@ -75,6 +76,26 @@ def test_summed_weights_are_the_branches_and_leave_no_trace(
     assert torch.equal(teacher, base)
     assert not any("forward" in vars(layer) for layer in lora_layers(sd.unet).values())
     assert torch.equal(_answer_and_gradients(sd, parameters)[0], before)
+
+
+def test_summed_weights_follow_which_adapters_are_on_and_how_strongly(sd: StableDiffusion) -> None:
+    def answer() -> Tensor:
+        examples = _examples(3)
+        with torch.no_grad():
+            return denoise(sd.unet, examples.latents, torch.tensor([10, 500, 900]), examples.prompts)
+
+    everywhere = _everywhere(sd)
+    for name in ("one", "two"):
+        for parameter in add_sparse_lora(sd.unet, everywhere, rank=2, alpha=2.0, seed=len(name), name=name):
+            torch.nn.init.normal_(parameter, std=0.1)
+    seen = []
+    for on in ({"one": 1.0}, {"one": 1.0, "two": -0.5}, {"two": 2.0}, {}):
+        activate(sd, on)
+        branches = answer()
+        with computed_whole(sd.unet):
+            torch.testing.assert_close(answer(), branches, rtol=1e-4, atol=1e-5)
+        assert all((branches - other).abs().max() > 0.01 for other in seen)
+        seen.append(branches)
 
 
 def _run(sd: StableDiffusion, parameters: list[Tensor], **changes: Any) -> list[DistillStep]:
@@ -138,7 +159,7 @@ def test_equal_seeds_give_equal_bits_with_every_speed_up_on(tiny_base: Any) -> N
     for seed in (5, 5, 6):
         base = load_base(tiny_base)
         parameters = add_sparse_lora(base.unet, _everywhere(base), rank=2, alpha=2.0, seed=1, name="student")
-        with trained_whole(base.unet, "student"):
+        with computed_whole(base.unet):
             _run(base, parameters, pool=8, seed=seed)
         found.append(torch.cat([one.detach().flatten() for one in parameters]))
     assert torch.equal(found[0], found[1])
@@ -146,5 +167,5 @@ def test_equal_seeds_give_equal_bits_with_every_speed_up_on(tiny_base: Any) -> N
 
 
 def test_a_pool_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"distill.pool is 8: expected at least distill.batch, which is 16"):
-        load_settings(ROOT / "params.yaml", changes={"distill.pool": 8})
+    with pytest.raises(ConfigError, match=r"distill.pool is 8: expected at least distill.batch, which is 9"):
+        load_settings(ROOT / "params.yaml", changes={"distill.pool": 8, "distill.batch": 9})

@@ -75,10 +75,9 @@ def test_auto_precision_is_decided_when_the_settings_are_read(tmp_path: Path, mo
     for native in ("bf16", "fp32"):
         monkeypatch.setattr(config, "fast_precision", lambda native=native: native)
         loaded = load_settings(path)
-        assert (loaded.distill.precision, loaded.evaluate.precision) == (native, native)
-        assert load_settings(path, changes={"evaluate.precision": "fp32"}).evaluate.precision == "fp32"
-        assert loaded.saliency.precision == "fp32", "scores are rounded only where that is asked for"
-        assert load_settings(path, changes={"saliency.precision": "auto"}).saliency.precision == native
+        for step in ("saliency", "distill", "evaluate"):
+            assert getattr(loaded, step).precision == native, step
+            assert getattr(load_settings(path, changes={f"{step}.precision": "fp32"}), step).precision == "fp32", step
     with pytest.raises(ConfigError, match=r"distill\.precision.*got 'fp16'"):
         load_settings(path, changes={"distill.precision": "fp16"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +39,16 @@ class Examples:
     def to(self, device: torch.device | str) -> Examples:
         """The same on another device."""
         return Examples(self.latents.to(device), self.prompts.to(device), self.targets.to(device))
+
+
+class Source(Protocol):
+    """Where examples are drawn from: ``Examples``, or pictures that are encoded when they are drawn."""
+
+    def __len__(self) -> int: ...
+
+    def drawn(self, count: int, generator: torch.Generator) -> Examples:
+        """``count`` of them, with replacement."""
+        ...
 
 
 def joined(*parts: Examples) -> Examples:

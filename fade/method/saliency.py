@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fade.errors import DataError
-from fade.method.examples import Examples
+from fade.method.examples import Examples, Source
 from fade.method.masks import COLUMNS, ROWS, Granularity
 from fade.method.targeting import draw_timesteps
 from fade.models.conditioning import denoise
@@ -30,7 +30,7 @@ class NoisyGroup:
     noise: Tensor
 
 
-def noisy_groups(examples: Examples, *, groups: int, group_size: int, timesteps: Tensor, seed: int) -> list[NoisyGroup]:
+def noisy_groups(examples: Source, *, groups: int, group_size: int, timesteps: Tensor, seed: int) -> list[NoisyGroup]:
     """Draw groups of examples, timesteps and noise.
 
     Args:

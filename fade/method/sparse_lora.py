@@ -154,21 +154,18 @@ def _add_masked_low_rank(unet: Any, mask: Mask, *, rank: int, alpha: float, seed
 
 
 @contextmanager
-def trained_whole(unet: nn.Module, name: str) -> Iterator[None]:
-    """While an adapter trains, its small modules compute with W + alpha / rank * B A itself   (ours).
+def computed_whole(unet: nn.Module) -> Iterator[None]:
+    """Inside, small modules compute with W + the sum of their adapters' scaled B A itself   (ours).
 
     A LoRA's branch reads and writes the module's whole input and output several times more, forward and
     backward, for little arithmetic; the sum of the weights costs a product of the weight's own size. Up to
     ``WHOLE_UP_TO`` entries the sum is faster (measured, see ``benchmarks/step.py``); larger modules keep
-    their branch. Both are the same function, up to rounding.
+    their branch. Both are the same function, up to rounding. Which adapters are on, and how strongly, is read
+    at every forward; modules that get their first adapter inside are not among them.
     """
-    changed = [
-        layer
-        for layer in lora_layers(unet).values()
-        if name in layer.lora_A and layer.get_base_layer().weight.numel() <= WHOLE_UP_TO
-    ]
+    changed = [layer for layer in lora_layers(unet).values() if layer.get_base_layer().weight.numel() <= WHOLE_UP_TO]
     for layer in changed:
-        layer.forward = partial(_whole, layer, name)
+        layer.forward = partial(_whole, layer)
     try:
         yield
     finally:
@@ -176,15 +173,17 @@ def trained_whole(unet: nn.Module, name: str) -> Iterator[None]:
             del layer.forward
 
 
-def _whole(layer: Any, name: str, value: Tensor) -> Tensor:
-    base = layer.get_base_layer()
-    if layer._disable_adapters:
+def _whole(layer: Any, value: Tensor) -> Tensor:
+    base, on = layer.get_base_layer(), [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer._disable_adapters or not on:
         answer: Tensor = base(value)
         return answer
     # The sum in float32: in bfloat16 a small change would be rounded away twice.
     with torch.autocast(value.device.type, enabled=False):
-        change = layer.lora_B[name].weight.flatten(1) @ layer.lora_A[name].weight.flatten(1)
-        weight = base.weight + layer.scaling[name] * change.view_as(base.weight)
+        weight = base.weight
+        for name in on:
+            change = layer.lora_B[name].weight.flatten(1) @ layer.lora_A[name].weight.flatten(1)
+            weight = weight + layer.scaling[name] * change.view_as(weight)
     if isinstance(base, nn.Conv2d):
         answer = base._conv_forward(value, weight.to(base.weight.dtype), base.bias)
     else:

@@ -29,6 +29,7 @@ from fade.evaluation.attacks.inversion import draw_from_states, invert_concept
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.files import sha256_file, write_json, writing
 from fade.lineage import library_versions, module_closure
+from fade.method.sparse_lora import computed_whole
 from fade.models.family import Base, load_base
 from fade.models.inversion import InversionStep
 from fade.sheets import labelled_sheet
@@ -67,8 +68,9 @@ def attack(folder: Path) -> Iterator[InversionStep]:
         found["base"], base_pictures = json.loads(reference.metadata()["figures"]), reference.get_tensor("pictures")
     apply_adapter(sd, folder / "adapter", name="candidate")
     activate(sd, {"candidate": 1.0})
-    last = yield from _search(sd, request, forget, prompts)
-    found["erased"], pictures = _judged(sd, request, last, prompts, only_from_empty=False)
+    with computed_whole(sd.unet):
+        last = yield from _search(sd, request, forget, prompts)
+        found["erased"], pictures = _judged(sd, request, last, prompts, only_from_empty=False)
     restore_base(sd)
     shown = 2 * len(prompts)
     rows = [("base", list(base_pictures.numpy()[:shown])), ("erased", list(pictures[:shown]))]

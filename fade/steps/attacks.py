@@ -32,6 +32,7 @@ from fade.evaluation.attacks.relearning import relearn
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.lineage import library_versions, module_closure
+from fade.method.sparse_lora import computed_whole
 from fade.models.family import Base, load_base
 from fade.models.generate import generate
 from fade.steps.attack import attack
@@ -225,7 +226,8 @@ def _drawn(sd: Base, request: Request, asks: Sequence[Ask]) -> Pictures:
 def _with_adapter(sd: Base, folder: Path, draw: Callable[[], Pictures], *, weight: float = 1.0) -> Pictures:
     apply_adapter(sd, folder / "adapter", name="candidate")
     activate(sd, {"candidate": weight})
-    pictures = draw()
+    with computed_whole(sd.unet):
+        pictures = draw()
     restore_base(sd)
     return pictures
 

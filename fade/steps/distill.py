@@ -22,13 +22,20 @@ from fade.method.distillation import DistillStep, Sets, distill
 from fade.method.examples import Examples, joined
 from fade.method.masks import Mask, load_mask, narrowed
 from fade.method.processes import ALONE, Processes, launched
-from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, begin_with, check_inside_mask, trained_whole
+from fade.method.sparse_lora import (
+    adapter_tensors,
+    adapters_disabled,
+    add_sparse_lora,
+    begin_with,
+    check_inside_mask,
+    computed_whole,
+)
 from fade.method.targeting import in_proportion, power_law, teacher_disagreement
 from fade.models.conditioning import joined_conditioning
 from fade.models.family import Base, load_base
 from fade.models.generate import sample_latents
 from fade.seeding import derive_seed
-from fade.steps.encoded import encode_split
+from fade.steps.encoded import encode_split, split_rows
 
 GENERATED_BATCH, GENERATED_STEPS, GENERATED_GUIDANCE = 32, 20, 4.0
 DISAGREEMENT_POINTS, DISAGREEMENT_GROUP = 20, 32
@@ -51,36 +58,11 @@ def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Dist
     settings = request.distill.in_force
     torch.set_num_threads(request.threads)
     sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
-    mask = load_mask(folder / "mask")
-    sets = training_sets(sd, request, folder)
-    probabilities = timestep_probabilities(sd, sets, settings, folder if processes.first else None)
-    adversary = make_adversary(sd, sets, settings) if settings.depth == "deep" else None
-    if settings.gradient_checkpointing:
-        sd.unet.enable_gradient_checkpointing()
-    changes = closed_form_changes(sd, sets, settings, mask) if settings.start == "closed_form" else {}
-    if settings.steps == 0:
-        # What training does not reach stays zero: it is left out of the file.
-        mask = narrowed(mask, changes)
-    parameters = add_sparse_lora(
-        sd.unet, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
-    )
-    begin_with(sd.unet, "student", changes)
+    mask, parameters = add_student(sd, request, folder)
     curve = []
-    with trained_whole(sd.unet, "student"):
-        for step in distill(
-            sd.unet,
-            parameters,
-            sets=sets,
-            empty=sd.unconditional(),
-            alphas_cumprod=sd.alphas_cumprod,
-            timesteps=probabilities,
-            surrogate_share={"forget": 0.0, "surrogate": 1.0}.get(settings.pictures, settings.surrogate_share),
-            adversary=adversary,
-            processes=processes,
-            **loop_settings(settings),
-        ):
-            curve.append(asdict(step))
-            yield step
+    for step in train_student(sd, parameters, request, folder, processes=processes):
+        curve.append(asdict(step))
+        yield step
     check_inside_mask(sd.unet, mask, "student")
     if not processes.first:
         return
@@ -102,13 +84,70 @@ def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Dist
         pd.DataFrame(curve, columns=[field.name for field in fields(DistillStep)]).to_csv(temporary, index=False)
 
 
+def add_student(sd: Base, request: Request, folder: Path) -> tuple[Mask, list[Tensor]]:
+    """Put the adapter on, as training finds it: no change yet, or the closed form's, for which captions suffice.
+
+    Returns:
+        The mask of what the adapter may hold, and its trainable tensors.
+    """
+    settings, mask = request.distill.in_force, load_mask(folder / "mask")
+    changes = closed_form_changes(sd, request, folder, mask) if settings.start == "closed_form" else {}
+    if settings.steps == 0:
+        # What training does not reach stays zero: it is left out of the file.
+        mask = narrowed(mask, changes)
+    parameters = add_sparse_lora(
+        sd.unet, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
+    )
+    begin_with(sd.unet, "student", changes)
+    return mask, parameters
+
+
+def train_student(
+    sd: Base,
+    parameters: Sequence[Tensor],
+    request: Request,
+    folder: Path,
+    *,
+    sets: Sets | None = None,
+    processes: Processes = ALONE,
+) -> Iterator[DistillStep]:
+    """Train what ``add_student`` gave; the first process writes ``timesteps.json``.
+
+    Args:
+        sets: what to learn from, where it is encoded already.
+    """
+    settings = request.distill.in_force
+    if settings.steps == 0:
+        write_json(folder / "timesteps.json", {"distribution": settings.timesteps})
+        return
+    with adapters_disabled(sd.unet):
+        sets = sets or training_sets(sd, request, folder)
+        probabilities = timestep_probabilities(sd, sets, settings, folder if processes.first else None)
+    adversary = make_adversary(sd, sets, settings) if settings.depth == "deep" else None
+    if settings.gradient_checkpointing:
+        sd.unet.enable_gradient_checkpointing()
+    with computed_whole(sd.unet):
+        yield from distill(
+            sd.unet,
+            parameters,
+            sets=sets,
+            empty=sd.unconditional(),
+            alphas_cumprod=sd.alphas_cumprod,
+            timesteps=probabilities,
+            surrogate_share={"forget": 0.0, "surrogate": 1.0}.get(settings.pictures, settings.surrogate_share),
+            adversary=adversary,
+            processes=processes,
+            **loop_settings(settings),
+        )
+
+
 def loop_settings(settings: DistillSettings) -> dict[str, Any]:
     """The settings that ``fade.method.distillation.distill`` takes as they are."""
     return settings.model_dump(include=_LOOP)
 
 
 def training_sets(sd: Base, request: Request, folder: Path) -> Sets:
-    """The splits, encoded; with ``pictures: generated`` the base draws what z_t is made of."""
+    """The splits, encoded; with ``pictures: generated`` the base, its adapters off, draws what z_t is made of."""
     settings = request.distill
     encoded = {name: encode_split(sd, request, folder, name) for name in ("forget", "surrogate", "retain")}
     if settings.pictures == "generated":
@@ -137,10 +176,13 @@ def _redrawn(sd: Base, examples: Examples, seed: int, *, of_target: bool) -> Exa
     return Examples(torch.cat(parts), examples.prompts, examples.targets)
 
 
-def closed_form_changes(sd: Base, sets: Sets, settings: DistillSettings, mask: Mask) -> dict[str, LowRank]:
+def closed_form_changes(sd: Base, request: Request, folder: Path, mask: Mask) -> dict[str, LowRank]:
     """The closed form over the captions that training would see, the empty prompt among those to retain."""
-    concept, surrogate = distinct(sets.forget.prompts.embeds, sets.forget.targets.embeds)
-    (retain,) = distinct(torch.cat([sets.retain.prompts.embeds, sd.unconditional().embeds]))
+    settings = request.distill.in_force
+    told, taught = split_rows(sd, request, folder, "forget").captions()
+    concept, surrogate = distinct(told.embeds, taught.embeds)
+    kept, _ = split_rows(sd, request, folder, "retain").captions()
+    (retain,) = distinct(torch.cat([kept.embeds, sd.unconditional().embeds]))
     given = settings.closed_form
     moments = text_moments(concept, surrogate, retain, retain_weight=given.retain_weight, ridge=given.ridge)
     return closed_form(sd.unet, moments, mask, rank=settings.rank)
@@ -180,7 +222,7 @@ def make_adversary(sd: Base, sets: Sets, settings: DistillSettings) -> Adversary
         prediction_type=sd.prediction_type,
         device=sd.device,
         seed=settings.seed,
-        **deep.model_dump(exclude={"steps", "retain_weight"}),
+        **deep.model_dump(exclude={"steps", "retain_weight", "distill_batch"}),
     )
 
 

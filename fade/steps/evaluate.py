@@ -36,6 +36,7 @@ from fade.evaluation.report import erasure_sheet
 from fade.evaluation.review import failures_sheet, review_page
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.lineage import module_closure
+from fade.method.sparse_lora import computed_whole
 from fade.models.family import Base, load_base
 from fade.models.generate import generate
 from fade.models.sd import weights_sha256
@@ -118,7 +119,8 @@ def measured(
     while True:
         before = yield from base_pictures(sd, request, wanted)
         switch_on()
-        after = yield from pictures_now(sd, request, wanted, done=len(before))
+        with computed_whole(sd.unet):
+            after = yield from pictures_now(sd, request, wanted, done=len(before))
         restore_base(sd)
         rounds.append((wanted, before, after))
         everything = pd.concat([part for part, _, _ in rounds], ignore_index=True)
