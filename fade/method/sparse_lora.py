@@ -180,14 +180,16 @@ def _whole(layer: Any, value: Tensor) -> Tensor:
         return answer
     # The sum in float32: in bfloat16 a small change would be rounded away twice.
     with torch.autocast(value.device.type, enabled=False):
-        weight = base.weight
+        weight = base.weight.flatten(1).float()
         for name in on:
-            change = layer.lora_B[name].weight.flatten(1) @ layer.lora_A[name].weight.flatten(1)
-            weight = weight + layer.scaling[name] * change.view_as(weight)
+            left, right = (factor[name].weight.flatten(1) for factor in (layer.lora_B, layer.lora_A))
+            # One pass over the weight, forward and backward, where a product, a scaling and a sum take three.
+            weight = torch.addmm(weight, left, right, alpha=layer.scaling[name])
+        weight = weight.view_as(base.weight).to(base.weight.dtype)
     if isinstance(base, nn.Conv2d):
-        answer = base._conv_forward(value, weight.to(base.weight.dtype), base.bias)
+        answer = base._conv_forward(value, weight, base.bias)
     else:
-        answer = functional.linear(value, weight.to(base.weight.dtype), base.bias)
+        answer = functional.linear(value, weight, base.bias)
     return answer
 
 
