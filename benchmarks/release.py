@@ -109,7 +109,7 @@ def alias_to_picture(folder: Path, *, repeats: int) -> dict[str, Any]:
 
     from fade.config import load_settings
     from fade.steps.request import prepare_request
-    from flows import release
+    from flows import release, released
     from flows.erase import erase, prepare_folder
     from flows.watch import Watch
 
@@ -119,7 +119,7 @@ def alias_to_picture(folder: Path, *, repeats: int) -> dict[str, Any]:
     version = erase(request.id)
     sd = load_base(request.base)
     where = release.open_release(request.base, sd.sha256)
-    runtime = Runtime(sd, where, public_key=release.KEYS / "public.pem", state=folder / "state.json")
+    runtime = Runtime(sd, where, public_key=released.KEYS / "public.pem", state=folder / "state.json")
 
     def picture() -> bytes:
         pixels: bytes = runtime.generate(PROMPTS, [1], steps=2, guidance=2.0)[0].tobytes()

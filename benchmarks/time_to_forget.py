@@ -8,10 +8,10 @@ Three programs, on the same base, pictures, captions and threads:
     defaults  the same with the settings of params.yaml: from no change, which forgets deeper
     plain     the loop of ``plain_loop.py`` with the recipe of our defaults; with ``--published`` also the published one
 
-``--set`` changes the first two. Before the first step, wherever something is there to check, and after every so many
-steps the clock stands still and pictures are drawn and judged (judge ``report``). The moment counts at which UA, IRA
-and CRA pass the gate's thresholds and the drift of the retained pictures is within ``DRIFT``. What the plain loop
-learns inside of (the modules of our mask) is given to it for nothing.
+``--set`` changes the first two. Before the first step and after every so many the clock stands still and pictures are
+drawn and judged (judge ``report``). The moment counts at which UA, IRA and CRA pass the gate's thresholds and the
+drift of the retained pictures is within ``DRIFT``. What the plain loop learns inside of (the modules of our mask) is
+given to it for nothing.
 
 Writes ``{"rows": [{"concept", "plain_seconds", "ours_seconds", "ratio", "defaults_seconds", "defaults_ratio", ...}],
 "median_ratio", "median_defaults_ratio"}``; a program that has not passed when its time is over has no seconds and no
@@ -111,23 +111,23 @@ class Check:
 
 
 def plain(request: Request, folder: Path, recipe: Recipe) -> Iterator[Any]:
-    """The plain loop; gives the base with its adapter on after every step."""
+    """The plain loop; gives the base with its adapter on when it is ready, then after each step."""
     ready = prepare(Path(request.base), recipe)
     sets = [plain_set(request, folder, name) for name in ("forget", "surrogate", "retain")]
     sd = StableDiffusion(ready.pipeline, request.base_sha256, Path(request.base))
+    yield sd
     for _ in loop(ready, *sets):
         yield sd
 
 
 def ours(request: Request, folder: Path) -> Iterator[Any]:
-    """Our steps from the request on; gives the base with its adapter on once there is one, then after each step."""
+    """Our steps from the request on; gives the base with its adapter on when it is ready, then after each step."""
     save_request(request, folder)
     for step in (split_step, saliency_step, mask_step):
         step(folder)
     sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
     _, parameters = add_student(sd, request, folder)
-    if request.distill.start == "closed_form":
-        yield sd
+    yield sd
     for _ in train_student(sd, parameters, request, folder):
         yield sd
 

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from fade.environment import environment
-
 _request: ContextVar[str | None] = ContextVar("fade_request", default=None)
 
 
@@ -54,6 +52,8 @@ def set_up(service: str) -> logging.Handler | None:
     Returns:
         The root logger's handler; None if it is all as Python has it (plain warnings).
     """
+    from fade.environment import environment  # late, so that `fade --help` does not wait for it
+
     chosen = environment()
     if chosen.log_format == "plain" and chosen.log_level == "WARNING":
         return None

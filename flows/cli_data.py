@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
-from tqdm import tqdm
 
 from fade.errors import ConfigError, listing
 from flows.console import JsonOption, console, guarded, write_figures
@@ -171,6 +170,8 @@ def pull(remote: RemoteOption = None, json_file: JsonOption = None) -> None:
 
 
 def _taken_in(folder: Path, done: Iterator[int], json_file: Path | None) -> None:
+    from tqdm import tqdm
+
     from fade.files import read_json
     from tasks import _versioning
 

@@ -120,7 +120,7 @@ def _watch(valid_seconds: int, port: int, host: str) -> None:
 @guarded
 def live(json_file: JsonOption = None) -> None:
     """Show what is live by the signed manifests, and what is approved but stays out."""
-    from flows.release import released
+    from flows.released import released
     from tasks import _tracking
 
     manifests = released()
@@ -168,7 +168,8 @@ def serve(
 
     from fade.adapters.runtime import Runtime
     from fade.models.family import load_base
-    from flows.release import KEYS, open_release
+    from flows.release import open_release
+    from flows.released import KEYS
     from flows.service import make_app, service_token
 
     token = service_token()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from tqdm import tqdm
 
 from fade.errors import ConfigError
 from flows.cli_benchmark import AttackOption, ParallelOption, end_study
@@ -66,6 +65,8 @@ def combine(
     json_file: JsonOption = None,
 ) -> None:
     """Judge several erasures live at once: each was trained against the base alone."""
+    from tqdm import tqdm
+
     from fade.files import read_json
     from fade.steps.combine import combine as judge_together
     from flows.erase import find_folder
@@ -108,6 +109,8 @@ def attack(
 
     The figures go to the erasure's run and page in MLflow; the pictures stay in the erasure's folder.
     """
+    from tqdm import tqdm
+
     from fade.config import load_request
     from fade.errors import RegistryError
     from fade.evaluation.gate import verdict

@@ -12,7 +12,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from tqdm import tqdm
 
 from fade import logs
 from fade.errors import ConfigError, FadeError
@@ -87,6 +86,8 @@ def write_figures(json_file: Path | None, content: dict[str, Any]) -> None:
 
 def show_training(progress: Iterator[tuple[str, int, int, float | None]]) -> None:
     """A bar a part, with a running mean of its loss."""
+    from tqdm import tqdm
+
     bar: Any = None
     mean = 0.0
     for name, done, of, loss in progress:

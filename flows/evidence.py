@@ -16,7 +16,7 @@ from fade.signing import read_signed, signing_key
 from fade.steps.attacks import attack_figures
 from flows.approval import named
 from flows.purge import RECEIPTS_KIND, RECEIPTS_NAME
-from flows.release import KEYS
+from flows.released import KEYS
 from tasks import _tracking, _versioning
 from tasks._tracking import MODEL_PREFIX, AdapterVersion
 

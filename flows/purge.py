@@ -28,7 +28,8 @@ from fade.signing import read_signed, signing_key, write_signed
 from fade.steps.attack import reference_path
 from fade.steps.evaluate import CACHE
 from fade.steps.trial import TRIALS
-from flows.release import KEYS, LIVE
+from flows.release import LIVE
+from flows.released import KEYS
 from flows.together import COMBINATIONS
 from tasks import _tracking, _versioning
 from tasks._page import ATTACK, DOCS

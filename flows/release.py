@@ -16,19 +16,19 @@ from pathlib import Path
 from filelock import FileLock
 from prefect import flow
 
-from fade.adapters.manifest import MANIFEST_NAME, LiveAdapter, Manifest, live_folder, publish, read_manifest
+from fade.adapters.manifest import LiveAdapter, Manifest, live_folder, publish
 from fade.config import load_request
 from fade.errors import ConfigError, FadeError, LineageError, listing
 from fade.requests.ledger import Ledger
 from fade.requests.states import TRANSITIONS, State
 from fade.signing import signing_key
 from flows.approval import Approved, check_version, named
+from flows.released import KEYS, RELEASES, current_manifest, release_folder, released
 from flows.settings import ERASURES
 from flows.together import Board, combination_folder, fitting_together, measure_together, offer_consolidated
 from tasks import _tracking
 from tasks._tracking import MODEL_PREFIX, AdapterVersion
 
-RELEASES, KEYS = Path("data/release"), Path(".fade/keys")
 LIVE, GONE = "live", "rolled back"
 REGISTRY = "an alias in the registry"
 """Who acted, where MLflow does not say who set an alias."""
@@ -64,28 +64,6 @@ class Change:
         added = dict.fromkeys((*first.added, *self.added))
         removed = {*first.removed, *self.removed} - {*self.live}
         return replace(self, added=tuple(name for name in added if name in self.live), removed=tuple(sorted(removed)))
-
-
-def release_folder(base_sha256: str) -> Path:
-    """The release of a base."""
-    return RELEASES / base_sha256[:12]
-
-
-def current_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a release folder, checked with this project's key; None if nothing was released there.
-
-    Raises:
-        SignatureError: it is there, and it is not ours.
-    """
-    if not (folder / MANIFEST_NAME).exists():
-        return None
-    return read_manifest(folder, signing_key(KEYS).public_key())
-
-
-def released() -> dict[Path, Manifest]:
-    """Every release folder and its manifest."""
-    found = {folder: current_manifest(folder) for folder in sorted(RELEASES.glob("*")) if folder.is_dir()}
-    return {folder: manifest for folder, manifest in found.items() if manifest is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import sys
 import warnings
 from pathlib import Path
 
-from fade.environment import environment, load_file
 from fade.errors import ConfigError
 from fade.files import read_json
 
@@ -35,6 +34,8 @@ def project_root(start: Path | None = None) -> Path:
 
 def configure() -> None:
     """Enter the project and point Prefect, MLflow, DVC and the hub libraries at it."""
+    from fade.environment import environment, load_file  # late, so that `fade --help` does not wait for it
+
     os.chdir(os.environ.get("FADE_ROOT") or project_root())
     load_file()
     environment()  # what is misspelt is said before anything runs

@@ -25,7 +25,7 @@ from fade.lineage import ROOT
 from fade.models.family import load_base
 from fade.requests.ledger import Ledger
 from fade.steps.request import prepare_request
-from flows import release, service
+from flows import release, released, service
 from flows.erase import erase, prepare_folder
 from flows.purge import purge
 from flows.services import running
@@ -89,7 +89,7 @@ def test_a_click_in_mlflow_changes_the_picture_and_another_brings_the_bases_back
     server, request, version = erased
     sd = load_base(request.base)
     folder = release.open_release(request.base, sd.sha256)
-    runtime = Runtime(sd, folder, public_key=release.KEYS / "public.pem", state=tmp_path / "state.json")
+    runtime = Runtime(sd, folder, public_key=released.KEYS / "public.pem", state=tmp_path / "state.json")
     watcher, port = Watch(valid_seconds=0), _free_port()
     thread = threading.Thread(target=lambda: list(watcher.run()), daemon=True)
     address = f"http://127.0.0.1:{port}"

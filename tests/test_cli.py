@@ -125,7 +125,9 @@ def test_the_demo_erases_approves_rolls_back_and_writes_its_figures(workspace: P
     assert "bit for bit" in result.stdout
 
 
-@pytest.mark.parametrize("command", [["--help"], ["list"], ["show", "nothing"], ["status"], ["request", "list"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["list"], ["show", "nothing"], ["live"], ["status"], ["request", "list"]]
+)
 def test_what_only_looks_things_up_does_not_load_torch(workspace: Path, command: list[str]) -> None:
     def found(before: str) -> str:
         code = (

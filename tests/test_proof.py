@@ -34,7 +34,7 @@ from fade.steps.attack import reference_path
 from fade.steps.request import prepare_request
 from fade.steps.trial import TRIALS
 from flows import audit as audits
-from flows import release
+from flows import release, released
 from flows.cli import app
 from flows.erase import erase, prepare_folder
 from flows.purge import Receipt, purge
@@ -278,7 +278,7 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     assert _holding(needles, Path(), remote) == {}
     assert _run("evidence", "seal", folder.name).exit_code == 0
     bundle = Path("data/evidence") / folder.name
-    key = public_key(release.KEYS / "public.pem")
+    key = public_key(released.KEYS / "public.pem")
     content = verify_evidence(bundle, key)
     assert [row["event"] for row in content["chain"]["rows"]][:3] == ["registered", "release.live", "purge"]
     assert content["purge"]["state"] == "purged"
@@ -295,7 +295,7 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     assert _run("evidence", "verify", str(bundle)).exit_code == 0
     # The release does not need what was purged.
     assert _run("release").exit_code == 0
-    manifest = read_manifest(release.release_folder(version.base_sha256), key)
+    manifest = read_manifest(released.release_folder(version.base_sha256), key)
     assert f"{version.model}/{version.version}" in manifest.names
     with Ledger() as ledger:
         assert ledger.verify().rows >= 4

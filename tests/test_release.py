@@ -29,7 +29,7 @@ from fade.requests.messages import make_message
 from fade.requests.states import State
 from fade.steps.evaluate import judged
 from fade.steps.request import prepare_request
-from flows import release, service, together, watch
+from flows import release, released, service, together, watch
 from flows.approval import check_version
 from flows.cli import app
 from flows.erase import erase, prepare_folder
@@ -89,7 +89,7 @@ def runtime(pair: tuple[AdapterVersion, AdapterVersion], tmp_path: Path) -> Runt
     base = load_request(release.ERASURES / _id(pair[0])).base
     sd = load_base(base)
     folder = release.open_release(base, sd.sha256)
-    return Runtime(sd, folder, public_key=release.KEYS / "public.pem", state=tmp_path / "state.json")
+    return Runtime(sd, folder, public_key=released.KEYS / "public.pem", state=tmp_path / "state.json")
 
 
 def _id(version: AdapterVersion) -> str:

@@ -14,20 +14,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
 
 from fade.adapters.card import CARD_NAME, load_card, weights_path
 from fade.errors import AdapterFormatError, BaseModelError, ConfigError, MaskMismatchError, SignatureError, listing
 from fade.files import read_json, sha256_file, writing
-from fade.method.masks import Mask, load_mask
 from fade.models.source import find_base, identity
 from fade.signing import read_signed, verify, write_signed
+
+if TYPE_CHECKING:  # who only reads what is live does not wait for torch
+    from torch import Tensor
+
+    from fade.method.masks import Mask
 
 MANIFEST_KIND, PERMISSION_KIND = "fade-manifest/1", "fade-rollback-permission/1"
 MANIFEST_NAME, PERMISSION_NAME = "manifest.json", "permission.json"
@@ -154,6 +156,8 @@ def check_mask(folder: Path, card: Mapping[str, Any]) -> Mask:
     Raises:
         MaskMismatchError: missing, damaged, or another one.
     """
+    from fade.method.masks import load_mask
+
     path = folder / "mask.json"
     if not path.is_file() or (found := sha256_file(path)) != card.get("mask_sha256"):
         got = found[:12] if path.is_file() else "nothing"
@@ -197,6 +201,8 @@ def read_adapter(release: Path, entry: LiveAdapter, *, base_sha256: str) -> dict
     Raises:
         AdapterFormatError: missing, changed, or for another base; names the file.
     """
+    from safetensors.torch import load
+
     folder = live_folder(release, entry)
     contents = {}
     for name, expected in ((CARD_NAME, entry.card_sha256), (entry.file, entry.adapter_sha256)):

@@ -1,0 +1,32 @@
+"""What is live by the signed manifests: read without Prefect, MLflow or torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fade.adapters.manifest import MANIFEST_NAME, Manifest, read_manifest
+from fade.signing import signing_key
+
+RELEASES, KEYS = Path("data/release"), Path(".fade/keys")
+
+
+def release_folder(base_sha256: str) -> Path:
+    """The release of a base."""
+    return RELEASES / base_sha256[:12]
+
+
+def current_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a release folder, checked with this project's key; None if nothing was released there.
+
+    Raises:
+        SignatureError: it is there, and it is not ours.
+    """
+    if not (folder / MANIFEST_NAME).exists():
+        return None
+    return read_manifest(folder, signing_key(KEYS).public_key())
+
+
+def released() -> dict[Path, Manifest]:
+    """Every release folder and its manifest."""
+    found = {folder: current_manifest(folder) for folder in sorted(RELEASES.glob("*")) if folder.is_dir()}
+    return {folder: manifest for folder, manifest in found.items() if manifest is not None}
