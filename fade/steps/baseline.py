@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fade.adapters.store import save_adapter
@@ -30,31 +31,34 @@ from fade.evaluation.baselines.salun import SalunSettings, salun
 from fade.evaluation.baselines.uce import UceSettings, uce
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.lineage import library_versions, module_closure
+from fade.models.conditioning import Conditioning
 from fade.models.deltas import plain_modules
 from fade.models.family import Base, load_base
-from fade.steps.encoded import encode_split
+from fade.steps.encoded import split_rows
 from fade.steps.split import split
 from fade.steps.trial import TRIALS, emptied_if_other, finish, report_progress, timed
 
 BASELINE_NAME = "baseline.json"
+SPLITS = ("forget", "surrogate", "retain")
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A baseline: what makes it, its settings' class, the file it lies in, and its paper."""
+    """A baseline: what makes it, its settings' class, the file it lies in, its paper, and whose pictures it reads."""
 
     make: Callable[..., Iterator[BaselineStep]]
     settings: type[Any]
     module: str
     paper: str
+    pictures: tuple[str, ...] = ()
 
 
 METHODS = {
     "esd-x": Method(partial(esd, part="x"), EsdSettings, "esd", "arXiv:2303.07345"),
     "esd-u": Method(partial(esd, part="u"), EsdUSettings, "esd", "arXiv:2303.07345"),
     "uce": Method(uce, UceSettings, "uce", "arXiv:2308.14761"),
-    "ca": Method(concept_ablation, ConceptAblationSettings, "concept_ablation", "arXiv:2303.13516"),
-    "salun": Method(salun, SalunSettings, "salun", "arXiv:2310.12508"),
+    "ca": Method(concept_ablation, ConceptAblationSettings, "concept_ablation", "arXiv:2303.13516", ("surrogate",)),
+    "salun": Method(salun, SalunSettings, "salun", "arXiv:2310.12508", ("forget", "retain")),
 }
 
 
@@ -105,8 +109,9 @@ def baseline_adapter(folder: Path) -> Iterator[BaselineStep]:
     torch.set_num_threads(request.threads)
     sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
     curve = []
+    given = material(sd, request, folder, pictures=METHODS[method].pictures)
     for step in METHODS[method].make(
-        sd, material(sd, request, folder), settings, precision=request.distill.precision, seed=request.distill.seed
+        sd, given, settings, precision=request.distill.precision, seed=request.distill.seed
     ):
         curve.append(asdict(step))
         yield step
@@ -132,20 +137,16 @@ def baseline_adapter(folder: Path) -> Iterator[BaselineStep]:
         pd.DataFrame(curve).to_csv(temporary, index=False)
 
 
-def material(sd: Base, request: Request, folder: Path) -> Material:
-    """The splits that our own method would learn from."""
-    forget, anchor, retain = (encode_split(sd, request, folder, name) for name in ("forget", "surrogate", "retain"))
-    return Material(
-        forget.latents,
-        forget.prompts,
-        forget.targets,
-        anchor.latents,
-        anchor.prompts,
-        anchor.targets,
-        retain.latents,
-        retain.prompts,
-        sd.unconditional(),
-    )
+def material(sd: Base, request: Request, folder: Path, *, pictures: Collection[str] = SPLITS) -> Material:
+    """The splits that our own method would learn from; of those not in ``pictures`` the captions alone."""
+
+    def read(name: str) -> tuple[Tensor, Conditioning, Conditioning]:
+        rows = split_rows(sd, request, folder, name)
+        latents = rows.encoded().latents if name in pictures else torch.empty(0, *sd.latent_shape)
+        return latents, *rows.captions()
+
+    retain, retain_prompts, _ = read("retain")
+    return Material(*read("forget"), *read("surrogate"), retain, retain_prompts, sd.unconditional())
 
 
 def made_by(method: str) -> str:
