@@ -118,7 +118,8 @@ def train_student(
     """
     settings = request.distill.in_force
     if settings.steps == 0:
-        write_json(folder / "timesteps.json", {"distribution": settings.timesteps})
+        if processes.first:
+            write_json(folder / "timesteps.json", {"distribution": settings.timesteps})
         return
     with adapters_disabled(sd.unet):
         sets = sets or training_sets(sd, request, folder)
