@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -243,7 +244,7 @@ def test_three_lines_for_a_diffusers_program(
 
     stock = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None, dtype=torch.float32)
     stock.set_progress_bar_config(disable=True)
-    plain = call(stock)
+    plain, tokenizer = call(stock), type(stock.tokenizer)
     release.publish(adapters[0])
     pipe = Runtime(stock, release.folder, public_key=tmp_path / "keys/public.pem")
     erased = call(pipe)
@@ -256,8 +257,36 @@ def test_three_lines_for_a_diffusers_program(
     release.publish()
     assert np.array_equal(call(pipe), plain)
     pipe.close()
+    assert type(stock.tokenizer) is tokenizer
     assert np.array_equal(call(stock), plain)
     assert list((tmp_path / "xdg/fade").glob("live-*.json"))
+
+
+def test_requests_at_once_do_not_read_each_others_padding(release: Release, tiny_base: Path) -> None:
+    """A fast tokenizer keeps padding in itself: a stock pipeline's requests draw from each other's lengths."""
+
+    def lengths(padding: str) -> set[int]:
+        options = {"padding": padding, "truncation": True, "max_length": 16}
+        return {len(tokenizer(PROMPTS, **options).input_ids[0]) for _ in range(1500)}
+
+    def at_once() -> tuple[set[int], set[int]]:
+        with ThreadPoolExecutor(2) as pool:
+            longest, full = pool.map(lengths, ["longest", "max_length"])
+        return longest, full
+
+    base = load_base(tiny_base)
+    tokenizer = base.pipeline.tokenizer
+    alone = lengths("longest"), lengths("max_length")
+    assert alone[0] != alone[1]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        assert at_once() != alone, "nothing is shown where a plain tokenizer does not mix them"
+        release.publish()
+        with closing(Runtime(base, release.folder, public_key=release.key.public_key(), state=release.state)):
+            assert at_once() == alone
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_it_fails_closed_and_recovers(release: Release, adapters: list[Path]) -> None:

@@ -87,10 +87,11 @@ class Runtime:
         self.refusal = "no manifest was read yet"
         self._check_unet()
         self._overlay = Overlay(self.pipeline.unet)
+        self._tokenizers = _one_text_at_a_time(self.pipeline)
         try:
             self.refresh()
         except FadeError:
-            self._overlay.remove()
+            self._restore()
             raise
 
     def __getattr__(self, name: str) -> Any:
@@ -175,7 +176,12 @@ class Runtime:
         """Give the pipeline back as it was: the plain base."""
         self._live = None
         self.refusal = "the runtime was closed"
+        self._restore()
+
+    def _restore(self) -> None:
         self._overlay.remove()
+        for tokenizer, kind in self._tokenizers:
+            tokenizer.__class__ = kind
 
     def _take_over(self, data: bytes) -> Live:
         begun = time.perf_counter()
@@ -267,6 +273,38 @@ class Runtime:
                 f"The pipeline's weights are not those in {self.base.folder}: {listing(wrong)} differ. Give the "
                 "runtime the base as it was loaded, without fused adapters."
             )
+
+
+class _OneTextAtATime:
+    """Makes a tokenizer fit for several threads.
+
+    A fast tokenizer keeps padding and truncation in itself and sets them at each call: two requests at once read
+    each other's, and one of them is drawn from a prompt of another length than its own.
+    """
+
+    _reading = threading.RLock()
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        with self._reading:
+            return super().__call__(*arguments, **options)  # type: ignore[misc]
+
+    def encode(self, *arguments: Any, **options: Any) -> Any:
+        with self._reading:
+            return super().encode(*arguments, **options)  # type: ignore[misc]
+
+    def tokenize(self, *arguments: Any, **options: Any) -> Any:
+        with self._reading:
+            return super().tokenize(*arguments, **options)  # type: ignore[misc]
+
+
+def _one_text_at_a_time(pipeline: Any) -> list[tuple[Any, type]]:
+    """Change the pipeline's tokenizers so; each with the class that it had. They stay of that class to `isinstance`."""
+    found = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None]
+    before = [(tokenizer, type(tokenizer)) for tokenizer in found]
+    for tokenizer, kind in before:
+        if not issubclass(kind, _OneTextAtATime):
+            tokenizer.__class__ = type(kind.__name__, (_OneTextAtATime, kind), {"__module__": kind.__module__})
+    return before
 
 
 def _check_age(manifest: Manifest) -> None:
