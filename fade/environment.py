@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fade.errors import ConfigError, listing, nearest
+from fade.hardware import DEVICES
 
 PREFIX = "FADE_"
 TEST_PREFIX = "FADE_TEST_"
@@ -33,6 +34,11 @@ class Environment(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
 
     root: Path | None = Field(None, description="The project, if a command is not given inside it")
+    device: str = Field(
+        "auto",
+        pattern=DEVICES,
+        description="Where models compute: `cpu`, `cuda`, `cuda:1`; `auto`: on a GPU where there is one",
+    )
     ledger_url: str | None = Field(
         None,
         repr=False,

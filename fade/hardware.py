@@ -1,12 +1,59 @@
-"""What this machine computes fast."""
+"""Where models compute on this machine, and what it computes fast."""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+from fade.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["bf16", "fp32"]
 AUTO_PRECISION = "auto"
+DEVICES = r"^(auto|cpu|cuda(:\d+)?)$"
+"""What FADE_DEVICE may be."""
+
+
+def compute_device() -> torch.device:
+    """Where bases and classifiers compute: what FADE_DEVICE names, else the GPU where there is one.
+
+    Of several GPUs the current one, which a launcher of several processes sets. On a GPU the same inputs give the
+    same bytes, as on a CPU: torch takes its deterministic algorithms where it has any, and warns where not; products
+    of float32 use TensorFloat-32.
+
+    Raises:
+        ConfigError: FADE_DEVICE is no device, or a GPU that torch does not see.
+    """
+    import torch
+
+    asked = os.environ.get("FADE_DEVICE") or "auto"
+    if not re.match(DEVICES, asked):
+        raise ConfigError(f"FADE_DEVICE is {asked!r}: expected auto, cpu, cuda, or cuda: and a number.")
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    index = int(asked.partition(":")[2] or (torch.cuda.current_device() if torch.cuda.is_available() else 0))
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"FADE_DEVICE is {asked!r}, and torch sees {torch.cuda.device_count()} GPUs. `fade doctor` says why it "
+            "sees none; FADE_DEVICE=cpu does without."
+        )
+    _reproducible_on_gpus()
+    return torch.device("cuda", index)
+
+
+@cache
+def _reproducible_on_gpus() -> None:
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
 
 def fast_precision(device: str | None = None) -> Precision:
@@ -16,11 +63,11 @@ def fast_precision(device: str | None = None) -> Precision:
     a product of matrices takes about 100 times as long as in float32.
 
     Args:
-        device: ``cpu`` or ``cuda``; left out, the GPU where there is one.
+        device: ``cpu`` or ``cuda``; left out, where models compute.
     """
     import torch
 
-    if device != "cpu" and torch.cuda.is_available():
+    if (device or compute_device().type) == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 

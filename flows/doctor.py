@@ -118,13 +118,18 @@ def torch_build(version: str | None = None, precision: str | None = None) -> Fin
 
 
 def gpu() -> Finding:
-    """Whether torch sees a GPU, and whether there is one that it does not see."""
+    """Which GPU models compute on, and whether there is one that torch does not see."""
     import torch
 
+    from fade.hardware import compute_device
+
+    device = compute_device()
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        name = torch.cuda.get_device_name(device)
+        return Finding("gpu", "ok", f"{device}: {name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
     if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        name = torch.cuda.get_device_name()
-        return Finding("gpu", "ok", f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+        return Finding("gpu", "warn", "there is a GPU, and FADE_DEVICE is cpu", "Leave FADE_DEVICE out to use it")
     if shutil.which("nvidia-smi") and Path("/dev/nvidia0").exists():
         return Finding("gpu", "warn", "there is a GPU that torch does not see", "Install a CUDA build of torch")
     if torch.version.cuda:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from fade.config import load_request
 from fade.errors import FadeError
 from fade.files import read_json, sha256_file, write_json
+from fade.method.distillation import DistillStep
 from fade.requests.ledger import Ledger
 from fade.steps import distill as distill_step
 from fade.steps import evaluate as evaluate_step
@@ -36,6 +37,8 @@ from fade.steps import saliency as saliency_step
 from fade.steps import split as split_step
 from tasks import _runs, _tracking, _validation, _versioning
 
+READ_EVERY = 10
+"""Steps of distillation on a GPU between two looks at their figures."""
 REGISTERED = "registered"
 """The log's event of a registered version."""
 
@@ -117,11 +120,23 @@ def distill(folder: Path) -> bool:
             _Progress("distill", request.distill.in_force.steps) as progress,
             _runs.live_curve(request.id) as send,
         ):
+            unread: list[DistillStep] = []
             for step in distill_step.distill_adapter(folder):
-                progress.at(step.step, f"forget {step.forget_loss:.4f} retain {step.retain_loss:.4f}")
-                send(step.step, {name: getattr(step, name) for name in _runs.CURVE})
+                unread.append(step)
+                # Reading a figure waits until the step is computed: a GPU is asked once in a while.
+                if step.losses.device.type == "cpu" or step.step % READ_EVERY == 0:
+                    progress.at(step.step, f"forget {step.forget_loss:.4f} retain {step.retain_loss:.4f}")
+                    _send_all(unread, send)
+            _send_all(unread, send)
 
     return _once(folder, "distill", work)
+
+
+def _send_all(steps: list[DistillStep], send: Callable[[int, Mapping[str, float]], None]) -> None:
+    """Send the figures of steps, and empty the list."""
+    for step in steps:
+        send(step.step, {name: getattr(step, name) for name in _runs.CURVE})
+    steps.clear()
 
 
 @task(name="foreign", **_OPTIONS)

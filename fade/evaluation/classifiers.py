@@ -25,6 +25,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 from fade.errors import DataError, listing
 from fade.evaluation.unlearncanvas import OBJECTS, STYLES
+from fade.hardware import compute_device
 
 DOMAINS: dict[str, Sequence[str]] = {"style": STYLES, "object": OBJECTS}
 _HEAD_WIDTH = 64
@@ -69,7 +70,8 @@ def load_classifier(folder: Path) -> Classifier:
     """
     if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
         raise DataError(f"No classifier in {folder}: {missing[0]} is missing. Pickled checkpoints (.pth) are not read.")
-    model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
+    model: Any = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    model = model.eval().to(compute_device())
     named = model.config.id2label
     size = int(getattr(model.config, "image_size", 224))  # convolutions take any size and name none
     return Classifier(model, size, tuple(str(named[i]) for i in range(len(named))))
@@ -109,7 +111,7 @@ def from_timm(state: Mapping[str, Tensor], labels: Sequence[str], *, origin: str
         slots.pop(name).data.copy_(tensor)
     if slots:
         raise DataError(f"{origin} lacks the tensors for {listing(sorted(slots))}.")
-    return Classifier(model, size, tuple(labels))
+    return Classifier(model.to(compute_device()), size, tuple(labels))
 
 
 def _renamed(state: Mapping[str, Tensor], depth: int, slots: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -167,8 +169,8 @@ def classify(
             for one in pictures[start : start + batch]
         ]
         shown = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        answer = classifier.model(shown, output_hidden_states=True)
+        answer = classifier.model(shown.to(classifier.model.device), output_hidden_states=True)
         names += [classifier.labels[i] for i in answer.logits.argmax(1).tolist()]
         last = answer.hidden_states[-1]
-        features.append((last[:, 0] if last.dim() == 3 else last.mean(dim=(2, 3))).double().numpy())
+        features.append((last[:, 0] if last.dim() == 3 else last.mean(dim=(2, 3))).double().cpu().numpy())
     return names, np.concatenate(features)

@@ -24,6 +24,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from fade.errors import DataError
 from fade.evaluation.extractors import Pictures, figure_name
 from fade.files import read_json
+from fade.hardware import compute_device
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the published CLIP's training pictures."""
@@ -51,7 +52,7 @@ def load_clip(folder: Path) -> Clip:
         raise DataError(f"No CLIP in {folder}: {missing[0]} is missing. Give a folder of CLIPModel in safetensors.")
     if (kind := read_json(folder / "config.json").get("model_type")) != "clip":
         raise DataError(f"{folder} holds a model of the kind {kind!r}, not a CLIP.")
-    model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
+    model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval().to(compute_device())
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     prepared: Mapping[str, Any] = {}
     if (folder / "preprocessor_config.json").is_file():
@@ -75,11 +76,11 @@ def clip_scores(clip: Clip, pictures: Pictures, prompts: Sequence[str], *, batch
         told = clip.tokenizer(
             list(prompts[start : start + batch]), padding=True, truncation=True,
             max_length=clip.model.config.text_config.max_position_embeddings, return_tensors="pt",
-        )  # fmt: skip
-        shown = torch.stack([_prepared(clip, one) for one in pictures[start : start + batch]])
+        ).to(clip.model.device)  # fmt: skip
+        shown = torch.stack([_prepared(clip, one) for one in pictures[start : start + batch]]).to(clip.model.device)
         answer = clip.model(input_ids=told.input_ids, attention_mask=told.attention_mask, pixel_values=shown)
         cosine = torch.nn.functional.cosine_similarity(answer.image_embeds, answer.text_embeds)
-        parts.append(100.0 * cosine.clamp(min=0).double().numpy())
+        parts.append(100.0 * cosine.clamp(min=0).double().cpu().numpy())
     return np.concatenate(parts)
 
 

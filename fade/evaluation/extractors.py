@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fade.errors import DataError
 from fade.evaluation.classifiers import classify, load_classifier
+from fade.hardware import compute_device
 
 Pictures = Sequence[NDArray[np.uint8]]
 
@@ -57,8 +58,9 @@ def load_extractor(path: Path) -> Extractor:
 
 
 def _scripted(path: Path) -> Callable[[Pictures], NDArray[np.float64]]:
+    device = compute_device()
     try:
-        model: Any = torch.jit.load(str(path), map_location="cpu").eval()
+        model: Any = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
         raise DataError(f"{path} is no TorchScript file: {str(error).splitlines()[0]}") from None
     named = {argument.name for argument in model.forward.schema.arguments}
@@ -69,10 +71,10 @@ def _scripted(path: Path) -> Callable[[Pictures], NDArray[np.float64]]:
         parts = []
         for start in range(0, len(pictures), 32):
             shown = torch.from_numpy(np.stack(pictures[start : start + 32])).permute(0, 3, 1, 2).contiguous()
-            found = model(shown, **options)
+            found = model(shown.to(device), **options)
             if not isinstance(found, torch.Tensor) or found.shape[0] != len(shown):
                 raise DataError(f"{path} gave no features: expected a tensor with {len(shown)} rows.")
-            parts.append(found.flatten(1).double().numpy())
+            parts.append(found.flatten(1).double().cpu().numpy())
         return np.concatenate(parts)
 
     return features

@@ -27,16 +27,38 @@ HELD_OUT_POINTS = 64
 class DistillStep:
     """One step: its number (from 1), the two losses, and the gradient's norm before clipping.
 
+    The figures lie where they were computed: reading one waits for a GPU to get there, so whoever reads none lets
+    it run ahead.
+
     Attributes:
         held_out: share of the disagreement between concept and surrogate that is left on held-out
             pictures, 1 before training; None at steps where it was not measured.
     """
 
     step: int
-    forget_loss: float
-    retain_loss: float
-    gradient_norm: float
+    losses: Tensor
+    norm: Tensor
     held_out: float | None = None
+
+    @property
+    def forget_loss(self) -> float:
+        """L_f."""
+        return float(self.losses[0])
+
+    @property
+    def retain_loss(self) -> float:
+        """L_r."""
+        return float(self.losses[1])
+
+    @property
+    def gradient_norm(self) -> float:
+        """Of the weighted sum's gradient, before clipping."""
+        return float(self.norm)
+
+    def figures(self) -> dict[str, float | int | None]:
+        """A row of the curve."""
+        losses = {"forget_loss": self.forget_loss, "retain_loss": self.retain_loss}
+        return {"step": self.step, **losses, "gradient_norm": self.gradient_norm, "held_out": self.held_out}
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +276,7 @@ def distill(
             left = held_out.left(unet, processes)
             if left <= stop_at:
                 course.cool_down(step)
-        forget_loss, retain_loss = losses.tolist()
-        yield DistillStep(step, forget_loss, retain_loss, float(norm), left)
+        yield DistillStep(step, losses, norm.detach(), left)
 
 
 def _losses(unet: Any, drawn: _Batch, part: slice, precision: str) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ def delta_weights(network: nn.Module) -> dict[str, DeltaWeight]:
 
 
 def add_delta(network: nn.Module, name: str, parts: Mapping[str, nn.Module]) -> None:
-    """Hang differences called ``name`` on the named modules' weights, switched off.
+    """Hang differences called ``name`` on the named modules' weights, where these lie, switched off.
 
     Args:
         parts: module name to a module whose forward gives the difference, of the weight's shape.
@@ -102,7 +102,7 @@ def add_delta(network: nn.Module, name: str, parts: Mapping[str, nn.Module]) -> 
         module = modules[key]
         if not parametrize.is_parametrized(module, "weight"):
             parametrize.register_parametrization(module, "weight", DeltaWeight())
-        module.parametrizations["weight"][0].parts[name] = part
+        module.parametrizations["weight"][0].parts[name] = part.to(module.weight.device)
 
 
 def remove_deltas(network: nn.Module) -> None:

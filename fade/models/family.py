@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from fade.errors import BaseModelError
+from fade.hardware import compute_device
 from fade.models.conditioning import Conditioning
 from fade.models.sd import StableDiffusion
 from fade.models.sdxl import StableDiffusionXL
@@ -89,6 +90,8 @@ class Base(Protocol):
 def load_base(source: str | Path, *, expected_sha256: str | None = None, weights: Weights = "fp32") -> Base:
     """Load a base: a diffusers folder, a single safetensors file, or a name on the Hugging Face hub.
 
+    It lies where models compute (``fade.hardware.compute_device``).
+
     Args:
         weights: how the denoiser's weights are held; ``bf16`` halves their memory and rounds them, the
             encoders and the autoencoder stay float32.
@@ -96,6 +99,7 @@ def load_base(source: str | Path, *, expected_sha256: str | None = None, weights
     Raises:
         BaseModelError: missing, damaged, not supported, or of another hash than expected.
     """
+    device = compute_device()  # what is wrong with it is said before a hash is computed
     found = find_base(source)
     sha256 = identity(found)
     if expected_sha256 is not None and sha256 != expected_sha256:
@@ -123,7 +127,8 @@ def load_base(source: str | Path, *, expected_sha256: str | None = None, weights
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False).eval()
+            # Not the pipeline's own `to`, which warns of types where only the place changes.
+            part.requires_grad_(False).eval().to(device)
     if pipeline.unet.config.sample_size**2 <= _PLAIN_ATTENTION_UP_TO:
         pipeline.unet.set_attn_processor(AttnProcessor())
     return FAMILIES[found.pipeline](pipeline, sha256, Path(source))

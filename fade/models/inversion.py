@@ -58,8 +58,8 @@ class Search:
         embeds = torch.stack([row.detach() for row in self._rows])
         return Conditioning(embeds, self._start.pooled, self._start.time_ids)
 
-    def step(self, unet: Any, *, batch: int, generator: torch.Generator) -> float:
-        """One step of Adam on every state, each on its own share of the batch; give the loss before it.
+    def step(self, unet: Any, *, batch: int, generator: torch.Generator) -> Tensor:
+        """One step of Adam on every state, each on its own share of the batch; give the loss before it, unread.
 
         The network is left as it is: no gradient reaches its weights. ``batch`` should be a multiple of K.
         """
@@ -77,7 +77,7 @@ class Search:
         for row, gradient in zip(self._rows, torch.autograd.grad(loss, self._rows), strict=True):
             row.grad = gradient
         self._optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
 
     def restart(self, index: int, start: Conditioning) -> None:
         """Put one state back to a beginning (one row), without its moments."""
@@ -112,4 +112,4 @@ def invert(
     )
     for step in range(1, steps + 1):
         loss = search.step(unet, batch=batch, generator=generator)
-        yield InversionStep(step, search.states, loss)
+        yield InversionStep(step, search.states, float(loss))

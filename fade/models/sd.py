@@ -121,5 +121,5 @@ class StableDiffusion:
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of scaled latents, (B, 3, H, W) float32, about -1..1."""
         vae = self.pipeline.vae
-        decoded: Tensor = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
+        decoded: Tensor = vae.decode((latents / vae.config.scaling_factor).to(vae.device, vae.dtype)).sample
         return decoded.float()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from fade.steps.encoded import encode_split, split_rows
 
 GENERATED_BATCH, GENERATED_STEPS, GENERATED_GUIDANCE = 32, 20, 4.0
 DISAGREEMENT_POINTS, DISAGREEMENT_GROUP = 20, 32
+CURVE = ["step", "forget_loss", "retain_loss", "gradient_norm", "held_out"]
 _LOOP = {
     *("steps", "batch", "learning_rate", "weight_decay", "clip_norm", "forget_weight", "retain_weight"),
     *("empty_caption_share", "precision", "seed", "stop_at", "check_every", "micro_batch", "pool"),
@@ -61,7 +61,7 @@ def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Dist
     mask, parameters = add_student(sd, request, folder)
     curve = []
     for step in train_student(sd, parameters, request, folder, processes=processes):
-        curve.append(asdict(step))
+        curve.append(step)
         yield step
     check_inside_mask(sd.unet, mask, "student")
     if not processes.first:
@@ -81,7 +81,7 @@ def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Dist
     }
     save_adapter(folder / "adapter", adapter_tensors(sd.unet, "student"), card)
     with writing(folder / "curve.csv") as temporary:
-        pd.DataFrame(curve, columns=[field.name for field in fields(DistillStep)]).to_csv(temporary, index=False)
+        pd.DataFrame([step.figures() for step in curve], columns=CURVE).to_csv(temporary, index=False)
 
 
 def add_student(sd: Base, request: Request, folder: Path) -> tuple[Mask, list[Tensor]]:
