@@ -6,6 +6,7 @@ import ast
 import os
 import platform
 import subprocess
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ def module_file(module: str) -> Path | None:
         if candidate.is_file():
             return candidate
     return None
+
+
+_PARSING = threading.Lock()
+"""Two threads that parse at once make Python 3.11 raise a SystemError (AST constructor recursion depth mismatch)."""
 
 
 def module_closure(module: str) -> list[Path]:
@@ -44,7 +49,9 @@ def module_closure(module: str) -> list[Path]:
 
 def _imports(path: Path) -> list[str]:
     names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    with _PARSING:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

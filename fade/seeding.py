@@ -6,9 +6,13 @@ Naming the purpose keeps draws independent: adding one does not shift the others
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import numpy as np
 import torch
+
+GLOBAL_GENERATOR = threading.RLock()
+"""Held by whoever lets a library draw from torch's one global generator, which all threads share."""
 
 
 def derive_seed(seed: int, *purpose: object) -> int:

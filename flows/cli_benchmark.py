@@ -31,6 +31,9 @@ AttackOption = Annotated[
     bool, typer.Option("--attack/--no-attack", help="Also measure how easily inversion brings each concept back.")
 ]
 ParallelOption = Annotated[int, typer.Option(min=1, help="Erasures side by side, each with its own threads.")]
+OneBaseOption = Annotated[
+    bool, typer.Option("--one-base", help="Those side by side in this process, on one copy of the base: for a GPU.")
+]
 
 
 @app.command()
@@ -65,6 +68,7 @@ def benchmark(
     ] = None,
     pictures: Annotated[int, typer.Option(min=1, help="classes: pictures that each class is judged by.")] = 50,
     parallel: ParallelOption = 1,
+    one_base: OneBaseOption = False,
     dask: DaskOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -89,6 +93,8 @@ def benchmark(
         raise ConfigError(
             f"No benchmark {protocol!r}: there are 'canvas' and 'classes'. UnlearnCanvas is `fade unlearncanvas`."
         )
+    if one_base and methods is not None:
+        raise ConfigError("--one-base is for our own erasures: --methods gives each a process of its own.")
     named = [name.strip() for name in concepts.split(",")] if concepts is not None else None
     if methods is not None:
         attacks = [one.strip() for one in kinds.split(",") if one.strip()] if attack else []
@@ -96,7 +102,8 @@ def benchmark(
         _contest(chosen, named, seeds, changes, attacks, sequential, parallel, dask, json_file)
         return
     cells = plan(canvas_pairs(named), vary={}, changes=changes)
-    study = run_study("benchmark-canvas", cells, attacks=["inversion"] * attack, parallel=parallel, dask=dask)
+    kinds_asked = ["inversion"] * attack
+    study = run_study("benchmark-canvas", cells, attacks=kinds_asked, parallel=parallel, dask=dask, one_base=one_base)
     report = benchmark_report(study.rows, cells)
     _print_benchmark(report)
     if named is None and not set(changes) - {"threads"} and not study.failures:

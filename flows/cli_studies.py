@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows.cli_benchmark import AttackOption, ParallelOption, end_study
+from flows.cli_benchmark import AttackOption, OneBaseOption, ParallelOption, end_study
 from flows.console import DaskOption, JsonOption, SetOption, console, guarded, listed, pair, setting, write_figures
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def sweep(
     name: Annotated[str | None, typer.Option(help="Name of the study's folder; a hash of what is asked.")] = None,
     attack: AttackOption = False,
     parallel: ParallelOption = 1,
+    one_base: OneBaseOption = False,
     dask: DaskOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -51,7 +52,8 @@ def sweep(
     asked = json.dumps([[cell.request.id, attack] for cell in cells])
     name = name or "sweep-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
     console.print(f"{len(cells)} erasures, study [bold]{name}[/bold]")
-    study = run_study(name, cells, attacks=["inversion"] * attack, parallel=parallel, dask=dask)
+    attacks = ["inversion"] * attack
+    study = run_study(name, cells, attacks=attacks, parallel=parallel, dask=dask, one_base=one_base)
     _print_means(study, list(varied))
     console.print(f"Picture: {study.folder}/tradeoff.png   table: {study.folder}/table.md")
     write_figures(json_file, {"rows": study.rows, "failures": study.failures, "folder": str(study.folder)})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,7 @@ from fade.evaluation.accuracy import rate
 from fade.evaluation.tradeoff import means, tradeoff_figure
 from fade.files import write_json, writing
 from fade.lineage import made_on
+from fade.models.sharing import bases_shared
 from fade.steps.catalog import ensure_catalog
 from fade.steps.request import AUTO, CATALOG, prepare_request
 from fade.steps.trial import TRIALS
@@ -110,20 +111,28 @@ def plan(
 
 
 def run_study(
-    name: str, cells: Sequence[Cell], *, attacks: Sequence[str] = (), parallel: int, dask: str | None = None
+    name: str,
+    cells: Sequence[Cell],
+    *,
+    attacks: Sequence[str] = (),
+    parallel: int,
+    dask: str | None = None,
+    one_base: bool = False,
 ) -> Study:
     """Run a study's erasures, write its table and picture under ``data/studies/<name>``, log it to MLflow.
 
     Args:
         parallel: erasures at once on this machine.
         dask: address of a cluster whose workers run them instead; see ``flows.runners``.
+        one_base: in this process, all on one copy of the base.
 
     Raises:
         DataError: not one erasure ended with figures; the first reason is in the message.
     """
     for cell in cells:
         save_request(cell.request, cell.folder)
-    found = run_trials(name, [cell.folder for cell in cells], attacks=attacks, parallel=parallel, dask=dask)
+    folders = [cell.folder for cell in cells]
+    found = run_trials(name, folders, attacks=attacks, parallel=parallel, dask=dask, one_base=one_base)
     rows, failures = [], {}
     for cell, outcome in zip(cells, found, strict=True):
         if isinstance(outcome, str):
@@ -145,23 +154,39 @@ def run_study(
 
 
 def run_trials(
-    name: str, folders: Sequence[Path], *, attacks: Sequence[str], parallel: int, dask: str | None = None
+    name: str,
+    folders: Sequence[Path],
+    *,
+    attacks: Sequence[str],
+    parallel: int,
+    dask: str | None = None,
+    one_base: bool = False,
 ) -> list[dict[str, Any] | str]:
-    """Run trials, ``parallel`` at a time or on a Dask cluster; gives each one's figures, or why it has none."""
-    runner = side_by_side(parallel, dask)
-    return study.with_options(task_runner=runner)(name, list(folders), list(attacks), elsewhere=dask is not None)
+    """Run trials, ``parallel`` at a time or on a Dask cluster; gives each one's figures, or why it has none.
+
+    Raises:
+        ConfigError: one copy of the base is asked for on a cluster.
+    """
+    if one_base and dask is not None:
+        raise ConfigError("--one-base is for erasures in one process; --dask gives each a process of its own.")
+    run = study.with_options(task_runner=side_by_side(parallel, dask))
+    with bases_shared() if one_base else nullcontext():
+        return run(name, list(folders), list(attacks), elsewhere=dask is not None, one_base=one_base)
 
 
 @flow(name="study", flow_run_name="study-{name}")
-def study(name: str, folders: list[Path], attacks: list[str], elsewhere: bool = False) -> list[dict[str, Any] | str]:
+def study(
+    name: str, folders: list[Path], attacks: list[str], elsewhere: bool = False, one_base: bool = False
+) -> list[dict[str, Any] | str]:
     """The trials of a sweep, a benchmark or a contest.
 
     Args:
-        elsewhere: they run in other processes, from where their steps cannot be told to the bar.
+        elsewhere: they run on other machines, from where their steps cannot be told to the bar.
+        one_base: they run in this process.
     """
     with _progress(name, len(folders)) as bar:
         say = None if elsewhere else bar.set_postfix_str
-        futures = [trial.submit(folder, attacks=attacks, say=say) for folder in folders]
+        futures = [trial.submit(folder, attacks=attacks, here=one_base, say=say) for folder in folders]
         for future in as_completed(futures):
             future.wait()
             bar.update()

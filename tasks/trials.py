@@ -1,4 +1,4 @@
-"""Prefect task of one trial, in a process of its own: its threads, memory and death are its own."""
+"""Prefect task of one trial: in a process of its own, or beside others in this one, on one copy of the base."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from fade.config import load_request
 from fade.errors import FadeError
 from fade.steps.baseline import BASELINE_NAME
-from fade.steps.trial import figures
+from fade.steps.trial import figures, run_trial
 
 
 class TrialError(FadeError, RuntimeError):
@@ -23,16 +23,31 @@ class TrialError(FadeError, RuntimeError):
 
 # A trial that is asked for again finds on disk what it has finished, so nothing is cached here.
 @task(name="trial", task_run_name="trial-{folder.name}", cache_policy=NO_CACHE)
-def trial(folder: Path, *, attacks: Sequence[str] = (), say: Callable[[str], None] | None = None) -> dict[str, Any]:
+def trial(
+    folder: Path, *, attacks: Sequence[str] = (), here: bool = False, say: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     """Run the trial of a folder that holds ``request.yaml``; give its figures.
 
     Args:
         folder: a baseline's trial if ``baseline.json`` lies in it, else one of ours.
         attacks: attacks to run, by name (``fade.steps.attacks.KINDS``).
+        here: in this process, where bases may be shared (``fade.models.sharing``); a baseline never is.
 
     Raises:
-        TrialError: the trial failed, with its reason.
+        TrialError: the trial failed in its process, with its reason.
+        FadeError: it failed here.
     """
+
+    def told(step: str) -> None:
+        if say is not None:
+            say(f"{load_request(folder).concept}: {step}")
+
+    if here and not (folder / BASELINE_NAME).is_file():
+        from fade.hardware import compute_device
+        from fade.models.sharing import own_stream
+
+        with own_stream(compute_device()):
+            return run_trial(load_request(folder), attacks=attacks, root=folder.parent, say=told)
     step = "baseline" if (folder / BASELINE_NAME).is_file() else "trial"
     command = [sys.executable, "-m", f"fade.steps.{step}", str(folder), *(f"--attack={kind}" for kind in attacks)]
     log = folder.with_suffix(".log")  # beside it: a trial of other code empties its folder
@@ -40,8 +55,7 @@ def trial(folder: Path, *, attacks: Sequence[str] = (), say: Callable[[str], Non
         running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
             for line in running.stdout or ():
-                if say is not None:
-                    say(f"{load_request(folder).concept}: {line.strip()}")
+                told(line.strip())
             status = running.wait()
         finally:
             if running.poll() is None:

@@ -23,6 +23,7 @@ from fade.files import sha256_file, write_json, writing
 from fade.method.sparse_lora import hold_in_float32, lora_layers
 from fade.models.deltas import FixedDelta, add_delta, delta_weights, plain_modules, remove_deltas
 from fade.models.family import Base
+from fade.seeding import GLOBAL_GENERATOR
 
 
 def save_adapter(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
@@ -90,7 +91,8 @@ def put_in(sd: Base, tensors: Mapping[str, Tensor], *, name: str, origin: str) -
         _add_fixed_deltas(sd, tensors, name=name, origin=origin)
     else:
         floats = {key: tensor.float() for key, tensor in tensors.items()}
-        sd.unet.load_lora_adapter(dict(floats), prefix="unet", adapter_name=name)
+        with GLOBAL_GENERATOR:  # peft draws a beginning before it takes what is given
+            sd.unet.load_lora_adapter(dict(floats), prefix="unet", adapter_name=name)
         _unround(sd, floats, name)
         _check_all_used(sd, origin, floats, name)
     activate(sd, sd.active)

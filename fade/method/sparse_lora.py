@@ -23,7 +23,7 @@ from fade.errors import MaskMismatchError, NoMatchingModulesError, listing, near
 from fade.method.closed_form import LowRank
 from fade.method.masks import Mask
 from fade.models.deltas import add_delta, delta_weights, plain_modules
-from fade.seeding import derive_seed, torch_generator
+from fade.seeding import GLOBAL_GENERATOR, derive_seed, torch_generator
 
 WHOLE_UP_TO = 2**19
 """Entries of a weight up to which summing weights beats a LoRA's branch in training; the ratio of bandwidth to
@@ -53,7 +53,7 @@ def add_sparse_lora(unet: Any, mask: Mask, *, rank: int, alpha: float, seed: int
     _check_shapes(mask, {module: known[module].weight for module in mask.modules})
     if mask.granularity == "weight":
         return _add_masked_low_rank(unet, mask, rank=rank, alpha=alpha, seed=seed, name=name)
-    with torch.random.fork_rng(devices=[]):
+    with GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "lora"))
         unet.add_adapter(
             LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(mask.modules), init_lora_weights=True),

@@ -21,6 +21,7 @@ from fade.hardware import compute_device
 from fade.models.conditioning import Conditioning
 from fade.models.sd import StableDiffusion
 from fade.models.sdxl import StableDiffusionXL
+from fade.models.sharing import shared
 from fade.models.source import PREDICTION_TYPES, BaseSource, find_base, identity
 
 Weights = Literal["fp32", "bf16"]
@@ -90,7 +91,8 @@ class Base(Protocol):
 def load_base(source: str | Path, *, expected_sha256: str | None = None, weights: Weights = "fp32") -> Base:
     """Load a base: a diffusers folder, a single safetensors file, or a name on the Hugging Face hub.
 
-    It lies where models compute (``fade.hardware.compute_device``).
+    It lies where models compute (``fade.hardware.compute_device``). Its weights are not to be written into: others
+    may read them (``fade.models.sharing``).
 
     Args:
         weights: how the denoiser's weights are held; ``bf16`` halves their memory and rounds them, the
@@ -107,6 +109,10 @@ def load_base(source: str | Path, *, expected_sha256: str | None = None, weights
             f"The base model in {source} is another one: its hash is {sha256[:12]}, expected {expected_sha256[:12]}. "
             "An erasure holds for one base only; restore that base, or make a new request for this one."
         )
+    return shared((sha256, weights, device), lambda: _loaded(found, sha256, Path(source), weights, device))
+
+
+def _loaded(found: BaseSource, sha256: str, source: Path, weights: Weights, device: torch.device) -> Base:
     try:
         with _no_progress_bars():
             pipeline = (_load_file if found.path.is_file() else _load_folder)(found, weights)
@@ -131,7 +137,7 @@ def load_base(source: str | Path, *, expected_sha256: str | None = None, weights
             part.requires_grad_(False).eval().to(device)
     if pipeline.unet.config.sample_size**2 <= _PLAIN_ATTENTION_UP_TO:
         pipeline.unet.set_attn_processor(AttnProcessor())
-    return FAMILIES[found.pipeline](pipeline, sha256, Path(source))
+    return FAMILIES[found.pipeline](pipeline, sha256, source)
 
 
 def _load_folder(found: BaseSource, weights: Weights) -> Any:

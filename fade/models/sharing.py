@@ -1,0 +1,94 @@
+"""One copy of a base for many erasures at once, in the threads of one process   (ours).
+
+What an erasure changes is never the base's weights: adapters are modules beside them. So several erasures may read
+the same weights, each through a network of its own whose parameters are the same memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fade.errors import BaseModelError
+from fade.models.sd import weights_sha256
+
+if TYPE_CHECKING:
+    from fade.models.family import Base
+
+
+class _Shelf:
+    """Bases that were loaded, and the hash their weights had."""
+
+    def __init__(self) -> None:
+        self._loading = threading.Lock()
+        self._bases: dict[Hashable, Base] = {}
+        self._hashes: dict[Hashable, str] = {}
+
+    def take(self, key: Hashable, load: Callable[[], Base]) -> Base:
+        """A twin of the base of this key, which is loaded if nobody asked for it yet."""
+        with self._loading:
+            if key not in self._bases:
+                base = load()
+                if base.device.type == "cuda":
+                    torch.cuda.synchronize(base.device)  # others read it in streams of their own
+                self._bases[key], self._hashes[key] = base, weights_sha256(base.unet)
+        return _twin(self._bases[key])
+
+    def check(self) -> None:
+        """Raise BaseModelError if somebody wrote into weights that all read."""
+        for key, base in self._bases.items():
+            if weights_sha256(base.unet) != self._hashes[key]:
+                raise BaseModelError(
+                    f"The shared weights of {base.folder} were written into. What was made side by side is of no use: "
+                    "make it again, a process each."
+                )
+
+
+_SHELF: ContextVar[_Shelf | None] = ContextVar("bases that are shared", default=None)
+
+
+@contextmanager
+def bases_shared() -> Iterator[None]:
+    """Inside, ``load_base`` loads each base once and gives every caller a network of its own on the same weights.
+
+    It holds for this thread and for those that are started with a copy of its context.
+
+    Raises:
+        BaseModelError: at the end, if shared weights were written into.
+    """
+    shelf = _Shelf()
+    token = _SHELF.set(shelf)
+    try:
+        yield
+    finally:
+        _SHELF.reset(token)
+    shelf.check()
+
+
+def shared(key: Hashable, load: Callable[[], Base]) -> Base:
+    """What ``load`` gives; inside ``bases_shared`` a twin of what it gave for this key."""
+    shelf = _SHELF.get()
+    return load() if shelf is None else shelf.take(key, load)
+
+
+def own_stream(device: torch.device) -> Any:
+    """A context in which this thread's work on a GPU queues up by itself, beside that of other threads."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
+
+
+def _twin(base: Base) -> Base:
+    """Another object with another denoiser on the same memory; encoders, which nobody changes, are the same ones."""
+    unet, pipeline = base.unet, copy.copy(base.pipeline)
+    # `data`, not `detach`: what torch notes of a tensor for its backward is then each twin's own.
+    same: dict[int, Any] = {id(one): nn.Parameter(one.data, requires_grad=False) for one in unet.parameters()}
+    same |= {id(one): one for one in unet.buffers()}
+    pipeline.unet = copy.deepcopy(unet, same)
+    twin: Base = type(base)(pipeline, base.sha256, base.folder)  # type: ignore[call-arg]
+    return twin
