@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -17,7 +18,7 @@ from fade.evaluation.tradeoff import means
 from fade.lineage import ROOT
 from fade.steps import trial as trial_step
 from fade.steps.request import prepare_request
-from fade.steps.trial import run_trial
+from fade.steps.trial import TRIALS, run_trial
 from flows.calibrate import LADDER, _smallest
 from flows.cli import app
 from flows.studies import plan
@@ -87,6 +88,24 @@ def test_a_sweep_has_a_row_for_each_erasure_a_table_and_a_picture(workspace: Pat
     _invoke("sweep", *asked, "--name", "S.0,1", "--json", str(file))
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert json.loads(file.read_text())["rows"] == found["rows"]
+
+
+def test_a_sweep_on_one_base_has_the_rows_of_processes(workspace: Path, tmp_path: Path) -> None:
+    file, rows = tmp_path / "sweep.json", []
+    asked = ["sweep", "--concepts", "cat:horse,oil:photo", "--vary", "mask.density=0.3", "--json", str(file)]
+    for more in ([], ["--parallel", "2", "--one-base"]):
+        shutil.rmtree(TRIALS, ignore_errors=True)
+        _invoke(*asked, *more)
+        found = json.loads(file.read_text())["rows"]
+        rows.append([{k: v for k, v in row.items() if not k.endswith(("seconds", "_mib"))} for row in found])
+        logs = list(TRIALS.glob("*.log"))
+        assert bool(logs) != bool(more), "a process of its own keeps a log, a thread has none"
+    assert rows[0] == rows[1]
+    for refused in (["--dask", "tcp://127.0.0.1:1"], ["--concepts", "cat", "--methods", "uce"]):
+        command = [*asked, "--one-base"] if "--dask" in refused else ["benchmark", "canvas", "--one-base"]
+        result = CliRunner().invoke(app, [*command, *refused])
+        assert result.exit_code == 1
+        assert "--one-base" in result.output
 
 
 def test_one_failure_does_not_lose_the_others(workspace: Path, tmp_path: Path) -> None:
