@@ -48,7 +48,7 @@ def deviation(out: Path, *, layout: Layout, adapter: Path, base: Path, strength:
     activate(sd, {"export": strength})
     ours = _answers(sd, sd.unet)
     restore_base(sd)
-    theirs = _answers(sd, _stock_denoiser(out, layout, base))
+    theirs = _answers(sd, _stock_denoiser(out, layout, base).to(sd.device))
     change, off = _norm(ours - plain), _norm(ours - theirs)
     # A merged model is held in the precision of its base: of a small change that may be much.
     rounding = 2 * _norm(_answers(sd, _rounded(sd.unet, _precision(out))) - plain) if layout == "merged" else 0.0
@@ -104,5 +104,5 @@ def _stock_denoiser(out: Path, layout: Layout, base: Path) -> Any:
     elif layout == "difference":
         weights = pipeline.unet.state_dict()
         for key, tensor in load_file(out).items():
-            weights[key.removeprefix("unet.")] += tensor
+            weights[key.removeprefix("unet.")] += tensor.to(pipeline.unet.device)
     return pipeline.unet.eval()
