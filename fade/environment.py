@@ -17,7 +17,6 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fade.errors import ConfigError, listing, nearest
-from fade.hardware import DEVICES
 
 PREFIX = "FADE_"
 TEST_PREFIX = "FADE_TEST_"
@@ -36,7 +35,7 @@ class Environment(BaseSettings):
     root: Path | None = Field(None, description="The project, if a command is not given inside it")
     device: str = Field(
         "auto",
-        pattern=DEVICES,
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where models compute: `cpu`, `cuda`, `cuda:1`; `auto`: on a GPU where there is one",
     )
     ledger_url: str | None = Field(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
+from fade.environment import environment
 from fade.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 Precision = Literal["bf16", "fp32"]
 AUTO_PRECISION = "auto"
-DEVICES = r"^(auto|cpu|cuda(:\d+)?)$"
-"""What FADE_DEVICE may be."""
 
 
 def compute_device() -> torch.device:
@@ -31,9 +29,7 @@ def compute_device() -> torch.device:
     """
     import torch
 
-    asked = os.environ.get("FADE_DEVICE") or "auto"
-    if not re.match(DEVICES, asked):
-        raise ConfigError(f"FADE_DEVICE is {asked!r}: expected auto, cpu, cuda, or cuda: and a number.")
+    asked = environment().device
     if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     index = int(asked.partition(":")[2] or (torch.cuda.current_device() if torch.cuda.is_available() else 0))
