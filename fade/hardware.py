@@ -7,7 +7,6 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from fade.environment import environment
 from fade.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ def compute_device() -> torch.device:
         ConfigError: FADE_DEVICE is no device, or a GPU that torch does not see.
     """
     import torch
+
+    from fade.environment import environment  # late: what only names a precision does not wait for it
 
     asked = environment().device
     if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):

@@ -82,6 +82,8 @@ def benchmark(
     from fade.files import write_json
     from flows.studies import RESULTS, benchmark_report, canvas_pairs, plan, run_study
 
+    if one_base and (methods is not None or protocol != "canvas"):
+        raise ConfigError("--one-base is for the canvas without --methods: else each erasure is a process of its own.")
     changes = dict(setting(given) for given in settings_given or ())
     if protocol == "classes":
         if catalog is None or base is None:
@@ -93,8 +95,6 @@ def benchmark(
         raise ConfigError(
             f"No benchmark {protocol!r}: there are 'canvas' and 'classes'. UnlearnCanvas is `fade unlearncanvas`."
         )
-    if one_base and methods is not None:
-        raise ConfigError("--one-base is for our own erasures: --methods gives each a process of its own.")
     named = [name.strip() for name in concepts.split(",")] if concepts is not None else None
     if methods is not None:
         attacks = [one.strip() for one in kinds.split(",") if one.strip()] if attack else []

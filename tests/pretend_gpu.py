@@ -21,7 +21,7 @@ from torch.utils import backend_registration
 
 from fade.method import saliency
 from fade.method.adversary import Adversary
-from fade.method.distillation import Sets, distill
+from fade.method.distillation import distill
 from fade.method.masks import Mask
 from fade.method.saliency import salient_parameters
 from fade.method.sparse_lora import add_sparse_lora, computed_whole
@@ -30,6 +30,7 @@ from fade.models import generate
 from fade.models.conditioning import Conditioning
 from fade.models.generate import sample_latents
 from fade.models.sd import StableDiffusion
+from tests.test_fast_step import distill_settings
 from tests.test_method import _examples
 
 
@@ -102,27 +103,6 @@ def _mask(sd: StableDiffusion, kind: str) -> Mask:
     return Mask("none", names, 1, 1)
 
 
-def _settings(sd: StableDiffusion, **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "sets": Sets(_examples(6), _examples(6), _examples(6), _examples(6)),
-        "empty": Conditioning(torch.zeros(1, 16, 32)),
-        "alphas_cumprod": sd.alphas_cumprod,
-        "timesteps": power_law(1000, 0.25),
-        "steps": 3,
-        "batch": 4,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.0,
-        "clip_norm": 1.0,
-        "forget_weight": 1.0,
-        "retain_weight": 1.0,
-        "surrogate_share": 0.5,
-        "empty_caption_share": 0.2,
-        "precision": "fp32",
-        "seed": 5,
-    }
-    return settings | changes
-
-
 def test_fake_tensors_refuse_what_a_gpu_would(on_gpu: StableDiffusion) -> None:
     weight = on_gpu.unet.conv_in.weight
     with pytest.raises(FakeTensorDeviceMismatchError):
@@ -139,8 +119,8 @@ def test_steps_run_on_the_gpu_and_nothing_waits_for_it(
     parameters = add_sparse_lora(on_gpu.unet, _mask(on_gpu, kind), rank=2, alpha=4.0, seed=1, name="student")
     assert {parameter.device for parameter in parameters} == {GPU}
     with computed_whole(on_gpu.unet):
-        steps = list(distill(on_gpu.unet, parameters, **_settings(on_gpu, **changes)))
-    assert [step.step for step in steps] == [1, 2, 3]
+        steps = list(distill(on_gpu.unet, parameters, **distill_settings(on_gpu, steps=2, **changes)))
+    assert [step.step for step in steps] == [1, 2]
     assert steps[0].losses.device == GPU
     with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
         _ = steps[0].forget_loss
@@ -185,7 +165,7 @@ def test_a_deep_step_too(on_gpu: StableDiffusion) -> None:
         seed=1,
     )
     parameters = add_sparse_lora(on_gpu.unet, _mask(on_gpu, "none"), rank=2, alpha=4.0, seed=1, name="student")
-    assert len(list(distill(on_gpu.unet, parameters, **_settings(on_gpu, adversary=adversary)))) == 3
+    assert len(list(distill(on_gpu.unet, parameters, **distill_settings(on_gpu, steps=2, adversary=adversary)))) == 2
 
 
 class _Still(DDIMScheduler):

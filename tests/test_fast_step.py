@@ -98,8 +98,9 @@ def test_summed_weights_follow_which_adapters_are_on_and_how_strongly(sd: Stable
         seen.append(branches)
 
 
-def _run(sd: StableDiffusion, parameters: list[Tensor], **changes: Any) -> list[DistillStep]:
-    settings: dict[str, Any] = {
+def distill_settings(sd: StableDiffusion, **changes: Any) -> dict[str, Any]:
+    """What `distill` takes, for a few steps on the tiny base."""
+    return {
         "sets": Sets(_examples(6), _examples(6), _examples(6)),
         "empty": Conditioning(torch.zeros(1, 16, 32)),
         "alphas_cumprod": sd.alphas_cumprod,
@@ -117,7 +118,10 @@ def _run(sd: StableDiffusion, parameters: list[Tensor], **changes: Any) -> list[
         "seed": 5,
         **changes,
     }
-    return list(distill(sd.unet, parameters, **settings))
+
+
+def _run(sd: StableDiffusion, parameters: list[Tensor], **changes: Any) -> list[DistillStep]:
+    return list(distill(sd.unet, parameters, **distill_settings(sd, **changes)))
 
 
 def test_the_teacher_is_asked_for_the_pool_alone_and_its_answers_are_those_of_fresh_forwards(
