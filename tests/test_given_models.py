@@ -95,8 +95,9 @@ def test_a_clip_score_is_the_cosine_by_hand(clip: Path) -> None:
     with pytest.raises(DataError, match="got 3 and 2"):
         clip_scores(loaded, shown, PROMPTS[:2])
     figures = score_figures(loaded, shown, PROMPTS, np.array([True, False, True]))
+    # A batch of three rounds otherwise than two and one: by float32's 1e-7 of a score's range (100), not of its value.
     assert figures == pytest.approx(
-        {"clip_score_tiny_clip": found[1], "clip_score_tiny_clip_erased": found[[0, 2]].mean()}
+        {"clip_score_tiny_clip": found[1], "clip_score_tiny_clip_erased": found[[0, 2]].mean()}, abs=1e-3
     )
 
 
