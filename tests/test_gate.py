@@ -16,16 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
 from scipy.special import beta as beta_function
+from scipy.special import xlogy
 
 from fade.concepts import Concept
 from fade.config import Gate, Sure
 from fade.data.canvas import render_all
 from fade.errors import DataError, RefusedError, RegistryError
-from fade.evaluation.accuracy import rate
+from fade.evaluation.accuracy import canvas_protocol, rate, summary
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.gate import bound_checks, check, confidence_sequence, strictest, undecided, verdict
 from fade.evaluation.judges import judge_pictures, load_judge
-from fade.evaluation.paired import mcnemar, paired_retention
+from fade.evaluation.paired import PRIOR, loss_bounds, mcnemar, paired_retention
 from fade.lineage import ROOT
 from fade.steps.evaluate import further_seeds
 
@@ -164,14 +165,97 @@ def test_mcnemar_is_the_binomial_test_of_those_that_changed() -> None:
         mcnemar([True, True], [True])
 
 
-def test_paired_retention_leaves_the_erased_concepts_prompts_out() -> None:
-    before = pd.DataFrame(
-        [("cat", "oil", "cat", "oil"), ("dog", "oil", "dog", "oil"), ("cow", "oil", "cow", "oil")],
-        columns=["object", "style", "seen_object", "seen_style"],
+def _seen(generator: np.random.Generator, samples: pd.DataFrame, right: float) -> pd.DataFrame:
+    return samples.assign(
+        **{
+            f"seen_{domain}": np.where(generator.random(len(samples)) < right, samples[domain], "other")
+            for domain in ("object", "style")
+        }
     )
-    after = before.assign(seen_object=["dog", "cow", "cow"])
-    found = paired_retention(before, after, [Concept("cat", "object")])
-    assert (found["object"]["lost"], found["object"]["count"], found["style"]["lost"]) == (1, 2, 0)
+
+
+@pytest.mark.parametrize("erased", [[Concept("cat", "object")], [Concept("oil", "style"), Concept("cat", "object")]])
+def test_pairs_are_those_of_the_figures_and_leave_the_erased_concepts_prompts_out(erased: list[Concept]) -> None:
+    generator = np.random.default_rng(5)
+    samples = canvas_protocol(["cat", "dog", "cow"], ["oil", "neon"], range(20))
+    before, after = _seen(generator, samples, 0.9), _seen(generator, samples, 0.7)
+    named = [(concept, None) for concept in erased]
+    figures = [summary(seen, named, ["dog", "neon"]) for seen in (before, after)]
+    found = paired_retention(before, after, erased, ["dog", "neon"])
+    assert found["ira"]["lost"] > found["ira"]["gained"] > 0
+    for pick in (lambda one: one["ira"], lambda one: one["cra"], lambda one: one["neighbours"]["neon"]):
+        was, now, pairs = pick(figures[0]), pick(figures[1]), pick(found)
+        assert pairs["count"] == was["count"] == now["count"] < 2 * len(samples)
+        assert pairs["lost"] - pairs["gained"] == round((was["value"] - now["value"]) * was["count"])
+
+
+def _likelihood_oracle(lost: int, gained: int, count: int, loss: float) -> float:
+    """The greatest log-likelihood of a loss, by trying every rate of gains."""
+    gains = np.linspace(max(0.0, -loss), (1 - loss) / 2, 40001)
+    counts, rates = (lost, gained, count - lost - gained), (gains + loss, gains, 1 - loss - 2 * gains)
+    return float(sum(xlogy(c, np.maximum(r, 0)) for c, r in zip(counts, rates, strict=True)).max())
+
+
+@pytest.mark.parametrize(("lost", "gained", "count"), [(0, 0, 200), (7, 0, 90), (0, 5, 60), (9, 4, 300), (30, 30, 60)])
+def test_the_set_of_losses_is_what_its_formula_says(lost: int, gained: int, count: int) -> None:
+    def log_beta(*weights: float) -> float:
+        return sum(math.lgamma(weight) for weight in weights) - math.lgamma(sum(weights))
+
+    error, (a, b, c) = 0.05, PRIOR
+    mixture = log_beta(a + lost, b + gained, c + count - lost - gained) - log_beta(a, b, c)
+    losses = np.linspace(-0.995, 0.995, 399)
+    inside = [d for d in losses if mixture - _likelihood_oracle(lost, gained, count, d) < -math.log(error)]
+    low, high = loss_bounds(lost, gained, count, error)
+    assert -1 <= low < (lost - gained) / count < high <= 1
+    assert low == pytest.approx(min(inside), abs=0.006)
+    assert high == pytest.approx(max(inside), abs=0.006)
+    assert loss_bounds(gained, lost, count, error) == pytest.approx((-high, -low), abs=1e-9)
+    assert loss_bounds(0, 0, 0, error) == (-1.0, 1.0)
+
+
+def _passes_at_some_look(generator: np.random.Generator, lost: float, gained: float) -> tuple[bool, bool]:
+    """Whether a loss is once called at most 0.03 of 3000 pictures: by the set, and by a normal bound of one look."""
+    draws = generator.random(3000)
+    changes = (draws < lost).astype(int) - (draws > 1 - gained)
+    by_set = by_one_look = False
+    for n in range(200, 3001, 200):
+        seen = changes[:n]
+        by_set |= loss_bounds(int((seen > 0).sum()), int((seen < 0).sum()), n, 0.1)[1] <= 0.03
+        by_one_look |= seen.mean() + 1.2816 * seen.std() / math.sqrt(n) <= 0.03
+    return bool(by_set), bool(by_one_look)
+
+
+def test_looking_again_and_again_at_pairs_wrongly_passes_no_more_often_than_stated() -> None:
+    generator = np.random.default_rng(4)
+    wrong = np.array([_passes_at_some_look(generator, 0.0345, 0.004) for _ in range(150)])
+    by_set, by_one_look = wrong.mean(axis=0)
+    assert by_set <= 0.1 < by_one_look
+    assert all(_passes_at_some_look(generator, 0.004, 0.004)[0] for _ in range(30))
+
+
+def test_pairs_decide_sooner_where_the_base_is_seldom_right_and_little_changed() -> None:
+    count, base = 960, 0.9
+    figures = {
+        "before": {"ira": _rate(864, count), "cra": _rate(864, count), "neighbours": {}},
+        "after": {
+            "erased": {"it": {"ua": _rate(80, 80)}},
+            "ira": _rate(862, count),
+            "cra": _rate(862, count),
+            "neighbours": {},
+        },
+    }
+    pairs = {"lost": 12, "gained": 10, "count": count}
+    paired = {**figures, "paired": {"ira": pairs, "cra": pairs, "neighbours": {}}}
+    assert undecided(figures, SURE) == ["ira", "cra"]  # as figures without pairs are judged
+    assert verdict(paired, SURE)["verdict"] == "passed"
+    (_, ira, _) = bound_checks(paired, SURE)
+    assert ira.value == pytest.approx(862 / count)
+    assert ira.low == pytest.approx(base - loss_bounds(12, 10, count, 0.05)[1])
+    # Many that changed sides are many in doubt, at the same figures.
+    moved = {"lost": 92, "gained": 90, "count": count}
+    assert undecided({**figures, "paired": {"ira": moved, "cra": pairs, "neighbours": {}}}, SURE) == ["ira"]
+    lost = {"lost": 92, "gained": 0, "count": count}
+    assert verdict({**figures, "paired": {"ira": pairs, "cra": lost, "neighbours": {}}}, SURE)["verdict"] == "failed"
 
 
 def test_fid_equals_the_formula_and_kid_the_plain_sums() -> None:

@@ -69,6 +69,17 @@ def naming_none(samples: pd.DataFrame, erased: Sequence[Concept]) -> pd.DataFram
     return samples
 
 
+def split_domains(erased: Sequence[Concept]) -> tuple[list[str], list[str]]:
+    """The domains of the erased concepts, which IRA is of, and those other than theirs, which CRA is of."""
+    own = list(dict.fromkeys(concept.kind for concept in erased))
+    return own, ["style" if kind == "object" else "object" for kind in own]
+
+
+def domain_of(name: str, samples: pd.DataFrame) -> str:
+    """The domain in which the samples' prompts have a name."""
+    return next(domain for domain in DOMAINS if (samples[domain] == name).any())
+
+
 def domain_accuracy(samples: pd.DataFrame, erased: Sequence[Concept], domain: str) -> Rate:
     """Accuracy of a domain on the prompts that name no erased concept.
 
@@ -119,8 +130,7 @@ def summary(
             then it has no ``surrogate``.
     """
     erased = [concept for concept, _ in pairs]
-    own = list(dict.fromkeys(concept.kind for concept in erased))
-    other = ["style" if kind == "object" else "object" for kind in own]
+    own, other = split_domains(erased)
     ua = {concept.name: unlearn_accuracy(samples, concept) for concept in erased}
     shown = {
         concept.name: surrogate_rate(samples, concept, surrogate)
@@ -129,7 +139,7 @@ def summary(
     }
     near = {}
     for name in neighbours:
-        kind = next(kind for kind in DOMAINS if (samples[kind] == name).any())
+        kind = domain_of(name, samples)
         rows = naming_none(samples, erased)
         rows = rows[rows[kind] == name]
         near[name] = rate(int((rows[f"seen_{kind}"] == name).sum()), len(rows))

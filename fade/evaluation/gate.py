@@ -10,6 +10,9 @@ B is the beta function: the average likelihood under a uniform prior against tha
 inequality; Robbins 1970, Howard et al. arXiv:1810.08240). A fixed-size interval looked at again and again has no such
 guarantee.
 
+UA is such a rate. What retention lost is decided by the pictures themselves, each against the base's of the same
+prompt and seed (``fade.evaluation.paired.loss_bounds``): the base's own figure is known no better than the erasure's.
+
 A check is passed when its bound lies above what is asked, failed when it lies below, undecided in between. An erasure
 passes only if every check does, so whatever is wrong with it must pass its own check: a bad one passes with
 probability <= error. A good one is refused if any check fails: failing is decided at error / number of checks.
@@ -26,6 +29,7 @@ from scipy.optimize import brentq
 from scipy.special import betaln
 
 from fade.config import Gate
+from fade.evaluation.paired import loss_bounds
 
 State = Literal["passed", "failed", "undecided"]
 _EDGE = 1e-12
@@ -53,6 +57,7 @@ class Check:
     """One thing that is asked of a rate's bounds.
 
     Attributes:
+        low, high: the rate's bounds; of retention the base's measured figure less the bounds of what was lost.
         asked: the rate that the lower bound must reach to pass; below it the upper bound fails.
     """
 
@@ -66,40 +71,72 @@ class Check:
 
 
 def check(name: str, hits: int, count: int, asked: float, *, error: float, checks: int) -> Check:
-    """Decide one check; ``checks`` is how many there are."""
+    """Decide what is asked of a rate; ``checks`` is how many checks there are."""
     low, high = confidence_sequence(hits, count, error)[0], confidence_sequence(hits, count, error / checks)[1]
+    return _decided(name, hits / count, (low, high), count, asked)
+
+
+def check_retained(
+    name: str, base: float, paired: Mapping[str, Any], most: float, *, error: float, checks: int
+) -> Check:
+    """Decide whether no more than ``most`` was lost of a rate that the base has.
+
+    Args:
+        base: the base's measured rate.
+        paired: ``lost``, ``gained`` and ``count`` of pictures at equal prompts and seeds.
+    """
+    lost, gained, count = paired["lost"], paired["gained"], paired["count"]
+    low = base - loss_bounds(lost, gained, count, error)[1]
+    high = base - loss_bounds(lost, gained, count, error / checks)[0]
+    return _decided(name, base - (lost - gained) / count, (max(low, 0.0), min(high, 1.0)), count, base - most)
+
+
+def _decided(name: str, value: float, bounds: tuple[float, float], count: int, asked: float) -> Check:
+    low, high = bounds
     # What 0 asks is reached by everything.
     state: State = "passed" if low >= asked else "failed" if high < asked else "undecided"
-    return Check(name, hits / count, low, high, count, asked, state)
+    return Check(name, value, low, high, count, asked, state)
 
 
 def bound_checks(figures: Mapping[str, Any], gate: Gate) -> list[Check]:
     """Every check of a judge's figures that ``gate.sure`` asks for; none without it.
 
-    What is asked of retention is relative to the base's own figure, taken as it was measured.
+    Figures without ``paired`` (of an evaluation before there were such) are judged as they were then: the rate's own
+    bounds against the base's figure as it was measured.
     """
     sure = gate.sure
     if sure is None:
         return []
-    before, after = figures["before"], figures["after"]
+    after = figures["after"]
     several = len(after["erased"]) > 1
-    asked: list[tuple[str, Mapping[str, Any], float]] = [
-        # By number: a reason goes into the registry's page, where no name of a person may stand.
-        (f"ua of concept {number}" if several else "ua", found["ua"], sure.ua)
+    # By number: a reason goes into the registry's page, where no name of a person may stand.
+    erased = {
+        f"ua of concept {number}" if several else "ua": found["ua"]
         for number, found in enumerate(after["erased"].values(), start=1)
-    ]
-    asked.append(("ira", after["ira"], before["ira"]["value"] - sure.ira_loss))
-    asked.append(("cra", after["cra"], before["cra"]["value"] - sure.cra_loss))
-    if sure.neighbours_loss is not None:
-        asked += [
-            (f"neighbour {number}", found, before["neighbours"][name]["value"] - sure.neighbours_loss)
-            for number, (name, found) in enumerate(after["neighbours"].items(), start=1)
+    }
+    near = [] if sure.neighbours_loss is None else list(after["neighbours"])
+
+    def retained(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [part["ira"], part["cra"], *(part["neighbours"][name] for name in near)]
+
+    names = ["ira", "cra", *(f"neighbour {number}" for number, _ in enumerate(near, start=1))]
+    mosts = [sure.ira_loss, sure.cra_loss, *(sure.neighbours_loss or 0.0 for _ in near)]
+    bases = [found["value"] for found in retained(figures["before"])]
+    error, count = sure.error_rate, len(erased) + len(names)
+    checks = [check(name, _hits(ua), ua["count"], sure.ua, error=error, checks=count) for name, ua in erased.items()]
+    if "ira" in figures.get("paired", {}):
+        rows = zip(names, bases, retained(figures["paired"]), mosts, strict=True)
+        return checks + [
+            check_retained(name, base, paired, most, error=error, checks=count) for name, base, paired, most in rows
         ]
-    return [
-        check(name, round(found["value"] * found["count"]), found["count"], least, error=sure.error_rate,
-              checks=len(asked))
-        for name, found, least in asked
-    ]  # fmt: skip
+    rows = zip(names, bases, retained(after), mosts, strict=True)
+    return checks + [
+        check(name, _hits(now), now["count"], base - most, error=error, checks=count) for name, base, now, most in rows
+    ]
+
+
+def _hits(found: Mapping[str, Any]) -> int:
+    return round(found["value"] * found["count"])
 
 
 def undecided(figures: Mapping[str, Any], gate: Gate) -> list[str]:

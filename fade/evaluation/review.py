@@ -142,9 +142,10 @@ def _change(metrics: Mapping[str, Any], report: Mapping[str, Any], card: Mapping
         if key.startswith(("fid_", "kid_", "clip_score_")):
             named.setdefault(key, key.replace("_", " "))
     rows += [[label, f"{metrics[key]:.4g}"] for key, label in named.items() if key in metrics]
-    for domain, found in report.get("paired", {}).items():
-        rows.append([f"{domain}s of retained pictures lost / gained (McNemar)",
-                     f"{found['lost']} / {found['gained']}, p = {found['p']:.3g}"])  # fmt: skip
+    for name in ("ira", "cra"):
+        if found := report.get("paired", {}).get(name):
+            rows.append([f"right answers of {name.upper()} lost / gained (McNemar)",
+                         f"{found['lost']} / {found['gained']}, p = {found['p']:.3g}"])  # fmt: skip
     rows += [
         ["size of the adapter", f"{metrics['adapter_bytes'] / 1000:.1f} kB"],
         ["modules changed", str(card.get("modules", "unknown"))],

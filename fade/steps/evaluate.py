@@ -237,7 +237,9 @@ def judged(
             found[when] = summary(seen, named, neighbours)
             for domain in DOMAINS:
                 samples[f"{name}_{when}_{domain}"] = seen[f"seen_{domain}"]
-        found["paired"] = paired_retention(looks["before"], looks["after"], [concept for concept, _ in pairs])
+        found["paired"] = paired_retention(
+            looks["before"], looks["after"], [concept for concept, _ in pairs], neighbours
+        )
         found["shuffled"] = shuffled_control(judge, after, samples)
         metrics["judges"][name] = found
     retained = samples.index.isin(naming_none(samples, [concept for concept, _ in pairs]).index)
