@@ -146,7 +146,8 @@ def test_an_erasures_figures_carry_the_models_names(workspace: Path, clip: Path,
     real, drawn = (load_extractor(script).features(shown[1:]) for shown in (before, after))
     assert found["fid_inception_2015"] == fid(real, drawn)
     assert found["kid_inception_2015"] == kid(real, drawn, paired=True)
-    assert found["clip_score_tiny_clip_erased"] == pytest.approx(clip_scores(load_clip(clip), after[:1], ["a cat"])[0])
+    alone = clip_scores(load_clip(clip), after[:1], ["a cat"])[0]
+    assert found["clip_score_tiny_clip_erased"] == pytest.approx(alone, abs=1e-3)
     # Who looks at the pictures does not decide them, and what is missing is said before anything runs.
     plain = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml")))
     assert plain.evaluate.drawing == request.evaluate.drawing
