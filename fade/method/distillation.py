@@ -21,6 +21,8 @@ from fade.models.diffusion import add_noise, autocast
 from fade.seeding import torch_generator
 
 HELD_OUT_POINTS = 64
+CURVE = ("step", "forget_loss", "retain_loss", "gradient_norm", "held_out")
+"""What is kept of each step: the columns of an erasure's ``curve.csv``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,8 @@ class DistillStep:
         return float(self.norm)
 
     def figures(self) -> dict[str, float | int | None]:
-        """A row of the curve."""
-        losses = {"forget_loss": self.forget_loss, "retain_loss": self.retain_loss}
-        return {"step": self.step, **losses, "gradient_norm": self.gradient_norm, "held_out": self.held_out}
+        """A row of the curve, by ``CURVE``."""
+        return {name: getattr(self, name) for name in CURVE}
 
 
 @dataclass(frozen=True, slots=True)

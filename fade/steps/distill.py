@@ -17,7 +17,7 @@ from fade.config import DistillSettings, Request, load_request
 from fade.files import sha256_file, write_json, writing
 from fade.method.adversary import Adversary
 from fade.method.closed_form import LowRank, closed_form, distinct, text_moments
-from fade.method.distillation import DistillStep, Sets, distill
+from fade.method.distillation import CURVE, DistillStep, Sets, distill
 from fade.method.examples import Examples, joined
 from fade.method.masks import Mask, load_mask, narrowed
 from fade.method.processes import ALONE, Processes, launched
@@ -38,7 +38,6 @@ from fade.steps.encoded import encode_split, split_rows
 
 GENERATED_BATCH, GENERATED_STEPS, GENERATED_GUIDANCE = 32, 20, 4.0
 DISAGREEMENT_POINTS, DISAGREEMENT_GROUP = 20, 32
-CURVE = ["step", "forget_loss", "retain_loss", "gradient_norm", "held_out"]
 _LOOP = {
     *("steps", "batch", "learning_rate", "weight_decay", "clip_norm", "forget_weight", "retain_weight"),
     *("empty_caption_share", "precision", "seed", "stop_at", "check_every", "micro_batch", "pool"),
