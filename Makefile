@@ -16,8 +16,8 @@ up: install
 # other test's erasures are in it: what is purged must be needed by nobody else, what is approved must stand alone.
 ALONE := tests/test_proof.py tests/test_browser.py
 test: install
-	pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
-	pytest --numprocesses 2 --dist loadfile $(ALONE)
+	pytest --numprocesses 2 --dist loadfile --durations 15 $(addprefix --ignore=,$(ALONE))
+	pytest --numprocesses 2 --dist loadfile --durations 15 $(ALONE)
 
 check: install
 	ruff format --check .
