@@ -32,8 +32,8 @@ def train_base(
     judges: Annotated[
         Path | None, typer.Option(help="Judges of the same catalog: then it ends with recognition figures.")
     ] = None,
-    autoencoder_steps: Annotated[int, typer.Option(min=1, help="The canvas base took 9000.")] = 4000,
-    denoiser_steps: Annotated[int, typer.Option(min=1, help="The canvas base took 7500.")] = 4000,
+    autoencoder_steps: Annotated[int, typer.Option(min=1, help="The canvas base took 9000.")] = 1500,
+    denoiser_steps: Annotated[int, typer.Option(min=1, help="The canvas base took 7500.")] = 3000,
     threads: ThreadsOption = 2,
     seed: SeedOption = None,
     json_file: JsonOption = None,
