@@ -63,15 +63,15 @@ def loss_bounds(lost: int, gained: int, count: int, error: float) -> tuple[float
     make the ratio smaller (universal inference, Wasserman et al. arXiv:1912.11436). For given d the supremum lies at
     the root g of  2 n g^2 - [lost (1 - d) + gained (1 - 3 d) - 2 same d] g - gained d (1 - d) = 0.
 
+    What no change moved costs little here, however seldom the base is right; bounds of two accuracies by themselves
+    would be as wide as if other pictures had been looked at.
+
     Args:
         lost: right before and wrong after; ``gained`` the other way round; ``count`` all that were compared.
         error: share of runs in which the set may once miss the true loss, 0 to 1.
 
     Returns:
         Fractions of 1, negative for a gain; (-1, 1) before the first picture.
-
-    What no change moved costs little here, however seldom the base is right; bounds of two accuracies by themselves
-    would be as wide as if other pictures had been looked at.
     """
     if count == 0:
         return -1.0, 1.0
