@@ -6,7 +6,9 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,25 +18,28 @@ import yaml
 
 from fade.errors import ConfigError
 
+_SWAP = threading.Lock()
+"""Held while a folder takes another's place: that takes two renames, and only one thread may be between them."""
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write a file or folder to; renamed at the end.
 
+    Each writer has a name of its own: whoever writes the same path meanwhile (a thread, a process of another
+    container with the same number) is not disturbed, and the last to end is what is there.
     After an error ``path`` is as it was, and the temporary is gone. A folder cannot be replaced by one rename:
     the old one is moved aside first, so that whoever is killed at any moment leaves both, whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial{path.suffix}")
     try:
         yield temporary
-        if path.is_dir() and temporary.is_dir():
-            _replace_folder(temporary, path)
+        if temporary.is_dir():
+            with _SWAP:
+                _put_folder(temporary, path)
         else:
             os.replace(temporary, path)
-        # With what writers that were killed had moved aside.
-        for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
-            shutil.rmtree(old, ignore_errors=True)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
@@ -42,14 +47,20 @@ def writing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _replace_folder(new: Path, path: Path) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
-    os.rename(path, aside)
-    try:
-        os.rename(new, path)
-    except OSError:
-        os.rename(aside, path)
-        raise
+def _put_folder(new: Path, path: Path) -> None:
+    if path.is_dir():
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.old")
+        os.rename(path, aside)
+        try:
+            os.rename(new, path)
+        except OSError:
+            os.rename(aside, path)
+            raise
+    else:
+        os.replace(new, path)
+    # With what writers that were killed had moved aside.
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -72,3 +74,27 @@ def test_after_an_error_the_folder_is_as_it_was(tmp_path: Path, monkeypatch: pyt
         _fill(temporary, "new")
     assert [path.name for path in tmp_path.iterdir()] == ["it"]
     assert _content(folder) == ["old", "old"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_threads_that_write_one_path_do_not_meet(tmp_path: Path, kind: str) -> None:
+    """All are at work at once: whichever ends last is there, whole, and nobody fails."""
+    path, count = tmp_path / "it", 8
+    all_begun = Barrier(count, timeout=30)
+
+    def write(text: str) -> Path:
+        with writing(path) as temporary:
+            if kind == "folder":
+                _fill(temporary, text)
+            else:
+                temporary.write_text(text)
+            all_begun.wait()
+            return temporary
+
+    with ThreadPoolExecutor(count) as pool:
+        temporaries = list(pool.map(write, map(str, range(count))))
+    assert len(set(temporaries)) == count
+    found = _content(path) if kind == "folder" else [path.read_text()]
+    assert len(set(found)) == 1
+    assert found[0] in map(str, range(count))
+    assert list(tmp_path.iterdir()) == [path]
