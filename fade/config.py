@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fade.errors import ConfigError
 from fade.files import read_yaml, writing
 from fade.hardware import AUTO_PRECISION, Precision, fast_precision
+from fade.names import name_key
 
 DRAWN_BY = ("steps", "guidance", "solver", "batch", "precision")
 """Of the section ``evaluate``: how the base draws pictures."""
@@ -302,7 +303,7 @@ class Pair(_Settings):
 
     @model_validator(mode="after")
     def _differ(self) -> Pair:
-        if self.surrogate.lower() in {name.lower() for name in self.names}:
+        if name_key(self.surrogate) in {name_key(name) for name in self.names}:
             raise ValueError(
                 f"the surrogate must differ from the concept: got {self.surrogate!r} for both. "
                 "Name what its prompts shall give instead"
@@ -339,10 +340,11 @@ class Request(Settings, Pair):
 
     @model_validator(mode="after")
     def _apart(self) -> Request:
-        erased = [pair.concept for pair in self.pairs]
+        erased = [name_key(pair.concept) for pair in self.pairs]
         if twice := sorted({name for name in erased if erased.count(name) > 1}):
             raise ValueError(f"a concept is erased once: got {', '.join(twice)} more than once")
-        if back := sorted({*(pair.surrogate for pair in self.pairs), *self.overwrite.values()} & set(erased)):
+        instead = {*(pair.surrogate for pair in self.pairs), *self.overwrite.values()}
+        if back := sorted(name for name in instead if name_key(name) in erased):
             raise ValueError(
                 f"a surrogate must not be erased itself: got {', '.join(back)} as both. Choose another surrogate"
             )

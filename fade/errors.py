@@ -95,7 +95,8 @@ def listing(names: Iterable[object], limit: int = 5) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that suggests the known names most alike ``name``."""
     options = sorted(known)
-    close = get_close_matches(name.lower(), options, n=3, cutoff=0.5)
+    folded = {option.casefold(): option for option in options}
+    close = get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
     if close:
-        return f"Did you mean {' or '.join(repr(option) for option in close)}?"
+        return f"Did you mean {' or '.join(repr(folded[option]) for option in close)}?"
     return f"Known names: {listing(options, 30)}."

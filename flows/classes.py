@@ -92,7 +92,7 @@ def _surrogate(concept: Concept, concepts: Mapping[str, Concept]) -> str:
 
 def _check_judges(judges: Path, objects: Sequence[str], styles: Sequence[str], catalog: Path) -> None:
     for name in JUDGES:
-        judge = load_judge(judges, name)
+        judge = load_judge(judges, name, called=[*objects, *styles])
         known = {*judge.objects, *judge.styles}
         if missing := [one for one in (*objects, *styles) if one not in known]:
             raise ConfigError(

@@ -20,7 +20,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from fade import logs
 from fade.config import load_settings
-from fade.data.catalog import load_concepts
+from fade.data.catalog import known_concept, load_concepts
 from fade.environment import environment
 from fade.errors import ConfigError, DataError, FadeError, LeaseLostError, LineageError, RegistryError, ResourceError
 from fade.files import read_json, read_yaml
@@ -178,7 +178,7 @@ def _erase(lease: Lease, place: list[Path], sign: Callable[[], None], gone: Sequ
         record.surrogate or AUTO,
         settings=load_settings(Path("params.yaml")),
         base=record.base,
-        protected=[name for name in gone if name in known],
+        protected=[name for name in gone if known_concept(known, name)],
         image_ids=record.pictures,
         subjects=[record.subject] if record.subject else [],
     )

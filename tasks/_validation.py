@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +33,7 @@ from fade.data.sets import generated_by
 from fade.data.splits import NOTHING, SPLIT_NAMES, differs_in_names_alone
 from fade.errors import DataError, listing
 from fade.files import write_json
+from fade.names import mention
 from tasks._pages import write_pages
 
 logging.getLogger("great_expectations").setLevel(logging.WARNING)
@@ -256,12 +256,12 @@ def _problem(path: Path, sha256: str) -> str:
 
 def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """A readable name to each expectation of one split."""
-    names = "|".join(re.escape(word) for pair in request.pairs for word in pair.names)
+    names = mention(*(word for pair in request.pairs for word in pair.names))
     given = dict.fromkeys((*(pair.surrogate for pair in request.pairs), *request.overwrite.values()))
-    surrogates = "|".join(re.escape(name) for name in given if name != NOTHING)
+    surrogates = [name for name in given if name != NOTHING]
     nothing = NOTHING in given
     # A target names a surrogate; where a concept gives way to nothing it is the empty prompt.
-    target = "|".join([*([rf"(?i:\b({surrogates})\b)"] if surrogates else []), *(["^$"] if nothing else [])])
+    target = "|".join([*([mention(*surrogates)] if surrogates else []), *(["^$"] if nothing else [])])
     paired = ["surrogate_caption"] if name in ("forget", "surrogate", "held_out") else []
     checks: dict[str, Any] = {
         f"{name}: has column {column}": gxe.ExpectColumnToExist(column=column) for column in [*COLUMNS, *paired]
@@ -282,9 +282,7 @@ def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) 
         checks[f"{name}: is not empty"] = gxe.ExpectTableRowCountToBeBetween(min_value=1)
     if paired:
         checks |= {
-            f"{name}: captions mention the concept": gxe.ExpectColumnValuesToMatchRegex(
-                column="caption", regex=rf"(?i)\b({names})\b"
-            ),
+            f"{name}: captions mention the concept": gxe.ExpectColumnValuesToMatchRegex(column="caption", regex=names),
             f"{name}: target captions mention the surrogate": gxe.ExpectColumnValuesToMatchRegex(
                 column="surrogate_caption", regex=target
             ),

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from fade.concepts import CAPTION_TEMPLATE, PARAPHRASES, Concept
-from fade.errors import ConfigError, DataError, nearest
+from fade.errors import ConfigError, DataError, listing, nearest
 from fade.files import read_json
+from fade.names import name_key
 
 COLUMNS = (
     "image_id",
@@ -131,25 +132,49 @@ def read_concepts_file(folder: Path) -> dict[str, Any]:
 
 
 def load_concepts(folder: Path) -> dict[str, Concept]:
-    """The concepts of a catalog by name."""
+    """The concepts of a catalog by name.
+
+    Raises:
+        DataError: concepts.json is missing, or holds two spellings of one name: one of them would stay when the
+            other is erased.
+    """
     entries = read_concepts_file(folder)["concepts"]
+    spelled: dict[str, list[str]] = {}
+    for entry in entries:
+        spelled.setdefault(name_key(entry["name"]), []).append(entry["name"])
+    if twice := [" and ".join(map(repr, names)) for names in spelled.values() if len(names) > 1]:
+        raise DataError(
+            f"{folder / 'concepts.json'} holds concepts that differ in spelling alone: {listing(twice)}. "
+            "Build the catalog again."
+        )
     return {
         entry["name"]: Concept(entry["name"], entry["kind"], tuple(entry["aliases"]), entry["person"])
         for entry in entries
     }
 
 
+def known_concept(concepts: dict[str, Concept], name: str) -> Concept | None:
+    """A concept by name, else by alias, in any spelling (``fade.names.name_key``); None if there is none."""
+    wanted = name_key(name)
+    by_alias = None
+    for concept in concepts.values():
+        if wanted == name_key(concept.name):
+            return concept
+        if by_alias is None and wanted in {name_key(alias) for alias in concept.aliases}:
+            by_alias = concept
+    return by_alias
+
+
 def find_concept(concepts: dict[str, Concept], name: str) -> Concept:
-    """A concept by name or alias, without regard to case, ``_`` or ``-``.
+    """A concept by name, else by alias, in any spelling.
 
     Raises:
         ConfigError: there is none; suggests the nearest names.
     """
-    wanted = " ".join(name.lower().replace("_", " ").replace("-", " ").split())
-    for concept in concepts.values():
-        if wanted in {concept.name.lower(), *(alias.lower() for alias in concept.aliases)}:
-            return concept
-    raise ConfigError(f"Unknown concept {name!r}. {nearest(wanted, concepts)}")
+    found = known_concept(concepts, name)
+    if found is None:
+        raise ConfigError(f"Unknown concept {name!r}. {nearest(name, concepts)}")
+    return found
 
 
 def load_pictures(catalog: Path, table: pd.DataFrame) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ import pandas as pd
 from fade.concepts import CAPTION_TEMPLATE, PARAPHRASES, Concept, caption
 from fade.data.catalog import find_concept
 from fade.errors import DataError, listing
+from fade.names import mention, name_key
 from fade.seeding import numpy_generator
 
 NOTHING, NO_CAPTION = "nothing", ""
@@ -192,13 +193,13 @@ def differs_in_names_alone(said: str, target: str, pairs: Iterable[tuple[Sequenc
     Args:
         pairs: the names of each erased concept, and its surrogate or ``nothing``.
     """
-    instead = {name.lower(): surrogate for names, surrogate in pairs for name in names}
-    found = rf"(?i)\b({'|'.join(re.escape(name) for name in sorted(instead, key=len, reverse=True))})\b"
-    parts = re.split(found, said)
+    pairs = list(pairs)
+    instead = {name_key(name): surrogate for names, surrogate in pairs for name in names}
+    parts = re.split(mention(*(name for names, _ in pairs for name in names)), said)
     if target == NO_CAPTION:
-        return any(instead[name.lower()] == NOTHING for name in parts[1::2])
+        return any(instead[name_key(name)] == NOTHING for name in parts[1::2])
     # A name may be part of the sentence that stays: "a photo of a cat" where the style photo is erased.
-    allowed = [rf"({re.escape(name)}|{re.escape(instead[name.lower()])})" for name in parts[1::2]]
+    allowed = [rf"({re.escape(name)}|{re.escape(instead[name_key(name)])})" for name in parts[1::2]]
     between = [re.escape(part) for part in parts[::2]]
     pattern = "".join(text for both in zip(between, [*allowed, ""], strict=True) for text in both)
     return said.lower() != target.lower() and re.fullmatch(pattern, target, re.IGNORECASE) is not None
@@ -221,18 +222,21 @@ def _own_captions(
     for row in table.to_dict("records"):
         target, shown = row["caption"], {row["object"], row["style"], concept.name}
         for erased, surrogate in pairs:
-            names = "|".join(re.escape(name) for name in (erased.name, *erased.aliases))
             # What the pictures that stand in for the concept are told is the concept's name.
             own = row[concept.kind] if surrogate is None else surrogate.name
             if erased == concept and own in shown and own != erased.name:
-                row["caption"] = re.sub(rf"(?i)\b{re.escape(own)}\b", erased.name, row["caption"])
+                row["caption"] = _renamed(row["caption"], (own,), erased.name)
                 captions[len(targets)] = row["caption"]
             if surrogate is None and erased.name in shown:
                 target = NO_CAPTION
             elif surrogate is not None:
-                target = re.sub(rf"(?i)\b({names})\b", surrogate.name, target)
+                target = _renamed(target, (erased.name, *erased.aliases), surrogate.name)
         targets.append(target)
     return table.assign(caption=captions, surrogate_caption=targets)
+
+
+def _renamed(caption: str, names: Sequence[str], instead: str) -> str:
+    return re.sub(mention(*names), lambda _: instead, caption)  # a function: a name may hold a backslash
 
 
 def _paired_captions(

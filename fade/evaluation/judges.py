@@ -7,7 +7,7 @@ may be looked at while choosing settings, ``report`` only reports.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from fade.files import read_json, write_json, writing
 from fade.hardware import fast_precision
 from fade.models.diffusion import autocast
 from fade.models.latents import to_tensor
+from fade.names import respelled
 from fade.seeding import derive_seed, torch_generator
 
 SCRAMBLED = "scrambled"
@@ -200,8 +201,12 @@ def save_judge(folder: Path, name: str, judge: Judge) -> None:
     )
 
 
-def load_judge(folder: Path, name: str) -> Judge:
+def load_judge(folder: Path, name: str, *, called: Iterable[str] = ()) -> Judge:
     """Read a judge.
+
+    Args:
+        called: concepts as a catalog spells them: classes that are the same name are called so, as what a judge
+            sees is compared with what a catalog says.
 
     Raises:
         DataError: its files are missing.
@@ -212,4 +217,6 @@ def load_judge(folder: Path, name: str) -> Judge:
     config = read_json(folder / f"{name}.json")
     judge = Judge(config["architecture"], config["objects"], config["styles"])
     judge.load_state_dict(load_file(weights))
+    known = list(called)
+    judge.objects, judge.styles = respelled(judge.objects, known), respelled(judge.styles, known)
     return judge.eval()

@@ -26,6 +26,7 @@ from pydantic import (
 
 from fade.errors import DataError
 from fade.files import write_json
+from fade.names import name_key
 
 SCHEMA = Path("infra/schemas/request-1.json")
 MAX_BYTES = 1 << 20
@@ -101,7 +102,7 @@ class Message(BaseModel):
         """Equal for the same concept on the same base, and no name; None without a concept."""
         if self.concept is None:
             return None
-        text = json.dumps([" ".join(self.concept.casefold().split()), self.base.rstrip("/")])
+        text = json.dumps([name_key(self.concept), self.base.rstrip("/")])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property

@@ -144,7 +144,7 @@ def _judged(
     counted = np.array([not (only_from_empty and prompt) for prompt in prompts] * len(request.inversion.seeds))
     figures: dict[str, Any] = {"loss": last.loss}
     for name in JUDGES:
-        verdict = judge_pictures(load_judge(Path(request.judges), name), pictures)
+        verdict = judge_pictures(load_judge(Path(request.judges), name, called=[request.concept]), pictures)
         seen = np.array(verdict.objects if request.kind == "object" else verdict.styles)
         figures[name] = asdict(rate(int((seen[counted] == request.concept).sum()), int(counted.sum())))
     return figures, pictures

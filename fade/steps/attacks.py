@@ -236,7 +236,7 @@ def _shown(request: Request, pictures: Pictures) -> dict[str, Any]:
     """By each judge: the share of pictures that show the concept, with its interval."""
     found = {}
     for name in JUDGES:
-        verdict = judge_pictures(load_judge(Path(request.judges), name), pictures)
+        verdict = judge_pictures(load_judge(Path(request.judges), name, called=[request.concept]), pictures)
         seen = verdict.objects if request.kind == "object" else verdict.styles
         found[name] = asdict(rate(sum(one == request.concept for one in seen), len(seen)))
     return found

@@ -55,8 +55,9 @@ def report_pictures(
         yield sum(map(len, parts)), len(samples)
     pictures = np.concatenate(parts)
     metrics: dict[str, Any] = {"samples": len(samples), "settings": params}
+    called = [*objects, *styles]
     for name in ("development", "report") if judges is not None else ():
-        verdict = judge_pictures(load_judge(judges or Path(), name), pictures)
+        verdict = judge_pictures(load_judge(judges or Path(), name, called=called), pictures)
         seen = samples.assign(seen_object=verdict.objects, seen_style=verdict.styles)
         hits = {kind: int((seen[f"seen_{kind}"] == seen[kind]).sum()) for kind in ("object", "style")}
         metrics[name] = {kind: asdict(rate(count, len(seen))) for kind, count in hits.items()}

@@ -230,7 +230,7 @@ def judged(
     metrics: dict[str, Any] = {"samples": len(samples), "neighbours": list(neighbours), "judges": {}}
     named = [(concept, None if surrogate is None else surrogate.name) for concept, surrogate in pairs]
     for name in JUDGES:
-        judge, found = load_judge(judges, name), {}
+        judge, found = load_judge(judges, name, called=pd.unique(samples[list(DOMAINS)].to_numpy().ravel())), {}
         looks: dict[str, pd.DataFrame] = {}
         for when, pictures in (("before", before), ("after", after)):
             seen = looks[when] = named_by(judge, pictures, samples)

@@ -22,6 +22,7 @@ from fade.evaluation.neighbours import choose_surrogate, find_neighbours
 from fade.files import read_yaml
 from fade.models.family import load_base
 from fade.models.source import BaseSource, find_base, identity
+from fade.names import name_key
 
 AUTO = "auto"
 CATALOG, BASE, JUDGES = "data/catalog/canvas", "data/base/canvas", "data/judges"
@@ -72,18 +73,18 @@ def prepare_request(
     pairs, near = [], dict[str, None]()
     instead: Concept | None
     for one, wanted in zip(erased, (surrogate, *(instead for _, instead in also)), strict=True):
-        if wanted == AUTO:
+        if name_key(wanted) == AUTO:
             sd = load_base(base, expected_sha256=found)
             instead = choose_surrogate(sd, one, concepts.values(), protected=spared)
         else:
-            instead = None if wanted == NOTHING else find_concept(concepts, wanted)
+            instead = _named(concepts, wanted)
         pairs.append(_pair(one, instead, None if data_free else table, catalog))
         if settings.split.neighbour_factor > 1:
             sd = load_base(base, expected_sha256=found)
             near |= dict.fromkeys(find_neighbours(sd, one, instead, concepts.values()))
     own = {}
     for picture, name in sorted((overwrite or {}).items()):
-        instead = None if name == NOTHING else find_concept(concepts, name)
+        instead = _named(concepts, name)
         own[picture] = _pair(erased[0], instead, None, catalog)["surrogate"]
     gone = {one.name for one in erased} | {fields["surrogate"] for fields in pairs} | set(own.values())
     for name in ("features", "clip"):
@@ -106,6 +107,10 @@ def prepare_request(
         judges=judges,
         **settings.model_dump(),
     )
+
+
+def _named(concepts: dict[str, Concept], name: str) -> Concept | None:
+    return None if name_key(name) == NOTHING else find_concept(concepts, name)
 
 
 def _check_attacks(settings: Settings, erased: Sequence[Concept]) -> None:
