@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 _APOSTROPHES = "'\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}\N{MODIFIER LETTER APOSTROPHE}`"
 _MINUS = "\N{MINUS SIGN}"
@@ -22,6 +23,7 @@ def spelling(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())
 
 
+@lru_cache(maxsize=4096)
 def name_key(name: str) -> str:
     """Equal for all spellings of a name: without regard to case, blanks, hyphens, underscores and Unicode's forms.
 
@@ -45,6 +47,7 @@ def respelled(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
     return tuple(spelled.get(name_key(name), name) for name in names)
 
 
+@lru_cache(maxsize=4096)
 def mention(*names: str) -> str:
     """A regular expression of one group that finds any of some names in a sentence, in any spelling.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _MARGIN = 150
 _HEADER = 26
+_ROWS, _COLUMNS, _SIDE = 24, 12, 64
 
 
 def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], *, zoom: int = 1, gap: int = 2) -> Image.Image:
@@ -43,3 +45,22 @@ def labelled_sheet(
     for x, name in enumerate(columns):
         draw.text((_MARGIN + x * across + 6, _HEADER + 4), name, fill="black", font=small)
     return page
+
+
+def first_pictures(
+    objects: Sequence[str], styles: Sequence[str], pictures: Mapping[tuple[str, str], Path]
+) -> Image.Image:
+    """The first picture of each pair of object (rows) and style (columns); at most 24 rows and 12 columns."""
+    shown = [name for name in objects if any((name, style) in pictures for style in styles)][:_ROWS]
+    blank = np.full((_SIDE, _SIDE, 3), 255, dtype=np.uint8)
+    rows = [
+        [_thumbnail(pictures[name, style]) if (name, style) in pictures else blank for style in styles[:_COLUMNS]]
+        for name in shown
+    ]
+    return contact_sheet(rows, zoom=2)
+
+
+def _thumbnail(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        small = image if image.size == (_SIDE, _SIDE) else image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        return np.asarray(small.convert("RGB"))

@@ -6,8 +6,11 @@ import itertools
 import re
 import unicodedata
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -15,11 +18,13 @@ from hypothesis import strategies as st
 
 from fade.concepts import Concept
 from fade.config import Pair
-from fade.data.catalog import find_concept, load_concepts
+from fade.data.catalog import find_concept, load_catalog, load_concepts
+from fade.data.intake import add, build
+from fade.data.sets import Item, PictureSet
 from fade.data.splits import differs_in_names_alone, make_splits
 from fade.errors import ConfigError, DataError
 from fade.evaluation.judges import load_judge, new_judge, save_judge
-from fade.files import write_json
+from fade.files import read_json, write_json
 from fade.names import mention, name_key, respelled, spelling
 from fade.requests.messages import Message
 
@@ -74,6 +79,52 @@ def test_a_catalog_of_two_spellings_of_one_name_is_refused(tmp_path: Path) -> No
     write_json(tmp_path / "concepts.json", {"concepts": [{"name": name, **entry} for name in ("Tom-Cat", "tom cat")]})
     with pytest.raises(DataError, match=r"spelling alone: 'Tom-Cat' and 'tom cat'"):
         load_concepts(tmp_path)
+
+
+def _set(*labels: str, start: int = 0, captions: bool = False, concepts: Any = ()) -> PictureSet:
+    """A picture of noise for each label."""
+    draws = np.random.default_rng(start)
+    items = [
+        Item(f"p{number}", f"p{number}", draws.integers(0, 255, (32, 32, 3), np.uint8), label,
+             caption=f"a {label}, seen from above" if captions else None)
+        for number, label in enumerate(labels, start)
+    ]  # fmt: skip
+    return PictureSet(items, "noise", own_captions=captions, concepts=concepts)
+
+
+def _taken(steps: Iterator[int], out: Path) -> pd.DataFrame:
+    list(steps)
+    return load_catalog(out).set_index("image_id")
+
+
+@pytest.mark.parametrize("captions", [False, True])
+def test_a_catalog_holds_one_spelling_of_a_name_whatever_is_added(captions: bool, tmp_path: Path) -> None:
+    name, others = "Roh Moo-hyun", SPELLINGS["Roh Moo-hyun"][:3]
+    assert len({name, *others}) == 4
+    out = tmp_path / "out"
+    table = _taken(build(out, _set(name, "dog", *others, captions=captions), workers=1), out)
+    assert table["object"].tolist() == [name, "dog", name, name, name]
+    again = _set(*others, "Dog", "horse", start=5, captions=captions)
+    table = _taken(add(out, again, workers=1), out)
+    assert table["object"].value_counts().to_dict() == {name: 7, "dog": 2, "horse": 1}
+    assert [one.name for one in load_concepts(out).values()] == [name, "dog", "horse", "photo"]
+    assert read_json(out / "rejected.json")["rejected"] == []
+    rest = table[table["object"] != find_concept(load_concepts(out), others[0]).name]
+    assert not any(re.search(mention(name), said) for said in rest["caption"])
+
+
+def test_an_alias_as_a_label_is_its_concept(tmp_path: Path) -> None:
+    entry = {"name": "cat", "kind": "object", "aliases": ["tom-cat"], "person": False, "domain": "object"}
+    table = _taken(build(tmp_path, _set("Tom_Cat", "dog", concepts=(entry,)), workers=1), tmp_path)
+    assert table["object"].tolist() == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("label", ["Photo", "Nothing", "AUTO", "scrambled", "- _"])
+def test_a_label_that_can_be_no_concepts_name_is_set_aside(label: str, tmp_path: Path) -> None:
+    table = _taken(build(tmp_path, _set("cat", label), workers=1), tmp_path)
+    assert table["object"].tolist() == ["cat"]
+    (entry,) = read_json(tmp_path / "rejected.json")["rejected"]
+    assert "rename it" in entry["reason"]
 
 
 def test_messages_about_one_concept_have_one_key_in_every_spelling() -> None:

@@ -20,35 +20,33 @@ styles) stay together. Adding pictures later moves none.
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from hashlib import blake2b
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from PIL import Image
 
 from fade.concepts import caption
+from fade.data.admission import Admission, admitted
 from fade.data.catalog import SCHEMA, load_templates, read_concepts_file, stream_table
 from fade.data.pictures import MAX_PIXELS, prepare
-from fade.data.sets import Item, PictureSet, Rejected
+from fade.data.sets import Item, PictureSet
 from fade.errors import DataError, listing
 from fade.files import read_json, write_json, writing
-from fade.sheets import contact_sheet
+from fade.names import name_key
+from fade.sheets import first_pictures
 
 HOLDOUT_EVERY = 5
+KINDS = ("object", "style")
 _BATCH = 32
 _ROW_GROUP = 8192
-_SHEET_ROWS, _SHEET_COLUMNS = 24, 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +58,6 @@ class _How:
     workers: int | None
     max_pixels: int
     strict: bool = False
-
-
-@dataclass(slots=True)
-class _State:
-    """What is remembered while a catalog is written: ids by hash, counts and the first pictures."""
-
-    ids: set[int] = field(default_factory=set)
-    removed: set[str] = field(default_factory=set)
-    pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
-    groups: dict[str, str] = field(default_factory=dict)
-    concepts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    first: dict[tuple[str, str], str] = field(default_factory=dict)
-    rejected: list[dict[str, str]] = field(default_factory=list)
-    earlier: dict[tuple[str, str], None] = field(default_factory=dict)
-    rows: int = 0
-
-    def set_aside(self, name: str, reason: str) -> None:
-        readable = name.encode("utf-8", "backslashreplace").decode()
-        self.rejected.append({"name": readable, "reason": reason})
-
-    def report(self) -> list[dict[str, str]]:
-        """All that was ever set aside, each once: what earlier intakes left out is still not in the catalog."""
-        pairs = self.earlier | dict.fromkeys((entry["name"], entry["reason"]) for entry in self.rejected)
-        return [{"name": name, "reason": reason} for name, reason in pairs]
 
 
 def build(
@@ -107,7 +81,7 @@ def build(
     Raises:
         DataError: the set's layout is broken, or not one picture of it can be taken in. Nothing is written then.
     """
-    yield from _write(folder, pictures, _State(), None, _How(size, added_at, workers, max_pixels, strict))
+    yield from _write(folder, pictures, Admission(), None, _How(size, added_at, workers, max_pixels, strict))
 
 
 def add(
@@ -132,15 +106,15 @@ def add(
     known = read_concepts_file(folder)
     pictures = replace(pictures, templates=_common_templates(folder, known, pictures))
     earlier = read_json(folder / "rejected.json")["rejected"]
-    state = _State(
-        concepts={entry["name"]: entry for entry in known["concepts"]},
+    state = Admission(
         earlier=dict.fromkeys((entry["name"], entry["reason"]) for entry in earlier),
     )
+    state.knows(known["concepts"])
     sizes: set[tuple[int, int]] = set()
     for batch in stream_table(folder):
         for row in batch.to_pylist():
             sizes.add((row["width"], row["height"]))
-            state.ids.add(_short(row["image_id"]))
+            state.takes(row["image_id"])
             state.pairs[row["object"], row["style"]] += 1
             if row["deleted_at"] is not None:
                 state.removed |= {row["sha256"], row["source_sha256"]}
@@ -192,11 +166,11 @@ def _captions_word(pictures: PictureSet) -> str:
 def _write(
     folder: Path,
     pictures: PictureSet,
-    state: _State,
+    state: Admission,
     before: Path | None,
     how: _How,
 ) -> Iterator[int]:
-    state.concepts = {**{entry["name"]: entry for entry in pictures.concepts}, **state.concepts}
+    state.knows(pictures.concepts)
     with writing(folder) as temporary:
         (temporary / "pictures").mkdir(parents=True)
         with pq.ParquetWriter(temporary / "catalog.parquet", SCHEMA) as writer:
@@ -216,7 +190,9 @@ def _write(
             raise DataError(f"{len(state.rejected)} pictures cannot be taken in: {listing(reasons)}. Mend them.")
         write_json(temporary / "concepts.json", _concepts_file(pictures, state))
         write_json(temporary / "rejected.json", {"rejected": state.report()})
-        _sheet(temporary, state).save(temporary / "sheet.png")
+        names = {kind: [one["name"] for one in state.concepts.values() if one["kind"] == kind] for kind in KINDS}
+        shown = {pair: temporary / path for pair, path in state.first.items()}
+        first_pictures(names["object"], names["style"], shown).save(temporary / "sheet.png")
 
 
 def _carry_over(before: Path, temporary: Path, writer: pq.ParquetWriter) -> None:
@@ -238,10 +214,10 @@ def _grouped(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 def _rows(
     temporary: Path,
     pictures: PictureSet,
-    state: _State,
+    state: Admission,
     how: _How,
 ) -> Iterator[dict[str, Any]]:
-    for item, outcome in _prepared(_admitted(pictures, state), temporary, how):
+    for item, outcome in _prepared(admitted(pictures, state), temporary, how):
         if isinstance(outcome, str):
             state.set_aside(item.name, outcome)
         elif {outcome["sha256"], outcome["source_sha256"]} & state.removed:
@@ -252,57 +228,10 @@ def _rows(
             yield _row(item, outcome, pictures, state, how.added_at)
 
 
-def _mended(state: _State, name: str) -> None:
+def _mended(state: Admission, name: str) -> None:
     """A picture that was set aside once and is taken in now leaves the report."""
     for entry in [entry for entry in state.earlier if entry[0] == name]:
         del state.earlier[entry]
-
-
-def _admitted(pictures: PictureSet, state: _State) -> Iterator[Item]:
-    """The items whose words are in order; the others are set aside."""
-    for item in pictures.items:
-        if isinstance(item, Rejected):
-            state.set_aside(item.name, item.reason)
-        elif reason := _wrong_words(item, pictures, state):
-            state.set_aside(item.name, reason)
-        else:
-            state.ids.add(_short(item.image_id))
-            yield item
-
-
-def _wrong_words(item: Item, pictures: PictureSet, state: _State) -> str:
-    """Why an item's id, labels or caption do not do; empty if they do."""
-    parts = item.image_id.split("/")
-    if not item.image_id or any(part in ("", ".", "..") for part in parts) or "\\" in item.image_id:
-        return "its name leaves the folder or has an empty part; rename it"
-    for what, value in (("name", item.image_id), ("object", item.object), ("style", item.style)):
-        if wrong := _wrong_text(value):
-            return f"its {what} {wrong}"
-    if _short(item.image_id) in state.ids:
-        return f"the id {item.image_id} is taken: every picture needs one of its own"
-    return _wrong_caption(item, pictures)
-
-
-def _wrong_text(value: str) -> str:
-    if not value.strip():
-        return "is empty"
-    if not value.isprintable():
-        return "is no readable text; rename it in UTF-8 without control characters"
-    return "is longer than 200 bytes" if len(value.encode()) > 200 else ""
-
-
-def _wrong_caption(item: Item, pictures: PictureSet) -> str:
-    if pictures.own_captions and not (item.caption or "").strip():
-        return "has no caption"
-    if item.caption is not None and item.object.lower() not in item.caption.lower():
-        # A report of persons does not say who they are.
-        return "its caption does not mention its concept" + ("" if pictures.person else f" {item.object!r}")
-    return ""
-
-
-def _short(text: str) -> int:
-    """64 bits that stand for an id, so that a million ids take tens of megabytes, not hundreds."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _prepared(items: Iterator[Item], folder: Path, how: _How) -> Iterator[tuple[Item, dict[str, Any] | str]]:
@@ -355,11 +284,11 @@ def _store(chunk: Sequence[Item], folder: Path, how: _How) -> list[dict[str, Any
 
 
 def _row(
-    item: Item, found: dict[str, Any], pictures: PictureSet, state: _State, added_at: datetime | None
+    item: Item, found: dict[str, Any], pictures: PictureSet, state: Admission, added_at: datetime | None
 ) -> dict[str, Any]:
     person = item.person or pictures.person
-    state.concepts.setdefault(item.object, _concept(item.object, "object", pictures.domain, person))
-    state.concepts.setdefault(item.style, _concept(item.style, "style", "style", False))
+    state.concepts.setdefault(name_key(item.object), _concept(item.object, "object", pictures.domain, person))
+    state.concepts.setdefault(name_key(item.style), _concept(item.style, "style", "style", False))
     state.first.setdefault((item.object, item.style), found["path"])
     state.rows += 1
     return {
@@ -382,7 +311,7 @@ def _row(
     }
 
 
-def _split(item: Item, state: _State) -> str:
+def _split(item: Item, state: Admission) -> str:
     pair = (item.object, item.style)
     number = state.pairs[pair]
     state.pairs[pair] += 1
@@ -396,30 +325,7 @@ def _concept(name: str, kind: str, domain: str, person: bool) -> dict[str, Any]:
     return {"name": name, "kind": kind, "aliases": [], "person": person, "domain": domain}
 
 
-def _concepts_file(pictures: PictureSet, state: _State) -> dict[str, Any]:
+def _concepts_file(pictures: PictureSet, state: Admission) -> dict[str, Any]:
     known = list(state.concepts.values())
-    ordered = [entry for kind in ("object", "style") for entry in known if entry["kind"] == kind]
+    ordered = [entry for kind in KINDS for entry in known if entry["kind"] == kind]
     return {"concepts": ordered, "templates": list(pictures.templates), "captions": _captions_word(pictures)}
-
-
-def _sheet(folder: Path, state: _State) -> Image.Image:
-    """The first picture of each pair; rows are objects, columns styles."""
-    objects = [name for name, entry in state.concepts.items() if entry["kind"] == "object"]
-    styles = [name for name, entry in state.concepts.items() if entry["kind"] == "style"]
-    shown = [name for name in objects if any((name, style) in state.first for style in styles)][:_SHEET_ROWS]
-    side = 64
-    blank = np.full((side, side, 3), 255, dtype=np.uint8)
-    rows = []
-    for name in shown:
-        row = []
-        for style in styles[:_SHEET_COLUMNS]:
-            path = state.first.get((name, style))
-            row.append(blank if path is None else _thumbnail(folder / path, side))
-        rows.append(row)
-    return contact_sheet(rows, zoom=2)
-
-
-def _thumbnail(path: Path, side: int) -> NDArray[np.uint8]:
-    with Image.open(path) as image:
-        small = image if image.size == (side, side) else image.resize((side, side), Image.Resampling.LANCZOS)
-        return np.asarray(small.convert("RGB"))
