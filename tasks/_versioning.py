@@ -74,7 +74,7 @@ STAGES = (
         "fade.steps.saliency",
         ("splits", "validation.json", "{pictures}/pictures", "{base}"),
         ("saliency.safetensors",),
-        (*_BASE, "data_free", "saliency", "mask.granularity", "distill.timestep_power"),
+        (*_BASE, "data_free", "saliency", "mask.granularity", "distill.timestep_power", "distill.precision"),
     ),
     Stage("mask", "fade.steps.mask", ("saliency.safetensors",), ("mask",), ("mask",)),
     Stage(
@@ -177,25 +177,27 @@ def write_pipeline(
 def root_pipeline() -> dict[str, Any]:
     """The project's own ``dvc.yaml``: what all erasures share, and the example erasure of params.yaml.
 
-    Catalog, base and judges depend on the code that makes them and on nothing else, so that work
-    elsewhere retrains nothing. Base and judges are kept in git (``cache: false``): a clone has them.
+    Base and judges take hours: they are kept in git (``cache: false``) and frozen, so that DVC neither makes them
+    again nor calls them stale when code changes. What made them is what ``dvc.lock`` names and their cards
+    (``data/base/canvas.card.json``, ``data/judges.card.json``) say. All else follows its code.
     """
 
-    def shared(name: str, out: str, *, in_git: bool) -> dict[str, Any]:
+    def shared(name: str, out: str, *, kept: bool) -> dict[str, Any]:
         module = f"fade.steps.{name}"
-        return {
+        stage = {
             "cmd": f"python -m {module} --out {out}",
             "deps": _code(module, ROOT),
             "params": [name],
-            "outs": [{out: {"cache": False}} if in_git else out],
+            "outs": [{out: {"cache": False}} if kept else out],
         }
+        return stage | {"frozen": True} if kept else stage
 
     folder = Path("data/erasures/example")
     places = {"catalog": CATALOG, "base": BASE, "judges": JUDGES}
     stages = {
-        "catalog": shared("catalog", CATALOG, in_git=False),
-        "base": shared("base", BASE, in_git=True),
-        "judges": shared("judges", JUDGES, in_git=True),
+        "catalog": shared("catalog", CATALOG, kept=False),
+        "base": shared("base", BASE, kept=True),
+        "judges": shared("judges", JUDGES, kept=True),
         "base_report": {
             "cmd": f"python -m fade.steps.base_report --base {BASE} --judges {JUDGES} --out data/base/report",
             "deps": sorted([BASE, JUDGES, *_code("fade.steps.base_report", ROOT)]),

@@ -1,0 +1,159 @@
+"""What lock files and cards say was made by the code they name; a stage depends on every setting that it reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from fade import config
+from fade.config import Settings, load_settings, save_request
+from fade.files import read_json
+from fade.lineage import ROOT
+from fade.steps.distill import distill_adapter
+from fade.steps.evaluate import evaluate
+from fade.steps.mask import mask
+from fade.steps.request import prepare_request
+from fade.steps.saliency import saliency
+from fade.steps.split import split
+from tasks._validation import validate
+from tasks._versioning import STAGES
+
+FROZEN = {"base": ROOT / "data/base/canvas.card.json", "judges": ROOT / "data/judges.card.json"}
+
+
+def _git(*arguments: str, cwd: Path = ROOT) -> str:
+    return subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What git tracks, as it is here now: what a newcomer has once it is committed and cloned."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: there is no clone to make")
+    folder = tmp_path_factory.mktemp("fresh") / "clone"
+    for name in _git("ls-files", "-z").split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    _git("init", "--quiet", cwd=folder)
+    return folder
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "dvc", "status", "--json"]
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout or "{}"))
+
+
+def _stale(status: dict[str, Any]) -> list[str]:
+    """What is not as recorded, but for what is not in git at all."""
+    found = []
+    for stage, changes in status.items():
+        for change in changes:
+            for kind, paths in change.items() if isinstance(change, dict) else [(change, {})]:
+                for path, how in paths.items():
+                    if how not in ("deleted", "not in cache"):
+                        found.append(f"{stage}: {kind}: {path}: {how}")
+    return found
+
+
+def test_in_a_fresh_clone_nothing_is_stale(clone: Path) -> None:
+    status = _status(clone)
+    assert any("data/catalog/canvas" in str(changes) for changes in status.values()), "the catalog is not in git"
+    assert _stale(status) == []
+
+
+def test_a_fresh_clone_with_other_code_or_parameters_says_so(clone: Path) -> None:
+    changed = [clone / "fade/data/catalog.py", clone / "params.yaml"]
+    before = [path.read_text(encoding="utf-8") for path in changed]
+    try:
+        changed[0].write_text(before[0] + "# other code\n", encoding="utf-8")
+        changed[1].write_text(before[1].replace("train_per_pair: 24", "train_per_pair: 23"), encoding="utf-8")
+        stale = _stale(_status(clone))
+    finally:
+        for path, text in zip(changed, before, strict=True):
+            path.write_text(text, encoding="utf-8")
+    assert any("fade/data/catalog.py: modified" in line for line in stale)
+    assert any(line.startswith("catalog") and "params.yaml" in line for line in stale)
+
+
+@pytest.mark.parametrize("stage", FROZEN)
+def test_what_takes_hours_is_frozen_and_recorded_as_by_the_commit_that_made_it(stage: str) -> None:
+    assert yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["frozen"]
+    card = read_json(FROZEN[stage])
+    recorded = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"][stage]
+    assert [out["md5"] for out in recorded["outs"]] == [card["md5"]]
+    if not (ROOT / ".git").exists() or _git("rev-parse", "--is-shallow-repository").strip() == "true":
+        pytest.skip("the history that the card names is not here")
+    then = yaml.safe_load(_git("show", f"{card['commit']}:dvc.lock"))["stages"][stage]
+    assert then == recorded
+    params = yaml.safe_load(_git("show", f"{card['commit']}:params.yaml"))
+    assert recorded["params"]["params.yaml"][stage] == params[stage]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """The settings that are read, as ``section.field``, from here on."""
+    sections = {type(part): name for name, part in Settings() if isinstance(part, BaseModel)}
+    found: set[str] = set()
+    made = config.make_request
+
+    def noted(self: BaseModel, name: str) -> Any:
+        section = sections.get(type(self))
+        if section is not None and name in type(self).model_fields:
+            found.add(f"{section}.{name}")
+        return object.__getattribute__(self, name)
+
+    def unnoted(**fields: Any) -> config.Request:
+        """A request's validators look at much that no step reads."""
+        before = set(found)
+        request = made(**fields)
+        found.intersection_update(before)
+        return request
+
+    monkeypatch.setattr(config._Settings, "__getattribute__", noted, raising=False)
+    monkeypatch.setattr(config, "make_request", unnoted)
+    yield found
+
+
+STEPS: dict[str, Callable[[Path], Any]] = {
+    "split": split,
+    "validate": validate,
+    "saliency": saliency,
+    "mask": mask,
+    "distill": lambda folder: list(distill_adapter(folder)),
+    "evaluate": lambda folder: list(evaluate(folder)),
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"distill.depth": "deep", "distill.deep": {"steps": 4, "states": 2, "batch": 4}, "distill.pool": 8}],
+    ids=["name", "deep"],
+)
+def test_every_setting_that_a_stage_reads_is_among_its_parameters(
+    workspace: Path, tmp_path: Path, reads: set[str], changes: dict[str, Any]
+) -> None:
+    settings = load_settings(Path("params.yaml"), changes=changes)
+    request = prepare_request("cat", "horse", settings=settings)
+    save_request(request, tmp_path)
+    declared = {stage.name: set(stage.params) for stage in STAGES}
+    assert list(STEPS) == list(declared)
+    for name, step in STEPS.items():
+        reads.clear()
+        step(tmp_path)
+        assert reads, f"{name} reads no setting at all"
+        missing = {read for read in reads if not {read, read.partition(".")[0]} & declared[name]}
+        assert not missing, f"{name} reads {sorted(missing)}, which its stage does not name"
+
