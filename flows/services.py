@@ -83,7 +83,13 @@ def running(*, mlflow_port: int, prefect_port: int) -> Iterator[Services]:
 
 
 def _environment(found: Services) -> dict[str, str]:
-    return {**os.environ, "PREFECT_UI_API_URL": f"{found.prefect}/api", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    return {
+        **os.environ,
+        "PREFECT_UI_API_URL": f"{found.prefect}/api",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        # Eight programs more, for evaluations of language models: they take memory, and a quarter of a core idle.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
 
 
 def wait_for(url: str, name: str, process: subprocess.Popen[bytes]) -> None:

@@ -25,6 +25,7 @@ from flows.erase import erase, prepare_folder
 from flows.settings import ERASURES
 from flows.use import draw, live_adapters, load_with, save_picture
 from tasks import _tracking, _versioning, erasure
+from tests.tiny import KEPT_STYLES
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
@@ -47,7 +48,7 @@ def test_an_erasure_ends_as_a_registered_candidate(finished: tuple[Path, _tracki
     assert not version.live
     assert version.adapter_sha256 == sha256_file(folder / "adapter/pytorch_lora_weights.safetensors")
     metrics = read_json(folder / "evaluation/metrics.json")
-    assert metrics["samples"] == 120
+    assert metrics["samples"] == 12 * len(KEPT_STYLES)
     assert metrics["drift"] > 0
     assert set(metrics["neighbours"]) == {"admiral"}
     assert (folder / "evaluation/sheet.png").stat().st_size > 10_000
@@ -100,9 +101,10 @@ def test_several_concepts_share_an_adapter_and_are_judged_one_by_one(workspace: 
     folder = Path(row["folder"])
     metrics = read_json(folder / "evaluation/metrics.json")["judges"]["report"]["after"]
     assert list(metrics["erased"]) == sorted(["astronaut", "neon", "cat"])
-    assert metrics["ua"]["count"] == 10 + 12 + 10
-    # 12 x 10 prompts less those of two objects and one style.
-    assert metrics["ira"]["count"] == 2 * 10 * 9
+    styles = len(KEPT_STYLES)
+    assert metrics["ua"]["count"] == styles + 12 + styles
+    # Every pair's prompt less those of two objects and one style; judged by object and by style.
+    assert metrics["ira"]["count"] == 2 * 10 * (styles - 1)
     version = _tracking.find_version(row["model_version"].split("/")[0])
     assert version.kind == "person, style, object"
     assert version.aliases == ("candidate",)

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def test_what_takes_hours_is_frozen_and_recorded_as_by_the_commit_that_made_it(s
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+def reads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The settings that are read, as ``section.field``, from here on."""
     sections = {type(part): name for name, part in Settings() if isinstance(part, BaseModel)}
     found: set[str] = set()
@@ -124,7 +124,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 
     monkeypatch.setattr(config._Settings, "__getattribute__", noted, raising=False)
     monkeypatch.setattr(config, "make_request", unnoted)
-    yield found
+    return found
 
 
 STEPS: dict[str, Callable[[Path], Any]] = {
@@ -156,4 +156,3 @@ def test_every_setting_that_a_stage_reads_is_among_its_parameters(
         assert reads, f"{name} reads no setting at all"
         missing = {read for read in reads if not {read, read.partition(".")[0]} & declared[name]}
         assert not missing, f"{name} reads {sorted(missing)}, which its stage does not name"
-

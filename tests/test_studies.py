@@ -6,22 +6,28 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from fade.config import Request, load_settings
+from fade.config import Request, load_settings, save_request
 from fade.errors import ConfigError, DataError
 from fade.evaluation.tradeoff import means
 from fade.lineage import ROOT
 from fade.steps import trial as trial_step
+from fade.steps.distill import distill_adapter
+from fade.steps.mask import mask
 from fade.steps.request import prepare_request
+from fade.steps.saliency import saliency
+from fade.steps.split import split
 from fade.steps.trial import TRIALS, run_trial
 from flows.calibrate import LADDER, _smallest
 from flows.cli import app
 from flows.studies import plan
+from tasks.trials import trial
 from tests.tiny import SETTINGS
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
@@ -72,7 +78,7 @@ def _invoke(*arguments: str) -> str:
 def test_a_sweep_has_a_row_for_each_erasure_a_table_and_a_picture(workspace: Path, tmp_path: Path) -> None:
     file = tmp_path / "sweep.json"
     asked = ["--concepts", "astronaut:cameraman,neon:photo", "--vary", "mask.density=0.2,0.8", "--seeds", "1,2"]
-    _invoke("sweep", *asked, "--name", "S.0,1", "--parallel", "2", "--json", str(file))
+    _invoke("sweep", *asked, "--name", "S.0,1", "--parallel", "2", "--one-base", "--json", str(file))
     found = json.loads(file.read_text())
     assert len(found["rows"]) == 8
     assert len({row["adapter_sha256"] for row in found["rows"]}) == 8
@@ -85,7 +91,7 @@ def test_a_sweep_has_a_row_for_each_erasure_a_table_and_a_picture(workspace: Pat
     # Asked again, every trial is found on disk.
     written = {path: path.stat().st_mtime_ns for path in Path("data/trials").glob("*/curve.csv")}
     assert len(written) >= 8
-    _invoke("sweep", *asked, "--name", "S.0,1", "--json", str(file))
+    _invoke("sweep", *asked, "--name", "S.0,1", "--one-base", "--json", str(file))
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert json.loads(file.read_text())["rows"] == found["rows"]
 
@@ -93,7 +99,7 @@ def test_a_sweep_has_a_row_for_each_erasure_a_table_and_a_picture(workspace: Pat
 def test_a_sweep_on_one_base_has_the_rows_of_processes(workspace: Path, tmp_path: Path) -> None:
     file, rows = tmp_path / "sweep.json", []
     asked = ["sweep", "--concepts", "cat:horse,oil:photo", "--vary", "mask.density=0.3", "--json", str(file)]
-    for more in ([], ["--parallel", "2", "--one-base"]):
+    for more in (["--parallel", "2"], ["--parallel", "2", "--one-base"]):
         shutil.rmtree(TRIALS, ignore_errors=True)
         _invoke(*asked, *more)
         found = json.loads(file.read_text())["rows"]
@@ -111,7 +117,7 @@ def test_a_sweep_on_one_base_has_the_rows_of_processes(workspace: Path, tmp_path
 def test_one_failure_does_not_lose_the_others(workspace: Path, tmp_path: Path) -> None:
     file = tmp_path / "sweep.json"
     asked = ["--concepts", "astronaut:cameraman", "--vary", "distill.learning_rate=0.001,1.0e+30"]
-    result = CliRunner().invoke(app, ["sweep", *asked, "--json", str(file)])
+    result = CliRunner().invoke(app, ["sweep", *asked, "--one-base", "--json", str(file)])
     assert result.exit_code == 1
     found = json.loads(file.read_text())
     assert [row["distill.learning_rate"] for row in found["rows"]] == [0.001]
@@ -139,7 +145,7 @@ def test_a_wrong_sweep_is_refused_before_anything_runs(workspace: Path, argument
 
 def test_the_benchmark_writes_a_row_for_each_concept(workspace: Path, tmp_path: Path) -> None:
     file = tmp_path / "canvas.json"
-    output = _invoke("benchmark", "canvas", "--concepts", "cat,oil", "--json", str(file))
+    output = _invoke("benchmark", "canvas", "--concepts", "cat,oil", "--one-base", "--json", str(file))
     report = json.loads(file.read_text())
     asked = {"concept", "kind", "ua", "ira", "cra", "base_ira", "base_cra", "ua_low", "seconds", "adapter_bytes"}
     assert [row["concept"] for row in report["rows"]] == ["cat", "oil"]
@@ -171,13 +177,32 @@ def test_halving_finds_what_a_search_from_below_finds() -> None:
 
 
 def test_the_ladder_climbs_in_bytes(workspace: Path, tmp_path: Path) -> None:
-    sizes = []
+    sizes: list[int] = []
+    splits = tmp_path / "splits"
     for within, rank in LADDER:
         changes = {"mask.granularity": "none", "mask.within": within, "distill.rank": rank, "distill.steps": 1}
-        sizes.append(run_trial(_request(**changes), root=tmp_path)["adapter_bytes"])
+        request = _request(**changes)
+        folder = tmp_path / request.id
+        save_request(request, folder)
+        if splits.is_dir():
+            shutil.copytree(splits, folder / "splits")
+        else:
+            split(folder)
+            shutil.copytree(folder / "splits", splits)
+        saliency(folder)
+        mask(folder)
+        list(distill_adapter(folder))
+        sizes.append(sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors")))
     assert all(smaller < larger for smaller, larger in pairwise(sizes)), sizes
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration's trials without a process each: that they may have one is a sweep's test."""
+    monkeypatch.setattr("flows.calibrate.trial", partial(trial, here=True))
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_calibration_takes_the_smallest_that_passes(workspace: Path, tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
     output = _invoke("calibrate", "--concept", "cat", "--surrogate", "horse", "--json", str(file))
@@ -189,6 +214,7 @@ def test_calibration_takes_the_smallest_that_passes(workspace: Path, tmp_path: P
     assert "fade erase --concept cat --surrogate horse --set mask.granularity=none" in output
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_calibration_that_finds_nothing_says_what_it_tried(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No gate refuses what a tiny base makes: it shows no concept, before or after.
     monkeypatch.setattr("flows.calibrate.judge_gate", lambda *_: {"passed": False, "reasons": ["ua"]})
@@ -198,6 +224,7 @@ def test_calibration_that_finds_nothing_says_what_it_tried(workspace: Path, monk
     assert "all rank 6" in result.output
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_calibration_keeps_to_its_budget(workspace: Path, tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
     output = _invoke("calibrate", "--concept", "cat", "--surrogate", "horse", "--budget", "0.001", "--json", str(file))

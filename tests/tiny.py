@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,10 +12,12 @@ from dvc.repo import Repo
 
 from fade.concepts import caption_variants
 from fade.data.canvas import OBJECTS
+from fade.data.intake import build
+from fade.data.loaders.canvas import canvas
+from fade.data.sets import Item
 from fade.data.styles import STYLES
 from fade.lineage import ROOT
 from fade.models import base
-from fade.steps.catalog import build_catalog
 
 SETTINGS = {
     "threads": 2,
@@ -33,6 +36,22 @@ JUDGES = {
     "report": {"architecture": "residual", **_JUDGE},
 }
 """Judges that have hardly been trained."""
+
+
+KEPT_STYLES = ("photo", "neon", "oil", "mosaic")
+"""Of the canvas' ten: an erasure is judged on every pair, and four styles show what ten do."""
+
+
+def save_tiny_catalog(folder: Path, *, train: int = 3, holdout: int = 1, seed: int = 3) -> None:
+    """The canvas in four of its styles."""
+    whole = canvas({"seed": seed, "train_per_pair": train, "holdout_per_pair": holdout})
+    kept = replace(
+        whole,
+        items=(item for item in whole.items if isinstance(item, Item) and item.style in KEPT_STYLES),
+        concepts=tuple(one for one in whole.concepts if one["kind"] == "object" or one["name"] in KEPT_STYLES),
+    )
+    for _ in build(folder, kept, workers=1):
+        pass
 
 
 def save_tiny_base(folder: Path, *, seed: int = 0) -> None:
@@ -55,7 +74,7 @@ def make_workspace(folder: Path) -> Path:
     Repo.init(str(folder), no_scm=True).close()
     (folder / "params.yaml").write_text(yaml.safe_dump({"erasure": SETTINGS, "judges": JUDGES}))
     (folder / "dvc.yaml").write_text("stages: {}\n")
-    build_catalog(folder / "data/catalog/canvas", params={"seed": 3, "train_per_pair": 3, "holdout_per_pair": 1})
+    save_tiny_catalog(folder / "data/catalog/canvas")
     save_tiny_base(folder / "data/base/canvas")
     shutil.copytree(ROOT / "data/judges", folder / "data/judges")
     return folder

@@ -21,6 +21,7 @@ database_uri = ${MLFLOW_BACKEND_STORE_URI}
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 INI
     export MLFLOW_AUTH_CONFIG_PATH=/tmp/auth.ini MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false
+    export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
     exec mlflow server --host 0.0.0.0 --port 5000 --workers 2 --app-name basic-auth \
         --artifacts-destination "$MLFLOW_ARTIFACTS" --allowed-hosts "$MLFLOW_ALLOWED_HOSTS"
     ;;
