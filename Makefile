@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export HF_HUB_OFFLINE := 1
 DEMO_JSON ?=
 
-.PHONY: demo up test check format install repro clean docs dist sbom
+.PHONY: demo up test test-all check format install repro clean docs dist sbom
 
 demo: install
 	fade demo $(if $(DEMO_JSON),--json $(DEMO_JSON))
@@ -12,12 +12,14 @@ demo: install
 up: install
 	fade up
 
-# A worker has a workspace and services of its own, shared by the files it runs. Two files ask of theirs that no
-# other test's erasures are in it: what is purged must be needed by nobody else, what is approved must stand alone.
-ALONE := tests/test_proof.py tests/test_browser.py
+# A worker has a workspace and services of its own, shared by the files it runs.
+PYTEST := pytest --numprocesses 2 --dist loadfile --durations 15
 test: install
-	pytest --numprocesses 2 --dist loadfile --durations 15 $(addprefix --ignore=,$(ALONE))
-	pytest --numprocesses 2 --dist loadfile --durations 15 $(ALONE)
+	$(PYTEST) -m "not slow"
+
+# With what is long by nature: kills, drills, clusters, schedules that must fire, each set and method to its end.
+test-all: install
+	$(PYTEST)
 
 check: install
 	ruff format --check .

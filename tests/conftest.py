@@ -23,7 +23,7 @@ import torch
 
 from fade.models.family import load_base
 from fade.models.sd import StableDiffusion
-from tests.tiny import make_workspace, save_tiny_base
+from tests.tiny import entered, make_workspace, save_tiny_base
 
 
 @pytest.fixture(autouse=True)
@@ -37,14 +37,8 @@ def threads_as_they_were() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project of its own; the current folder for the whole session, as services bind to it."""
-    folder = make_workspace(tmp_path_factory.mktemp("project") / "workspace")
-    before = Path.cwd()
-    os.environ["FADE_ROOT"] = str(folder)
-    from flows.settings import configure
-
-    configure()
-    yield folder
-    os.chdir(before)
+    with entered(make_workspace(tmp_path_factory.mktemp("project") / "workspace")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

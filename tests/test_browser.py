@@ -31,6 +31,7 @@ from flows.purge import purge
 from flows.services import running
 from flows.watch import Watch, serving
 from tasks import _tracking
+from tests.tiny import entered, make_workspace
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 TOKEN = "a-token-for-tests-alone"
@@ -69,6 +70,13 @@ def _until(found: Callable[[], bool], what: str, seconds: float = 60) -> float:
         assert time.monotonic() - begun < seconds, what
         time.sleep(0.1)
     return time.monotonic() - begun
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project where no other test's erasures are: what is approved must stand alone."""
+    with entered(make_workspace(tmp_path_factory.mktemp("alone") / "workspace")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,9 @@ def test_the_summary_is_that_of_its_rows() -> None:
 
 @pytest.mark.services
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["lfw", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "lfw")]
+)
 def test_one_command_erases_a_class_judges_it_and_goes_on_where_it_was(
     kind: str, workspace: Path, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_every_method_has_a_plan_of_its_own(workspace: Path) -> None:
 
 
 @pytest.mark.services
+@pytest.mark.slow
 def test_a_contest_has_a_row_for_each_erasure_and_goes_on_where_it_was(workspace: Path, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     asked = ["benchmark", "canvas", "--methods", "uce", "--attacks", "switch", "--set", "attacks.seeds=[188]"]

@@ -22,7 +22,7 @@ from flows.runners import side_by_side
 from flows.services import stop
 from tests.test_services import _free_port as free_port
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 TIMED = ("method_seconds", "distill_seconds", "peak_mib")
 
 

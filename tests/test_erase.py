@@ -280,6 +280,7 @@ def test_asking_again_runs_nothing_and_registers_nothing(
     assert len([one for one in _tracking.versions() if one.model == version.model]) == 1
 
 
+@pytest.mark.slow
 def test_forced_reproduction_without_run_cache_gives_the_same_hashes(
     finished: tuple[Path, _tracking.AdapterVersion],
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         compute_device()
 
 
+@pytest.mark.slow
 def test_the_method_runs_on_a_device_that_is_not_the_cpu() -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/pretend_gpu.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

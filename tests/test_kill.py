@@ -14,6 +14,7 @@ from fade.lineage import ROOT
 
 
 @pytest.mark.services
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_worker_that_is_killed_loses_and_doubles_nothing(tmp_path: Path) -> None:
     out = tmp_path / "kill.json"

@@ -161,9 +161,9 @@ def test_every_word_of_a_caption_is_one_token() -> None:
 
 def test_training_the_parts_lowers_their_losses(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    pictures = np.kron(generator.integers(0, 255, (8, 8, 8, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    pictures = np.kron(generator.integers(0, 255, (8, 4, 4, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
     base.seed_weights(0, "test")
-    vae = base.make_autoencoder([16, 16, 16], size=64)
+    vae = base.make_autoencoder([16, 16, 16], size=32)
     settings = {"steps": 80, "batch": 4, "learning_rate": 3e-3, "seed": 0}
     kept = training.Checkpoint(tmp_path / "vae.safetensors", 1000, "noise")
     losses = [s.loss for s in training.train_autoencoder(vae, pictures, checkpoint=kept, **settings)]
@@ -173,7 +173,7 @@ def test_training_the_parts_lowers_their_losses(tmp_path: Path) -> None:
     captions = [("a cat",), ("a horse",)] * 4
     tokenizer = base.build_tokenizer(["a cat", "a horse"], max_length=8)
     text_encoder = base.make_text_encoder(tokenizer, width=32, layers=1)
-    unet = base.make_unet([16, 32], latent_size=16, text_width=32)
+    unet = base.make_unet([16, 32], latent_size=8, text_width=32)
     settings = {"steps": 120, "batch": 8, "learning_rate": 3e-3, "ema_decay": 0.9, "seed": 0}
     settings["checkpoint"] = training.Checkpoint(tmp_path / "unet.safetensors", 1000, "noise")
     losses = [s.loss for s in training.train_denoiser(unet, text_encoder, tokenizer, latents, captions, **settings)]
@@ -190,6 +190,7 @@ def test_the_shipped_base_is_small_loads_in_stock_diffusers_and_draws() -> None:
     assert verdict.objects == ["cat"]
 
 
+@pytest.mark.slow
 def test_the_shipped_base_draws_every_pair_recognisably() -> None:
     torch.set_num_threads(2)
     pairs = [(o, s) for o in OBJECTS for s in STYLES]

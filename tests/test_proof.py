@@ -41,7 +41,7 @@ from flows.purge import Receipt, purge
 from flows.rebase import on_base, rebase
 from flows.settings import ERASURES
 from tasks import _tracking, _versioning
-from tests.tiny import save_tiny_base
+from tests.tiny import entered, make_workspace, save_tiny_base
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 FAST = {"distill.precision": "fp32", "evaluate.precision": "fp32", "evaluate.steps": 1, "threads": 1}
@@ -56,6 +56,13 @@ LOGGED: list[str] = []
 class _Collector(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         LOGGED.append(record.getMessage())
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project where no other test's erasures are: what is purged must be needed by nobody else."""
+    with entered(make_workspace(tmp_path_factory.mktemp("alone") / "workspace")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

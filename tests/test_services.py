@@ -125,6 +125,7 @@ def _deployments(services: Services) -> dict[str, Any]:
         return {one["name"]: one for one in json.load(answer)}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_deployments_of_prefect_yaml_are_made_once_their_pool_is_there(services: Services) -> None:
     refused = _prefect(services, "deploy", "--all")
@@ -151,6 +152,7 @@ def test_the_deployments_of_prefect_yaml_are_made_once_their_pool_is_there(servi
         urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60).close()
 
 
+@pytest.mark.slow
 def test_a_cron_deployment_fires_and_completes(
     services: Services, workspace: Path, erased: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -222,6 +222,7 @@ def test_classifying_names_every_picture(classifiers: Path) -> None:
 
 
 @pytest.mark.services
+@pytest.mark.slow
 def test_one_command_runs_it_on_a_checkpoint(workspace: Path, classifiers: Path, tmp_path: Path) -> None:
     real = tmp_path / "real"
     for style in PART["styles"]:

@@ -26,7 +26,7 @@ from tests.databases import database
 from tests.test_cli import run
 from tests.test_services import _free_port as free_port
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(700)]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,3 +81,19 @@ def make_workspace(folder: Path) -> Path:
     save_tiny_base(folder / "data/base/canvas")
     shutil.copytree(ROOT / "data/judges", folder / "data/judges")
     return folder
+
+
+@contextmanager
+def entered(folder: Path) -> Iterator[Path]:
+    """Work in a project until the end: it is the current folder, and the one that commands work on."""
+    from flows.settings import configure
+
+    before, root = Path.cwd(), os.environ.get("FADE_ROOT")
+    os.environ["FADE_ROOT"] = str(folder)
+    configure()
+    try:
+        yield folder
+    finally:
+        os.chdir(before)
+        if root is not None:
+            os.environ["FADE_ROOT"] = root
