@@ -68,12 +68,6 @@ def _stale(status: dict[str, Any]) -> list[str]:
     return found
 
 
-def test_in_a_fresh_clone_nothing_is_stale(clone: Path) -> None:
-    status = _status(clone)
-    assert any("data/catalog/canvas" in str(changes) for changes in status.values()), "the catalog is not in git"
-    assert _stale(status) == []
-
-
 def test_a_fresh_clone_with_other_code_or_parameters_says_so(clone: Path) -> None:
     changed = [clone / "fade/data/catalog.py", clone / "params.yaml"]
     before = [path.read_text(encoding="utf-8") for path in changed]

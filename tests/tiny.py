@@ -23,7 +23,7 @@ from fade.lineage import ROOT
 from fade.models import base
 
 SETTINGS = {
-    "threads": 2,
+    "threads": 1,
     "split": {"forget_per_pair": 1, "retain_per_pair": 1, "holdout_per_pair": 1},
     "saliency": {"groups": 2, "group_size": 4},
     "distill": {"steps": 4, "batch": 4, "rank": 2, "alpha": 2.0},
