@@ -28,6 +28,9 @@ KindArgument = Annotated[
 ]
 SizeOption = Annotated[int | None, typer.Option(min=16, help="Cut to a square of this side; the base's size.")]
 DomainOption = Annotated[str, typer.Option(help="What the subjects of a plain folder are: object, person, scene ...")]
+BitsOption = Annotated[
+    int | None, typer.Option(min=8, max=16, help="Of 16-bit grey files: how many bits hold the picture, such as 12.")
+]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Processes that decode; one for each core.")]
 
 
@@ -40,6 +43,7 @@ def build(
     size: SizeOption = None,
     domain: DomainOption = "object",
     workers: WorkersOption = None,
+    bits: BitsOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse the set if one picture is set aside.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -56,7 +60,7 @@ def build(
         pictures, now = canvas(read_yaml(source)["catalog"]), None
     else:
         pictures = open_set(kind, source, domain=domain)
-    done = intake.build(out, pictures, size=size, added_at=now, workers=workers, strict=strict)
+    done = intake.build(out, pictures, size=size, added_at=now, workers=workers, bits=bits, strict=strict)
     _taken_in(out, done, json_file)
 
 
@@ -69,6 +73,7 @@ def add(
     size: SizeOption = None,
     domain: DomainOption = "object",
     workers: WorkersOption = None,
+    bits: BitsOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Add a picture set to a catalog; what was deleted from it does not come back."""
@@ -77,7 +82,8 @@ def add(
 
     now = datetime.now(UTC).replace(microsecond=0)
     pictures = open_set(kind, source, domain=domain)
-    _taken_in(folder, intake.add(folder, pictures, size=size, added_at=now, workers=workers), json_file)
+    done = intake.add(folder, pictures, size=size, added_at=now, workers=workers, bits=bits)
+    _taken_in(folder, done, json_file)
 
 
 @catalog.command()

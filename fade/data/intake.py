@@ -23,6 +23,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain, islice
@@ -38,7 +39,7 @@ from fade.data.admission import Admission, admitted
 from fade.data.catalog import SCHEMA, load_templates, read_concepts_file, stream_table
 from fade.data.pictures import MAX_PIXELS, prepare
 from fade.data.sets import Item, PictureSet
-from fade.errors import DataError, listing
+from fade.errors import DataError, ResourceError, listing
 from fade.files import read_json, write_json, writing
 from fade.names import name_key
 from fade.sheets import first_pictures
@@ -57,6 +58,7 @@ class _How:
     added_at: datetime | None
     workers: int | None
     max_pixels: int
+    bits: int | None = None
     strict: bool = False
 
 
@@ -68,6 +70,7 @@ def build(
     added_at: datetime | None = None,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    bits: int | None = None,
     strict: bool = False,
 ) -> Iterator[int]:
     """Write a catalog; yields the number of pictures done now and then.
@@ -76,12 +79,13 @@ def build(
         size: side of the square every picture is cut to; None keeps sizes (then they must be equal to train on).
         added_at: written into every row; None for built-in data, whose bytes must be the same every time.
         workers: processes that decode; None takes one for each core.
+        bits: as ``fade.data.pictures.prepare``.
         strict: refuse the whole set if one picture is set aside.
 
     Raises:
         DataError: the set's layout is broken, or not one picture of it can be taken in. Nothing is written then.
     """
-    yield from _write(folder, pictures, Admission(), None, _How(size, added_at, workers, max_pixels, strict))
+    yield from _write(folder, pictures, Admission(), None, _How(size, added_at, workers, max_pixels, bits, strict))
 
 
 def add(
@@ -92,6 +96,7 @@ def add(
     added_at: datetime | None = None,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    bits: int | None = None,
 ) -> Iterator[int]:
     """Add pictures to a catalog. Ids that are taken, and pictures that were deleted, are set aside.
 
@@ -121,7 +126,7 @@ def add(
             else:
                 state.first.setdefault((row["object"], row["style"]), row["path"])
     side = _common_size(folder, sizes, size)
-    yield from _write(folder, pictures, state, folder, _How(side, added_at, workers, max_pixels))
+    yield from _write(folder, pictures, state, folder, _How(side, added_at, workers, max_pixels, bits))
 
 
 def _common_templates(folder: Path, known: dict[str, Any], pictures: PictureSet) -> tuple[str, ...]:
@@ -244,15 +249,21 @@ def _prepared(items: Iterator[Item], folder: Path, how: _How) -> Iterator[tuple[
         for chunk in chunks:
             yield from zip(chunk, _store(chunk, folder, how), strict=True)
         return
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        waiting: deque[tuple[Sequence[Item], Any]] = deque()
-        for chunk in chunks:
-            waiting.append((chunk, pool.submit(_store, chunk, folder, how)))
-            if len(waiting) > 2 * count:
-                done, future = waiting.popleft()
+    waiting: deque[tuple[Sequence[Item], Any]] = deque()
+    try:
+        with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+            for chunk in chunks:
+                waiting.append((chunk, pool.submit(_store, chunk, folder, how)))
+                if len(waiting) > 2 * count:
+                    done, future = waiting.popleft()
+                    yield from zip(done, future.result(), strict=True)
+            for done, future in waiting:
                 yield from zip(done, future.result(), strict=True)
-        for done, future in waiting:
-            yield from zip(done, future.result(), strict=True)
+    except BrokenProcessPool:
+        raise ResourceError(
+            "A process that decodes pictures was ended from without, most often for want of memory. Take fewer at "
+            "once: --workers 1."
+        ) from None
 
 
 def _store(chunk: Sequence[Item], folder: Path, how: _How) -> list[dict[str, Any] | str]:
@@ -260,13 +271,16 @@ def _store(chunk: Sequence[Item], folder: Path, how: _How) -> list[dict[str, Any
     found: list[dict[str, Any] | str] = []
     for item in chunk:
         try:
-            ready = prepare(item.source, size=how.size, max_pixels=how.max_pixels)
+            ready = prepare(item.source, size=how.size, max_pixels=how.max_pixels, bits=how.bits)
+            path = folder / "pictures" / f"{item.image_id}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(ready.content)
         except DataError as error:
             found.append(str(error))
             continue
-        path = folder / "pictures" / f"{item.image_id}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(ready.content)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            found.append("its name is taken: another picture is called as its folder, or it as theirs; rename it")
+            continue
         found.append(
             {
                 "path": f"pictures/{item.image_id}.png",
