@@ -220,7 +220,7 @@ def unlearncanvas(
     ] = True,
     styles: Annotated[str | None, typer.Option(help="Only these, by commas: a look, not the benchmark.")] = None,
     objects: Annotated[str | None, typer.Option(help="Only these, by commas.")] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 1,
     parallel: Annotated[int, typer.Option(min=1, help="Shards drawn side by side, a process each.")] = 1,
     dask: DaskOption = None,
     json_file: JsonOption = None,

@@ -5,17 +5,18 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from fade.errors import ConfigError, ResourceError
 from flows.cli import app
 from flows.services import check_port
 from flows.settings import project_root
-
-COMMANDS = ("erase", "generate", "approve", "rollback", "list", "show", "demo", "ui")
 
 
 def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -31,11 +32,23 @@ def run(*arguments: str, folder: Path, **environment: str) -> subprocess.Complet
     )
 
 
-def test_help_teaches_every_command(workspace: Path) -> None:
-    text = run("--help", folder=workspace).stdout
-    for command in COMMANDS:
-        assert command in text
-        assert "--help" in CliRunner().invoke(app, [command, "--help"]).stdout
+def _all_commands(group: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for word, command in group.commands.items():
+        yield (*name, word), command
+        if hasattr(command, "commands"):
+            yield from _all_commands(command, (*name, word))
+
+
+def test_help_says_what_every_command_and_option_is_for() -> None:
+    found = dict(_all_commands(typer.main.get_command(app)))
+    assert ("request", "submit") in found
+    for name, command in found.items():
+        assert (command.help or "").strip(), name
+        for option in command.params:
+            if option.param_type_name == "option" and option.name != "help":
+                assert (getattr(option, "help", "") or "").strip(), (name, option.name)
+    shown = CliRunner().invoke(app, ["--help"]).stdout
+    assert all(name[0] in shown for name in found)
 
 
 @pytest.mark.parametrize(

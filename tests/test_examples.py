@@ -42,12 +42,6 @@ def example(name: str, *arguments: object, folder: Path, status: int = 0) -> str
     return done.stdout + done.stderr[-500:]
 
 
-def test_every_example_is_run_here_or_without_an_orchestrator() -> None:
-    text = Path(__file__).read_text() + (ROOT / "tests/test_studies.py").read_text()
-    for path in (ROOT / "examples").glob("*.py"):
-        assert re.search(rf'"(examples/)?{path.name}"', text), path.name
-
-
 def test_a_program_of_ones_own_draws_with_what_is_live_and_stops_without_it(tiny_base: Path, tmp_path: Path) -> None:
     key, release = Ed25519PrivateKey.generate(), tmp_path / "release"
     public = tmp_path / "public.pem"
