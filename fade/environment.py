@@ -24,7 +24,7 @@ TEST_PREFIX = "FADE_TEST_"
 INFRA_NAMES = ("FADE_IMAGE",)
 """Names that infra/ and prefect.yaml alone read, from the environment that a command runs in as well."""
 FILE = Path(".fade/environment")
-_SECRET = 16
+_SECRET, _DIFFERENT = 16, 8
 
 
 class Environment(BaseSettings):
@@ -60,6 +60,11 @@ class Environment(BaseSettings):
     signing_key: SecretStr | None = Field(
         None, description="Ed25519 private key as PEM text; if unset, `.fade/keys/signing.pem`, made at first use"
     )
+    ledger_key: SecretStr | None = Field(
+        None,
+        description="Seals the ledger's requests, 16 characters or more, the same for all that share the ledger; if "
+        "unset, `.fade/keys/ledger.key`, made with the ledger",
+    )
     drain_lease_seconds: float = Field(120.0, gt=0, description="Without a sign of life for so long a worker is dead")
     drain_attempts: int = Field(5, ge=1, description="After so many attempts a request is `failed`")
     drain_retry_seconds: float = Field(60.0, ge=0, description="Before the second attempt; doubles, an hour at most")
@@ -69,14 +74,20 @@ class Environment(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("WARNING", description="What is logged at least")
 
-    @field_validator("intake_token", "service_token", "webhook_secret", "mlflow_webhook_secret")
+    @field_validator("intake_token", "service_token", "webhook_secret", "mlflow_webhook_secret", "ledger_key")
     @classmethod
-    def _long_enough(cls, given: SecretStr | None) -> SecretStr | None:
-        if given is not None and len(given.get_secret_value()) < _SECRET:
-            raise ValueError(
-                f"must hold at least {_SECRET} characters: got {len(given.get_secret_value())}. "
-                "Make one: python -c 'import secrets; print(secrets.token_urlsafe(24))'"
-            )
+    def _hard_to_guess(cls, given: SecretStr | None) -> SecretStr | None:
+        if given is None:
+            return None
+        secret = given.get_secret_value()
+        make = "Make one: python -c 'import secrets; print(secrets.token_urlsafe(24))'"
+        # Blanks add nothing, and at the ends a header does not carry them.
+        if (length := len("".join(secret.split()))) < _SECRET:
+            raise ValueError(f"must hold at least {_SECRET} characters: got {length}, blanks not counted. {make}")
+        if (different := len(set(secret))) < _DIFFERENT:
+            raise ValueError(f"must hold at least {_DIFFERENT} different characters: got {different}. {make}")
+        if not secret.isascii() or not secret.isprintable() or secret != secret.strip():
+            raise ValueError(f"must hold printable ASCII alone and no blanks at its ends. {make}")
         return given
 
 

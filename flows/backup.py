@@ -219,12 +219,10 @@ def _restore_databases(folder: Path, further: list[URL]) -> None:
 def _copy_sqlite(source: Path, target: Path) -> None:
     """A consistent copy, also while others write (SQLite's own backup)."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        writing(target) as temporary,
-        closing(sqlite3.connect(source)) as read,
-        closing(sqlite3.connect(temporary)) as written,
-    ):
-        read.backup(written)
+    with writing(target) as temporary:
+        temporary.touch(mode=0o600)  # the ledger holds names
+        with closing(sqlite3.connect(source)) as read, closing(sqlite3.connect(temporary)) as written:
+            read.backup(written)
 
 
 def _pg_restore(url: URL, dump: Path) -> None:

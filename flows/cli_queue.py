@@ -10,6 +10,9 @@ from flows.cli_requests import as_json
 from flows.console import JsonOption, console, guarded, write_figures
 
 app = typer.Typer()
+TimezoneOption = Annotated[str, typer.Option(help="Whose clocks --cron means, e.g. Europe/Berlin.")]
+AGAIN_SECONDS = 5.0
+"""Until a queue or a ledger that was not there is asked again."""
 
 
 @app.command()
@@ -37,7 +40,7 @@ def intake(
                 if not follow:
                     raise
                 console.print(str(error))
-                time.sleep(5)
+                time.sleep(AGAIN_SECONDS)
     except KeyboardInterrupt:
         pass
     console.print(f"{sums['new']} new, {sums['known']} known already, {sums['dead']} dead letters")
@@ -49,6 +52,7 @@ def intake(
 def drain(
     limit: Annotated[int | None, typer.Option(min=1, help="Run at most so many.")] = None,
     cron: Annotated[str | None, typer.Option(help="Serve it on a schedule instead, e.g. '*/5 * * * *'.")] = None,
+    timezone: TimezoneOption = "UTC",
     json_file: JsonOption = None,
 ) -> None:
     """Run the requests that are due; several may run at once, and a dead one's work is taken over.
@@ -59,7 +63,7 @@ def drain(
     from flows.drain import serve_schedule
 
     if cron is not None:
-        serve_schedule(cron)
+        serve_schedule(cron, timezone)
         return
     ended = drain_flow(limit)
     console.print(", ".join(f"{count} {state}" for state, count in sorted(ended.items())) or "Nothing is due.")
@@ -90,6 +94,7 @@ def up(
     prefect_port: Annotated[int, typer.Option(help="Port of Prefect.")] = 4200,
     intake_port: Annotated[int, typer.Option(help="Port of the HTTP intake.")] = 8700,
     cron: Annotated[str, typer.Option(help="When the drain runs.")] = "*/5 * * * *",
+    timezone: TimezoneOption = "UTC",
 ) -> None:
     """Start everything on loopback until Ctrl-C: servers, intake, drain on its schedule, release watch."""
     import signal
@@ -105,14 +110,18 @@ def up(
         signal.signal(end, signal.default_int_handler)
     try:
         with everything(
-            mlflow_port=mlflow_port, prefect_port=prefect_port, intake_port=intake_port, cron=cron
+            mlflow_port=mlflow_port,
+            prefect_port=prefect_port,
+            intake_port=intake_port,
+            cron=cron,
+            timezone=timezone,
         ) as found:
             given = environment()
             token = "FADE_INTAKE_TOKEN" if given.intake_token else f"in {TOKEN_FILE}"
             queue = given.queue_url or DEFAULT_QUEUE
             lines = {
                 "MLflow": f"{found.mlflow}   adapters: approve and roll back by alias",
-                "Prefect": f"{found.prefect}   runs, logs, progress; the drain runs at '{cron}'",
+                "Prefect": f"{found.prefect}   runs, logs, progress; the drain runs at '{cron}' ({timezone})",
                 "Intake": f"{found.intake}/requests   token: {token}; metrics: /metrics",
                 "Queue": queue.rpartition("@")[2],
                 "Ledger": ledger_url(given.ledger_url).render_as_string(),

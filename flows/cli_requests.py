@@ -172,14 +172,14 @@ def release(
 @request_app.command()
 @guarded
 def extend(request_id: IdArgument, reason: ReasonOption, json_file: JsonOption = None) -> None:
-    """Move the deadline by two months: once, within the first month, with the reason the person is told."""
+    """Move the deadline as far as the law lets it: once, before it is over, with the reason the person is told."""
     _steer(request_id, json_file, lambda ledger: ledger.extend(request_id, actor=actor(), reason=reason))
 
 
 @ledger_app.command()
 @guarded
 def verify(json_file: JsonOption = None) -> None:
-    """Check that no row of the log was changed, removed or added, and no state changed beside it."""
+    """Check that no row of the log was changed, removed or added, and no request or webhook changed beside it."""
     from fade.requests.ledger import Ledger
 
     with Ledger() as ledger:

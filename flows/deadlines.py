@@ -11,6 +11,7 @@ from prefect.events import emit_event
 from fade.requests.deadlines import Warned, alert_url, warn
 from fade.requests.ledger import Ledger
 from fade.requests.overview import near_deadlines
+from flows.schedules import drop_missed
 
 logger = logging.getLogger(__name__)
 NEAR_DAYS = 7.0
@@ -23,6 +24,7 @@ def deadlines(days: float = NEAR_DAYS) -> list[Warned]:
     The artifact ``deadlines`` shows all that is near or over, told before or not. An automation of Prefect can
     send mail on the events ``fade.deadline.near`` and ``fade.deadline.over``.
     """
+    drop_missed()
     with Ledger() as ledger:
         told = warn(ledger, days=days, url=alert_url())
         near = near_deadlines(ledger, days=days)

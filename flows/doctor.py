@@ -20,8 +20,9 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from fade.environment import FILE, environment, readable_by_others
-from fade.errors import FadeError, listing
+from fade.errors import ConfigError, FadeError, RegistryError, listing
 from fade.lineage import ROOT
+from fade.requests import brokers, intake, sealing, tables
 from flows.services import HOST
 from flows.settings import SERVICES, STATE
 
@@ -153,14 +154,14 @@ def permissions(state: Path = STATE) -> Finding:
     for folder in (Path(), Path("data"), state):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
             return Finding("permissions", "fail", f"{folder.resolve()} cannot be written", "chown or chmod it")
-    open_ = [
-        str(path)
-        for path in (state / "environment", state / "keys" / "signing.pem")
-        if path.is_file() and readable_by_others(path)
-    ]
+    secret = [state / "environment", state / "keys" / "signing.pem", state / "keys" / "ledger.key"]
+    url = tables.ledger_url(environment().ledger_url)
+    if url.drivername == "sqlite" and url.database:
+        secret.append(Path(url.database))  # names lie in it
+    open_ = [str(path) for path in secret if path.is_file() and readable_by_others(path)]
     if open_:
         return Finding("permissions", "fail", f"others can read {listing(open_)}", f"chmod 600 {' '.join(open_)}")
-    return Finding("permissions", "ok", "state can be written, secrets are private")
+    return Finding("permissions", "ok", "state can be written, secrets and the ledger are private")
 
 
 def ports(wanted: dict[str, int] | None = None) -> Finding:
@@ -182,15 +183,18 @@ def _listens(port: int) -> bool:
 
 
 def ledger(url: str | None = None) -> Finding:
-    """The ledger's database answers, and its tables are this version's."""
-    from fade.requests import tables
-
+    """The ledger's database answers, its tables are this version's, and its key is here."""
     found = tables.ledger_url(url or environment().ledger_url)
     if found.drivername == "sqlite" and not Path(found.database or "").is_file():
         return Finding("ledger", "ok", f"{found.database} is made at first use")
     engine = tables.open_engine(found)
     try:
         revision = tables.revision(engine)
+        if revision == tables.HEAD:
+            with engine.connect().execution_options(fade_reading=True) as connection:
+                sealing.fitting_key(connection)
+    except ConfigError as error:
+        return Finding("ledger", "fail", str(error), "Copy the key to this machine")
     finally:
         engine.dispose()
     said = f"{found.render_as_string()} has tables {revision}"
@@ -202,25 +206,23 @@ def ledger(url: str | None = None) -> Finding:
 
 
 def queue(url: str | None = None) -> Finding:
-    """The queue's host answers; the folder can be made."""
+    """The broker takes our user, password and virtual host; the folder can be made."""
     given = url or environment().queue_url
     if given is None:
         return Finding("queue", "ok", "the folder .fade/queue")
     parts = urlsplit(given)
+    if parts.scheme not in ("amqp", "amqps", "redis", "rediss", "folder"):
+        return Finding("queue", "warn", f"{parts.scheme or given!r}: addresses are not checked here")
     if parts.scheme == "folder":
         folder = Path(parts.path)
         good = os.access(next(one for one in (folder, *folder.resolve().parents) if one.exists()), os.W_OK)
         return Finding("queue", "ok" if good else "fail", f"folder {folder}", "" if good else "chown or chmod it")
-    ports_of = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
-    if parts.scheme not in ports_of:
-        return Finding("queue", "warn", f"{parts.scheme or given!r}: addresses are not checked here")
-    host, port = parts.hostname or HOST, parts.port or ports_of[parts.scheme]
     try:
-        socket.create_connection((host, port), timeout=3).close()
-    except OSError as error:
-        said = f"{parts.scheme}://{host}:{port} does not answer: {error}"
-        return Finding("queue", "fail", said, "Start the broker, or correct FADE_QUEUE_URL")
-    return Finding("queue", "ok", f"{parts.scheme}://{host}:{port} answers")
+        return Finding("queue", "ok", brokers.look(given, intake.QUEUE))
+    except ConfigError as error:
+        return Finding("queue", "fail", str(error), "Correct FADE_QUEUE_URL")
+    except RegistryError as error:
+        return Finding("queue", "fail", str(error), "Start the broker, or correct FADE_QUEUE_URL")
 
 
 def server(name: str, variable: str, health: str, embedded: str) -> Finding:

@@ -8,32 +8,35 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect import flow, serve
+from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
 from fade import logs
+from fade.concepts import Concept
 from fade.config import load_settings
-from fade.data.catalog import known_concept, load_concepts
+from fade.data.catalog import load_concepts
 from fade.environment import environment
 from fade.errors import ConfigError, DataError, FadeError, LeaseLostError, LineageError, RegistryError, ResourceError
 from fade.files import read_json, read_yaml
 from fade.requests import leases
 from fade.requests.leases import Lease
 from fade.requests.ledger import Ledger
-from fade.requests.records import Record, utc_now
-from fade.requests.states import IN_FORCE, State
+from fade.requests.records import Record
+from fade.requests.states import State
 from fade.steps.catalog import ensure_catalog
+from fade.steps.further import forget_too
 from fade.steps.request import AUTO, CATALOG, prepare_request
 from flows.deadlines import deadlines
 from flows.erase import erase, prepare_folder
-from flows.schedules import checked_cron
+from flows.schedules import checked_cron, checked_zone, drop_missed
+from flows.settings import ERASURES
 from tasks import _tracking
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ def drain(limit: int | None = None) -> dict[str, int]:
     lease ends, and its erasure goes on from the last finished step.
     """
     logs.set_up("drain")  # a schedule runs this in a process of its own
+    drop_missed()
     ended: dict[str, int] = {}
     worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
     steady = pace()
@@ -100,20 +104,23 @@ def drain(limit: int | None = None) -> dict[str, int]:
     return ended
 
 
-def serve_schedule(cron: str) -> None:
+def serve_schedule(cron: str, timezone: str = "UTC") -> None:
     """Serve the drain on a schedule, and the flow ``deadlines`` every hour, until the program is ended.
+
+    Args:
+        cron: when the drain runs, as the clocks of ``timezone`` show it, also across changes of summer time.
 
     Prefect's own limit on a deployment is not used: what a killed run held of it would stay taken. Two
     drains at once are correct, and the ledger counts what runs.
 
     Raises:
-        ConfigError: it is no cron line.
+        ConfigError: it is no cron line, or no time zone.
     """
-    cron = checked_cron(cron)
+    schedule = Cron(checked_cron(cron), timezone=checked_zone(timezone))
     by_module: Any = {"entrypoint_type": EntrypointType.MODULE_PATH}
     # Outside of an event loop both are deployments, never coroutines.
     serve(
-        cast("RunnerDeployment", drain.to_deployment(name="drain", cron=cron, **by_module)),
+        cast("RunnerDeployment", drain.to_deployment(name="drain", schedule=schedule, **by_module)),
         cast("RunnerDeployment", deadlines.to_deployment(name="deadlines", cron="0 * * * *", **by_module)),
         limit=3,
     )
@@ -148,7 +155,7 @@ def run_one(ledger: Ledger, lease: Lease, steady: Pace) -> str:
 
     with logs.about(lease.request.id), alive(sign, steady.lease_seconds):
         try:
-            outcome = _erase(lease, place, sign, forgotten(ledger, lease.request))
+            outcome = _erase(ledger, lease, place, sign)
         except LeaseLostError as error:
             logger.warning("%s", error)
             return LOST
@@ -157,20 +164,38 @@ def run_one(ledger: Ledger, lease: Lease, steady: Pace) -> str:
     return _finish(ledger, lease, outcome, steady)
 
 
-def forgotten(ledger: Ledger, record: Record) -> list[str]:
-    """Concepts that others' requests have erased, or made a candidate of, on the same base.
+def forgotten(ledger: Ledger, record: Record, concepts: Mapping[str, Concept]) -> list[str]:
+    """Which of a catalog's concepts others' requests have erased, or made a candidate of, on the same base.
 
     None of them may be what another concept gives way to: two adapters would be trained against each other, and
     the surrogate's own erasure would come undone once both are live.
     """
-    others = ledger.find(states=[State.CANDIDATE, *IN_FORCE])
-    return sorted({one.concept for one in others if one.concept and one.base == record.base and one.id != record.id})
+    called = {name: one.name for one in concepts.values() for name in (one.name, *one.aliases)}
+    return sorted({called[name] for name in ledger.erased_among(called, record.base, besides=record.id)})
 
 
-def _erase(lease: Lease, place: list[Path], sign: Callable[[], None], gone: Sequence[str]) -> dict[str, Any]:
+def _settle(record: Record, other: Record) -> dict[str, Any]:
+    """What is left of a request whose concept another one's erasure keeps erased: its own pictures join those."""
+    if record.pictures or record.subject:
+        subjects = [record.subject] if record.subject else []
+        count = forget_too(ERASURES / str(other.erasure_id), image_ids=record.pictures, subjects=subjects)
+        said = f"; {count} of its own pictures were added to those of that erasure, and leave with its next purge"
+    else:
+        count, said = 0, ""
+    return {
+        "after": State.LIVE,
+        "reason": f"erased by the erasure of request {other.id}, which is in force{said}",
+        "erasure_id": other.erasure_id,
+        "details": {"pictures": count},
+    }
+
+
+def _erase(ledger: Ledger, lease: Lease, place: list[Path], sign: Callable[[], None]) -> dict[str, Any]:
     record = lease.request
     if record.concept is None:
         raise DataError("The request names no concept. Give one: fade request release ID --concept NAME.")
+    if (other := ledger.settled_by(record)) is not None:
+        return _settle(record, other)
     ensure_catalog(Path(CATALOG))
     known = load_concepts(Path(CATALOG))
     request = prepare_request(
@@ -178,7 +203,7 @@ def _erase(lease: Lease, place: list[Path], sign: Callable[[], None], gone: Sequ
         record.surrogate or AUTO,
         settings=load_settings(Path("params.yaml")),
         base=record.base,
-        protected=[name for name in gone if known_concept(known, name)],
+        protected=forgotten(ledger, record, known),
         image_ids=record.pictures,
         subjects=[record.subject] if record.subject else [],
     )
@@ -209,7 +234,7 @@ def _failure(record: Record, error: Exception, steady: Pace) -> dict[str, Any]:
     if record.attempts >= steady.attempts:
         return {"after": State.FAILED, "reason": f"given up after {record.attempts} attempts: {said}"}
     wait = min(steady.retry_seconds * 2 ** (record.attempts - 1), 3600)
-    return {"after": State.SCHEDULED, "reason": said, "retry_at": utc_now() + timedelta(seconds=wait)}
+    return {"after": State.SCHEDULED, "reason": said, "retry_seconds": wait}
 
 
 def _finish(ledger: Ledger, lease: Lease, outcome: dict[str, Any], steady: Pace) -> str:

@@ -13,7 +13,13 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.core import CollectorRegistry, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CollectorRegistry,
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 from starlette.concurrency import run_in_threadpool
 
@@ -31,7 +37,7 @@ ACTOR = "http"
 _STATUS = {
     ConflictError: 409,
     TransitionError: 409,
-    DataError: 400,
+    DataError: 422,
     RegistryError: 503,
 }
 _bearer = HTTPBearer(auto_error=False)
@@ -117,7 +123,7 @@ class Requests(Collector):
         self.ledger, self.durations = ledger, durations
 
     def collect(self) -> Iterator[Metric]:
-        """Requests by state, overdue ones, the age of the oldest open one, waiting webhooks, durations."""
+        """Requests by state, overdue ones, age of the oldest open one, waiting webhooks, dead letters, durations."""
         found = overview(self.ledger, limit=1)
         states = GaugeMetricFamily("fade_requests", "Requests by state", labels=["state"])
         for state in State:
@@ -127,6 +133,7 @@ class Requests(Collector):
         yield GaugeMetricFamily("fade_oldest_open_seconds", "Age of the oldest open request", found.oldest_seconds)
         yield GaugeMetricFamily("fade_webhooks_waiting", "Webhooks in the outbox", found.webhooks)
         self.durations.read(self.ledger)
+        yield CounterMetricFamily("fade_dead_letters", "Messages that were no requests", self.durations.dead_letters)
         for name, said, label, histograms in (
             ("fade_erasure_seconds", "From a lease to the outcome of the attempt", "outcome", self.durations.runs),
             ("fade_request_seconds", "From receipt until the state is reached", "state", self.durations.requests),

@@ -27,6 +27,7 @@ from fade.requests.ledger import Ledger
 from fade.signing import read_signed, signing_key, write_signed
 from fade.steps.attack import reference_path
 from fade.steps.evaluate import CACHE
+from fade.steps.further import further_hashes
 from fade.steps.trial import TRIALS
 from flows.release import LIVE
 from flows.released import KEYS
@@ -148,11 +149,12 @@ def _before(folder: Path) -> list[dict[str, Any]]:
 
 
 def _pictures(folder: Path, catalog: Path, before: Iterable[dict[str, Any]]) -> list[Path]:
-    """The catalog's forget pictures that are there: by the split, or by hash once the split is gone."""
+    """The catalog's forget pictures that are there: by the split, or by hash once it is gone; and the further ones."""
     table = pd.read_parquet(catalog / "catalog.parquet")
     split = folder / "splits" / "forget.parquet"
     hashes = set(pd.read_parquet(split, columns=["sha256"])["sha256"]) if split.is_file() else set()
     hashes |= {one["hash"] for one in before if one["name"].startswith("picture ") and one["removed"]}
+    hashes |= further_hashes(folder)
     rows = table[table["sha256"].isin(hashes)]
     return [path for path in (catalog / name for name in rows["path"]) if path.is_file()]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fade.environment import environment
-from flows.schedules import checked_cron
+from flows.schedules import checked_cron, checked_zone
 from flows.services import HOST, check_port, running, stop, wait_for
 from flows.settings import STATE
 
@@ -76,20 +76,22 @@ class Up:
 
 
 @contextmanager
-def everything(*, mlflow_port: int, prefect_port: int, intake_port: int, cron: str) -> Iterator[Up]:
+def everything(
+    *, mlflow_port: int, prefect_port: int, intake_port: int, cron: str, timezone: str = "UTC"
+) -> Iterator[Up]:
     """All of it, up and answering; stopped at the end.
 
     Raises:
-        ConfigError: ``cron`` is no cron line.
+        ConfigError: ``cron`` is no cron line, or ``timezone`` no time zone.
         ResourceError: a port is taken, or something ended or did not answer in time.
     """
-    cron = checked_cron(cron)
+    cron, timezone = checked_cron(cron), checked_zone(timezone)
     check_port(intake_port, "the HTTP intake", "--intake-port")
     with running(mlflow_port=mlflow_port, prefect_port=prefect_port) as services:
         commands = {
             "intake": ["intake", "--follow"],
             "intake-http": ["intake-http", "--port", str(intake_port)],
-            "drain": ["drain", "--cron", cron],
+            "drain": ["drain", "--cron", cron, "--timezone", timezone],
             "release": ["release", "--watch"],
         }
         if environment().webhook_secret:

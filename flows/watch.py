@@ -15,6 +15,7 @@ import base64
 import hashlib
 import hmac
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -200,11 +201,19 @@ def webhook_app(watch: Watch, secret: str) -> FastAPI:
 def is_genuine(body: bytes, headers: dict[str, str], secret: str, *, now: float | None = None) -> bool:
     """Whether MLflow sent this: HMAC-SHA256 over delivery id, time and body, not older than five minutes."""
     delivery, sent = headers.get("x-mlflow-delivery-id", ""), headers.get("x-mlflow-timestamp", "")
-    if not sent.isdecimal() or abs((time.time() if now is None else now) - int(sent)) > WEBHOOK_SECONDS:
+    # ASCII digits alone, and no more than a time has: what a number is, int() sees too generously.
+    if not re.fullmatch(r"[0-9]{1,12}", sent):
         return False
-    signed = f"{delivery}.{sent}.".encode() + body
+    if abs((time.time() if now is None else now) - int(sent)) > WEBHOOK_SECONDS:
+        return False
+    signed = _bytes(f"{delivery}.{sent}.") + body
     expected = "v1," + base64.b64encode(hmac.new(secret.encode(), signed, hashlib.sha256).digest()).decode()
-    return hmac.compare_digest(expected.encode(), headers.get("x-mlflow-signature", "").encode())
+    return hmac.compare_digest(expected.encode(), _bytes(headers.get("x-mlflow-signature", "")))
+
+
+def _bytes(text: str) -> bytes:
+    """Of any text, lone surrogates too: what is compared must not fail on it."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 @contextmanager

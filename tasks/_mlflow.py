@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -19,11 +20,14 @@ os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from fade.errors import RegistryError
 
+WAIT_SECONDS = 300.0
+"""For another process that makes the embedded store's tables."""
 EXPERIMENT, STUDIES = "erasures", "studies"
 for _name in ("mlflow", "alembic", "mlflow.models.model"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -42,12 +46,23 @@ def mlflow_client() -> Iterator[MlflowClient]:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
+        if uri.startswith("sqlite"):
+            _make_tables(uri)
         yield MlflowClient(uri, uri)
     except MlflowException as error:
         raise RegistryError(
             f"MLflow at {uri} refused or cannot be reached: {str(error).splitlines()[0]}. "
             "Check MLFLOW_TRACKING_URI, or unset it to use the embedded store."
         ) from error
+
+
+@cache
+def _make_tables(uri: str) -> None:
+    """The embedded store's tables, made by one process at a time: of two at their first use one would else fail."""
+    with FileLock(".fade/mlflow.lock", timeout=WAIT_SECONDS):
+        client = MlflowClient(uri, uri)
+        client.search_experiments(max_results=1)
+        client.search_registered_models(max_results=1)  # the registry's store makes its own
 
 
 def experiment(client: MlflowClient, name: str) -> str:
@@ -57,7 +72,13 @@ def experiment(client: MlflowClient, name: str) -> str:
         return str(found.experiment_id)
     embedded = mlflow.get_tracking_uri().startswith("sqlite")
     place = Path(".fade/mlartifacts").resolve().as_uri() if embedded else None
-    return str(client.create_experiment(name, artifact_location=place))
+    try:
+        return str(client.create_experiment(name, artifact_location=place))
+    except MlflowException:
+        # Another process made it in between.
+        if (found := client.get_experiment_by_name(name)) is None:
+            raise
+        return str(found.experiment_id)
 
 
 def files_of(client: MlflowClient, run_id: str, folder: str | None = None) -> Iterator[str]:

@@ -19,6 +19,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Prefect reads it when it is imported, which is before a workspace is there.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 
+# One key for the ledgers of all tests, wherever they are run from.
+os.environ.setdefault("FADE_LEDGER_KEY", "a key of the tests alone")
+
 import torch
 
 from fade.models.family import load_base

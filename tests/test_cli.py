@@ -70,6 +70,8 @@ def test_help_says_what_every_command_and_option_is_for() -> None:
         (["approve", "nothing:x"], "expected an id, or id:version"),
         (["up", "--cron", "61 * * * *"], "'61 * * * *' is no cron line"),
         (["drain", "--cron", "hourly"], "'hourly' is no cron line"),
+        (["drain", "--cron", "0 3 * * *", "--timezone", "Europe/Berln"], "Did you mean 'Europe/Berlin'"),
+        (["up", "--timezone", "Nowhere"], "no time zone 'Nowhere'"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_runs(workspace: Path, arguments: list[str], message: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -14,21 +17,27 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from fade.config import load_settings
+from fade.data.catalog import load_catalog, load_concepts
 from fade.errors import BaseModelError, ConfigError, LeaseLostError, RegistryError, ResourceError, SignatureError
+from fade.lineage import ROOT
 from fade.requests import leases, webhooks
 from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.overview import near_deadlines, overview
 from fade.requests.records import utc_now
 from fade.requests.states import State
-from fade.steps.request import prepare_request
+from fade.steps.further import FURTHER, forget_too, further_hashes
+from fade.steps.request import CATALOG, prepare_request
 from flows import drain as drained
 from flows import erase as erasing
+from flows import purge as purging
 from flows.drain import Pace, alive, drain
 from flows.intake_http import make_app, token
-from tasks import _runs, _tracking, erasure
+from flows.schedules import MISSED, cancel_missed
+from tasks import _mlflow, _runs, _tracking, erasure
 from tasks._mlflow import mlflow_client
 
 TOKEN = "a token of the test"
@@ -229,7 +238,7 @@ def test_requests_are_taken_followed_and_withdrawn_over_http(client: TestClient,
     assert conflict.status_code == 409
     assert "with other content" in conflict.json()["detail"]
     bad = client.post("/requests", json={**asked, "kind": "dog"})
-    assert (bad.status_code, "kind" in bad.json()["detail"]) == (400, True)
+    assert (bad.status_code, "kind" in bad.json()["detail"]) == (422, True)
     assert client.post("/requests", content=b"x" * (2 << 20)).status_code == 413
     where = f"/requests/{asked['id']}"
     assert client.get(where).json()["due_at"] == ledger.get(asked["id"]).due_at.isoformat()
@@ -239,6 +248,7 @@ def test_requests_are_taken_followed_and_withdrawn_over_http(client: TestClient,
     figures = client.get("/metrics").text
     assert 'fade_requests{state="cancelled"} 1.0' in figures
     assert 'fade_requests{state="live"} 0.0' in figures
+    assert "fade_dead_letters_total 0.0" in figures
     assert "# TYPE fade_erasure_seconds histogram" in figures
 
 
@@ -326,11 +336,130 @@ def test_auto_takes_for_a_surrogate_nothing_that_another_request_has_erased(
     other = ask(ledger, nearest, surrogate="horse" if nearest != "horse" else "coins")
     for state in (State.RUNNING, State.CANDIDATE):
         ledger.transition(other, state, actor="test", reason="")
-    assert drained.forgotten(ledger, ledger.get(first)) == [nearest]
-    assert drained.forgotten(ledger, ledger.get(other)) == []
+    concepts = load_concepts(Path(CATALOG))
+    assert drained.forgotten(ledger, ledger.get(first), concepts) == [nearest]
+    assert drained.forgotten(ledger, ledger.get(other), concepts) == []
     ledger.transition(first, State.SCHEDULED, actor="test", reason="")
     lease = leases.take(ledger, "w", seconds=60)
     assert lease
     drained.run_one(ledger, lease, Pace())
     assert chosen[1][0] == "cat"
     assert chosen[1][1] not in (nearest, "cat")
+
+
+def test_own_pictures_of_what_is_erased_join_that_erasure_and_its_purge(ledger: Ledger, workspace: Path) -> None:
+    """Another person's request is no duplicate: it has a deadline, an outcome, and its pictures leave with a purge."""
+    request = prepare_request("coins", "horse", settings=load_settings(Path("params.yaml")))
+    folder = erasing.prepare_folder(request)
+    first = ask(ledger, "coins")
+    for state in (State.RUNNING, State.CANDIDATE, State.LIVE):
+        ledger.transition(first, state, actor="test", reason="", erasure_id=request.id)
+    table = load_catalog(Path(CATALOG))
+    mine = table[table["object"] == "coins"].iloc[0]
+    other = table[table["object"] == "cat"].iloc[0]
+    name = ask(ledger, "Coins", subject=None, pictures=[mine["image_id"]])
+    assert ledger.get(name).state is State.SCHEDULED
+    assert near_deadlines(ledger, days=40)[-1].id == name
+    before = {path.name for path in purging._pictures(folder, Path(CATALOG), [])}
+    assert Path(mine["path"]).name not in before
+
+    def run() -> str:
+        lease = leases.take(ledger, "w", seconds=60)
+        assert lease
+        return drained.run_one(ledger, lease, Pace())
+
+    try:
+        assert run() == "live"
+        record = ledger.get(name)
+        assert (record.state, record.erasure_id) == (State.LIVE, request.id)
+        assert "1 of its own pictures" in str(record.reason)
+        after = {path.name for path in purging._pictures(folder, Path(CATALOG), [])}
+        assert after - before == {Path(mine["path"]).name}
+        assert forget_too(folder, image_ids=[mine["image_id"]], subjects=[]) == 1
+        assert further_hashes(folder) == {mine["sha256"]}
+        for wrong, said in ((other["image_id"], "do not show what is erased"), ("nowhere/1", "holds no picture")):
+            asked = ask(ledger, "coins", pictures=[wrong])
+            assert run() == "needs_input"
+            assert said in str(ledger.get(asked).reason)
+        assert further_hashes(folder) == {mine["sha256"]}
+        ledger.verify()
+    finally:
+        (folder / FURTHER).unlink()
+
+
+def test_a_schedule_has_its_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr(drained, "serve", lambda *deployments, **_: served.extend(deployments))
+    drained.serve_schedule("0 3 * * *", "Europe/Berlin")
+    drained.serve_schedule("*/5 * * * *")
+    found = [(one.name, one.schedules[0].schedule.cron, one.schedules[0].schedule.timezone) for one in served]
+    assert found[0] == ("drain", "0 3 * * *", "Europe/Berlin")
+    assert found[2] == ("drain", "*/5 * * * *", "UTC")
+    with pytest.raises(ConfigError, match="Did you mean 'Europe/Berlin'"):
+        drained.serve_schedule("0 3 * * *", "Europe/Berln")
+
+
+@pytest.mark.services
+def test_runs_that_were_missed_are_done_by_one(workspace: Path) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.states import Scheduled
+
+    deployment = drain.to_deployment(name=f"missed-{uuid.uuid4().hex[:8]}").apply()
+    now = utc_now()
+    with get_client(sync_client=True) as client:
+
+        def make(minutes: int, **parameters: Any) -> str:
+            state = Scheduled(scheduled_time=now + timedelta(minutes=minutes))
+            return str(client.create_flow_run_from_deployment(deployment, state=state, parameters=parameters).id)
+
+        mine, *missed = [make(-minutes) for minutes in range(4)]
+        kept = [make(5), make(-5, limit=1)]
+        assert cancel_missed(str(deployment), besides=mine) == 3
+        assert cancel_missed(str(deployment), besides=mine) == 0
+        states = {name: client.read_flow_run(uuid.UUID(name)).state for name in (mine, *missed, *kept)}
+        client.delete_deployment(deployment)
+    assert {states[name].type.value for name in (mine, *kept)} == {"SCHEDULED"}
+    assert {(states[name].type.value, states[name].message) for name in missed} == {("CANCELLED", MISSED)}
+
+
+def test_the_embedded_store_is_made_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(_mlflow, "WAIT_SECONDS", 0.1)
+    with FileLock(".fade/mlflow.lock"), pytest.raises(Timeout), mlflow_client():
+        pass
+    assert not (tmp_path / "mlflow.db").exists()
+    with mlflow_client() as client:
+        assert len(client.search_experiments()) == 1
+    with FileLock(".fade/mlflow.lock"), mlflow_client():
+        pass  # known to be made: nobody waits a second time
+
+
+FIRST_USE = """
+import pathlib, sys, time
+from tasks._mlflow import experiment, mlflow_client
+pathlib.Path(sys.argv[1]).touch()
+while len(list(pathlib.Path().glob("ready-*"))) < 2:
+    time.sleep(0.005)
+with mlflow_client() as client:
+    client.search_registered_models()
+    print(experiment(client, "erasures"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.services
+def test_two_at_first_use_make_one_store(tmp_path: Path) -> None:
+    """MLflow's tables and the experiment are made by whoever is first; the other waits for it and fails at nothing."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    variables.pop("MLFLOW_TRACKING_URI", None)
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST_USE, f"ready-{number}"],
+            cwd=tmp_path, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    ended = [(*one.communicate(timeout=300), one.returncode) for one in both]
+    assert [status for *_, status in ended] == [0, 0], ended
+    assert ended[0][0].strip() == ended[1][0].strip() != ""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import random
+import socket
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -14,13 +18,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kombu import Connection, Queue
+from typer.testing import CliRunner
 
 from fade.errors import ConfigError, DataError, RegistryError
 from fade.requests import intake
+from fade.requests.durations import Durations
 from fade.requests.intake import DEAD, QUEUE, take_in, transport
 from fade.requests.ledger import Ledger
 from fade.requests.messages import Message, read_message
 from fade.requests.states import State
+from flows import cli_queue, doctor
+from flows.cli import app
 from tests.databases import database, missing
 
 BROKERS = {"rabbitmq": "amqp://guest:guest@127.0.0.1:5672//", "redis": "redis://127.0.0.1:6379/7"}
@@ -178,3 +186,193 @@ def _refusal(body: str) -> str | None:
 def test_no_bytes_crash_the_intake(body: bytes) -> None:
     with pytest.raises(DataError, match="not valid"):
         read_message(body)
+
+
+POISON = {"received_at": "0001-01-01T00:00:00+01:00", "concept": "Jane Roe"}
+
+
+def test_each_poison_message_is_dead_alone_and_no_name_is_told(
+    url: str, ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG, "fade")
+    bodies = [json.dumps(request(f"concept {number}")).encode() for number in range(4)]
+    odd = json.dumps(request("Jane Roe", external_id="odd")).encode()
+    with transport(url) as source:
+        for body in (*bodies[:2], json.dumps(request(**POISON)).encode(), odd, *bodies[2:]):
+            source.send(body)
+    submit_all = ledger.submit_all
+
+    def overflowing(messages: Any, **given: Any) -> Any:
+        """As a fault of ours would be, that no check has foreseen."""
+        if any(message.external_id == "odd" for message in messages):
+            raise OverflowError("Jane Roe is out of range")
+        return submit_all(messages, **given)
+
+    monkeypatch.setattr(ledger, "submit_all", overflowing)
+    taken = Counter[str]()
+    with transport(url) as source:
+        while (found := take_in(ledger, source, seconds=0.5)).total:
+            taken.update(new=found.new, dead=found.dead)
+    assert taken == Counter(new=4, dead=2)
+    reasons = sorted(reason for _, reason in dead_letters(url))
+    assert reasons[0] == "It cannot be taken in (OverflowError)."
+    assert "received_at: must not be before 2000" in reasons[1]
+    told = str(reasons) + caplog.text + str([entry.reason for entry in ledger.history()])
+    assert "Jane Roe" not in told
+    figures = Durations()
+    figures.read(ledger)
+    figures.read(ledger)
+    assert figures.dead_letters == 2
+
+
+def test_what_is_no_file_in_the_folder_holds_up_nothing(tmp_path: Path, ledger: Ledger) -> None:
+    folder = tmp_path / "queue"
+    with transport(f"folder:{folder}") as source:
+        (folder / "0.json").mkdir()
+        (folder / "0.json" / "x").write_text("x")
+        os.mkfifo(folder / "1.json")
+        (folder / "2.json").symlink_to(folder / "nowhere")
+        (folder / "3.json").symlink_to("/etc/passwd")
+        (folder / "4.json").write_bytes(b"x" * ((1 << 20) + 10))
+        (folder / "dead" / "4.json").write_text("an earlier one")
+        source.send(json.dumps(request("cat")).encode())
+        found = take_in(ledger, source, seconds=0)
+        assert (found.new, found.dead) == (1, 5)
+        assert take_in(ledger, source, seconds=0).total == 0
+    assert [one.name for one in folder.iterdir()] == ["dead"]
+    assert (folder / "dead" / "4.json").read_text() == "an earlier one"
+    reasons = [json.loads(one.read_text())["reason"] for one in (folder / "dead").glob("*.reason.json")]
+    assert sorted(reason.split()[1] for reason in reasons) == ["is", "is", "is", "is", "request"]
+
+
+def test_a_request_pushed_into_redis_without_an_envelope_is_taken(ledger: Ledger, url: str) -> None:
+    if not url.startswith("redis"):
+        pytest.skip("a list of Redis is meant")
+    odd = [b"\xff no json", b"{}", json.dumps({"body": "%", "properties": {"body_encoding": "base64"}}).encode()]
+    with Connection(url) as connection:
+        for body in (odd[0], json.dumps(request("cat")).encode(), *odd[1:]):
+            connection.default_channel.client.lpush(intake.QUEUE, body)
+    taken = Counter[str]()
+    with transport(url) as source:
+        while (found := take_in(ledger, source, seconds=0.5)).total:
+            taken.update(new=found.new, dead=found.dead)
+    assert taken == Counter(new=1, dead=3)
+    assert {body for body, _ in dead_letters(url)} == {*odd}
+
+
+@pytest.fixture
+def rabbitmq(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """RabbitMQ with queue names of a test's own, and nothing declared."""
+    for name in ("QUEUE", "DEAD"):
+        monkeypatch.setattr(intake, name, f"{getattr(intake, name)}.{uuid.uuid4().hex[:8]}")
+    try:
+        with Connection(BROKERS["rabbitmq"], connect_timeout=3) as connection:
+            connection.ensure_connection(max_retries=1, timeout=3)
+            yield BROKERS["rabbitmq"]
+            for name in (intake.QUEUE, intake.DEAD):
+                connection.default_channel.queue_delete(name)
+    except OSError:
+        missing("rabbitmq")
+
+
+@pytest.mark.parametrize(
+    "how", [{"x-queue-type": "quorum"}, {"x-message-ttl": 86_400_000, "x-dead-letter-exchange": "dlx"}]
+)
+def test_a_queue_that_others_declared_is_used_as_it_is(rabbitmq: str, ledger: Ledger, how: dict[str, Any]) -> None:
+    with Connection(rabbitmq) as connection:
+        Queue(intake.QUEUE, channel=connection.default_channel, durable=True, queue_arguments=how).declare()
+    assert doctor.queue(rabbitmq).said.endswith("is there")
+    with transport(rabbitmq) as source:
+        source.send(json.dumps(request("cat")).encode())
+        assert take_in(ledger, source, seconds=2).new == 1
+
+
+def test_what_the_broker_refuses_is_said_once_and_doctor_sees_it(rabbitmq: str) -> None:
+    host = rabbitmq.partition("@")[2].rstrip("/")
+    for address, said in (
+        (f"amqp://guest:wrong-password@{host}//", "user or the password"),
+        (f"amqp://guest:guest@{host}/no-such-host", "virtual host"),
+    ):
+        with pytest.raises(ConfigError, match=said) as caught, transport(address):
+            pass
+        assert "wrong-password" not in str(caught.value)
+        finding = doctor.queue(address)
+        assert (finding.verdict, said in finding.said, "wrong-password" in finding.said) == ("fail", True, False)
+    assert doctor.queue(rabbitmq).verdict == "ok"
+    assert "made at first use" in doctor.queue(rabbitmq).said
+
+
+class Between:
+    """A way to a broker that passes everything on, and on demand ends connections as a broker does that is stopped."""
+
+    CLOSE = bytes.fromhex("000a0032 0140") + b"\x16CONNECTION_FORCED - op" + bytes(4)
+
+    def __init__(self, host: str, port: int) -> None:
+        self.target, self.open = (host, port), list[socket.socket]()
+        self.server = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        return int(self.server.getsockname()[1])
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.server.accept()
+            except OSError:
+                return
+            broker = socket.create_connection(self.target)
+            self.open.append(client)
+            for source, sink in ((client, broker), (broker, client)):
+                threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass
+        for one in (source, sink):
+            one.close()
+
+    def cut(self, *, told: bool) -> None:
+        """End every connection, with AMQP's word for it or without one."""
+        frame = bytes([1, 0, 0]) + len(self.CLOSE).to_bytes(4, "big") + self.CLOSE + b"\xce"
+        for client in self.open:
+            if told:
+                client.sendall(frame)
+            else:
+                client.shutdown(socket.SHUT_RDWR)
+        self.open.clear()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_broker_that_restarts_ends_no_intake_that_follows(
+    rabbitmq: str, tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    monkeypatch.setattr(cli_queue, "AGAIN_SECONDS", 0)
+    between = Between("127.0.0.1", 5672)
+    monkeypatch.setenv("FADE_QUEUE_URL", f"amqp://guest:guest@127.0.0.1:{between.port}//")
+    monkeypatch.setenv("FADE_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
+    rounds = list[str]()
+
+    def round_(ledger: Ledger, source: Any) -> Any:
+        rounds.append("")
+        if len(rounds) == 1:
+            between.cut(told=told)
+        found = take_in(ledger, source, seconds=2)
+        rounds[-1] = f"{found.new} new"
+        if found.new:
+            raise KeyboardInterrupt
+        source.send(json.dumps(request("cat")).encode())
+        return found
+
+    monkeypatch.setattr(intake, "take_in", round_)
+    result = CliRunner().invoke(app, ["intake", "--follow"])
+    between.server.close()
+    assert result.exit_code == 0, result.output
+    assert "cannot be reached" in result.output
+    assert ("CONNECTION_FORCED" in result.output) == told
+    assert rounds[0] == ""  # the first was cut off
+    assert rounds[-1] == "1 new"

@@ -1,14 +1,17 @@
 """The ledger's log as a chain: each row holds the hash of the row before, so that no row changes unseen.
 
 hash_n = SHA-256(JSON(row_n without its hash, with previous = hash_{n-1}))
+
+What lies beside the log, requests' own rows and the letters of the outbox, is held against the seals in it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +20,7 @@ from sqlalchemy.engine import Connection
 
 from fade.errors import LineageError
 from fade.requests import tables
+from fade.requests.sealing import LETTERS, SEAL, key_of, seal_letter, seal_request
 from fade.requests.tables import GENESIS
 
 WRITTEN = "fade_rows"
@@ -38,7 +42,7 @@ class Event:
     details: str = "{}"
 
 
-_COLUMNS = [field.name for field in fields(Event)]
+_COLUMNS = [one.name for one in fields(Event)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,11 @@ def row_hash(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def plain(text: str) -> str:
+    """Text that every database and every hash takes: lone surrogates (of file names) and NUL as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+
+
 def lock_head(connection: Connection) -> tuple[int, str]:
     """The chain's end, locked until the transaction ends; whoever writes takes it before anything else."""
     row = connection.execute(
@@ -72,6 +81,7 @@ def append(connection: Connection, events: Iterable[Event]) -> list[int]:
     for event in events:
         seq += 1
         row = {"seq": seq, **{name: getattr(event, name) for name in _COLUMNS}, "previous": previous}
+        row |= {name: plain(row[name]) for name in ("actor", "reason")}
         previous = row["hash"] = row_hash(row)
         rows.append(row)
     if rows:
@@ -81,14 +91,34 @@ def append(connection: Connection, events: Iterable[Event]) -> list[int]:
     return [row["seq"] for row in rows]
 
 
+@dataclass(slots=True)
+class _Told:
+    """What the log says of requests and letters: the last state and the last seal of each, letters by number."""
+
+    states: dict[str, str] = field(default_factory=dict)
+    seals: dict[str, str] = field(default_factory=dict)
+    letters: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    def hear(self, row: Mapping[str, Any]) -> None:
+        if row["request_id"] is None:
+            return
+        if row["after"] is not None:
+            self.states[row["request_id"]] = row["after"]
+        details = json.loads(row["details"])
+        if SEAL in details:
+            self.seals[row["request_id"]] = details[SEAL]
+        for number, seal in details.get(LETTERS, {}).items():
+            self.letters[int(number)] = (row["request_id"], seal)
+
+
 def verify(connection: Connection) -> ChainReport:
-    """Walk the whole chain, and hold every request's state against its last transition.
+    """Walk the whole chain, and hold every request and every letter against what the log says of it.
 
     Raises:
         LineageError: names the first row that was changed, is missing or was added past the end, or the
-            request whose state is not the logged one.
+            request or letter that is not as it was logged.
     """
-    expected, number, last = GENESIS, 0, {}
+    expected, number, told = GENESIS, 0, _Told()
     rows = connection.execution_options(yield_per=1000).execute(sa.select(tables.log).order_by(tables.log.c.seq))
     for row in rows.mappings():
         number += 1
@@ -97,14 +127,39 @@ def verify(connection: Connection) -> ChainReport:
         if row["previous"] != expected or row_hash(dict(row)) != row["hash"]:
             raise LineageError(f"The log is broken at row {number}: it, or the row before, was changed.")
         expected = row["hash"]
-        if row["after"] is not None:
-            last[row["request_id"]] = row["after"]
+        told.hear(dict(row))
     end = connection.execute(sa.select(tables.head.c.seq, tables.head.c.hash)).one_or_none()
     if end is None or (end.seq, end.hash) != (number, expected):
         raise LineageError(f"The log ends at row {number}, which is not the recorded end: rows were cut off or added.")
-    for request_id, state in connection.execute(sa.select(tables.requests.c.id, tables.requests.c.state)):
-        if last.pop(request_id, None) != state:
-            raise LineageError(f"Request {request_id} is {state}, which its log does not say: it was changed by hand.")
-    if last:
-        raise LineageError(f"The log tells of a request that is gone: {next(iter(last))}.")
+    _check_requests(connection, told)
+    _check_letters(connection, told)
     return ChainReport(number, expected)
+
+
+def _check_requests(connection: Connection, told: _Told) -> None:
+    key = key_of(connection)
+    for row in connection.execute(sa.select(tables.requests)).mappings():
+        name, state = row["id"], row["state"]
+        if told.states.pop(name, None) != state:
+            raise LineageError(f"Request {name} is {state}, which its log does not say: it was changed by hand.")
+        if not hmac.compare_digest(told.seals.get(name, ""), seal_request(key, dict(row))):
+            raise LineageError(
+                f"Request {name} is not as the log sealed it: what it asks for, its base, dates or addresses were "
+                "changed by hand. Compare it with a backup."
+            )
+    if told.states:
+        raise LineageError(f"The log tells of a request that is gone: {next(iter(told.states))}.")
+
+
+def _check_letters(connection: Connection, told: _Told) -> None:
+    key, outbox = key_of(connection), tables.outbox.c
+    letters = sa.select(outbox.seq, outbox.request_id, outbox.url, outbox.body).order_by(outbox.id)
+    for row in connection.execute(letters):
+        _, seal = told.letters.pop(row.seq, ("", ""))
+        if not hmac.compare_digest(seal, seal_letter(key, request_id=row.request_id, url=row.url, body=row.body)):
+            raise LineageError(
+                f"The outbox holds a letter of request {row.request_id} (row {row.seq} of the log) that the log did "
+                "not seal: it was changed or added by hand."
+            )
+    for number, (name, _) in told.letters.items():
+        raise LineageError(f"A letter of request {name} is gone from the outbox: that of row {number} of the log.")

@@ -15,7 +15,8 @@ from fade.requests import chain, tables
 from fade.requests.chain import Event
 from fade.requests.ledger import Ledger
 from fade.requests.messages import is_reachable
-from fade.requests.records import Record, select_records, utc_now
+from fade.requests.records import Record, clock, letter, letter_seals, select_records
+from fade.requests.sealing import LETTERS
 from fade.requests.states import OPEN
 from fade.requests.tables import requests
 
@@ -44,27 +45,29 @@ def alert_url() -> str | None:
 
 def warn(ledger: Ledger, *, days: float, url: str | None = None, now: datetime | None = None) -> list[Warned]:
     """Log each open request due within ``days`` that was not told of yet, and write to ``url`` of it."""
-    now = now or utc_now()
     found = []
     with ledger.writing() as connection:
+        now = now or clock(connection)
         for event, wanted in (
             (NEAR, (requests.c.due_at > now, requests.c.due_at <= now + timedelta(days=days))),
             (OVER, (requests.c.due_at <= now,)),
         ):
-            new = select_records(connection, requests.c.state.in_(OPEN), *wanted, ~_told(event), limit=1000)
+            new = select_records(connection, requests.c.state.in_(OPEN), *wanted, ~_told(event))
             found += [Warned(record, event) for record in new]
-        numbers = chain.append(
+        first = chain.lock_head(connection)[0] + 1
+        letters = [_letter(one, seq, url, now) for seq, one in enumerate(found, first)] if url is not None else []
+        sealed = [{LETTERS: letter_seals(ledger.key, [one])} for one in letters] or [{}] * len(found)
+        chain.append(
             connection,
             [
                 Event(
                     one.event, "deadlines", now, request_id=one.request.id, erasure_id=one.request.erasure_id,
-                    details=json.dumps({"due_at": one.request.due_at.isoformat()}),
+                    details=json.dumps({"due_at": one.request.due_at.isoformat(), **more}, sort_keys=True),
                 )
-                for one in found
+                for one, more in zip(found, sealed, strict=True)
             ],
         )  # fmt: skip
-        if url is not None and found:
-            letters = [_letter(one, seq, url, now) for one, seq in zip(found, numbers, strict=True)]
+        if letters:
             connection.execute(sa.insert(tables.outbox), letters)
     return found
 
@@ -84,7 +87,4 @@ def _letter(one: Warned, seq: int, url: str, now: datetime) -> dict[str, Any]:
         "alert": one.event, "id": record.id, "external_id": record.external_id, "sequence": seq,
         "state": record.state, "due_at": record.due_at.isoformat(), "at": now.isoformat(),
     }  # fmt: skip
-    return {
-        "request_id": record.id, "seq": seq, "url": url, "body": json.dumps(body, sort_keys=True), "attempts": 0,
-        "next_at": now,
-    }  # fmt: skip
+    return letter(record.id, seq, url, body, now)

@@ -1,7 +1,11 @@
-"""How long erasures and requests take, as histograms from the log; each reading takes only its new rows."""
+"""What the log tells of erasures and messages, for Prometheus: how long, how many dead letters.
+
+Each reading takes only the log's new rows.
+"""
 
 from __future__ import annotations
 
+import json
 import threading
 from bisect import bisect_left
 from collections import defaultdict
@@ -10,10 +14,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
+from fade.requests.intake import DEAD_LETTERS
 from fade.requests.ledger import Ledger
 from fade.requests.states import State
-from fade.requests.tables import log, requests
+from fade.requests.tables import head, log, requests
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 RUN_BOUNDS = (10.0, 30.0, MINUTE, 5 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR)
@@ -49,12 +55,14 @@ class Durations:
     Attributes:
         runs: by outcome, from the lease to the outcome of each attempt.
         requests: by state (``candidate``, ``live``), from the receipt of a request until it is reached.
+        dead_letters: messages that were no requests.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, Histogram] = defaultdict(lambda: Histogram(RUN_BOUNDS))
         self.requests: dict[str, Histogram] = defaultdict(lambda: Histogram(REQUEST_BOUNDS))
-        self._seq = 0
+        self.dead_letters = 0
+        self._seq = self._dead_seq = 0
         self._begun: dict[str, datetime] = {}
         self._lock = threading.Lock()
 
@@ -79,3 +87,12 @@ class Durations:
                     self.runs[row.after].add((row.at - self._begun.pop(row.request_id)).total_seconds())
                 if row.after in REACHED:
                     self.requests[row.after].add((row.at - row.received_at).total_seconds())
+            self._count_dead(connection)
+
+    def _count_dead(self, connection: Connection) -> None:
+        end = connection.scalar(sa.select(head.c.seq)) or 0
+        rounds = sa.select(log.c.details).where(
+            log.c.seq > self._dead_seq, log.c.seq <= end, log.c.event == DEAD_LETTERS
+        )
+        self.dead_letters += sum(json.loads(details)["count"] for details in connection.scalars(rounds))
+        self._dead_seq = end

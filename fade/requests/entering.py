@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -13,8 +14,23 @@ from fade.errors import ConflictError
 from fade.requests.chain import Event
 from fade.requests.messages import Message
 from fade.requests.records import deadline
+from fade.requests.sealing import keyed
 from fade.requests.states import IN_FORCE, State
 from fade.requests.tables import requests
+
+
+@dataclass(frozen=True, slots=True)
+class Same:
+    """A request whose erasure of the same concept on the same base is in force, and whose pictures it named."""
+
+    id: str
+    erasure_id: str | None
+    pictures: frozenset[str]
+    subject: str | None
+
+    def covers(self, pictures: Sequence[str], subject: str | None) -> bool:
+        """Whether nothing is left to do for who names these: each picture, and the person, were named before."""
+        return self.pictures >= {*pictures} and subject in (None, self.subject)
 
 
 def known_bodies(connection: Connection, names: Sequence[str]) -> dict[str, str]:
@@ -23,12 +39,15 @@ def known_bodies(connection: Connection, names: Sequence[str]) -> dict[str, str]
     return {row.id: row.body_sha256 for row in connection.execute(asked)}
 
 
-def in_force(connection: Connection, keys: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-    """By concept and base, the request whose erasure is in force."""
-    asked = sa.select(requests.c.concept_key, requests.c.id, requests.c.erasure_id).where(
-        requests.c.concept_key.in_(keys), requests.c.state.in_(IN_FORCE)
-    )
-    return {row.concept_key: (row.id, row.erasure_id) for row in connection.execute(asked)}
+def in_force(connection: Connection, keys: Sequence[str]) -> dict[str, list[Same]]:
+    """By concept and base, the requests whose erasure is in force."""
+    asked = sa.select(
+        requests.c.concept_key, requests.c.id, requests.c.erasure_id, requests.c.pictures, requests.c.subject
+    ).where(requests.c.concept_key.in_(keys), requests.c.state.in_(IN_FORCE))
+    found: dict[str, list[Same]] = {}
+    for row in connection.execute(asked.order_by(requests.c.state_at, requests.c.id)):
+        found.setdefault(row.concept_key, []).append(Same(row.id, row.erasure_id, frozenset(row.pictures), row.subject))
+    return found
 
 
 def conflict(name: str) -> ConflictError:
@@ -40,33 +59,43 @@ def conflict(name: str) -> ConflictError:
 
 
 def enter(
-    message: Message, same: tuple[str, str | None] | None, *, actor: str, now: datetime
+    message: Message, known: Sequence[Same], *, key: bytes, actor: str, now: datetime
 ) -> tuple[dict[str, Any], list[Event]]:
-    """A new request's row and its first events: received, and what follows from that at once."""
+    """A new request's row and its first events: received, and what follows from that at once.
+
+    Args:
+        known: requests in force for the same concept on the same base. One that names no pictures or person but
+            theirs is closed as a duplicate; one that names its own is due, as nobody has forgotten those yet.
+        key: the ledger's.
+    """
+    same = next((one for one in known if one.covers(message.pictures, message.subject)), None)
     received = min(message.received_at or now, now)  # a sender's clock that is ahead must not move the deadline
     if message.concept is None:
         after, reason = State.NEEDS_INPUT, "It names pictures and no concept: which concept do they show?"
     elif same is not None:
-        after, reason = State.DUPLICATE, f"The same concept is erased on this base already, by request {same[0]}."
+        after, reason = State.DUPLICATE, f"The same concept is erased on this base already, by request {same.id}."
     else:
         after, reason = State.SCHEDULED, "complete"
     name = str(message.id)
     row = {
         **message.model_dump(mode="json", exclude={"version", "received_at"}),
         "id": name,
-        "body_sha256": message.sha256,
-        "concept_key": message.key,
+        "body_sha256": keyed(key, message.sha256),
+        "concept_key": None if message.key is None else keyed(key, message.key),
         "received_at": received,
-        "due_at": deadline(received),
+        "due_at": deadline(received, message.regulation),
         "extended": False,
         "state": after,
         "state_at": now,
         "reason": reason,
-        "erasure_id": same[1] if same else None,
-        "duplicate_of": same[0] if same else None,
+        "erasure_id": same.erasure_id if same else None,
+        "duplicate_of": same.id if same else None,
         "attempts": 0,
         "fence": 0,
     }
     first = Event("state", actor, now, reason="received", request_id=name, after=State.RECEIVED)
-    then = Event("state", actor, now, reason=reason, request_id=name, before=State.RECEIVED, after=after)
+    then = Event(
+        "state", actor, now, reason=reason, request_id=name, erasure_id=row["erasure_id"], before=State.RECEIVED,
+        after=after,
+    )  # fmt: skip
     return row, [first, then]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import logging
 import os
 import queue
 import time
@@ -17,18 +18,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from fade.environment import environment
-from fade.errors import ConfigError, ConflictError, DataError, RegistryError
+from fade.errors import ConfigError, ConflictError, DataError, FadeError
 from fade.files import writing
+from fade.requests import brokers
 from fade.requests.ledger import Ledger
-from fade.requests.messages import Message, read_message
+from fade.requests.messages import MAX_BYTES, Message, read_message
 
 DEFAULT_QUEUE = "folder:.fade/queue"
 QUEUE, DEAD = "fade.requests", "fade.requests.dead"
-ACTOR = "intake"
+ACTOR, DEAD_LETTERS = "intake", "dead_letters"
+POISON = (ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
+"""What a single message may bring about, whatever is in it."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,8 @@ class Letter:
     body: bytes
     taken: Callable[[], None]
     dead: Callable[[str], None]
+    fault: str = ""
+    """Why it is no message, if that is known before it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +77,17 @@ def transport(url: str | None = None) -> Iterator[Transport]:
     """The transport of an address; FADE_QUEUE_URL, or the folder ``.fade/queue``, if None.
 
     Raises:
-        ConfigError: nothing is known for such an address.
-        RegistryError: the broker refuses or cannot be reached.
+        ConfigError: nothing is known for such an address, or the broker refuses what it names: user, password,
+            virtual host, a queue that is another program's alone.
+        RegistryError: the broker cannot be reached, or ended the connection.
     """
     url = url or environment().queue_url or DEFAULT_QUEUE
     scheme = urlsplit(url).scheme
     if scheme == "folder":
         yield Folder(Path(unquote(urlsplit(url).path)))
     elif scheme in ("amqp", "amqps", "redis", "rediss", "sqs"):
-        from kombu.exceptions import OperationalError
-
-        try:
-            with _broker(url) as found:
-                yield found
-        except (OperationalError, OSError) as error:
-            raise RegistryError(
-                f"The queue ({scheme}) cannot be reached: {error}. Nothing was lost: what was not acknowledged "
-                "comes again. Check FADE_QUEUE_URL and that the broker runs."
-            ) from error
+        with brokers.connected(url) as connection:
+            yield Broker(connection)
     else:
         raise ConfigError(
             f"No queue is known for {scheme or 'this'}: addresses; expected folder:PATH, amqp://, redis:// or sqs://."
@@ -99,35 +100,60 @@ def take_in(ledger: Ledger, source: Transport, *, limit: int = 200, seconds: flo
     Raises:
         RegistryError: ledger or broker is down; what was received is not acknowledged and comes again.
     """
-    letters = source.receive(limit, seconds)
     messages: list[tuple[Letter, Message]] = []
     dead: list[tuple[Letter, str]] = []
-    for letter in letters:
+    for letter in source.receive(limit, seconds):
         try:
+            if letter.fault:
+                raise DataError(letter.fault)
             messages.append((letter, read_message(letter.body)))
-        except DataError as error:
-            dead.append((letter, str(error)))
+        except POISON as error:
+            dead.append((letter, _why(error)))
     new = known = 0
-    results = ledger.submit_all([message for _, message in messages], actor=ACTOR) if messages else []
+    results = _submit(ledger, [message for _, message in messages])
     for (letter, _), result in zip(messages, results, strict=True):
-        if isinstance(result, ConflictError):
-            dead.append((letter, str(result)))
+        if isinstance(result, str):
+            dead.append((letter, result))
             continue
-        new, known = new + result[1], known + (not result[1])
+        new, known = new + result, known + (not result)
         letter.taken()
+    if dead:
+        ledger.append(DEAD_LETTERS, actor=ACTOR, details={"count": len(dead)})
     for letter, reason in dead:
         letter.dead(reason)
     return Taken(new, known, len(dead))
 
 
+def _submit(ledger: Ledger, messages: Sequence[Message]) -> list[bool | str]:
+    """For each message whether it is new, or why it is dead. One that the ledger cannot take holds up no other."""
+    if not messages:
+        return []
+    try:
+        results = ledger.submit_all(messages, actor=ACTOR)
+    except ConfigError:
+        raise  # the ledger's key is not here: no message's fault
+    except POISON as error:
+        if len(messages) == 1:
+            return [_why(error)]
+        return [result for message in messages for result in _submit(ledger, [message])]
+    return [str(result) if isinstance(result, ConflictError) else result[1] for result in results]
+
+
+def _why(error: Exception) -> str:
+    """The reason without any value of the message: our own errors hold none, others may."""
+    return str(error) if isinstance(error, FadeError) else f"It cannot be taken in ({type(error).__name__})."
+
+
 class Folder:
     """A folder of JSON files: put one there under a temporary name, and rename it to ``*.json``.
 
-    A file is removed when the ledger has it; ``dead/`` keeps what is no request, with ``NAME.reason.json``.
+    A file is removed when the ledger has it; ``dead/`` keeps what is no request, with ``NAME.reason.json``: also
+    what has such a name and is no file that can be read, a folder or a pipe.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.stuck: set[str] = set()
         (folder / "dead").mkdir(parents=True, exist_ok=True)
 
     def receive(self, limit: int, seconds: float) -> Sequence[Letter]:
@@ -139,9 +165,13 @@ class Folder:
         letters = []
         for path in found:
             try:
-                letters.append(self._letter(path, path.read_bytes()))
+                # A pipe would be waited for, and a link could show what lies elsewhere.
+                fault = "" if S_ISREG(path.lstat().st_mode) else "It is no file: a folder, a link or a pipe."
+                letters.append(self._letter(path, b"" if fault else _read(path), fault))
             except FileNotFoundError:
                 continue  # another consumer has taken it
+            except OSError as error:
+                letters.append(self._letter(path, b"", f"It cannot be read ({type(error).__name__})."))
         return letters
 
     def send(self, body: bytes) -> None:
@@ -152,18 +182,30 @@ class Folder:
     def _names(self, limit: int) -> list[Path]:
         with os.scandir(self.folder) as entries:  # a queue may be long: the oldest names alone are sorted
             names = (one.name for one in entries if one.name.endswith(".json") and not one.name.startswith("."))
-            return [self.folder / name for name in heapq.nsmallest(limit, names)]
+            return [self.folder / name for name in heapq.nsmallest(limit, (n for n in names if n not in self.stuck))]
 
-    def _letter(self, path: Path, body: bytes) -> Letter:
+    def _letter(self, path: Path, body: bytes, fault: str) -> Letter:
         def dead(reason: str) -> None:
-            with writing(self.folder / "dead" / f"{path.name}.reason.json") as temporary:
+            place = self.folder / "dead" / path.name
+            if place.exists():
+                place = place.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.json")
+            with writing(place.with_name(f"{place.name}.reason.json")) as temporary:
                 temporary.write_text(json.dumps({"reason": reason}, indent=2))
             try:
-                path.replace(self.folder / "dead" / path.name)
+                path.rename(place)
             except FileNotFoundError:
                 return  # another consumer did it
+            except OSError as error:
+                self.stuck.add(path.name)  # once is enough: the others are not to wait for it
+                logger.error("a dead letter cannot be moved out of %s (%s)", self.folder, type(error).__name__)
 
-        return Letter(body, lambda: path.unlink(missing_ok=True), dead)
+        return Letter(body, lambda: path.unlink(missing_ok=True), dead, fault)
+
+
+def _read(path: Path) -> bytes:
+    """A file, no further than a message may be long and one byte, by which it is found too long."""
+    with path.open("rb") as stream:
+        return stream.read(MAX_BYTES + 1)
 
 
 class Broker:
@@ -177,17 +219,22 @@ class Broker:
         self.queues = {name: Queue(name, routing_key=name, durable=True) for name in (QUEUE, DEAD)}
         channel = connection.default_channel
         for one in self.queues.values():
-            one(channel).declare()
+            if not brokers.is_declared(connection, one):
+                one(channel).declare()
+        brokers.take_plain(channel, QUEUE)
         self.waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.consumer = Consumer(
-            channel, [self.queues[QUEUE]], on_message=self.waiting.put, accept=None, prefetch_count=500
-        )
+            channel, [self.queues[QUEUE]], on_message=self.waiting.put, accept=None, prefetch_count=500,
+            auto_declare=False,
+        )  # fmt: skip
         self.consumer.consume()
 
     def receive(self, limit: int, seconds: float) -> Sequence[Letter]:
         """What the broker has pushed; waits for the first alone."""
         letters: list[Letter] = []
         patience = seconds
+        if self.connection.supports_heartbeats:
+            self.connection.heartbeat_check()  # a broker that is gone without a word is noticed
         while len(letters) < limit:
             if self.waiting.empty():
                 try:
@@ -210,24 +257,10 @@ class Broker:
         )  # fmt: skip
 
     def _letter(self, message: Any) -> Letter:
-        body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
+        body = message.body.encode("utf-8", "surrogatepass") if isinstance(message.body, str) else bytes(message.body)
 
         def dead(reason: str) -> None:
             self._publish(DEAD, body, {"reason": reason})
             message.ack()
 
         return Letter(body, message.ack, dead)
-
-
-@contextmanager
-def _broker(url: str) -> Iterator[Broker]:
-    from kombu import Connection
-
-    options: dict[str, Any] = {}
-    if url.startswith("amqp"):
-        options = {"confirm_publish": True}
-    elif url.startswith("redis"):
-        # What a dead consumer held comes again after this many seconds.
-        options = {"visibility_timeout": 120}
-    with Connection(url, transport_options=options, connect_timeout=10) as connection:
-        yield Broker(connection)

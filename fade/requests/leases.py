@@ -1,7 +1,7 @@
 """Leases: a request is one worker's for a time, and a worker that is late cannot end what another has taken.
 
 Every lease has a number, the fence, that grows with each one given. A worker that died stops renewing; its lease ends
-and the request is given to the next.
+and the request is given to the next. Times are the database's: a worker whose own clock is wrong takes nothing early.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from fade.errors import LeaseLostError
 from fade.requests.ledger import Ledger
-from fade.requests.records import Record, change, get, to_record, utc_now
+from fade.requests.records import Record, change, clock, get, to_record
 from fade.requests.states import State
 from fade.requests.tables import requests
 
@@ -52,8 +52,8 @@ def take(
         running_limit: requests that run at once, over all workers.
         attempts_limit: a request whose workers died that often is given up: state ``failed``.
     """
-    now = now or utc_now()
     with ledger.writing() as connection:
+        now = now or clock(connection)
         _take_back(connection, attempts_limit=attempts_limit, now=now)
         count = sa.select(sa.func.count()).where(requests.c.state == State.RUNNING)
         if (connection.scalar(count) or 0) >= running_limit:
@@ -121,9 +121,9 @@ def renew(
     Raises:
         LeaseLostError: the request is not this worker's any more: stop.
     """
-    now = now or utc_now()
     known = {"erasure_id": erasure_id} if erasure_id is not None else {}
     with ledger.signing() as connection:
+        now = now or clock(connection)
         done = connection.execute(
             sa.update(requests)
             .where(*_mine(lease))
@@ -148,14 +148,14 @@ def finish(
     *,
     reason: str,
     erasure_id: str | None = None,
-    retry_at: datetime | None = None,
+    retry_seconds: float | None = None,
     details: Mapping[str, Any] | None = None,
     now: datetime | None = None,
 ) -> Record:
     """End a run with its result; the lease is over.
 
     Args:
-        retry_at: with ``scheduled``, not before this time.
+        retry_seconds: with ``scheduled``, not before so long from now.
 
     Raises:
         LeaseLostError: the request is not this worker's any more, and what it did here counts for nothing.
@@ -163,6 +163,8 @@ def finish(
     with ledger.writing() as connection:
         if connection.scalar(sa.select(sa.func.count()).where(*_mine(lease))) != 1:
             raise _lost(lease.request.id, lease.fence)
+        now = now or clock(connection)
+        retry_at = None if retry_seconds is None else now + timedelta(seconds=retry_seconds)
         columns: dict[str, Any] = {"not_before": retry_at}
         if erasure_id is not None:
             columns["erasure_id"] = erasure_id
@@ -172,7 +174,7 @@ def finish(
             after,
             actor=lease.worker,
             reason=reason,
-            now=now or utc_now(),
+            now=now,
             details=details,
             **columns,
         )

@@ -8,35 +8,38 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError as ValueRefused
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from fade.environment import environment
-from fade.errors import ConfigError, ConflictError, RegistryError, TransitionError
+from fade.errors import ConfigError, ConflictError, DataError, RegistryError, TransitionError
 from fade.requests import chain, tables
 from fade.requests.chain import ChainReport, Event
 from fade.requests.entering import conflict, enter, in_force, known_bodies
-from fade.requests.messages import Message
+from fade.requests.messages import Message, concept_digest, make_message
 from fade.requests.records import (
     Entry,
     Record,
     change,
-    deadline,
+    clock,
+    extension,
     get,
     log_events,
     minimal,
     select_records,
     update,
-    utc_now,
 )
-from fade.requests.states import OPEN, State, check_transition
+from fade.requests.sealing import OPTION, fitting_key, keyed
+from fade.requests.states import IN_FORCE, OPEN, State, check_transition
 from fade.requests.tables import requests
 
 logger = logging.getLogger(__name__)
@@ -57,6 +60,16 @@ class Ledger:
         self.engine = tables.open_engine(tables.ledger_url(url or environment().ledger_url))
         tables.upgrade(self.engine)
 
+    @cached_property
+    def key(self) -> bytes:
+        """The key that the ledger was made with; whoever writes needs it, and whoever verifies.
+
+        Raises:
+            ConfigError: it is not here, or another one is.
+        """
+        with self.reading() as connection:
+            return fitting_key(connection)
+
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()
@@ -70,7 +83,7 @@ class Ledger:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that holds the chain's head from its beginning."""
-        with _reached(), self.engine.begin() as connection:
+        with _reached(), self.engine.execution_options(**{OPTION: self.key}).begin() as connection:
             connection.info.pop(chain.WRITTEN, None)
             chain.lock_head(connection)
             yield connection
@@ -109,25 +122,27 @@ class Ledger:
         self, messages: Sequence[Message], *, actor: str, now: datetime | None = None
     ) -> list[tuple[Record, bool] | ConflictError]:
         """Take many requests in by one transaction; a result for each, in order."""
-        now = now or utc_now()
+        keys = {message.key: keyed(self.key, message.key) for message in messages if message.key}
         with self.writing() as connection:
+            now = now or clock(connection)
             known = known_bodies(connection, [str(message.id) for message in messages])
-            same = in_force(connection, [message.key for message in messages if message.key])
+            same = in_force(connection, list(keys.values()))
             results: list[tuple[str, bool] | ConflictError] = []
             rows, events = [], []
             for message in messages:
-                name, body = str(message.id), message.sha256
+                name, body = str(message.id), keyed(self.key, message.sha256)
                 if (before := known.get(name)) is not None:
                     results.append((name, False) if before == body else conflict(name))
                     continue
-                row, happened = enter(message, same.get(message.key or ""), actor=actor, now=now)
+                others = same.get(keys.get(message.key or "", ""), [])
+                row, happened = enter(message, others, key=self.key, actor=actor, now=now)
                 known[name] = body
                 rows.append(row)
                 events += happened
                 results.append((name, True))
             if rows:
                 connection.execute(sa.insert(requests), rows)
-                log_events(connection, events, {row["id"]: row["callback_url"] for row in rows})
+                log_events(connection, events, {row["id"]: row for row in rows})
             names = [result[0] for result in results if not isinstance(result, ConflictError)]
             found = {record.id: record for record in select_records(connection, requests.c.id.in_(names))}
         return [result if isinstance(result, ConflictError) else (found[result[0]], result[1]) for result in results]
@@ -162,7 +177,7 @@ class Ledger:
                 after,
                 actor=actor,
                 reason=reason,
-                now=now or utc_now(),
+                now=now or clock(connection),
                 details=details,
                 **({"erasure_id": erasure_id} if erasure_id else {}),
             )
@@ -191,9 +206,10 @@ class Ledger:
         Raises:
             TransitionError: it is in no state from which it can be scheduled.
             ConfigError: it needs a concept and none is given.
+            DataError: what is given is no name.
         """
-        now = now or utc_now()
         with self.writing() as connection:
+            now = now or clock(connection)
             record = get(connection, request_id)
             check_transition(request_id, record.state, State.SCHEDULED)
             if record.state is State.RUNNING:
@@ -201,12 +217,12 @@ class Ledger:
             answered = concept or record.concept
             if answered is None:
                 raise ConfigError(f"Request {request_id} names no concept, so nothing can be erased. Give --concept.")
-            body = Message(
+            body = make_message(
                 id=record.id, kind="object", concept=answered, base=record.base, surrogate=surrogate or "auto"
             )
             given: dict[str, Any] = {
                 "concept": body.concept,
-                "concept_key": body.key,
+                "concept_key": keyed(self.key, str(body.key)),
                 "attempts": 0,
                 "not_before": None,
             }
@@ -216,16 +232,16 @@ class Ledger:
             return get(connection, request_id)
 
     def extend(self, request_id: str, *, actor: str, reason: str, now: datetime | None = None) -> Record:
-        """Move the deadline by two further months, once, with a reason, within the first month.
+        """Move the deadline as far as the request's regulation lets it, once, with a reason, before it is over.
 
         Raises:
-            TransitionError: the first month is over, it was extended before, or the request is closed.
+            TransitionError: the deadline is over, it was extended before, or the request is closed.
             ConfigError: no reason is given.
         """
-        now = now or utc_now()
         if not reason.strip():
             raise ConfigError("An extension needs a reason: the person is told why it takes longer.")
         with self.writing() as connection:
+            now = now or clock(connection)
             record = get(connection, request_id)
             if record.extended:
                 raise TransitionError(f"Request {request_id} was extended before; the law allows it once.")
@@ -234,15 +250,15 @@ class Ledger:
             if now > record.due_at:
                 raise TransitionError(
                     f"Request {request_id} was due on {record.due_at:%Y-%m-%d}; "
-                    "an extension is possible within the first month alone."
+                    "an extension is possible before that day alone."
                 )
-            due = deadline(record.received_at, extended=True)
-            update(connection, request_id, due_at=due, extended=True)
+            due = extension(record.received_at, record.regulation, record.due_at)
+            row = update(connection, request_id, due_at=due, extended=True)
             said = Event(
                 "extended", actor, now, reason=minimal(reason, record), request_id=request_id,
                 details=json.dumps({"due_at": due.isoformat()}),
             )  # fmt: skip
-            log_events(connection, [said], {})
+            log_events(connection, [said], {request_id: row})
             return get(connection, request_id)
 
     def minimise(self, request_id: str, *, actor: str, reason: str, now: datetime | None = None) -> Record:
@@ -257,11 +273,12 @@ class Ledger:
             record = get(connection, request_id)
             if record.state not in (State.LIVE, State.CERTIFIED, State.CANCELLED, State.DUPLICATE):
                 raise TransitionError(f"Request {request_id} is {record.state}: its names are still needed.")
-            update(
+            row = update(
                 connection, request_id, concept=None, aliases=[], surrogate=None, pictures=[], subject=None, reason=None
             )
-            said = Event("minimised", actor, now or utc_now(), reason=minimal(reason, record), request_id=request_id)
-            log_events(connection, [said], {})
+            at = now or clock(connection)
+            said = Event("minimised", actor, at, reason=minimal(reason, record), request_id=request_id)
+            log_events(connection, [said], {request_id: row})
             return get(connection, request_id)
 
     def append(
@@ -280,11 +297,11 @@ class Ledger:
         Args:
             details: must hold no names: the log is never changed.
         """
-        happened = Event(
-            event, actor, now or utc_now(), reason=reason, request_id=request_id, erasure_id=erasure_id,
-            details=json.dumps(dict(details or {}), sort_keys=True),
-        )  # fmt: skip
         with self.writing() as connection:
+            happened = Event(
+                event, actor, now or clock(connection), reason=reason, request_id=request_id, erasure_id=erasure_id,
+                details=json.dumps(dict(details or {}), sort_keys=True),
+            )  # fmt: skip
             return chain.append(connection, [happened])[0]
 
     # Looking
@@ -299,9 +316,9 @@ class Ledger:
             return get(connection, request_id)
 
     def find(
-        self, *, states: Sequence[State] | None = None, erasure_id: str | None = None, limit: int = 1000
+        self, *, states: Sequence[State] | None = None, erasure_id: str | None = None, limit: int | None = None
     ) -> list[Record]:
-        """Requests by deadline, of all states or of some, of all erasures or of one."""
+        """Requests by deadline, of all states or of some, of all erasures or of one; all of them, unless limited."""
         wanted: list[sa.ColumnElement[bool]] = []
         if states is not None:
             wanted.append(requests.c.state.in_(states))
@@ -309,6 +326,32 @@ class Ledger:
             wanted.append(requests.c.erasure_id == erasure_id)
         with self.reading() as connection:
             return select_records(connection, *wanted, limit=limit)
+
+    def erased_among(self, names: Iterable[str], base: str, *, besides: str) -> set[str]:
+        """Which of these concepts another request than ``besides`` has erased on a base, or made a candidate of.
+
+        Asked by ``concept_key``, so that a request whose names were forgotten still counts.
+        """
+        keys: dict[str, set[str]] = {}
+        for name in names:
+            keys.setdefault(keyed(self.key, concept_digest(name, base)), set()).add(name)
+        asked = sa.select(requests.c.concept_key).where(
+            requests.c.concept_key.in_(list(keys)),
+            requests.c.state.in_((State.CANDIDATE, *IN_FORCE)),
+            requests.c.id != besides,
+        )
+        with self.reading() as connection:
+            return set().union(*(keys[key] for key in connection.scalars(asked)))
+
+    def settled_by(self, record: Record) -> Record | None:
+        """Another request whose erasure of the same concept on the same base is in force; None if there is none."""
+        if record.concept is None:
+            return None
+        key = keyed(self.key, concept_digest(record.concept, record.base))
+        wanted = (requests.c.concept_key == key, requests.c.state.in_(IN_FORCE), requests.c.erasure_id.is_not(None))
+        with self.reading() as connection:
+            found = select_records(connection, *wanted, requests.c.id != record.id, limit=1)
+        return found[0] if found else None
 
     def wanted_by_erasure(self, erasures: Sequence[str]) -> dict[str, bool]:
         """For each erasure that requests led to: whether one of them was not cancelled."""
@@ -319,7 +362,12 @@ class Ledger:
             return {str(erasure): count > 0 for erasure, count in found}
 
     def history(
-        self, *, request_id: str | None = None, erasure_id: str | None = None, after: int = 0, limit: int = 1000
+        self,
+        *,
+        request_id: str | None = None,
+        erasure_id: str | None = None,
+        after: int = 0,
+        limit: int | None = None,
     ) -> list[Entry]:
         """Rows of the log, oldest first: of a request, of an erasure, or all after number ``after``."""
         log = tables.log.c
@@ -335,7 +383,11 @@ class Ledger:
 
     def verify(self) -> ChainReport:
         """Check the whole chain; see `fade.requests.chain.verify`."""
-        with self.reading() as connection:
+        # One picture of all tables: whoever writes meanwhile must not look like a forger.
+        options = {OPTION: self.key, "fade_reading": True}
+        if self.engine.dialect.name == "postgresql":
+            options["isolation_level"] = "REPEATABLE READ"
+        with _reached(), self.engine.connect().execution_options(**options) as connection:
             return chain.verify(connection)
 
 
@@ -343,8 +395,19 @@ class Ledger:
 def _reached() -> Iterator[None]:
     try:
         yield
+    except (ValueRefused, IntegrityError, UnicodeEncodeError) as error:
+        raise _refused_value(error) from None
     except DBAPIError as error:
         raise RegistryError(
             f"The ledger's database refused or cannot be reached: {str(error.orig).splitlines()[0]}. "
             "Nothing of this transaction was kept; try again when it runs."
         ) from error
+    except StatementError as error:
+        raise _refused_value(error.orig or error) from None
+
+
+def _refused_value(error: BaseException) -> DataError:
+    return DataError(
+        f"The ledger's database does not take a value of this request ({type(error).__name__}). "
+        "Nothing of this transaction was kept. Correct the request."  # without the value, which may be a name
+    )

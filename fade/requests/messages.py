@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ from fade.names import name_key
 
 SCHEMA = Path("infra/schemas/request-1.json")
 MAX_BYTES = 1 << 20
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def _printable(text: str) -> str:
@@ -50,6 +52,13 @@ def _reachable(url: str) -> str:
     if parts.username or parts.password:
         raise ValueError("must hold no user name or password")
     return url
+
+
+def _plausible(at: datetime) -> datetime:
+    """A time that was never set is year 1 in .NET and Go and 1970 in Unix: a deadline from there would be long over."""
+    if at.replace(tzinfo=UTC) < EARLIEST:  # without arithmetic on its offset, which may lead before year 1
+        raise ValueError(f"must not be before {EARLIEST.year}: the sender's clock or field was not set")
+    return at
 
 
 _Text = Annotated[
@@ -87,7 +96,9 @@ class Message(BaseModel):
     callback_url: Annotated[_Text, AfterValidator(_reachable)] | None = Field(
         None, description="Signed webhooks go there."
     )
-    received_at: AwareDatetime | None = Field(None, description="When the legal clock began; now, if left out.")
+    received_at: Annotated[AwareDatetime, AfterValidator(_plausible)] | None = Field(
+        None, description="When the legal clock began, not before 2000; now, if left out."
+    )
 
     @model_validator(mode="after")
     def _say_what(self) -> Message:
@@ -102,13 +113,18 @@ class Message(BaseModel):
         """Equal for the same concept on the same base, and no name; None without a concept."""
         if self.concept is None:
             return None
-        text = json.dumps([name_key(self.concept), self.base.rstrip("/")])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return concept_digest(self.concept, self.base)
 
     @property
     def sha256(self) -> str:
         """Hash of the whole body, by which the same request sent twice is known."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def concept_digest(concept: str, base: str) -> str:
+    """Equal for one concept on one base, however both are spelt. The ledger keeps it under its key alone."""
+    text = json.dumps([name_key(concept), base.rstrip("/")])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_message(body: bytes | str) -> Message:

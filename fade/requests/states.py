@@ -33,9 +33,10 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     _S.DUPLICATE: frozenset({_S.SCHEDULED, _S.CANCELLED}),
     _S.ON_HOLD: frozenset({_S.SCHEDULED, _S.NEEDS_INPUT, _S.CANCELLED}),
     _S.SCHEDULED: frozenset({_S.RUNNING, _S.NEEDS_INPUT, _S.DUPLICATE, _S.ON_HOLD, _S.CANCELLED, _S.FAILED}),
-    # Back to scheduled: an attempt failed and is repeated, or its worker died.
+    # Back to scheduled: an attempt failed and is repeated, or its worker died. Live at once: another request's erasure
+    # of the same concept is in force.
     _S.RUNNING: frozenset(
-        {_S.CANDIDATE, _S.REJECTED, _S.NEEDS_INPUT, _S.SCHEDULED, _S.ON_HOLD, _S.CANCELLED, _S.FAILED}
+        {_S.CANDIDATE, _S.LIVE, _S.REJECTED, _S.NEEDS_INPUT, _S.SCHEDULED, _S.ON_HOLD, _S.CANCELLED, _S.FAILED}
     ),
     _S.REJECTED: frozenset({_S.SCHEDULED, _S.CANCELLED}),
     _S.CANDIDATE: frozenset({_S.LIVE, _S.REJECTED, _S.SCHEDULED, _S.CANCELLED}),

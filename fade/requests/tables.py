@@ -5,6 +5,8 @@ SQLite by default; PostgreSQL through psycopg. All times are UTC.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from fade.errors import ConfigError, RegistryError
 
 DEFAULT_URL = "sqlite:///.fade/ledger.db"
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration; a test holds it to the files."""
 GENESIS = "0" * 64
 """What the first row of the chain follows."""
@@ -83,7 +85,8 @@ requests = sa.Table(
     sa.Index("requests_by_concept", "concept_key"),
     sa.Index("requests_by_erasure", "erasure_id"),
 )
-"""What is asked and where it stands. ``concept_key`` says "same concept on the same base" without a name."""
+"""What is asked and where it stands. ``concept_key`` says "same concept on the same base" without a name, and
+``body_sha256`` "the same message": both are hashes under the ledger's key (`fade.requests.sealing`)."""
 
 log = sa.Table(
     "log",
@@ -111,8 +114,10 @@ head = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("seq", _BIG, nullable=False),
     sa.Column("hash", sa.String(64), nullable=False),
+    sa.Column("key_id", sa.String(16)),
 )
-"""One row: the chain's end. Whoever appends locks it first, and a log that was cut off no longer fits it."""
+"""One row: the chain's end, and which key the ledger was made with. Whoever appends locks it first, and a log that was
+cut off no longer fits it."""
 
 outbox = sa.Table(
     "outbox",
@@ -157,12 +162,19 @@ def open_engine(url: URL) -> Engine:
     """An engine whose transactions take SQLite's write lock at their beginning, unless they only read."""
     if url.drivername == "sqlite":
         if url.database:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(url, connect_args={"timeout": 60})
+            _make_private(Path(url.database))
+        engine = sa.create_engine(url, connect_args={"timeout": 60}, hide_parameters=True)
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
-    return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+    return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10}, hide_parameters=True)
+
+
+def _make_private(path: Path) -> None:
+    """An empty file that its owner alone reads: it will hold names. SQLite's journals take its mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -203,6 +215,8 @@ def upgrade(engine: Engine) -> None:
     if found is not None and found > HEAD:
         raise RegistryError(f"The ledger was made by a newer version ({found}; this one knows {HEAD}). Update fade.")
     if engine.dialect.name == "sqlite":
+        if engine.url.database:
+            Path(engine.url.database).chmod(0o600)  # an older version made it as the umask said
         with FileLock(f"{engine.url.database}.lock", timeout=120), engine.begin() as connection:
             _run_migrations(connection)
     else:

@@ -71,7 +71,7 @@ def variables(given: argparse.Namespace, databases: dict[str, str]) -> dict[str,
         "FADE_QUEUE_URL": given.queue,
         **{
             f"FADE_{name}": secrets.token_urlsafe(24)
-            for name in ("INTAKE_TOKEN", "SERVICE_TOKEN", "WEBHOOK_SECRET", "MLFLOW_WEBHOOK_SECRET")
+            for name in ("LEDGER_KEY", "INTAKE_TOKEN", "SERVICE_TOKEN", "WEBHOOK_SECRET", "MLFLOW_WEBHOOK_SECRET")
         },
         "PREFECT_API_URL": f"http://127.0.0.1:{ports['NATIVE_PREFECT_PORT']}/api",
         "PREFECT_API_DATABASE_CONNECTION_URL": address(given.postgresql, "asyncpg", databases["prefect"]),
