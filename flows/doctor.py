@@ -23,6 +23,7 @@ from fade.environment import FILE, environment, readable_by_others
 from fade.errors import ConfigError, FadeError, RegistryError, listing
 from fade.lineage import ROOT
 from fade.requests import brokers, intake, sealing, tables
+from fade.requests.records import clock, utc_now
 from flows.services import HOST
 from flows.settings import SERVICES, STATE
 
@@ -30,6 +31,7 @@ Verdict = Literal["ok", "warn", "fail"]
 PORTS = {"MLflow": 5000, "Prefect": 4200, "fade serve": 8080, "fade intake-http": 8700}
 DISK_FAIL_BYTES, DISK_WARN_BYTES = 1_000_000_000, 5_000_000_000
 """A demo writes a few hundred megabytes; a full disk in the middle of a step costs the step."""
+CLOCK_SECONDS = 5.0
 MUST = {"fastapi": "0.151", "sqlalchemy": "2.1"}
 """Versions from which on Prefect 3.8 starts no server (FastAPI) or never schedules (SQLAlchemy)."""
 
@@ -183,7 +185,7 @@ def _listens(port: int) -> bool:
 
 
 def ledger(url: str | None = None) -> Finding:
-    """The ledger's database answers, its tables are this version's, and its key is here."""
+    """The ledger's database answers, its tables are this version's, its key is here, and its clock is ours."""
     found = tables.ledger_url(url or environment().ledger_url)
     if found.drivername == "sqlite" and not Path(found.database or "").is_file():
         return Finding("ledger", "ok", f"{found.database} is made at first use")
@@ -193,12 +195,16 @@ def ledger(url: str | None = None) -> Finding:
         if revision == tables.HEAD:
             with engine.connect().execution_options(fade_reading=True) as connection:
                 sealing.fitting_key(connection)
+                ahead = (utc_now() - clock(connection)).total_seconds()
     except ConfigError as error:
         return Finding("ledger", "fail", str(error), "Copy the key to this machine")
     finally:
         engine.dispose()
     said = f"{found.render_as_string()} has tables {revision}"
     if revision == tables.HEAD:
+        if abs(ahead) > CLOCK_SECONDS:
+            said += f"; this machine's clock differs from its by {abs(ahead):.0f} s"
+            return Finding("ledger", "warn", said, "Set the clock (NTP): signed webhooks and hooks go by it")
         return Finding("ledger", "ok", said)
     if revision is not None and revision > tables.HEAD:
         return Finding("ledger", "fail", f"{said}; this version knows {tables.HEAD}", "Update fade")

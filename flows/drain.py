@@ -26,6 +26,7 @@ from fade.environment import environment
 from fade.errors import ConfigError, DataError, FadeError, LeaseLostError, LineageError, RegistryError, ResourceError
 from fade.files import read_json, read_yaml
 from fade.requests import leases
+from fade.requests.in_force import erased_among, settled_by, wanted_by_erasure
 from fade.requests.leases import Lease
 from fade.requests.ledger import Ledger
 from fade.requests.records import Record
@@ -134,7 +135,7 @@ def withdraw_cancelled(ledger: Ledger) -> list[str]:
     """
     try:
         offered = {version.erasure: version for version in _tracking.versions() if version.offered}
-        wanted = ledger.wanted_by_erasure(list(offered))
+        wanted = wanted_by_erasure(ledger, list(offered))
         gone = [version for erasure, version in offered.items() if wanted.get(erasure) is False]
         for version in gone:
             _tracking.withdraw(version, "every request for it was cancelled")
@@ -171,7 +172,7 @@ def forgotten(ledger: Ledger, record: Record, concepts: Mapping[str, Concept]) -
     the surrogate's own erasure would come undone once both are live.
     """
     called = {name: one.name for one in concepts.values() for name in (one.name, *one.aliases)}
-    return sorted({called[name] for name in ledger.erased_among(called, record.base, besides=record.id)})
+    return sorted({called[name] for name in erased_among(ledger, called, record.base, besides=record.id)})
 
 
 def _settle(record: Record, other: Record) -> dict[str, Any]:
@@ -194,7 +195,7 @@ def _erase(ledger: Ledger, lease: Lease, place: list[Path], sign: Callable[[], N
     record = lease.request
     if record.concept is None:
         raise DataError("The request names no concept. Give one: fade request release ID --concept NAME.")
-    if (other := ledger.settled_by(record)) is not None:
+    if (other := settled_by(ledger, record)) is not None:
         return _settle(record, other)
     ensure_catalog(Path(CATALOG))
     known = load_concepts(Path(CATALOG))

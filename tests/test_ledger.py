@@ -27,6 +27,7 @@ from fade.lineage import ROOT
 from fade.requests import leases, messages, tables
 from fade.requests.deadlines import warn
 from fade.requests.durations import Durations
+from fade.requests.in_force import erased_among, settled_by
 from fade.requests.ledger import Ledger
 from fade.requests.messages import Message, make_message, read_message
 from fade.requests.states import TRANSITIONS, State, check_transition
@@ -119,12 +120,30 @@ def test_who_names_pictures_of_their_own_is_no_duplicate(ledger: Ledger, own: di
     assert (record.state, record.duplicate_of) == (State.SCHEDULED, None)
     late = NOW + timedelta(days=40)
     assert record.id in {one.request.id for one in warn(ledger, days=7, now=late)}  # its deadline counts
-    settled = ledger.settled_by(record)
+    settled = settled_by(ledger, record)
     assert settled is not None
     assert settled.id == first.id
     ledger.minimise(first.id, actor=ACTOR, reason="over")
     again, _ = ledger.submit(ask(pictures=("p1",)), actor=ACTOR)
     assert again.state is State.SCHEDULED  # nobody knows any more whose pictures were meant
+
+
+def test_once_one_of_two_candidates_is_in_force_the_other_is_due_to_be_settled_by_it(ledger: Ledger) -> None:
+    """An adapter for a concept that another one erases cannot go live; its request must not wait for it for ever."""
+    first, _ = ledger.submit(ask(), actor=ACTOR, now=NOW)
+    own, _ = ledger.submit(ask(pictures=("p2",)), actor=ACTOR, now=NOW)
+    same, _ = ledger.submit(ask(), actor=ACTOR, now=NOW)
+    elsewhere, _ = ledger.submit(ask(base="other"), actor=ACTOR, now=NOW)
+    for record, erasure in ((first, "e1"), (own, "e2"), (same, "e1"), (elsewhere, "e3")):
+        for state in (State.RUNNING, State.CANDIDATE):
+            ledger.transition(record.id, state, actor=ACTOR, reason="on", erasure_id=erasure)
+    ledger.transition(first.id, State.LIVE, actor=ACTOR, reason="released")
+    states = [ledger.get(record.id).state for record in (first, own, same, elsewhere)]
+    assert states == [State.LIVE, State.SCHEDULED, State.CANDIDATE, State.CANDIDATE]
+    settled = settled_by(ledger, ledger.get(own.id))
+    assert settled is not None
+    assert settled.erasure_id == "e1"
+    ledger.verify()
 
 
 def test_a_duplicate_is_due_once_what_closed_it_is_no_longer_in_force(ledger: Ledger) -> None:
@@ -149,10 +168,10 @@ def test_what_is_erased_is_known_however_many_there_are_and_without_its_name(led
     with ledger.engine.begin() as connection:  # by hand, as 3,300 transitions would take their time
         changed = sa.update(tables.requests).where(tables.requests.c.concept != "thing 7")
         connection.execute(changed.values(state="live", erasure_id="e1", concept=None))
-    found = ledger.erased_among([*names, "other"], "data/base/canvas/", besides="")
+    found = erased_among(ledger, [*names, "other"], "data/base/canvas/", besides="")
     assert found == {*names} - {"thing 7"}
     assert len(ledger.find()) == 1100
-    assert ledger.erased_among(names, "other", besides="") == set()
+    assert erased_among(ledger, names, "other", besides="") == set()
 
 
 def test_a_deadline_is_told_when_it_is_near_and_over_and_again_after_an_extension(ledger: Ledger) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
@@ -17,15 +17,13 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DataError as ValueRefused
-from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from fade.environment import environment
-from fade.errors import ConfigError, ConflictError, DataError, RegistryError, TransitionError
+from fade.errors import ConfigError, ConflictError, TransitionError
 from fade.requests import chain, tables
 from fade.requests.chain import ChainReport, Event
 from fade.requests.entering import conflict, enter, in_force, known_bodies
-from fade.requests.messages import Message, concept_digest, make_message
+from fade.requests.messages import Message, make_message
 from fade.requests.records import (
     Entry,
     Record,
@@ -39,7 +37,7 @@ from fade.requests.records import (
     update,
 )
 from fade.requests.sealing import OPTION, fitting_key, keyed
-from fade.requests.states import IN_FORCE, OPEN, State, check_transition
+from fade.requests.states import OPEN, State, check_transition
 from fade.requests.tables import requests
 
 logger = logging.getLogger(__name__)
@@ -83,7 +81,7 @@ class Ledger:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that holds the chain's head from its beginning."""
-        with _reached(), self.engine.execution_options(**{OPTION: self.key}).begin() as connection:
+        with tables.reached(), self.engine.execution_options(**{OPTION: self.key}).begin() as connection:
             connection.info.pop(chain.WRITTEN, None)
             chain.lock_head(connection)
             yield connection
@@ -96,13 +94,13 @@ class Ledger:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that only reads, and blocks nobody."""
-        with _reached(), self.engine.connect().execution_options(fade_reading=True) as connection:
+        with tables.reached(), self.engine.connect().execution_options(fade_reading=True) as connection:
             yield connection
 
     @contextmanager
     def signing(self) -> Iterator[Connection]:
         """A transaction that writes and logs nothing, so that it need not wait for the chain's head."""
-        with _reached(), self.engine.begin() as connection:
+        with tables.reached(), self.engine.begin() as connection:
             yield connection
 
     # Coming in
@@ -327,40 +325,6 @@ class Ledger:
         with self.reading() as connection:
             return select_records(connection, *wanted, limit=limit)
 
-    def erased_among(self, names: Iterable[str], base: str, *, besides: str) -> set[str]:
-        """Which of these concepts another request than ``besides`` has erased on a base, or made a candidate of.
-
-        Asked by ``concept_key``, so that a request whose names were forgotten still counts.
-        """
-        keys: dict[str, set[str]] = {}
-        for name in names:
-            keys.setdefault(keyed(self.key, concept_digest(name, base)), set()).add(name)
-        asked = sa.select(requests.c.concept_key).where(
-            requests.c.concept_key.in_(list(keys)),
-            requests.c.state.in_((State.CANDIDATE, *IN_FORCE)),
-            requests.c.id != besides,
-        )
-        with self.reading() as connection:
-            return set().union(*(keys[key] for key in connection.scalars(asked)))
-
-    def settled_by(self, record: Record) -> Record | None:
-        """Another request whose erasure of the same concept on the same base is in force; None if there is none."""
-        if record.concept is None:
-            return None
-        key = keyed(self.key, concept_digest(record.concept, record.base))
-        wanted = (requests.c.concept_key == key, requests.c.state.in_(IN_FORCE), requests.c.erasure_id.is_not(None))
-        with self.reading() as connection:
-            found = select_records(connection, *wanted, requests.c.id != record.id, limit=1)
-        return found[0] if found else None
-
-    def wanted_by_erasure(self, erasures: Sequence[str]) -> dict[str, bool]:
-        """For each erasure that requests led to: whether one of them was not cancelled."""
-        kept = sa.func.sum(sa.case((requests.c.state == State.CANCELLED, 0), else_=1))
-        asked = sa.select(requests.c.erasure_id, kept).where(requests.c.erasure_id.in_(erasures))
-        with self.reading() as connection:
-            found = connection.execute(asked.group_by(requests.c.erasure_id))
-            return {str(erasure): count > 0 for erasure, count in found}
-
     def history(
         self,
         *,
@@ -387,27 +351,5 @@ class Ledger:
         options = {OPTION: self.key, "fade_reading": True}
         if self.engine.dialect.name == "postgresql":
             options["isolation_level"] = "REPEATABLE READ"
-        with _reached(), self.engine.connect().execution_options(**options) as connection:
+        with tables.reached(), self.engine.connect().execution_options(**options) as connection:
             return chain.verify(connection)
-
-
-@contextmanager
-def _reached() -> Iterator[None]:
-    try:
-        yield
-    except (ValueRefused, IntegrityError, UnicodeEncodeError) as error:
-        raise _refused_value(error) from None
-    except DBAPIError as error:
-        raise RegistryError(
-            f"The ledger's database refused or cannot be reached: {str(error.orig).splitlines()[0]}. "
-            "Nothing of this transaction was kept; try again when it runs."
-        ) from error
-    except StatementError as error:
-        raise _refused_value(error.orig or error) from None
-
-
-def _refused_value(error: BaseException) -> DataError:
-    return DataError(
-        f"The ledger's database does not take a value of this request ({type(error).__name__}). "
-        "Nothing of this transaction was kept. Correct the request."  # without the value, which may be a name
-    )

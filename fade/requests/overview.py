@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from fade.requests.ledger import Ledger
-from fade.requests.records import Record, to_record, utc_now
+from fade.requests.records import Record, clock, to_record
 from fade.requests.states import OPEN, State
 from fade.requests.tables import outbox, requests
 
@@ -32,8 +32,8 @@ class Overview:
 
 def overview(ledger: Ledger, *, limit: int = 20, now: datetime | None = None) -> Overview:
     """Counts over all requests, and the open ones by deadline, those that run first."""
-    now = now or utc_now()
     with ledger.reading() as connection:
+        now = now or clock(connection)
         counted = connection.execute(sa.select(requests.c.state, sa.func.count()).group_by(requests.c.state))
         counts = {str(state): int(count) for state, count in counted}
         late = sa.select(sa.func.count()).where(requests.c.state.in_(OPEN), requests.c.due_at < now)
@@ -52,7 +52,7 @@ def overview(ledger: Ledger, *, limit: int = 20, now: datetime | None = None) ->
 
 def near_deadlines(ledger: Ledger, *, days: float, now: datetime | None = None) -> list[Record]:
     """Open requests whose deadline is nearer than ``days``, or over."""
-    end = (now or utc_now()) + timedelta(days=days)
     with ledger.reading() as connection:
+        end = (now or clock(connection)) + timedelta(days=days)
         asked = sa.select(requests).where(requests.c.state.in_(OPEN), requests.c.due_at <= end)
         return [to_record(dict(row)) for row in connection.execute(asked.order_by(requests.c.due_at)).mappings()]

@@ -177,6 +177,8 @@ def change(
     log_events(connection, [event], {record.id: row})
     if record.state in IN_FORCE and after not in IN_FORCE:
         _open_duplicates(connection, record.id, now=now)
+    if record.state not in IN_FORCE and after in IN_FORCE:
+        _take_up_others(connection, row, now=now)
 
 
 def _open_duplicates(connection: Connection, request_id: str, *, now: datetime) -> None:
@@ -187,6 +189,18 @@ def _open_duplicates(connection: Connection, request_id: str, *, now: datetime) 
             connection, record, State.SCHEDULED, actor="ledger", now=now, erasure_id=None, duplicate_of=None,
             reason=f"the erasure of request {request_id} is no longer in force",
         )  # fmt: skip
+
+
+def _take_up_others(connection: Connection, row: Mapping[str, Any], *, now: datetime) -> None:
+    """Requests whose own erasure of what is in force now cannot go live any more are due: the drain settles them."""
+    theirs = (
+        requests.c.concept_key == row["concept_key"],
+        requests.c.state.in_((State.CANDIDATE, State.REJECTED)),
+        requests.c.erasure_id != row["erasure_id"],
+    )
+    for record in select_records(connection, *theirs):
+        said = f"the same concept is erased on this base by request {row['id']}, whose erasure is in force"
+        change(connection, record, State.SCHEDULED, actor="ledger", now=now, reason=said)
 
 
 def log_events(connection: Connection, events: Sequence[Event], rows: Mapping[str, Mapping[str, Any]]) -> None:

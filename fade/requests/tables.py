@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import sqlalchemy as sa
 from filelock import FileLock
 from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, StatementError
+from sqlalchemy.exc import DataError as ValueRefused
 
-from fade.errors import ConfigError, RegistryError
+from fade.errors import ConfigError, DataError, RegistryError
 
 DEFAULT_URL = "sqlite:///.fade/ledger.db"
 HEAD = "0002"
@@ -186,6 +188,29 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     reading = connection.get_execution_options().get("fade_reading", False)
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+@contextlib.contextmanager
+def reached() -> Iterator[None]:
+    """What a database refuses is one of our errors: a value of the request, or that it cannot be reached."""
+    try:
+        yield
+    except (ValueRefused, IntegrityError, UnicodeEncodeError) as error:
+        raise _refused_value(error) from None
+    except DBAPIError as error:
+        raise RegistryError(
+            f"The ledger's database refused or cannot be reached: {str(error.orig).splitlines()[0]}. "
+            "Nothing of this transaction was kept; try again when it runs."
+        ) from error
+    except StatementError as error:
+        raise _refused_value(error.orig or error) from None
+
+
+def _refused_value(error: BaseException) -> DataError:
+    return DataError(
+        f"The ledger's database does not take a value of this request ({type(error).__name__}). "
+        "Nothing of this transaction was kept. Correct the request."  # without the value, which may be a name
+    )
 
 
 def revision(engine: Engine) -> str | None:

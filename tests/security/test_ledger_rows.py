@@ -185,6 +185,8 @@ def test_the_key_is_made_once_for_its_owner_alone_and_is_the_same_everywhere(
         monkeypatch.setenv(sealing.KEY_VARIABLE, first.decode())
         ledger.submit(ask("horse"), actor=ACTOR)
         assert doctor.ledger(address).verdict == "ok"
+        monkeypatch.setattr(doctor, "utc_now", lambda: datetime(2040, 1, 1, tzinfo=UTC))
+        assert "clock differs" in doctor.ledger(address).said
         assert ledger.verify().rows == 6
 
 

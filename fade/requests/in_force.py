@@ -1,0 +1,51 @@
+"""What requests have erased: which concepts, by whose request, and which erasures somebody still wants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import sqlalchemy as sa
+
+from fade.requests.ledger import Ledger
+from fade.requests.messages import concept_digest
+from fade.requests.records import Record, select_records
+from fade.requests.sealing import keyed
+from fade.requests.states import IN_FORCE, State
+from fade.requests.tables import requests
+
+
+def erased_among(ledger: Ledger, names: Iterable[str], base: str, *, besides: str) -> set[str]:
+    """Which of these concepts another request than ``besides`` has erased on a base, or made a candidate of.
+
+    Asked by ``concept_key``, so that a request whose names were forgotten still counts.
+    """
+    keys: dict[str, set[str]] = {}
+    for name in names:
+        keys.setdefault(keyed(ledger.key, concept_digest(name, base)), set()).add(name)
+    asked = sa.select(requests.c.concept_key).where(
+        requests.c.concept_key.in_(list(keys)),
+        requests.c.state.in_((State.CANDIDATE, *IN_FORCE)),
+        requests.c.id != besides,
+    )
+    with ledger.reading() as connection:
+        return set().union(*(keys[key] for key in connection.scalars(asked)))
+
+
+def settled_by(ledger: Ledger, record: Record) -> Record | None:
+    """Another request whose erasure of the same concept on the same base is in force; None if there is none."""
+    if record.concept is None:
+        return None
+    key = keyed(ledger.key, concept_digest(record.concept, record.base))
+    wanted = (requests.c.concept_key == key, requests.c.state.in_(IN_FORCE), requests.c.erasure_id.is_not(None))
+    with ledger.reading() as connection:
+        found = select_records(connection, *wanted, requests.c.id != record.id, limit=1)
+    return found[0] if found else None
+
+
+def wanted_by_erasure(ledger: Ledger, erasures: Sequence[str]) -> dict[str, bool]:
+    """For each erasure that requests led to: whether one of them was not cancelled."""
+    kept = sa.func.sum(sa.case((requests.c.state == State.CANCELLED, 0), else_=1))
+    asked = sa.select(requests.c.erasure_id, kept).where(requests.c.erasure_id.in_(erasures))
+    with ledger.reading() as connection:
+        found = connection.execute(asked.group_by(requests.c.erasure_id))
+        return {str(erasure): count > 0 for erasure, count in found}
