@@ -31,8 +31,10 @@ format: install
 	ruff format .
 	ruff check --fix .
 
+# The lock file says what was made; the file beside it, on which kind of processor.
 repro: install
 	dvc repro
+	python -m tasks._versioning --recorded-here
 
 install: $(VENV)/installed
 

@@ -13,6 +13,7 @@ from typing import Any
 
 _PACKAGES = ("fade", "tasks", "flows")
 _LIBRARIES = ("torch", "diffusers", "peft", "transformers", "safetensors", "numpy", "pandas", "pillow", "scipy")
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -82,12 +83,21 @@ def git_state(folder: Path = ROOT) -> dict[str, str]:
     return {"commit": commit, "dirty": str(bool(changes)).lower()}
 
 
-def made_on() -> dict[str, Any]:
-    """Commit, libraries and machine, for a result that is kept."""
+def _processor(field: str) -> str:
+    """A field of /proc/cpuinfo, of the first core; empty where there is none."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.partition("\t")[0].strip() == field), "")
+
+
+def processor_kind() -> list[str]:
+    """What decides which of a library's routines a processor runs, and so the last bits of what it computes."""
+    return [platform.machine(), *(name for name in _INSTRUCTIONS if name in _processor("flags").split())]
+
+
+def made_on() -> dict[str, Any]:
+    """Commit, libraries and machine, for a result that is kept."""
+    processor = _processor("model name") or platform.processor()
     return {
         "git": git_state(),
         "libraries": library_versions(),

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 
 from fade.environment import FILE, environment, readable_by_others
 from fade.errors import ConfigError, FadeError, RegistryError, listing
-from fade.lineage import ROOT
+from fade.files import read_json
+from fade.lineage import ROOT, processor_kind
 from fade.requests import brokers, intake, sealing, tables
 from fade.requests.records import clock, utc_now
 from flows.services import HOST
@@ -245,6 +246,23 @@ def server(name: str, variable: str, health: str, embedded: str) -> Finding:
         return Finding(name, "fail", f"{url} does not answer: {error}", f"Start it, or unset {variable} to use none")
 
 
+def recorded(root: Path = ROOT, here: list[str] | None = None) -> Finding:
+    """Whether `dvc repro` can give the recorded hashes on this kind of processor."""
+    path = root / "data/recorded-on.json"
+    if not path.is_file():
+        return Finding("recorded hashes", "ok", "none are kept here")
+    there, here = read_json(path)["processor"], here or processor_kind()
+    if there == here:
+        return Finding("recorded hashes", "ok", f"made on a processor of this kind ({', '.join(here)})")
+    return Finding(
+        "recorded hashes",
+        "warn",
+        f"dvc.lock was made on {', '.join(there)}, this is {', '.join(here)}: other routines round the last bits "
+        "otherwise, so `dvc repro` gives other hashes here",
+        "Audit on a processor of that kind, or compare by `fade audit`, which says by how much they differ",
+    )
+
+
 def files(root: Path = Path()) -> Finding:
     """The shipped base and judges are there and whole enough to load."""
     wanted = ("data/base/canvas/model_index.json", "data/judges")
@@ -269,6 +287,7 @@ CHECKS: tuple[tuple[str, Callable[[], Finding]], ...] = (
     ("gpu", gpu),
     ("programs", programs),
     ("files", files),
+    ("recorded hashes", recorded),
     ("disk", disk),
     ("permissions", permissions),
     ("ports", ports),

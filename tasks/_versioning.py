@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,14 +29,15 @@ from filelock import FileLock
 
 from fade.config import ATTACKED, DRAWN_BY, GENERATED
 from fade.errors import LineageError
-from fade.files import sha256_file, writing
-from fade.lineage import ROOT, module_closure
+from fade.files import sha256_file, write_json, writing
+from fade.lineage import ROOT, library_versions, module_closure, processor_kind
 from fade.models.source import is_hub_name
 from fade.steps.request import BASE, CATALOG, JUDGES
 
 logging.getLogger("dvc").setLevel(logging.WARNING)
 logging.getLogger("dvc_data").setLevel(logging.ERROR)  # it warns of each output that a stage has yet to make
 logger = logging.getLogger(__name__)
+RECORDED_ON = Path("data/recorded-on.json")
 BEFORE = "dvc.lock.before"
 """What ``dvc.lock`` was, while a step is recorded; still there later, the record was cut off."""
 
@@ -253,19 +255,6 @@ def write_root_pipeline() -> None:
     )
     with writing(ROOT / "dvc.yaml") as temporary:
         temporary.write_text(header + yaml.safe_dump(root_pipeline(), sort_keys=False))
-
-
-def reproduce(stage: str) -> None:
-    """Run a stage of the project's ``dvc.yaml`` unless it is current.
-
-    Raises:
-        LineageError: the stage fails.
-    """
-    with _repo() as repo:
-        try:
-            repo.reproduce(stage)
-        except DvcException as error:
-            raise LineageError(f"`dvc repro {stage}` failed: {error}") from error
 
 
 @contextmanager
@@ -491,5 +480,13 @@ def md5_of(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
+def record_machine() -> None:
+    """Write beside the lock file on which kind of processor, with which libraries, its hashes were made."""
+    write_json(ROOT / RECORDED_ON, {"processor": processor_kind(), "libraries": library_versions()})
+
+
 if __name__ == "__main__":
-    write_root_pipeline()
+    if sys.argv[1:] == ["--recorded-here"]:
+        record_machine()
+    else:
+        write_root_pipeline()

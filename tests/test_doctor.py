@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fade.files import read_json
+from fade.files import read_json, write_json
 from fade.requests.ledger import Ledger
 from flows import doctor
 from flows.cli import app
@@ -48,6 +48,11 @@ def _constraints(folder: Path, text: str) -> Path:
     return path
 
 
+def _recorded(folder: Path) -> Path:
+    write_json(folder / "data/recorded-on.json", {"processor": ["x86_64", "avx2"]})
+    return folder
+
+
 @pytest.mark.parametrize(
     ("look", "verdict", "said", "do"),
     [
@@ -63,6 +68,9 @@ def _constraints(folder: Path, text: str) -> Path:
         (lambda _: doctor.queue("kafka://host"), "warn", "not checked", ""),
         (lambda t: doctor.queue(f"folder:{t}"), "ok", "folder", ""),
         (doctor.files, "fail", "missing: data/base/canvas", "git checkout"),
+        (doctor.recorded, "ok", "none are kept", ""),
+        (lambda t: doctor.recorded(_recorded(t), ["x86_64", "avx2"]), "ok", "of this kind", ""),
+        (lambda t: doctor.recorded(_recorded(t), ["arm64"]), "warn", "made on x86_64, avx2, this is arm64", "Audit"),
     ],
 )
 def test_each_check_sees_its_fault_and_says_what_to_do(
