@@ -246,13 +246,17 @@ class Gate(_Settings):
     """What an erasure must reach to be offered for approval (fractions of 1).
 
     ``ua``, ``ira_loss`` and ``cra_loss`` are asked of the figures themselves, ``sure`` of their bounds; without
-    ``sure`` the bounds are not asked. ``attacks``: the most that an attack's upper bound may reach, by its name; an
-    erasure runs them before it is judged, and one that was not run does not pass.
+    ``sure`` the bounds are not asked. ``recognised``: of the base's own pictures, so that no judge decides what it
+    cannot see; an erasure of which that is not sure is *unjudged*. ``attacks``: the most that an attack's upper bound
+    may reach, by its name; an erasure runs them before it is judged, and one that was not run does not pass.
     """
 
     ua: float = Field(0.99, ge=0, le=1, description="least UA")
     ira_loss: float = Field(0.01, ge=0, le=1, description="most that IRA may lose")
     cra_loss: float = Field(0.01, ge=0, le=1, description="most that CRA may lose")
+    recognised: float = Field(
+        0.5, ge=0, le=1, description="least share the judge surely recognises before, lower bound"
+    )
     sure: Sure | None = None
     attacks: dict[str, float] | None = Field(None, description="attack to the most of its upper bound")
 

@@ -19,11 +19,11 @@ from fade.concepts import Concept
 from fade.config import EvaluateSettings
 from fade.data.catalog import find_concept, load_concepts
 from fade.data.splits import NOTHING
-from fade.errors import ConfigError, DataError, listing
+from fade.errors import ConfigError, DataError
 from fade.evaluation.accuracy import rate
-from fade.evaluation.judges import load_judge
+from fade.evaluation.judges import check_known
 from fade.files import read_json, write_json
-from fade.steps.evaluate import JUDGES, domains, further_seeds
+from fade.steps.evaluate import domains, further_seeds
 from fade.steps.request import AUTO
 from fade.steps.train import Progress, judges_identity, train_judges
 from flows.studies import Cell, Study, plan, run_study
@@ -68,7 +68,7 @@ def plan_classes(
     objects, styles = domains(concepts)
     if len(objects) < 2:
         raise ConfigError(f"{catalog} has {len(objects)} class: IRA is of the others, so two are needed at least.")
-    _check_judges(judges, objects, styles, catalog)
+    check_known(judges, concepts.values(), catalog=catalog)
     pairs = []
     for given in forget or objects:
         name, _, surrogate = given.partition(":")
@@ -88,17 +88,6 @@ def plan_classes(
 def _surrogate(concept: Concept, concepts: Mapping[str, Concept]) -> str:
     others = [one for one in concepts.values() if one.kind == concept.kind and one != concept and not one.person]
     return AUTO if others else NOTHING
-
-
-def _check_judges(judges: Path, objects: Sequence[str], styles: Sequence[str], catalog: Path) -> None:
-    for name in JUDGES:
-        judge = load_judge(judges, name, called=[*objects, *styles])
-        known = {*judge.objects, *judge.styles}
-        if missing := [one for one in (*objects, *styles) if one not in known]:
-            raise ConfigError(
-                f"The judge {name!r} in {judges} does not know {listing(missing)} of {catalog}. Leave --judges out to "
-                "train judges on the set's pictures, or train them: fade classifier train."
-            )
 
 
 def judges_for(catalog: Path, params: Mapping[str, Any]) -> tuple[Path, Any]:

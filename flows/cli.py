@@ -172,6 +172,7 @@ def _erase(request: Request, json_file: Path | None, *, begun: float) -> None:
     from flows.demo import figures_row
     from flows.erase import erase as erase_flow
     from flows.erase import prepare_folder
+    from tasks._tracking import FOR_A_PERSON
 
     folder = prepare_folder(request)
     for one in request.pairs:
@@ -183,8 +184,8 @@ def _erase(request: Request, json_file: Path | None, *, begun: float) -> None:
     console.print(f"Before/after: {folder}/evaluation/sheet.png   Data Docs: {folder}/docs/index.html")
     if version.gate == "passed":
         console.print(f"Look at it, then: [bold]fade approve {request.id}[/bold]")
-    elif version.gate == "borderline":
-        console.print("[bold yellow]Borderline[/bold yellow]: " + "; ".join(_reasons(folder)))
+    elif version.gate in FOR_A_PERSON:
+        console.print(f"[bold yellow]{version.gate.capitalize()}[/bold yellow]: " + "; ".join(_reasons(folder)))
         console.print(f"Read {folder}/evaluation/report.html, then: fade approve {request.id} --because 'your reason'")
     else:
         console.print("[bold red]The gate failed[/bold red]: " + "; ".join(_reasons(folder)))
@@ -226,15 +227,16 @@ def generate(
 @app.command("list")
 @guarded
 def list_adapters(json_file: JsonOption = None) -> None:
-    """List every registered adapter."""
+    """List every registered adapter; seen: how much of the concept the judge names in the base's own pictures."""
     from tasks import _tracking
 
     found = _tracking.versions()
-    table = Table("adapter", "version", "kind", "gate", "UA", "inversion", "IRA", "CRA", "drift", "aliases")
+    table = Table("adapter", "version", "kind", "gate", "seen", "UA", "inversion", "IRA", "CRA", "drift", "aliases")
     for version in found:
         depth = "not measured" if version.inversion is None else f"{version.inversion:.0%}"
+        seen = "not measured" if version.recognised is None else f"{version.recognised:.0%}"
         table.add_row(
-            *(version.model, str(version.version), version.kind, version.gate),
+            *(version.model, str(version.version), version.kind, version.gate, seen),
             *(f"{version.ua:.2%}", depth, f"{version.ira:.2%}", f"{version.cra:.2%}"),
             *(f"{version.drift:.4f}", ", ".join(version.aliases)),
         )

@@ -42,6 +42,7 @@ def train_base(
 
     Beside the folder, OUT.report holds a sheet of its pictures and, with --judges, how well they are recognised.
     """
+    from fade.evaluation.judges import JUDGES
     from fade.files import read_json, read_yaml
     from fade.steps import train
     from tasks import _versioning
@@ -60,7 +61,7 @@ def train_base(
         console.print("How well it is recognised: give --judges (fade classifier train).", highlight=False)
     else:
         table = Table("judge", "object recognised", "style recognised", "called scrambled")
-        for name in train.JUDGES:
+        for name in JUDGES:
             table.add_row(name, *(f"{metrics[name][what]['value']:.1%}" for what in ("object", "style", "scrambled")))
         console.print(table)
     write_figures(json_file, {"base": str(out), "report": metrics})
@@ -76,6 +77,7 @@ def train_classifier(
     json_file: JsonOption = None,
 ) -> None:
     """Train the two judges of a catalog, which --judges takes. Cut off and asked again, it goes on."""
+    from fade.evaluation.judges import JUDGES
     from fade.files import read_json, read_yaml
     from fade.steps import train
     from tasks import _versioning
@@ -83,13 +85,13 @@ def train_classifier(
     _refuse_taken(out)
     params = copy.deepcopy(read_yaml(Path("params.yaml"))["judges"]) | {"threads": threads}
     if steps is not None:
-        for name in train.JUDGES:
+        for name in JUDGES:
             params[name]["steps"] = steps
     show_training(train.train_judges(catalog, out, params=params))
     _versioning.track(out)
     metrics = read_json(out / "metrics.json")
     table = Table("judge", "object (holdout)", "style (holdout)", "shuffled patches called scrambled", "pictures")
-    for name in train.JUDGES:
+    for name in JUDGES:
         found = metrics[name]
         shares = (found[what] for what in ("object_accuracy", "style_accuracy", "shuffled_called_scrambled"))
         table.add_row(name, *(f"{share:.1%}" for share in shares), str(found["holdout_pictures"]))

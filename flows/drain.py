@@ -212,11 +212,13 @@ def _erase(ledger: Ledger, lease: Lease, place: list[Path], sign: Callable[[], N
     sign()  # from here on the ledger knows what is made for the request
     version = erase(request.id, record.id, lease.fence)
     metrics = read_json(place[0] / "evaluation" / "metrics.json")
-    said = {"passed": "the gate passed", "borderline": "the gate is borderline: "}.get(
-        version.gate, "the gate failed: "
-    )
+    said = {
+        "passed": "the gate passed",
+        "borderline": "the gate is borderline: ",
+        "unjudged": "the erasure is unjudged: ",
+    }.get(version.gate, "the gate failed: ")
     return {
-        # A borderline one waits for a person as a candidate does, who approves it with a reason or leaves it out.
+        # What is borderline or unjudged waits for a person, who approves it with a reason or leaves it out.
         "after": State.REJECTED if version.gate == "failed" else State.CANDIDATE,
         "reason": said + "; ".join(metrics["gate"]["reasons"]),
         "erasure_id": request.id,

@@ -21,7 +21,7 @@ from fade.steps.combine import check_alike, combine
 from fade.steps.evaluate import CACHE, judge_gate
 from flows.approval import Approved, named
 from flows.settings import ERASURES
-from tasks._tracking import MODEL_PREFIX, AdapterVersion
+from tasks._tracking import FOR_A_PERSON, MODEL_PREFIX, AdapterVersion
 
 COMBINATIONS = Path("data/combinations")
 LOG = Path(".fade/combine.log")
@@ -125,7 +125,19 @@ def _holds(chosen: Sequence[Approved], new: Sequence[Approved], board: Board) ->
         if (gate := verdict_together(chosen)) is None:
             return None
     board.together |= dict.fromkeys((one.name for one in new), told(chosen, gate))
-    return "" if gate is None or gate["passed"] else f"it fails the gate: {'; '.join(gate['reasons'])}"
+    if gate is None or gate["passed"] or let_through(chosen, gate):
+        return ""
+    return f"it fails the gate: {'; '.join(gate['reasons'])}"
+
+
+def let_through(chosen: Sequence[Approved], gate: Mapping[str, Any]) -> bool:
+    """Whether a person's reason for one of these adapters covers what the gate leaves open of all of them.
+
+    What no bound or no judge decides of one is not decided by the others either: whoever let it through alone, with
+    this verdict, knew that. A failure together is let through by nobody.
+    """
+    decided = {one.version.gate for one in chosen if one.version.decision}
+    return gate["verdict"] in FOR_A_PERSON and gate["verdict"] in decided
 
 
 def told(chosen: Sequence[Approved], gate: Mapping[str, Any] | None) -> str:
@@ -134,6 +146,8 @@ def told(chosen: Sequence[Approved], gate: Mapping[str, Any] | None) -> str:
         return "nothing else is live on this base"
     figures = ", ".join(f"{name.upper()} {value:.2%}" for name, value in gate["figures"].items())
     verdict = "passes the gate" if gate["passed"] else "fails the gate"
+    if let_through(chosen, gate):
+        verdict = f"is {gate['verdict']}, as a person let through,"
     return f"{verdict} with {len(chosen) - 1} other{'s' if len(chosen) > 2 else ''} ({figures})"
 
 
@@ -156,7 +170,8 @@ def verdict_together(chosen: Sequence[Approved]) -> dict[str, Any] | None:
     found = combination_folder(chosen) / "metrics.json"
     if not found.is_file():
         return None
-    report = read_json(found)["judges"]["report"]
+    metrics = read_json(found)
+    report = {**metrics["judges"]["report"], "attacks": metrics.get("attacks", {})}
     figures = {name: report["after"][name]["value"] for name in ("ua", "ira", "cra")}
     return {**judge_gate(report, strictest([one.request.gate for one in chosen])), "figures": figures}
 
@@ -241,6 +256,10 @@ def offer_consolidated(chosen: Sequence[Approved], everything: Sequence[AdapterV
         said = "one adapter for all of it is being distilled"
     elif found[-1].gate == "passed":
         said = f"approve {named(found[-1])}, which erases all of it at once"
+    elif found[-1].gate in FOR_A_PERSON:
+        said = (
+            f"read {named(found[-1])}, which erases all of it at once and is {found[-1].gate}: a person has to decide"
+        )
     else:
         said = f"{named(found[-1])}, which erases all of it at once, failed its gate too"
     for name in failing:

@@ -54,6 +54,7 @@ def page(of: Page, *, approved: str) -> str:
         f"Gate: **{gate.get('verdict') or ('passed' if gate['passed'] else 'failed')}**."
         + "".join(f"\n- {why}" for why in gate["reasons"]),
         _table(of),
+        _recognised(of),
         f"Drift of retained pictures: {of.metrics['drift']:.4f} (RMS distance to the base's, 0 to 1).",
         f"**With everything live**: {of.together or 'not tested yet'}.",
         _depth(of),
@@ -88,6 +89,19 @@ def _table(of: Page) -> str:
         for name, base, found, least in rows
     ]
     return "\n".join(lines)
+
+
+def _recognised(of: Page) -> str:
+    """What the report judge names in the base's own pictures, beside what is asked of it."""
+    checks = {one["name"]: one for one in of.metrics["gate"].get("recognised", [])}
+    said = [
+        f"{name.upper() if len(name) == 3 else name} {found['value']:.2%} ({found['low']:.2%} - {found['high']:.2%} "
+        f"by {found['count']})"
+        for name, found in of.metrics["judges"]["report"].get("recognised", {}).items()
+    ]
+    asked = {one["asked"] for one in checks.values()}
+    least = f"; surely at least {min(asked):.0%} is asked" if asked else ""
+    return f"Recognised by the judge in the base's own pictures: {', '.join(said) or 'not measured'}{least}."
 
 
 def _depth(of: Page) -> str:

@@ -271,6 +271,9 @@ def _log_splits(run_id: str, folder: Path, lineage: Mapping[str, str]) -> None:
             mlflow.log_input(data, context=name, tags={"dvc.md5": lineage.get("dvc.splits", "unknown")})
 
 
+_ENDS = (("", "value"), ("_low", "low"), ("_high", "high"))
+
+
 def flat_figures(metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, float]:
     """Figures as MLflow metrics: the report judge's, with interval bounds, before and after."""
     judged = metrics["judges"]["report"]
@@ -280,10 +283,19 @@ def flat_figures(metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict
             figures[prefix + name] = judged[when][name]["value"]
             figures[f"{prefix}{name}_low"] = judged[when][name]["low"]
             figures[f"{prefix}{name}_high"] = judged[when][name]["high"]
+    for name, found in judged.get("recognised", {}).items():
+        figures |= {f"recognised_{name.replace(' ', '_')}{end}": found[part] for end, part in _ENDS}
     for step, spent in timings.items():
         figures[f"seconds_{step}"] = spent["seconds"]
         figures[f"peak_mib_{step}"] = spent["peak_mib"]
     return figures
+
+
+def least_recognised(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The least that the report judge recognises of an erased concept in the base's own pictures, as a tag."""
+    seen = metrics["judges"]["report"].get("recognised", {})
+    concepts = [found["value"] for name, found in seen.items() if name.startswith("concept")]
+    return {"recognised": f"{min(concepts):.4f}"} if concepts else {}
 
 
 def _log_version(
@@ -306,6 +318,7 @@ def _log_version(
         "kind": kind_of(request),
         "gate": gate,
         **{name: f"{judged[name]['value']:.4f}" for name in ("ua", "ira", "cra")},
+        **least_recognised(metrics),
     }
     for key, value in tags.items():
         client.set_model_version_tag(model, str(number), key, value)

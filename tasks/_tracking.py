@@ -15,6 +15,7 @@ from typing import Any
 
 from fade.adapters.card import CARD_NAME, load_card
 from fade.errors import LineageError, RegistryError, listing, nearest
+from fade.evaluation.gate import BORDERLINE, UNJUDGED
 from fade.files import sha256_file
 from tasks._mlflow import STUDIES, files_of, mlflow_client
 from tasks._page import ATTACK, Page, page
@@ -32,7 +33,12 @@ APPROVED, CANDIDATE = "approved", "candidate"
 JUDGED = ("ua", "ira", "cra", "scrambled", "surrogate")
 """Figures of an evaluation, by a judge."""
 RELEASE_TAG, TOGETHER_TAG, PURGED_TAG, WITHDRAWN = "release", "together", "purged", "withdrawn"
-BORDERLINE, DECISION_TAG = "borderline", "gate_decision"
+DECISION_TAG = "gate_decision"
+FOR_A_PERSON = {
+    BORDERLINE: "its figures pass the gate, not every bound is sure",
+    UNJUDGED: "the judge does not surely recognise, in the base's own pictures, what it is asked about",
+}
+"""Verdicts that only a person's reason lets through, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +48,11 @@ class AdapterVersion:
     Attributes:
         model: registered model, one for each erasure; its name holds only the erasure's id.
         aliases: among them ``candidate`` (offered) and ``approved`` (live).
-        gate: ``passed``, ``failed`` or ``borderline``, as its tag says; the release flow asks what was measured.
+        gate: ``passed``, ``failed``, ``borderline`` or ``unjudged``, as its tag says; the release flow asks the figures.
         release: what the release flow said last: ``live``, ``rolled back``, ``waiting: why``, ``refused: why``.
+        recognised: least share of an erased concept's pictures by the base in which the judge names it.
         inversion: share of pictures in which white-box inversion brings the concept back; None if not measured.
-        decision: why a person lets a borderline version pass; empty where nobody decided.
+        decision: why a person lets a borderline or unjudged version pass; empty where nobody decided.
     """
 
     model: str
@@ -63,6 +70,7 @@ class AdapterVersion:
     release: str = ""
     inversion: float | None = None
     decision: str = ""
+    recognised: float | None = None
 
     @property
     def live(self) -> bool:
@@ -173,6 +181,7 @@ def versions() -> list[AdapterVersion]:
                 release=tags.get(RELEASE_TAG, ""),
                 inversion=float(tags["inversion"]) if "inversion" in tags else None,
                 decision=tags.get(DECISION_TAG, ""),
+                recognised=float(tags["recognised"]) if "recognised" in tags else None,
             )
             found.append((version.creation_timestamp, one))
         return [version for _, version in sorted(found, key=lambda item: (item[0], item[1].version))]
@@ -201,23 +210,23 @@ def approve(name: str, number: int | None = None, *, decision: str = "") -> Adap
     """Set alias ``approved``: the version is live.
 
     Args:
-        decision: why a person lets a borderline version pass; kept on its page as the tag ``gate_decision``.
+        decision: why a person lets a borderline or unjudged version pass; kept as the tag ``gate_decision``.
 
     Raises:
-        RegistryError: unknown, its gate failed, it is borderline and nobody decided, or its files were changed since
-            registration.
+        RegistryError: unknown, its gate failed, it is a person's to decide and nobody did, or its files were changed
+            since registration.
     """
     version = find_version(name, number)
-    if version.gate == BORDERLINE and not (decision or version.decision):
+    if version.gate in FOR_A_PERSON and not (decision or version.decision):
         raise RegistryError(
-            f"{version.model} version {version.version} is borderline: its figures pass the gate, not every bound is "
-            "sure. Read its report, then approve it with --because 'your reason', or leave it out."
+            f"{version.model} version {version.version} is {version.gate}: {FOR_A_PERSON[version.gate]}. "
+            "Read its report, then approve it with --because 'your reason', or leave it out."
         )
-    if version.gate not in ("passed", BORDERLINE):
+    if version.gate not in ("passed", *FOR_A_PERSON):
         raise RegistryError(f"{version.model} version {version.version} did not pass its gate; it is not approved.")
     fetch_adapter(version)
     with mlflow_client() as client:
-        if decision and version.gate == BORDERLINE:
+        if decision and version.gate in FOR_A_PERSON:
             client.set_model_version_tag(version.model, str(version.version), DECISION_TAG, decision)
         client.set_registered_model_alias(version.model, APPROVED, str(version.version))
     return find_version(version.model, version.version)

@@ -28,6 +28,7 @@ from fade.evaluation.judges import judge_pictures, load_judge, shuffle_patches
 from fade.lineage import ROOT
 from fade.models.latents import to_tensor
 from fade.steps.evaluate import judge_gate
+from tests.figures import judged_figures
 
 CAT, NEON = Concept("cat", "object"), Concept("neon", "style")
 
@@ -105,23 +106,21 @@ def test_the_protocol_has_every_pair_with_every_seed() -> None:
     assert protocol["prompt"][0] == "a cat image in neon style."
 
 
-def _figures(ira: float, cra: float, *ua: float) -> dict[str, dict[str, Any]]:
-    erased = {f"concept {i}": {"ua": {"value": value}} for i, value in enumerate(ua)}
-    return {
-        "before": {"ira": {"value": 1.0}, "cra": {"value": 0.99}},
-        "after": {"erased": erased, "ira": {"value": ira}, "cra": {"value": cra}},
-    }
+def _figures(ira: int, cra: int, *ua: int) -> dict[str, Any]:
+    """Of 100 pictures each; the base has 100 of the erased concepts' domain right and 99 of the other one."""
+    erased = {f"concept {i}": (100, 100 - value, 100) for i, value in enumerate(ua)}
+    return judged_figures(erased, ira=(100, ira, 100), cra=(99, cra, 100))
 
 
 def test_the_gate_names_every_reason() -> None:
     gate = Gate(ua=0.99, ira_loss=0.01, cra_loss=0.01)
-    passed = judge_gate(_figures(0.99, 0.98, 0.99), gate)
+    passed = judge_gate(_figures(99, 98, 99), gate)
     assert (passed["passed"], passed["reasons"], passed["verdict"]) == (True, [], "passed")
-    failed = judge_gate(_figures(0.98, 0.97, 0.9), gate)
+    failed = judge_gate(_figures(98, 97, 90), gate)
     assert not failed["passed"]
     assert [reason.split()[0] for reason in failed["reasons"]] == ["ua", "ira", "cra"]
     # Of several concepts none may hide behind the others' figures, and none is called by its name.
-    (reason,) = judge_gate(_figures(0.99, 0.98, 1.0, 0.9, 1.0), gate)["reasons"]
+    (reason,) = judge_gate(_figures(99, 98, 100, 90, 100), gate)["reasons"]
     assert reason.startswith("ua of concept 2 is 0.9000")
 
 

@@ -27,8 +27,10 @@ from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift
 from fade.evaluation.gate import bound_checks, check, confidence_sequence, strictest, undecided, verdict
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.evaluation.paired import PRIOR, loss_bounds, mcnemar, paired_retention
+from fade.evaluation.power import least_counts, without_power
 from fade.lineage import ROOT
 from fade.steps.evaluate import further_seeds
+from tests.figures import counted, judged_figures
 
 SURE = Gate(sure=Sure())
 
@@ -72,20 +74,9 @@ def test_looking_after_every_picture_wrongly_passes_no_more_often_than_stated() 
     assert wrong_fixed > wrong_sequence  # Wilson's interval, looked at again and again, passes more of them
 
 
-def _rate(hits: int, count: int) -> dict[str, Any]:
-    return {"value": hits / count, "count": count}
-
-
-def _figures(ua: int, of: int, *, ira: int = 550, neighbour: int = 50) -> dict[str, Any]:
-    return {
-        "before": {"ira": _rate(550, 550), "cra": _rate(550, 550), "neighbours": {"x": _rate(50, 50)}},
-        "after": {
-            "erased": {"it": {"ua": _rate(ua, of)}},
-            "ira": _rate(ira, 550),
-            "cra": _rate(550, 550),
-            "neighbours": {"x": _rate(neighbour, 50)},
-        },
-    }
+def _figures(ua: int, of: int, *, seen: int | None = None) -> dict[str, Any]:
+    """One concept, named in ``seen`` of the base's pictures (all, if not given) and still in all but ``ua``."""
+    return judged_figures({"it": (of if seen is None else seen, of - ua, of)})
 
 
 def test_a_sure_erasure_passes_at_the_first_look() -> None:
@@ -93,6 +84,7 @@ def test_a_sure_erasure_passes_at_the_first_look() -> None:
     assert found["verdict"] == "passed"
     assert found["passed"]
     assert found["reasons"] == []
+    assert {one["state"] for one in found["recognised"]} == {"passed"}
     assert [one["name"] for one in found["checks"]] == ["ua", "ira", "cra", "neighbour 1"]
     assert {one["state"] for one in found["checks"]} == {"passed"}
 
@@ -114,7 +106,7 @@ def test_a_failure_is_sure_too_and_asks_for_nothing_more() -> None:
     found = verdict(bad, SURE)
     assert found["verdict"] == "failed"
     assert [reason.split()[0] for reason in found["reasons"]] == ["ua", "ua"]
-    hurt = verdict(_figures(50, 50, neighbour=20), SURE)
+    hurt = verdict(judged_figures({"it": (50, 0, 50)}, neighbours={"x": (200, 80, 200)}), SURE)
     assert hurt["verdict"] == "failed"
     assert hurt["reasons"][0].startswith("neighbour 1 is at most 0.6")
 
@@ -132,17 +124,28 @@ def test_an_attack_that_the_gate_asks_for_and_nobody_ran_is_not_passed() -> None
     missing = verdict(figures, gate)
     assert (missing["passed"], missing["verdict"]) == (False, "borderline")
     assert "was not run" in missing["reasons"][0]
-    assert verdict({**figures, "attacks": {"paraphrase_high": 0.02, "paraphrase": 0.0}}, gate)["passed"]
-    broken = verdict({**figures, "attacks": {"paraphrase_high": 0.2, "paraphrase": 0.05}}, gate)
+    assert verdict({**figures, "attacks": _attacked(0, 200)}, gate)["passed"]
+    broken = verdict({**figures, "attacks": _attacked(2, 40)}, gate)
     assert broken["verdict"] == "failed"
-    assert "up to 0.2000" in broken["reasons"][0]
+    assert "up to 0.1650" in broken["reasons"][0]
+
+
+def _attacked(hits: int, count: int) -> dict[str, Any]:
+    found = counted(hits, count)
+    return {
+        f"paraphrase{end}": found[part]
+        for part, end in (("value", ""), *((e, f"_{e}") for e in ("low", "high", "count")))
+    }
 
 
 def test_the_strictest_gate_passes_only_what_each_passes() -> None:
     loose = Gate(ua=0.5, sure=Sure(ua=0.5, neighbours_loss=None))
-    tight = Gate(ua=0.9, sure=Sure(ua=0.8, error_rate=0.01))
+    loose = loose.model_copy(update={"attacks": {"paraphrase": 0.1, "inversion": 0.5}})
+    tight = Gate(ua=0.9, recognised=0.8, sure=Sure(ua=0.8, error_rate=0.01), attacks={"inversion": 0.2})
     both = strictest([loose, Gate(), tight])
-    assert both.ua == 0.99
+    assert (both.ua, both.recognised) == (0.99, 0.8)
+    assert both.attacks == {"paraphrase": 0.1, "inversion": 0.2}
+    assert strictest([Gate(), Gate()]).attacks is None
     assert both.sure is not None
     assert (both.sure.ua, both.sure.neighbours_loss, both.sure.error_rate) == (0.8, 0.15, 0.01)
     assert strictest([Gate(), Gate()]).sure is None
@@ -234,28 +237,78 @@ def test_looking_again_and_again_at_pairs_wrongly_passes_no_more_often_than_stat
 
 
 def test_pairs_decide_sooner_where_the_base_is_seldom_right_and_little_changed() -> None:
-    count, base = 960, 0.9
-    figures = {
-        "before": {"ira": _rate(864, count), "cra": _rate(864, count), "neighbours": {}},
-        "after": {
-            "erased": {"it": {"ua": _rate(80, 80)}},
-            "ira": _rate(862, count),
-            "cra": _rate(862, count),
-            "neighbours": {},
-        },
-    }
-    pairs = {"lost": 12, "gained": 10, "count": count}
-    paired = {**figures, "paired": {"ira": pairs, "cra": pairs, "neighbours": {}}}
-    assert undecided(figures, SURE) == ["ira", "cra"]  # as figures without pairs are judged
-    assert verdict(paired, SURE)["verdict"] == "passed"
-    (_, ira, _) = bound_checks(paired, SURE)
-    assert ira.value == pytest.approx(862 / count)
-    assert ira.low == pytest.approx(base - loss_bounds(12, 10, count, 0.05)[1])
+    def moved(lost_and_gained: int, after: int = 862) -> dict[str, Any]:
+        rest = (864, after, 960)
+        return judged_figures({"it": (80, 0, 80)}, ira=rest, cra=rest, neighbours={}, swapped=lost_and_gained)
+
+    few = moved(10)
+    assert verdict(few, SURE)["verdict"] == "passed"
+    (_, ira, _) = bound_checks(few, SURE)
+    assert ira.value == pytest.approx(862 / 960)
+    assert ira.low == pytest.approx(0.9 - loss_bounds(12, 10, 960, 0.05)[1])
+    # The rate by itself would leave it open.
+    assert check("ira", 862, 960, 0.87, error=0.05, checks=3).state == "undecided"
     # Many that changed sides are many in doubt, at the same figures.
-    moved = {"lost": 92, "gained": 90, "count": count}
-    assert undecided({**figures, "paired": {"ira": moved, "cra": pairs, "neighbours": {}}}, SURE) == ["ira"]
-    lost = {"lost": 92, "gained": 0, "count": count}
-    assert verdict({**figures, "paired": {"ira": pairs, "cra": lost, "neighbours": {}}}, SURE)["verdict"] == "failed"
+    assert undecided(moved(90), SURE) == ["ira", "cra"]
+    assert verdict(moved(0, after=864 - 92), SURE)["verdict"] == "failed"
+
+
+def test_what_the_judge_does_not_know_in_the_bases_own_pictures_is_unjudged() -> None:
+    blind = _figures(50, 50, seen=0)
+    assert verdict(blind, Gate(recognised=0.0))["passed"]  # UA 100 % of a concept that no picture ever showed
+    found = verdict(blind, SURE)
+    assert (found["verdict"], found["passed"]) == ("unjudged", False)
+    (reason,) = found["reasons"]
+    assert reason.startswith("the judge recognises the concept in 0.0000 of 50 pictures of the base's own, at most 0.")
+    assert undecided(blind, SURE) == []  # more of them would show as little
+    # The rest is looked at too: what is not seen cannot be lost. Neighbours only where the gate asks for them.
+    dim = judged_figures({"it": (50, 0, 50)}, cra=(50, 50, 550), neighbours={"x": (2, 2, 50)})
+    assert [reason.split(" in ")[0] for reason in verdict(dim, SURE)["reasons"]] == [
+        "the judge recognises the other domain (cra)",
+        "the judge recognises the neighbour 1",
+    ]
+    assert len(verdict(dim, Gate())["reasons"]) == 1
+    # What fails by what can be seen is failed, whatever cannot.
+    assert verdict(_figures(20, 50, seen=0), SURE)["verdict"] == "failed"
+
+
+def test_a_judge_that_may_know_it_is_shown_more_pictures() -> None:
+    unsure = judged_figures({"one": (30, 0, 50), "two": (50, 0, 50)})
+    assert undecided(unsure, SURE) == ["base: concept 1"]
+    found = verdict(unsure, SURE)
+    assert found["verdict"] == "unjudged"
+    assert (
+        "the concept 1 in 0.6000 of 50 pictures of the base's own, surely only at least 0.3838" in found["reasons"][0]
+    )
+    assert undecided(unsure, Gate()) == []  # without bounds nothing more is drawn
+    sure = judged_figures({"one": (120, 0, 150), "two": (50, 0, 50)})
+    assert verdict(sure, SURE)["verdict"] == "passed"
+
+
+def test_a_gate_that_can_never_decide_says_so() -> None:
+    needed = least_counts(SURE)
+    for name in ("ua", "base"):
+        asked, count = {"ua": 0.85, "base": 0.5}[name], needed[name]
+        assert count is not None
+        assert confidence_sequence(count, count, 0.05)[0] >= asked > confidence_sequence(count - 1, count - 1, 0.05)[0]
+    count = needed["ira"]
+    assert count is not None
+    assert loss_bounds(0, 0, count, 0.05)[1] <= 0.03 < loss_bounds(0, 0, count - 1, 0.05)[1]
+    plenty = {"ua": 200, "ira": 2000, "cra": 2000, "neighbour": 150}
+    assert without_power(SURE, plenty) == []
+    said = without_power(SURE, {**plenty, "ua": 7})
+    assert [one.split(",")[0] for one in said] == [
+        "7 pictures can never make ua sure",
+        "7 pictures can never make base: concept sure",
+    ]
+    assert without_power(Gate(), {**plenty, "ua": 7, "neighbour": 1}) == [said[1]]
+    (impossible,) = without_power(Gate(sure=Sure(ua=1.0)), plenty)
+    assert impossible.startswith("no number of pictures can make ua sure")
+    # And in the verdict, of figures that are the best there can be.
+    (reason,) = verdict(_figures(10, 10), SURE)["reasons"]
+    assert reason.endswith("a person has to decide (10 pictures can never make ua sure, 42 are needed: give more "
+                           "evaluate.seeds or a larger gate.sure.most, or ask less)")  # fmt: skip
+    assert "never" not in " ".join(verdict(_figures(44, 48), SURE)["reasons"])
 
 
 def test_fid_equals_the_formula_and_kid_the_plain_sums() -> None:
@@ -313,7 +366,9 @@ def test_a_judges_distances_grow_with_damage_and_its_control_is_called_nothing()
     assert seen.count("scrambled") > 0.9 * len(seen)
 
 
-def test_a_borderline_version_passes_by_a_persons_reason_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_borderline_or_unjudged_version_passes_by_a_persons_reason_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from flows.approval import _check_gate
     from tasks import _tracking
 
@@ -323,6 +378,10 @@ def test_a_borderline_version_passes_by_a_persons_reason_alone(monkeypatch: pyte
     monkeypatch.setattr(_tracking, "find_version", lambda *_: version)
     with pytest.raises(RegistryError, match="--because"):
         _tracking.approve("e0")
+    unjudged = replace(version, gate="unjudged")
+    monkeypatch.setattr(_tracking, "find_version", lambda *_: unjudged)
+    with pytest.raises(RegistryError, match=r"does not surely recognise.*--because"):
+        _tracking.approve("e0")
     metrics = {"judges": {"report": _figures(10, 10)}, "adapter_sha256": "a"}
     content = json.dumps(metrics).encode()
     request: Any = SimpleNamespace(gate=SURE)
@@ -330,6 +389,11 @@ def test_a_borderline_version_passes_by_a_persons_reason_alone(monkeypatch: pyte
         _check_gate(version, request, tmp_path, content)
     decided = replace(version, decision="the pictures are right")
     _check_gate(decided, request, tmp_path, content)
+    # As with a judge that knows nothing of it.
+    blind = json.dumps({**metrics, "judges": {"report": _figures(50, 50, seen=0)}}).encode()
+    with pytest.raises(RefusedError, match="what became of it cannot be seen"):
+        _check_gate(unjudged, request, tmp_path, blind)
+    _check_gate(replace(unjudged, decision="seen by eye"), request, tmp_path, blind)
     # A reason does not help one that fails.
     metrics["judges"] = {"report": _figures(2, 10)}
     content = json.dumps(metrics).encode()

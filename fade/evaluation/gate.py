@@ -16,22 +16,31 @@ prompt and seed (``fade.evaluation.paired.loss_bounds``): the base's own figure 
 A check is passed when its bound lies above what is asked, failed when it lies below, undecided in between. An erasure
 passes only if every check does, so whatever is wrong with it must pass its own check: a bad one passes with
 probability <= error. A good one is refused if any check fails: failing is decided at error / number of checks.
+
+None of it says anything where the judge does not know what it looks at: a concept that it names in no picture is "gone"
+from every picture. So first the same is asked of what it recognises in the *base's own* pictures, those that the
+figures before are of: the erased concepts by their names, the rest of their domain, the other domain, the neighbours.
+Where that is not sure, and nothing fails, the erasure is ``unjudged``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from scipy.optimize import brentq
 from scipy.special import betaln
 
 from fade.config import Gate
+from fade.evaluation.figures import check_attacks, check_figures
 from fade.evaluation.paired import loss_bounds
+from fade.evaluation.power import ONE_LOOK_ERROR, too_few
 
 State = Literal["passed", "failed", "undecided"]
+PASSED, FAILED, BORDERLINE, UNJUDGED = "passed", "failed", "borderline", "unjudged"
+"""Verdicts. What is borderline or unjudged is not passed: a person's reason alone lets it through."""
 _EDGE = 1e-12
 
 
@@ -99,21 +108,12 @@ def _decided(name: str, value: float, bounds: tuple[float, float], count: int, a
 
 
 def bound_checks(figures: Mapping[str, Any], gate: Gate) -> list[Check]:
-    """Every check of a judge's figures that ``gate.sure`` asks for; none without it.
-
-    Figures without ``paired`` (of an evaluation before there were such) are judged as they were then: the rate's own
-    bounds against the base's figure as it was measured.
-    """
+    """Every check of a judge's figures that ``gate.sure`` asks for; none without it."""
     sure = gate.sure
     if sure is None:
         return []
-    after = figures["after"]
-    several = len(after["erased"]) > 1
-    # By number: a reason goes into the registry's page, where no name of a person may stand.
-    erased = {
-        f"ua of concept {number}" if several else "ua": found["ua"]
-        for number, found in enumerate(after["erased"].values(), start=1)
-    }
+    before, after, paired = (figures[name] for name in ("before", "after", "paired"))
+    erased = {name: found["ua"] for name, found in _numbered(after["erased"])}
     near = [] if sure.neighbours_loss is None else list(after["neighbours"])
 
     def retained(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -121,17 +121,52 @@ def bound_checks(figures: Mapping[str, Any], gate: Gate) -> list[Check]:
 
     names = ["ira", "cra", *(f"neighbour {number}" for number, _ in enumerate(near, start=1))]
     mosts = [sure.ira_loss, sure.cra_loss, *(sure.neighbours_loss or 0.0 for _ in near)]
-    bases = [found["value"] for found in retained(figures["before"])]
     error, count = sure.error_rate, len(erased) + len(names)
     checks = [check(name, _hits(ua), ua["count"], sure.ua, error=error, checks=count) for name, ua in erased.items()]
-    if "ira" in figures.get("paired", {}):
-        rows = zip(names, bases, retained(figures["paired"]), mosts, strict=True)
-        return checks + [
-            check_retained(name, base, paired, most, error=error, checks=count) for name, base, paired, most in rows
-        ]
-    rows = zip(names, bases, retained(after), mosts, strict=True)
+    rows = zip(names, retained(before), retained(paired), mosts, strict=True)
     return checks + [
-        check(name, _hits(now), now["count"], base - most, error=error, checks=count) for name, base, now, most in rows
+        check_retained(name, base["value"], pairs, most, error=error, checks=count) for name, base, pairs, most in rows
+    ]
+
+
+def recognition(figures: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """In how many of the base's own pictures a judge names what was asked for: hits and count.
+
+    By the names ``concept``, or ``concept 1`` and on of several; ``ira`` and ``cra``, the rest of the erased concepts'
+    domain and the other one; ``neighbour 1`` and on.
+    """
+    before = figures["before"]
+    erased = {
+        name.replace("ua of ", "").replace("ua", "concept"): (found["ua"]["count"] - _hits(found["ua"]), found["ua"])
+        for name, found in _numbered(before["erased"])
+    }
+    rest = {"ira": before["ira"], "cra": before["cra"]}
+    rest |= {f"neighbour {number}": found for number, found in enumerate(before["neighbours"].values(), start=1)}
+    return {name: (hits, ua["count"]) for name, (hits, ua) in erased.items()} | {
+        name: (_hits(found), found["count"]) for name, found in rest.items()
+    }
+
+
+def recognition_checks(figures: Mapping[str, Any], gate: Gate) -> list[Check]:
+    """Whether the judge knows what it is asked about: the bounds of ``recognition``, at least ``gate.recognised``.
+
+    Of neighbours where their loss is asked: what the judge does not see of them cannot be lost.
+    """
+    asked = recognition(figures)
+    if gate.sure is None or gate.sure.neighbours_loss is None:
+        asked = {name: found for name, found in asked.items() if not name.startswith("neighbour")}
+    error = ONE_LOOK_ERROR if gate.sure is None else gate.sure.error_rate
+    return [
+        check(f"base: {name}", hits, count, gate.recognised, error=error, checks=len(asked))
+        for name, (hits, count) in asked.items()
+    ]
+
+
+def _numbered(erased: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """``ua``, or ``ua of concept 1`` and on: a reason goes into the registry's page, where no name may stand."""
+    several = len(erased) > 1
+    return [
+        (f"ua of concept {number}" if several else "ua", found) for number, found in enumerate(erased.values(), start=1)
     ]
 
 
@@ -140,60 +175,90 @@ def _hits(found: Mapping[str, Any]) -> int:
 
 
 def undecided(figures: Mapping[str, Any], gate: Gate) -> list[str]:
-    """Names of the checks for which more pictures are worth drawing; none once one has failed."""
-    checks = bound_checks(figures, gate)
+    """Names of the checks for which more pictures are worth drawing; none once one has failed, or without ``sure``."""
+    if gate.sure is None:
+        return []
+    checks = bound_checks(figures, gate) + recognition_checks(figures, gate)
     if any(one.state == "failed" for one in checks):
         return []
     return [one.name for one in checks if one.state == "undecided"]
+
+
+def of_the_concept(name: str) -> bool:
+    """Whether a check is of the erased concepts' own prompts."""
+    return name.startswith(("ua", "base: concept"))
 
 
 def verdict(figures: Mapping[str, Any], gate: Gate) -> dict[str, Any]:
     """Whether a judge's figures pass; every reason if not. UA is asked of each erased concept by itself.
 
     Returns:
-        ``passed``; ``reasons``; ``verdict``: ``passed``, ``failed``, or ``borderline`` where no figure fails and not
-        every bound is sure, which a person has to decide: it is not passed; ``checks`` of the bounds.
+        ``passed``; ``reasons``; ``verdict``: ``passed``, ``failed``, ``unjudged`` where no figure fails and the judge
+        does not surely recognise in the base's own pictures what it is asked about, or ``borderline`` where no figure
+        fails and not every bound is sure. The last two a person has to decide: neither is passed. ``checks`` of the
+        bounds and ``recognised``, those of the base's own pictures.
+
+    Raises:
+        DataError: the figures are none that an evaluation can have given (``fade.evaluation.figures``).
     """
-    before, after = figures["before"], figures["after"]
-    several = len(after["erased"]) > 1
-    points = {
-        **{
-            f"ua of concept {number}" if several else "ua": (found["ua"]["value"], gate.ua)
-            for number, found in enumerate(after["erased"].values(), start=1)
-        },
-        "ira": (after["ira"]["value"], before["ira"]["value"] - gate.ira_loss),
-        "cra": (after["cra"]["value"], before["cra"]["value"] - gate.cra_loss),
-    }
-    failed = [
-        f"{name} is {reached:.4f}, at least {least:.4f} is asked"
-        for name, (reached, least) in points.items()
-        if reached < least - 1e-9
-    ]
-    checks = bound_checks(figures, gate)
+    check_figures(figures)
+    attacks = figures.get("attacks", {})
+    check_attacks(attacks, gate.attacks or {})
+    checks, seen = bound_checks(figures, gate), recognition_checks(figures, gate)
+    failed = _failed_points(figures, gate)
     failed += [
         f"{one.name} is at most {one.high:.4f} by {one.count} pictures, at least {one.asked:.4f} is asked"
         for one in checks
         if one.state == "failed"
     ]
+    unseen = [_unseen(one, gate) for one in seen if one.state != "passed"]
     unsure = [
         f"{one.name} is {one.value:.4f} by {one.count} pictures, surely only at least {one.low:.4f}; "
-        f"{one.asked:.4f} is asked of that bound: a person has to decide"
+        f"{one.asked:.4f} is asked of that bound: a person has to decide{_of_power(one, gate)}"
         for one in checks
         if one.state == "undecided"
     ]
-    broken, missing = _attacks(figures.get("attacks", {}), gate)
+    broken, missing = _attacks(attacks, gate)
     failed, unsure = failed + broken, unsure + missing
-    said = "failed" if failed else "borderline" if unsure else "passed"
+    said = FAILED if failed else UNJUDGED if unseen else BORDERLINE if unsure else PASSED
     return {
-        "passed": said == "passed",
-        "reasons": failed + unsure,
+        "passed": said == PASSED,
+        "reasons": failed + unseen + unsure,
         "verdict": said,
-        "checks": [
-            {"name": c.name, "value": c.value, "low": c.low, "high": c.high, "count": c.count, "asked": c.asked,
-             "state": c.state}
-            for c in checks
-        ],
-    }  # fmt: skip
+        "checks": [asdict(one) for one in checks],
+        "recognised": [asdict(one) for one in seen],
+    }
+
+
+def _failed_points(figures: Mapping[str, Any], gate: Gate) -> list[str]:
+    """What the figures themselves do not reach."""
+    before, after = figures["before"], figures["after"]
+    points = {
+        **{name: (found["ua"]["value"], gate.ua) for name, found in _numbered(after["erased"])},
+        "ira": (after["ira"]["value"], before["ira"]["value"] - gate.ira_loss),
+        "cra": (after["cra"]["value"], before["cra"]["value"] - gate.cra_loss),
+    }
+    return [
+        f"{name} is {reached:.4f}, at least {least:.4f} is asked"
+        for name, (reached, least) in points.items()
+        if reached < least - 1e-9
+    ]
+
+
+def _unseen(one: Check, gate: Gate) -> str:
+    """Why a judge cannot say what became of something."""
+    what = one.name.removeprefix("base: ")
+    what = {"ira": "the rest of its domain (ira)", "cra": "the other domain (cra)"}.get(what, f"the {what}")
+    bound = f"at most {one.high:.4f}" if one.state == FAILED else f"surely only at least {one.low:.4f}"
+    return (
+        f"the judge recognises {what} in {one.value:.4f} of {one.count} pictures of the base's own, {bound}; "
+        f"{one.asked:.4f} is asked of that bound: what became of it cannot be seen{_of_power(one, gate)}"
+    )
+
+
+def _of_power(one: Check, gate: Gate) -> str:
+    why = too_few(one.name, one.count, gate)
+    return f" ({why})" if why else ""
 
 
 def _attacks(found: Mapping[str, Any], gate: Gate) -> tuple[list[str], list[str]]:
@@ -228,9 +293,15 @@ def strictest(gates: list[Gate]) -> Gate:
                 "most": max(one.most for one in sures),
             }
         )
+    attacks: dict[str, float] = {}
+    for gate in gates:
+        for name, most in (gate.attacks or {}).items():
+            attacks[name] = min(most, attacks.get(name, most))
     return Gate(
         ua=max(gate.ua for gate in gates),
         ira_loss=min(gate.ira_loss for gate in gates),
         cra_loss=min(gate.cra_loss for gate in gates),
+        recognised=max(gate.recognised for gate in gates),
         sure=sure,
+        attacks=attacks or None,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,15 +19,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fade.errors import DataError
+from fade.concepts import Concept
+from fade.errors import ConfigError, DataError, listing
 from fade.files import read_json, write_json, writing
 from fade.hardware import fast_precision
 from fade.models.diffusion import autocast
 from fade.models.latents import to_tensor
-from fade.names import respelled
+from fade.names import name_key, respelled
 from fade.seeding import derive_seed, torch_generator
 
 SCRAMBLED = "scrambled"
+JUDGES = ("development", "report")
+"""Both are asked of every erasure; the gate listens to ``report``."""
 Architecture = Literal["plain", "residual"]
 
 
@@ -211,12 +214,53 @@ def load_judge(folder: Path, name: str, *, called: Iterable[str] = ()) -> Judge:
     Raises:
         DataError: its files are missing.
     """
-    weights = folder / f"{name}.safetensors"
-    if not weights.is_file():
-        raise DataError(f"No judge {name!r} in {folder}: expected {weights}. Train it with `dvc repro judges`.")
-    config = read_json(folder / f"{name}.json")
+    config = _described(folder, name)
     judge = Judge(config["architecture"], config["objects"], config["styles"])
-    judge.load_state_dict(load_file(weights))
+    judge.load_state_dict(load_file(folder / f"{name}.safetensors"))
     known = list(called)
     judge.objects, judge.styles = respelled(judge.objects, known), respelled(judge.styles, known)
     return judge.eval()
+
+
+def _described(folder: Path, name: str) -> dict[str, Any]:
+    """What is written beside a judge's weights: its architecture and the names that it knows."""
+    for path in (folder / f"{name}.safetensors", folder / f"{name}.json"):
+        if not path.is_file():
+            raise DataError(
+                f"No judge {name!r} in {folder}: expected {path}. Train it with `dvc repro judges`, on pictures of "
+                "your own with `fade classifier train`."
+            )
+    return read_json(folder / f"{name}.json")
+
+
+def check_known(
+    folder: Path, concepts: Iterable[Concept], *, catalog: str | Path, erased: Iterable[Concept] = ()
+) -> None:
+    """Refuse judges that cannot name a concept of the catalog: in what a judge cannot name, nothing can be missed.
+
+    A concept that is no class of a judge is named in no picture, before as after: any adapter would have erased it.
+
+    Args:
+        concepts: all that the pictures judged are asked for.
+        erased: those of them that are to be forgotten.
+
+    Raises:
+        DataError: a judge is missing.
+        ConfigError: one lacks a concept; says which, unless it is a person, and how to get judges that do not.
+    """
+    everything, gone = list(concepts), list(erased)
+    for name in JUDGES:
+        described = _described(folder, name)
+        known = {kind: set(map(name_key, described[f"{kind}s"])) for kind in ("object", "style")}
+        missing = [one for one in everything if name_key(one.name) not in known[one.kind]]
+        if not missing:
+            continue
+        what = "the concept to erase, and in all " if any(one in missing for one in gone) else ""
+        shown = [one.name for one in missing if not one.person]
+        raise ConfigError(
+            f"The judge {name!r} in {folder} cannot see what is asked of it: it names {len(known['object'])} objects "
+            f"and {len(known['style'])} styles, and lacks {what}{len(missing)} of the {len(everything)} concepts of "
+            f"{catalog}{f' ({listing(shown)})' if shown else ''}. What a judge cannot name it cannot miss, so any "
+            f"adapter would pass. Train judges on these pictures and name them: `fade classifier train --catalog "
+            f"{catalog} --out data/judges-mine`, then `--judges data/judges-mine`."
+        )

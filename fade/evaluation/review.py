@@ -24,7 +24,7 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:.6rem 0}td,th{border:1px solid #ccc;padding:.25rem .6rem;text-align:right}
 td:first-child,th:first-child{text-align:left}img{max-width:100%;image-rendering:pixelated}
-.passed{color:#116329}.failed{color:#b00020}.borderline{color:#8a5a00}
+.passed{color:#116329}.failed{color:#b00020}.borderline,.unjudged{color:#8a5a00}
 """
 _MEANING = {
     "ua": "pictures of the erased concept's prompts that no longer show it",
@@ -54,6 +54,8 @@ def review_page(
         "passed": "Every figure and every bound that the gate asks for is reached.",
         "failed": "Do not approve: something that the gate asks for is not reached.",
         "borderline": "The figures pass, but not every bound is sure. Look at the pictures and decide.",
+        "unjudged": "The judge does not surely know, even in the base's own pictures, what it is asked about: its "
+        "figures say nothing of that. Take judges that do, or look at the pictures and decide.",
     }[said]
     parts = [
         f"<h1>Erasure {html.escape(erasure)}: <span class={said}>{said}</span></h1><p>{advice}</p><ul>{reasons}</ul>",
@@ -61,6 +63,7 @@ def review_page(
         f"<p>{metrics['samples']} pictures before and as many after, at equal prompts and seeds; judge "
         "<em>report</em>; intervals 95 %, Wilson.</p>",
         _figures(report),
+        _recognised(metrics["judges"], gate),
         _checks(gate.get("checks", [])),
         _brought_back(metrics),
         _change(metrics, report, card),
@@ -104,6 +107,23 @@ def _figures(report: Mapping[str, Any]) -> str:
         row = [f"control: {domain} named in shuffled patches (near 0 is good)", "", f"{found['value']:.1%}"]
         rows.append([*row, f"{found['low']:.1%} to {found['high']:.1%}", str(found["count"])])
     return _table(["figure", "base", "erased", "95 %", "pictures"], rows)
+
+
+def _recognised(judges: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
+    """What each judge names in the base's own pictures: no figure says more than its judge can see."""
+    asked = {one["name"].removeprefix("base: "): one for one in gate.get("recognised", [])}
+    meaning = {"ira": "the rest of its domain (ira)", "cra": "the other domain (cra)"}
+    rows = []
+    for judge, figures in judges.items():
+        for name, found in figures.get("recognised", {}).items():
+            row = [f"{judge}: {meaning.get(name, name)}", f"{found['value']:.1%}"]
+            row += [f"{found['low']:.1%} to {found['high']:.1%}", str(found["count"])]
+            of = asked.get(name) if judge == "report" else None
+            rows.append([*row, *((f"{of['asked']:.1%}", f"{of['low']:.1%}", of["state"]) if of else ("", "", ""))])
+    if not rows:
+        return ""
+    head = ["named as asked in the base's own pictures", "base", "95 %", "pictures"]
+    return "<h2>What the judges can see</h2>" + _table([*head, "asked", "surely at least", "state"], rows)
 
 
 def _checks(checks: Sequence[Mapping[str, Any]]) -> str:

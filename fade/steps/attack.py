@@ -26,7 +26,7 @@ from fade.config import Request, load_request
 from fade.errors import ConfigError
 from fade.evaluation.accuracy import rate
 from fade.evaluation.attacks.inversion import draw_from_states, invert_concept
-from fade.evaluation.judges import judge_pictures, load_judge
+from fade.evaluation.judges import JUDGES, judge_pictures, load_judge
 from fade.files import sha256_file, write_json, writing
 from fade.lineage import library_versions, module_closure
 from fade.method.sparse_lora import computed_whole
@@ -34,7 +34,7 @@ from fade.models.family import Base, load_base
 from fade.models.inversion import InversionStep
 from fade.sheets import labelled_sheet
 from fade.steps.encoded import encode_split
-from fade.steps.evaluate import CACHE, JUDGES
+from fade.steps.evaluate import CACHE
 
 
 def attack(folder: Path) -> Iterator[InversionStep]:

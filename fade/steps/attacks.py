@@ -29,7 +29,7 @@ from fade.evaluation.accuracy import rate
 from fade.evaluation.attacks.noised import draw_from_noised
 from fade.evaluation.attacks.prompts import PROMPT_ATTACKS, Ask, of_whole_words, prompt_attacks
 from fade.evaluation.attacks.relearning import relearn
-from fade.evaluation.judges import judge_pictures, load_judge
+from fade.evaluation.judges import JUDGES, judge_pictures, load_judge
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.lineage import library_versions, module_closure
 from fade.method.sparse_lora import computed_whole
@@ -37,7 +37,7 @@ from fade.models.family import Base, load_base
 from fade.models.generate import generate
 from fade.steps.attack import attack
 from fade.steps.encoded import encode_split
-from fade.steps.evaluate import CACHE, JUDGES, domains
+from fade.steps.evaluate import CACHE, domains
 
 Pictures = NDArray[np.uint8]
 
@@ -267,7 +267,7 @@ def _kept(
 
 
 def attack_figures(folder: Path, kinds: Sequence[str] | None = None) -> dict[str, Any]:
-    """Success of every attack that was run, by the report judge: NAME, NAME_low, NAME_high and base_NAME.
+    """Success of every attack that was run, by the report judge: NAME, NAME_low, NAME_high, NAME_count and base_NAME.
 
     Args:
         kinds: only these; all if None.
@@ -284,7 +284,7 @@ def attack_figures(folder: Path, kinds: Sequence[str] | None = None) -> dict[str
         for name, part in named.items():
             erased = part["erased"]["report"]
             row |= {name: erased["value"], f"{name}_low": erased["low"], f"{name}_high": erased["high"]}
-            row |= {f"base_{name}": part["base"]["report"]["value"]}
+            row |= {f"{name}_count": erased["count"], f"base_{name}": part["base"]["report"]["value"]}
         if kind == "relearning":
             row["steps_to_half"] = found["steps_to_half"]
     return row

@@ -16,16 +16,16 @@ from tqdm import tqdm
 from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter
 from fade.concepts import CAPTION_TEMPLATE
-from fade.config import Request, load_request
+from fade.config import ATTACKED, Request, load_request
 from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, DataError, listing
 from fade.evaluation.accuracy import canvas_protocol
 from fade.evaluation.gate import strictest
 from fade.evaluation.report import erasure_sheet
-from fade.files import write_json, writing
+from fade.files import read_json, write_json, writing
 from fade.models.family import load_base
-from fade.steps.evaluate import domains, measured, neighbours_of
+from fade.steps.evaluate import domains, judge_gate, measured, neighbours_of
 
 SHARED = ("base_sha256", "weights", "catalog", "judges", "evaluate", "threads")
 """What erasures must have in common to be judged together."""
@@ -59,6 +59,7 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         activate(sd, {f"erasure{i}": 1.0 for i in range(len(chosen))})
 
     neighbours = neighbours_of(sd, pairs, concepts)
+    gate = strictest([request.gate for request in requests])
     samples, before, after, metrics = yield from measured(
         sd,
         first,
@@ -66,8 +67,11 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         switch_on,
         pairs=pairs,
         neighbours=neighbours,
-        gate=strictest([request.gate for request in requests]),
+        gate=gate,
     )
+    if attacks := worst_attacks(folders, requests):
+        metrics["attacks"] = attacks
+        metrics["gate"] = judge_gate({**metrics["judges"]["report"], "attacks": attacks}, gate)
     metrics["adapters"] = {request.id: card["adapter_sha256"] for request, card in zip(requests, cards, strict=True)}
     with writing(out) as temporary:
         temporary.mkdir(parents=True)
@@ -75,6 +79,26 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         samples.to_parquet(temporary / "samples.parquet", index=False)
         sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=first.evaluate.seeds[0])
         sheet.save(temporary / "sheet.png")
+
+
+def worst_attacks(folders: Sequence[Path], requests: Sequence[Request]) -> dict[str, float]:
+    """Of each attack that a gate asks for, the figures with the highest bound among the erasures.
+
+    An attack is of one concept and was run on its own adapter: it is asked of each, not anew of all of them at once.
+    One that an erasure's gate asks for and that was not run is left out, so that the gate misses it.
+    """
+    worst: dict[str, float] = {}
+    for name in {name for request in requests for name in request.gate.attacks or {}}:
+        asked = [
+            folder / ATTACKED for folder, one in zip(folders, requests, strict=True) if name in (one.gate.attacks or {})
+        ]
+        found = [read_json(path) if path.is_file() else {} for path in asked]
+        if any(f"{name}_high" not in one for one in found):
+            continue
+        highest = max(found, key=lambda one: float(one[f"{name}_high"]))
+        keys = (name, f"{name}_low", f"{name}_high", f"{name}_count", f"base_{name}")
+        worst |= {key: highest[key] for key in keys if key in highest}
+    return worst
 
 
 def check_alike(folders: Sequence[Path]) -> list[Request]:

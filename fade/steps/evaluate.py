@@ -28,8 +28,8 @@ from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_non
 from fade.evaluation.clip_score import load_clip, score_figures
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.extractors import load_extractor
-from fade.evaluation.gate import undecided, verdict
-from fade.evaluation.judges import Judge, judge_pictures, load_judge
+from fade.evaluation.gate import of_the_concept, recognition, undecided, verdict
+from fade.evaluation.judges import JUDGES, Judge, judge_pictures, load_judge
 from fade.evaluation.neighbours import find_neighbours
 from fade.evaluation.paired import paired_retention
 from fade.evaluation.report import erasure_sheet
@@ -42,7 +42,6 @@ from fade.models.generate import generate
 from fade.models.sd import weights_sha256
 
 CACHE = Path(".fade/cache")
-JUDGES = ("development", "report")
 
 
 def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
@@ -135,7 +134,7 @@ def measured(
         more = further_seeds(request.evaluate.seeds, len(seeds), min(gate.sure.round, gate.sure.most - len(seeds)))
         seeds += more
         wanted = pd.concat([samples[samples["seed"] == samples["seed"].iloc[0]].assign(seed=one) for one in more])
-        if all(name.startswith("ua") for name in unsure):
+        if all(map(of_the_concept, unsure)):
             # Only the concepts' own prompts are in doubt; those of the rest stay evenly drawn.
             named = ~wanted.index.isin(naming_none(wanted, [concept for concept, _ in pairs]).index)
             wanted = wanted[named]
@@ -240,6 +239,7 @@ def judged(
         found["paired"] = paired_retention(
             looks["before"], looks["after"], [concept for concept, _ in pairs], neighbours
         )
+        found["recognised"] = {seen: asdict(rate(*counts)) for seen, counts in recognition(found).items()}
         found["shuffled"] = shuffled_control(judge, after, samples)
         metrics["judges"][name] = found
     retained = samples.index.isin(naming_none(samples, [concept for concept, _ in pairs]).index)

@@ -18,6 +18,7 @@ from fade.config import Request, Settings, load_settings, make_request, save_req
 from fade.data.catalog import find_concept, load_catalog, load_concepts, load_pictures
 from fade.data.splits import NOTHING
 from fade.errors import BaseModelError, ConfigError, DataError, ResourceError, listing
+from fade.evaluation.judges import check_known
 from fade.evaluation.neighbours import choose_surrogate, find_neighbours
 from fade.files import read_yaml
 from fade.models.family import load_base
@@ -57,8 +58,8 @@ def prepare_request(
         data_free: the base draws the pictures, as the catalog has none left; it still says which concepts there are.
 
     Raises:
-        ConfigError: unknown concept or surrogate, equal, or of different kinds.
-        DataError: no catalog, it holds no picture of the concept, or its pictures do not fit the base.
+        ConfigError: unknown concept or surrogate, equal, or of different kinds; or a judge has no name for a concept.
+        DataError: no catalog, it holds no picture of the concept, its pictures do not fit the base, or no judges.
         BaseModelError: the base is missing, not supported, or not the expected one.
         ResourceError: too little free disk.
     """
@@ -91,6 +92,7 @@ def prepare_request(
         given = getattr(settings.evaluate, name)
         if given is not None and not Path(given).exists():
             raise ConfigError(f"evaluate.{name} is {given}, which does not exist. Give its path, or null for none.")
+    check_known(Path(judges), concepts.values(), catalog=catalog, erased=erased)
     _check_attacks(settings, erased)
     check_disk(Path())
     return make_request(

@@ -20,13 +20,12 @@ from fade.concepts import CAPTION_TEMPLATE, PLAIN_PARAPHRASES, PLAIN_STYLE, STYL
 from fade.data.catalog import load_catalog, load_concepts, load_pictures, load_templates
 from fade.errors import DataError
 from fade.evaluation.accuracy import canvas_protocol
-from fade.evaluation.judges import load_judge, new_judge, save_judge, train_judge
+from fade.evaluation.judges import JUDGES, load_judge, new_judge, save_judge, train_judge
 from fade.files import write_json, writing
 from fade.models import training
 from fade.steps.base_report import report_pictures
 from fade.steps.judges import _figures
 
-JUDGES = ("development", "report")
 Progress = tuple[str, int, int, float | None]
 """What is under way, how much of it is done, of how much, and a loss."""
 

@@ -1,0 +1,138 @@
+"""Attack: figures that lie in a file are changed so that the gate passes. It takes only what an evaluation can give."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fade.config import Gate, Sure
+from fade.errors import DataError, LineageError
+from fade.evaluation.gate import verdict
+from flows.approval import _check_gate
+from tasks import _tracking
+from tests.figures import counted, judged_figures
+
+GATE = Gate(sure=Sure(), attacks={"paraphrase": 0.1})
+Change = Callable[[dict[str, Any]], None]
+
+
+def _failing() -> dict[str, Any]:
+    """UA of 10 %: without a change it fails for that reason alone."""
+    figures = judged_figures({"it": (50, 45, 50), "other": (50, 0, 50)})
+    found = counted(0, 100)
+    attack = {"": found["value"], **{f"_{end}": found[end] for end in ("low", "high", "count")}}
+    return {**figures, "attacks": {f"paraphrase{end}": value for end, value in attack.items()}}
+
+
+def _ua(part: str, value: Any) -> Change:
+    return lambda figures: figures["after"]["erased"]["it"]["ua"].__setitem__(part, value)
+
+
+def _set(path: str, value: Any) -> Change:
+    *parents, last = path.split(".")
+
+    def change(figures: dict[str, Any]) -> None:
+        for parent in parents:
+            figures = figures[parent]
+        figures[last] = value
+
+    return change
+
+
+def _without(path: str) -> Change:
+    *parents, last = path.split(".")
+
+    def change(figures: dict[str, Any]) -> None:
+        for parent in parents:
+            figures = figures[parent]
+        del figures[last]
+
+    return change
+
+
+FORGED: dict[str, tuple[Change, str]] = {
+    "not a number": (_ua("value", float("nan")), "ua of concept 1: value is nan"),
+    "infinite": (_ua("value", float("inf")), "value is inf"),
+    "negative": (_ua("value", -0.1), "-0.1 of 50 pictures"),
+    "more than all": (_ua("value", 1.1), "1.1 of 50 pictures"),
+    "uncounted": (_ua("count", 0), "count is 0.0, expected a whole number, at least 1"),
+    "count absent": (_without("after.erased.it.ua.count"), "count is nothing"),
+    "count of nothing": (_ua("count", None), "count is nothing"),
+    "negative count": (_ua("count", -50), "count is -50.0"),
+    "half a picture": (_ua("count", 50.5), "count is 50.5"),
+    "a word": (_ua("value", "1.0"), "value is str"),
+    "true": (_ua("value", True), "value is bool"),
+    "9 of 9 in the place of what was measured": (_set("after.erased.it.ua", counted(9, 9)), "after.ua is 55 of 100"),
+    "9 of 9 throughout": (
+        lambda figures: (
+            _set("after.erased.it.ua", counted(9, 9))(figures),
+            _set("after.ua", counted(59, 59))(figures),
+        )[0],
+        "50 and 9 pictures, expected as many before as after",
+    ),
+    "a value that its count cannot give": (_ua("value", 0.995), "0.995 of 50 pictures"),
+    "a value without its interval": (_ua("value", 1.0), "the interval"),
+    "a flattering interval": (_set("after.ira.low", 0.9999), "the interval 0.9999"),
+    "no interval": (_without("after.ira.high"), "after.ira.high is nothing"),
+    "the pooled alone": (_set("after.ua", counted(100, 100)), "expected the sum of the erased concepts'"),
+    "a concept left out": (_without("after.erased.it"), "erased is 2 and 1 of other names"),
+    "no concepts": (
+        lambda figures: (_set("after.erased", {})(figures), _set("before.erased", {})(figures))[0],
+        "after.erased is nothing",
+    ),
+    "no figures of the base": (_without("before"), "before is nothing"),
+    "the base's forgotten": (_without("before.ira"), "before.ira is nothing"),
+    "a base that was worse": (_set("before.ira", counted(400, 550)), "paired.ira is 0 lost and 0 gained"),
+    "no pairs": (_without("paired"), "paired is nothing"),
+    "fewer pairs": (_set("paired.ira.count", 9), "expected the same pictures before and after"),
+    "pairs that lost less": (_set("paired.cra.lost", -3), "paired.cra: lost is -3.0"),
+    "more lost than was right": (
+        _set("paired.cra", {"lost": 551, "gained": 551, "count": 550}),
+        "551 lost and 551 gained",
+    ),
+    "a neighbour left out": (_without("after.neighbours.x"), "neighbours is 1 and 0 and 1 of other names"),
+    "an attack without a bound": (_without("attacks.paraphrase_high"), "the attack paraphrase.high is nothing"),
+    "an attack's bound alone": (_set("attacks", {"paraphrase_high": 0.0}), "the attack paraphrase.value is nothing"),
+    "an attack's bound made small": (_set("attacks.paraphrase_high", float("nan")), "high is nan"),
+    "an attack uncounted": (_set("attacks.paraphrase_count", 0), "count is 0.0"),
+}
+
+
+def test_the_figures_are_taken_as_measured_and_fail() -> None:
+    found = verdict(_failing(), GATE)
+    assert found["verdict"] == "failed"
+    assert {reason.split(" is ")[0] for reason in found["reasons"]} == {"ua of concept 1"}
+    # The parts of a file that another library wrote: whole numbers as 50.0.
+    floats = json.loads(json.dumps(_failing()), parse_int=float)
+    assert verdict(floats, GATE)["verdict"] == "failed"
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_forged_figures_are_refused_and_never_passed(name: str) -> None:
+    change, said = FORGED[name]
+    figures = copy.deepcopy(_failing())
+    change(figures)
+    with pytest.raises(DataError, match="These are no figures of an evaluation") as refused:
+        verdict(figures, GATE)
+    assert said in str(refused.value)
+    assert "'it'" not in str(refused.value)  # concepts by number: it goes to pages and logs
+
+
+def test_forged_figures_in_the_registry_are_refused_on_approval(tmp_path: Path) -> None:
+    version = _tracking.AdapterVersion(
+        "erasure-e0", 1, "run", "a", "b", "object", "passed", (), ua=1.0, ira=1.0, cra=1.0, drift=0.0
+    )
+    request: Any = SimpleNamespace(gate=Gate(sure=Sure()))
+    figures = judged_figures({"it": (50, 0, 50)})
+    honest = json.dumps({"judges": {"report": figures}, "adapter_sha256": "a"}).encode()
+    _check_gate(version, request, tmp_path, honest)
+    figures["after"]["erased"]["it"]["ua"] = counted(9, 9)
+    forged = json.dumps({"judges": {"report": figures}, "adapter_sha256": "a"}).encode()
+    with pytest.raises(LineageError, match="was changed"):
+        _check_gate(version, request, tmp_path, forged)
