@@ -16,7 +16,7 @@ from fade.errors import ConfigError, RegistryError, ResourceError, nearest
 from fade.models.source import base_sha256
 from fade.requests import leases
 from fade.requests.ledger import Ledger
-from fade.steps.request import check_disk
+from fade.steps.request import check_disk, gate_without_power
 from flows.settings import ERASURES
 from tasks import _tracking, erasure
 from tasks._tracking import AdapterVersion
@@ -92,6 +92,8 @@ def erase(erasure_id: str, request_id: str | None = None, fence: int = 0) -> Ada
             f"expected {request.base_sha256[:12]}. Restore that base, or make a new request."
         )
     check_disk(Path())
+    for said in gate_without_power(request):
+        logger.warning("the gate of %s has no power: %s", erasure_id, said)
     made_by = [erasure.foreign] if request.imported is not None else [erasure.saliency, erasure.mask, erasure.distill]
     pictures = [erasure.generate] if request.data_free else []
     attacks = [erasure.attack] if request.gate.attacks else []

@@ -48,7 +48,7 @@ class AdapterVersion:
     Attributes:
         model: registered model, one for each erasure; its name holds only the erasure's id.
         aliases: among them ``candidate`` (offered) and ``approved`` (live).
-        gate: ``passed``, ``failed``, ``borderline`` or ``unjudged``, as its tag says; the release flow asks the figures.
+        gate: ``passed``, ``failed``, ``borderline`` or ``unjudged``, as its tag says; a release asks the figures.
         release: what the release flow said last: ``live``, ``rolled back``, ``waiting: why``, ``refused: why``.
         recognised: least share of an erased concept's pictures by the base in which the judge names it.
         inversion: share of pictures in which white-box inversion brings the concept back; None if not measured.

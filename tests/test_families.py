@@ -687,7 +687,7 @@ def test_saliency_never_holds_all_gradients_with_a_group_at_once(bases: dict[str
 def test_a_base_from_the_hub_is_a_parameter_of_the_pipeline_and_no_file(hub_cache: Path, catalog: Path) -> None:
     settings = load_settings(ROOT / "params.yaml")
     request = prepare_request(
-        "astronaut", "cameraman", settings=settings, base="somebody/tiny", catalog=str(catalog), judges="judges"
+        "astronaut", "cameraman", settings=settings, base="somebody/tiny", catalog=str(catalog), judges="data/judges"
     )
     assert request.base == "somebody/tiny"
     assert request.base_sha256 == base_sha256(hub_cache)

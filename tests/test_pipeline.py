@@ -10,11 +10,16 @@ import yaml
 
 from fade import config
 from fade.config import Request, Settings, load_settings, make_request
-from fade.errors import ConfigError, ResourceError
+from fade.data.catalog import load_concepts
+from fade.errors import ConfigError, DataError, ResourceError
+from fade.evaluation.judges import new_judge, save_judge
 from fade.hardware import fast_precision
 from fade.lineage import ROOT, module_closure
-from fade.steps.request import check_disk, prepare_request
+from fade.steps.request import check_disk, gate_without_power, prepare_request
 from tasks._versioning import STAGES, root_pipeline, write_pipeline
+from tests.tiny import save_judges
+
+KINDS = ("object", "style")
 
 
 def _names(module: str) -> set[str]:
@@ -136,6 +141,47 @@ def test_prepare_request_refuses_what_cannot_work(workspace: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             prepare_request(concept, surrogate, settings=settings)
+
+
+def test_judges_that_lack_a_concept_of_the_catalog_are_refused_before_anything_is_done(
+    workspace: Path, tmp_path: Path
+) -> None:
+    settings, catalog = load_settings(Path("params.yaml")), Path("data/catalog/canvas")
+    known = load_concepts(catalog)
+    judges = tmp_path / "judges"
+    with pytest.raises(DataError, match=r"No judge 'development' .*fade classifier train"):
+        prepare_request("astronaut", "cameraman", settings=settings, judges=str(judges))
+    save_judges(judges, catalog)
+    assert prepare_request("astronaut", "cameraman", settings=settings, judges=str(judges)).judges == str(judges)
+    for lacking, asked, said in (
+        (
+            "astronaut",
+            "astronaut",
+            r"lacks the concept to erase, and in all 1 of the 22 concepts of data/catalog/canvas\.",
+        ),
+        ("astronaut", "cat", r"lacks 1 of the 22 concepts"),
+        ("neon", "cat", r"lacks 1 of the 22 concepts of data/catalog/canvas \(neon\)"),
+    ):
+        names = {kind: [c.name for c in known.values() if c.kind == kind and c.name != lacking] for kind in KINDS}
+        save_judge(judges, "report", new_judge("residual", names["object"], names["style"], seed=1))
+        with pytest.raises(ConfigError, match=said) as refused:
+            prepare_request(asked, "auto", settings=settings, judges=str(judges))
+        assert "'report'" in str(refused.value)
+        assert "astronaut" not in str(refused.value)  # a person
+    # Another spelling is the same name.
+    names = {kind: [c.name.upper().replace(" ", "_") for c in known.values() if c.kind == kind] for kind in KINDS}
+    save_judge(judges, "report", new_judge("residual", names["object"], names["style"], seed=1))
+    assert prepare_request("astronaut", "cameraman", settings=settings, judges=str(judges)).concept == "astronaut"
+
+
+def test_a_gate_without_power_is_known_before_the_erasure(workspace: Path) -> None:
+    sure = {"ua": 0.85, "ira_loss": 0.03, "cra_loss": 0.03, "neighbours_loss": 0.15, "most": 3}
+    few = load_settings(Path("params.yaml"), changes={"gate.sure": sure, "gate.recognised": 0.5})
+    request = prepare_request("neon", "photo", settings=few)
+    # 12 objects in 3 rounds of pictures: too few for UA alone; of the rest there are more.
+    (said,) = gate_without_power(request)
+    assert said.startswith("36 pictures can never make ua sure, 42 are needed")
+    assert gate_without_power(prepare_request("neon", "photo", settings=load_settings(ROOT / "params.yaml"))) == []
 
 
 def test_an_erasures_pipeline_file_is_relative_to_the_project(workspace: Path) -> None:

@@ -29,6 +29,7 @@ from tasks._validation import validate
 from tasks.erasure import lineage_of
 from tests.layouts import LAYOUTS
 from tests.test_loaders import NOW
+from tests.tiny import save_judges
 
 
 def prepared(kind: str, folder: Path, **changes: object) -> tuple[Request, Path]:
@@ -38,7 +39,8 @@ def prepared(kind: str, folder: Path, **changes: object) -> tuple[Request, Path]
     for _ in build(catalog, open_set(kind, layout.make(folder / "set")), size=64, added_at=NOW, workers=1):
         pass
     settings = load_settings(Path("params.yaml"), changes={"threads": 1, **changes})
-    request = prepare_request(layout.concept, layout.surrogate, settings=settings, catalog=str(catalog))
+    judges = save_judges(folder / "judges", catalog)
+    request = prepare_request(layout.concept, layout.surrogate, settings=settings, catalog=str(catalog), judges=judges)
     save_request(request, erasure)
     split(erasure)
     assert all(validate(erasure).values())

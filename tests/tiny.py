@@ -15,10 +15,12 @@ from dvc.repo import Repo
 
 from fade.concepts import caption_variants
 from fade.data.canvas import OBJECTS
+from fade.data.catalog import load_concepts
 from fade.data.intake import build
 from fade.data.loaders.canvas import canvas
 from fade.data.sets import Item
 from fade.data.styles import STYLES
+from fade.evaluation.judges import Architecture, new_judge, save_judge
 from fade.lineage import ROOT
 from fade.models import base
 
@@ -69,6 +71,15 @@ def save_tiny_base(folder: Path, *, seed: int = 0) -> None:
         tokenizer=tokenizer,
         unet=base.make_unet([16, 32], latent_size=16, text_width=32).eval(),
     )
+
+
+def save_judges(folder: Path, catalog: Path) -> str:
+    """Judges that have a class for every concept of a catalog and were never trained; gives their folder."""
+    names = {kind: [c.name for c in load_concepts(catalog).values() if c.kind == kind] for kind in ("object", "style")}
+    kinds: dict[str, Architecture] = {"development": "plain", "report": "residual"}
+    for name, architecture in kinds.items():
+        save_judge(folder, name, new_judge(architecture, names["object"], names["style"], seed=1))
+    return str(folder)
 
 
 def make_workspace(folder: Path) -> Path:

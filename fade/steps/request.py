@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fade.data.splits import NOTHING
 from fade.errors import BaseModelError, ConfigError, DataError, ResourceError, listing
 from fade.evaluation.judges import check_known
 from fade.evaluation.neighbours import choose_surrogate, find_neighbours
+from fade.evaluation.power import without_power
 from fade.files import read_yaml
 from fade.models.family import load_base
 from fade.models.source import BaseSource, find_base, identity
@@ -113,6 +115,23 @@ def prepare_request(
 
 def _named(concepts: dict[str, Concept], name: str) -> Concept | None:
     return None if name_key(name) == NOTHING else find_concept(concepts, name)
+
+
+def gate_without_power(request: Request) -> list[str]:
+    """What the gate asks of a request that it can never decide, by the most pictures that it may draw; no names."""
+    names = Counter(concept.kind for concept in load_concepts(Path(request.catalog)).values())
+    erased = Counter(pair.kind for pair in request.pairs)
+    other = {"object": "style", "style": "object"}
+    sure = request.gate.sure
+    seeds = max(len(request.evaluate.seeds), 0 if sure is None else sure.most)
+    rest = (names["object"] - erased["object"]) * (names["style"] - erased["style"])
+    counts = {
+        "ua": min(names[other[kind]] for kind in erased),
+        "ira": rest * len(erased),
+        "cra": rest * len(erased),
+        "neighbour": min(names[other[kind]] - erased[other[kind]] for kind in erased),
+    }
+    return without_power(request.gate, {name: seeds * count for name, count in counts.items()})
 
 
 def _check_attacks(settings: Settings, erased: Sequence[Concept]) -> None:
