@@ -92,7 +92,7 @@ def _check_gate(version: AdapterVersion, request: Request, folder: Path, content
     local = folder / "evaluation" / "metrics.json"
     if local.is_file() and read_json(local)["adapter_sha256"] == measured and local.read_bytes() != content:
         raise LineageError(f"The run's metrics.json is not the one in {local.parent}: one of them was changed.")
-    if gate["verdict"] in _tracking.FOR_A_PERSON and version.decision:
+    if gate["verdict"] in _tracking.TO_DECIDE and version.decision:
         return  # a person let it pass, with a reason on its page
     if not gate["passed"]:
         said = "" if version.gate != "passed" else " (its tag says that it passed)"

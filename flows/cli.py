@@ -172,7 +172,7 @@ def _erase(request: Request, json_file: Path | None, *, begun: float) -> None:
     from flows.demo import figures_row
     from flows.erase import erase as erase_flow
     from flows.erase import prepare_folder
-    from tasks._tracking import FOR_A_PERSON
+    from tasks._tracking import TO_DECIDE
 
     folder = prepare_folder(request)
     for one in request.pairs:
@@ -184,7 +184,7 @@ def _erase(request: Request, json_file: Path | None, *, begun: float) -> None:
     console.print(f"Before/after: {folder}/evaluation/sheet.png   Data Docs: {folder}/docs/index.html")
     if version.gate == "passed":
         console.print(f"Look at it, then: [bold]fade approve {request.id}[/bold]")
-    elif version.gate in FOR_A_PERSON:
+    elif version.gate in TO_DECIDE:
         console.print(f"[bold yellow]{version.gate.capitalize()}[/bold yellow]: " + "; ".join(_reasons(folder)))
         console.print(f"Read {folder}/evaluation/report.html, then: fade approve {request.id} --because 'your reason'")
     else:

@@ -25,7 +25,7 @@ app = typer.Typer()
 def approve(
     name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")],
     because: Annotated[
-        str | None, typer.Option(help="Why a borderline version passes; kept on its page. Name nobody.")
+        str | None, typer.Option(help="Why a borderline or unjudged version passes; kept on its page. Name nobody.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:

@@ -21,7 +21,7 @@ from fade.steps.combine import check_alike, combine
 from fade.steps.evaluate import CACHE, judge_gate
 from flows.approval import Approved, named
 from flows.settings import ERASURES
-from tasks._tracking import FOR_A_PERSON, MODEL_PREFIX, AdapterVersion
+from tasks._tracking import TO_DECIDE, MODEL_PREFIX, AdapterVersion
 
 COMBINATIONS = Path("data/combinations")
 LOG = Path(".fade/combine.log")
@@ -137,7 +137,7 @@ def let_through(chosen: Sequence[Approved], gate: Mapping[str, Any]) -> bool:
     this verdict, knew that. A failure together is let through by nobody.
     """
     decided = {one.version.gate for one in chosen if one.version.decision}
-    return gate["verdict"] in FOR_A_PERSON and gate["verdict"] in decided
+    return gate["verdict"] in TO_DECIDE and gate["verdict"] in decided
 
 
 def told(chosen: Sequence[Approved], gate: Mapping[str, Any] | None) -> str:
@@ -256,7 +256,7 @@ def offer_consolidated(chosen: Sequence[Approved], everything: Sequence[AdapterV
         said = "one adapter for all of it is being distilled"
     elif found[-1].gate == "passed":
         said = f"approve {named(found[-1])}, which erases all of it at once"
-    elif found[-1].gate in FOR_A_PERSON:
+    elif found[-1].gate in TO_DECIDE:
         said = (
             f"read {named(found[-1])}, which erases all of it at once and is {found[-1].gate}: a person has to decide"
         )

@@ -34,7 +34,7 @@ JUDGED = ("ua", "ira", "cra", "scrambled", "surrogate")
 """Figures of an evaluation, by a judge."""
 RELEASE_TAG, TOGETHER_TAG, PURGED_TAG, WITHDRAWN = "release", "together", "purged", "withdrawn"
 DECISION_TAG = "gate_decision"
-FOR_A_PERSON = {
+TO_DECIDE = {
     BORDERLINE: "its figures pass the gate, not every bound is sure",
     UNJUDGED: "the judge does not surely recognise, in the base's own pictures, what it is asked about",
 }
@@ -217,16 +217,16 @@ def approve(name: str, number: int | None = None, *, decision: str = "") -> Adap
             since registration.
     """
     version = find_version(name, number)
-    if version.gate in FOR_A_PERSON and not (decision or version.decision):
+    if version.gate in TO_DECIDE and not (decision or version.decision):
         raise RegistryError(
-            f"{version.model} version {version.version} is {version.gate}: {FOR_A_PERSON[version.gate]}. "
+            f"{version.model} version {version.version} is {version.gate}: {TO_DECIDE[version.gate]}. "
             "Read its report, then approve it with --because 'your reason', or leave it out."
         )
-    if version.gate not in ("passed", *FOR_A_PERSON):
+    if version.gate not in ("passed", *TO_DECIDE):
         raise RegistryError(f"{version.model} version {version.version} did not pass its gate; it is not approved.")
     fetch_adapter(version)
     with mlflow_client() as client:
-        if decision and version.gate in FOR_A_PERSON:
+        if decision and version.gate in TO_DECIDE:
             client.set_model_version_tag(version.model, str(version.version), DECISION_TAG, decision)
         client.set_registered_model_alias(version.model, APPROVED, str(version.version))
     return find_version(version.model, version.version)
