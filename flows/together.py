@@ -21,7 +21,7 @@ from fade.steps.combine import check_alike, combine
 from fade.steps.evaluate import CACHE, judge_gate
 from flows.approval import Approved, named
 from flows.settings import ERASURES
-from tasks._tracking import TO_DECIDE, MODEL_PREFIX, AdapterVersion
+from tasks._tracking import MODEL_PREFIX, TO_DECIDE, AdapterVersion
 
 COMBINATIONS = Path("data/combinations")
 LOG = Path(".fade/combine.log")
