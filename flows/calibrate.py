@@ -27,7 +27,7 @@ LADDER: tuple[tuple[str, int], ...] = (
 """Where the adapter may lie (``mask.within``) and its rank, from the smallest file to the largest."""
 
 SHARES = (1.0, 0.75, 0.5, 0.375, 0.25)
-"""Shares of ``distill.steps`` to try, from all to few."""
+"""Shares of the steps to try, from all to few."""
 
 
 @dataclass
@@ -77,7 +77,9 @@ def calibrate(
     if budget <= 0:
         raise ConfigError(f"The budget must be positive: got {budget} s. A trial takes about a minute on the canvas.")
     ensure_catalog(Path(CATALOG))
-    most = load_settings(params, changes=changes).distill.steps
+    distill = load_settings(params, changes=changes).distill
+    # Of a deep erasure the steps are a setting of its own: changing the other would change nothing.
+    most, counted = distill.in_force.steps, "distill.deep.steps" if distill.depth == "deep" else "distill.steps"
     found, begun = Calibration(), time.perf_counter()
 
     def passes(given: dict[str, Any]) -> bool:
@@ -91,7 +93,8 @@ def calibrate(
         save_request(request, folder)
         row = trial(folder)
         metrics = read_json(folder / "evaluation" / "metrics.json")
-        passed = bool(judge_gate(metrics["judges"]["development"], load_request(folder).gate)["passed"])
+        figures = {**metrics["judges"]["development"], "attacks": metrics.get("attacks", {})}
+        passed = bool(judge_gate(figures, load_request(folder).gate)["passed"])
         wall = time.perf_counter() - begun - spent
         found.probes.append({**given, **row, "development_passed": passed, "wall_seconds": round(wall, 1)})
         if passed:
@@ -99,29 +102,29 @@ def calibrate(
         return passed
 
     try:
-        place = _smallest(LADDER, lambda rung: passes(_settings(*rung, steps=most)))
+        place = _smallest(LADDER, lambda rung: passes(_settings(*rung, steps={counted: most})))
         if place is not None:
-            steps = [round(share * most) for share in SHARES]
-            _smallest(steps[::-1], lambda count: count == most or passes(_settings(*place, steps=count)))
+            steps = [max(1, round(share * most)) for share in SHARES]
+            _smallest(steps[::-1], lambda count: count == most or passes(_settings(*place, steps={counted: count})))
     except _OutOfBudget:
         found.ended = False
     if found.best is None:
         tried = ", ".join(f"{probe['mask.within']} rank {probe['distill.rank']}" for probe in found.probes)
         raise DataError(
             f"No setting passed the gate{'' if found.ended else ' within the budget'}; tried: {tried}. "
-            "Give it more steps (--set distill.steps=...), another surrogate, or a larger budget."
+            f"Give it more steps (--set {counted}=...), another surrogate, or a larger budget."
         )
     return found
 
 
-def _settings(within: str, rank: int, *, steps: int) -> dict[str, Any]:
+def _settings(within: str, rank: int, *, steps: Mapping[str, int]) -> dict[str, Any]:
     return {
         "mask.granularity": "none",
         "mask.density": 1.0,
         "mask.within": within,
         "distill.rank": rank,
         "distill.alpha": float(rank),
-        "distill.steps": steps,
+        **steps,
     }
 
 

@@ -169,7 +169,8 @@ def calibrate(
 
     from flows.calibrate import calibrate as search
 
-    found = search(concept, surrogate, budget, dict(setting(given) for given in settings_given or ()))
+    changes = dict(setting(given) for given in settings_given or ())
+    found = search(concept, surrogate, budget, changes)
     table = Table("within", "rank", "steps", "UA", "IRA", "CRA", "drift", "kB", "s", "passes")
     for probe in found.probes:
         table.add_row(
@@ -181,7 +182,7 @@ def calibrate(
     console.print(table)
     if not found.ended:
         console.print("[bold]The budget ran out[/bold]: something smaller may pass too.")
-    given = " ".join(f"--set {name}={value}" for name, value in (found.best or {}).items())
+    given = " ".join(f"--set {name}={value}" for name, value in {**changes, **(found.best or {})}.items())
     console.print(
         f"fade erase --concept {shlex.quote(concept)} --surrogate {shlex.quote(surrogate)} {given}", soft_wrap=True
     )

@@ -9,11 +9,12 @@ import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from fade.config import Request, load_settings, save_request
+from fade.config import Request, load_request, load_settings, save_request
 from fade.errors import ConfigError, DataError
 from fade.evaluation.tradeoff import means
 from fade.lineage import ROOT
@@ -24,7 +25,7 @@ from fade.steps.request import prepare_request
 from fade.steps.saliency import saliency
 from fade.steps.split import split
 from fade.steps.trial import TRIALS, run_trial
-from flows.calibrate import LADDER, _smallest
+from flows.calibrate import LADDER, _smallest, calibrate
 from flows.cli import app
 from flows.studies import plan
 from tasks.trials import trial
@@ -212,6 +213,23 @@ def test_calibration_takes_the_smallest_that_passes(workspace: Path, tmp_path: P
     assert found["best"]["distill.steps"] == round(0.25 * SETTINGS["distill"]["steps"])  # type: ignore[index]
     assert found["ended"]
     assert "fade erase --concept cat --surrogate horse --set mask.granularity=none" in output
+
+
+def test_calibration_counts_the_steps_that_the_depth_asks_for(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def trained(folder: Path) -> dict[str, Any]:
+        taken.append(load_request(folder).distill.in_force.steps)
+        return {}
+
+    monkeypatch.setattr("flows.calibrate.trial", trained)
+    monkeypatch.setattr("flows.calibrate.read_json", lambda _: {"judges": {"development": {}}})
+    monkeypatch.setattr("flows.calibrate.judge_gate", lambda *_: {"passed": True})
+    changes = {"distill.depth": "deep", "distill.deep.steps": 100}
+    found = calibrate.fn("cat", "horse", 900.0, changes)
+    assert taken[0] == 100
+    assert taken[-1] == found.best["distill.deep.steps"] == 25  # type: ignore[index]
+    assert "distill.steps" not in (found.best or {})
 
 
 @pytest.mark.usefixtures("in_this_process")

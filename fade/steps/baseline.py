@@ -34,7 +34,7 @@ from fade.lineage import library_versions, module_closure
 from fade.models.conditioning import Conditioning
 from fade.models.deltas import plain_modules
 from fade.models.family import Base, load_base
-from fade.steps.encoded import split_rows
+from fade.steps.encoded import check_told_apart, split_rows
 from fade.steps.split import split
 from fade.steps.trial import TRIALS, emptied_if_other, finish, report_progress, timed
 
@@ -108,6 +108,7 @@ def baseline_adapter(folder: Path) -> Iterator[BaselineStep]:
     method, settings = asked["method"], baseline_settings(asked["method"], asked["settings"])
     torch.set_num_threads(request.threads)
     sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
+    check_told_apart(sd, request, folder)
     curve = []
     given = material(sd, request, folder, pictures=METHODS[method].pictures)
     for step in METHODS[method].make(

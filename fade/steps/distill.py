@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from fade.adapters.store import save_adapter
 from fade.config import DistillSettings, Request, load_request
+from fade.errors import DataError
 from fade.files import sha256_file, write_json, writing
 from fade.method.adversary import Adversary
 from fade.method.closed_form import LowRank, closed_form, distinct, text_moments
@@ -34,7 +36,7 @@ from fade.models.conditioning import joined_conditioning
 from fade.models.family import Base, load_base
 from fade.models.generate import sample_latents
 from fade.seeding import derive_seed
-from fade.steps.encoded import encode_split, split_rows
+from fade.steps.encoded import check_told_apart, encode_split, split_rows
 
 GENERATED_BATCH, GENERATED_STEPS, GENERATED_GUIDANCE = 32, 20, 4.0
 DISAGREEMENT_POINTS, DISAGREEMENT_GROUP = 20, 32
@@ -52,16 +54,21 @@ def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Dist
 
     Raises:
         MaskMismatchError: training moved what the mask leaves out (checked before the adapter is saved).
+        DataError: captions and targets read alike, a loss is not finite, or nothing was learnt.
     """
     request = load_request(folder)
     settings = request.distill.in_force
     torch.set_num_threads(request.threads)
     sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
+    check_told_apart(sd, request, folder)
     mask, parameters = add_student(sd, request, folder)
     curve = []
     for step in train_student(sd, parameters, request, folder, processes=processes):
         curve.append(step)
+        if step.losses.device.type == "cpu":
+            check_losses(curve[-1:])
         yield step
+    check_losses(curve, ended=True)
     check_inside_mask(sd.unet, mask, "student")
     if not processes.first:
         return
@@ -78,9 +85,48 @@ def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Dist
         "parameters": settings.model_dump(mode="json"),
         **({"processes": processes.count} if processes.count > 1 else {}),
     }
-    save_adapter(folder / "adapter", adapter_tensors(sd.unet, "student"), card)
+    tensors = adapter_tensors(sd.unet, "student")
+    check_changes(tensors)
+    save_adapter(folder / "adapter", tensors, card)
     with writing(folder / "curve.csv") as temporary:
         pd.DataFrame([step.figures() for step in curve], columns=CURVE).to_csv(temporary, index=False)
+
+
+def check_losses(steps: Sequence[DistillStep], *, ended: bool = False) -> None:
+    """Refuse a training that goes nowhere.
+
+    Args:
+        ended: these are all of its steps.
+
+    Raises:
+        DataError: a loss or gradient is not finite; or, at the end, the concept's loss was 0 in every step.
+    """
+    for step in steps:
+        if not all(map(math.isfinite, (step.forget_loss, step.retain_loss, step.gradient_norm))):
+            raise DataError(
+                f"Training broke off in step {step.step}: forget loss {step.forget_loss}, retain loss "
+                f"{step.retain_loss}, gradient norm {step.gradient_norm}; all must be finite. Lower "
+                "distill.learning_rate, or compute in another distill.precision."
+            )
+    if ended and steps and all(step.forget_loss == 0 for step in steps):
+        raise DataError(
+            f"The concept's loss was 0 in all {len(steps)} steps: the base answers the concept's captions as it does "
+            "their targets, so nothing was learnt. Name another surrogate, or put the name early in the captions."
+        )
+
+
+def check_changes(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse an adapter that is the base: of low rank all its ``lora_B``, else all its values are 0 as stored.
+
+    Raises:
+        DataError: it changes nothing that float16 holds.
+    """
+    changing = [tensor for name, tensor in tensors.items() if name.endswith((".lora_B.weight", ".values"))]
+    if not any(bool(tensor.to(torch.float16).any()) for tensor in changing):
+        raise DataError(
+            "The adapter changes no weight that float16 can hold; it was not saved. Give training more "
+            "distill.steps or a larger distill.learning_rate."
+        )
 
 
 def add_student(sd: Base, request: Request, folder: Path) -> tuple[Mask, list[Tensor]]:

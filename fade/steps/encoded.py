@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from fade.config import Request
 from fade.data.catalog import load_pictures
+from fade.errors import DataError
 from fade.method.examples import Examples
 from fade.models.conditioning import Conditioning
 from fade.models.diffusion import autocast
 from fade.models.family import Base
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,47 @@ class SplitRows:
         """``count`` of them, with replacement."""
         rows = torch.randint(len(self), (count,), generator=generator)
         return replace(self, table=self.table.iloc[rows.numpy()]).encoded()
+
+
+ALIKE = 1e-6
+"""Text states that differ by less than this share of their greatest entry say the same."""
+
+
+def check_told_apart(sd: Base, request: Request, folder: Path) -> None:
+    """Refuse, before anything is trained, an erasure whose captions and targets the base reads alike.
+
+    Student and teacher are then asked the same: every loss is 0, and what training leaves is the base. That is so
+    where the concept stands after the last token that the encoder reads, or where it knows neither of two names.
+
+    Raises:
+        DataError: of a concept no caption differs from its target; says how many there are, and what to do.
+    """
+    table = split_rows(sd, request, folder, "forget").table
+    for number, pair in enumerate(request.pairs, start=1):
+        rows = table[table[pair.kind] == pair.concept][["caption", "surrogate_caption"]].drop_duplicates()
+        if rows.empty:
+            continue
+        told, taught = (sd.encode_prompts(rows[name].tolist()) for name in ("caption", "surrogate_caption"))
+        alike = int(_equal(told, taught).sum())
+        if alike == len(rows):
+            which = f"concept {number}" if request.also else "the concept"
+            raise DataError(
+                f"The base's text encoder reads all {len(rows)} captions of {which} as it reads their targets: there "
+                "is nothing to overwrite, and training would change nothing. Put the name early in the caption (the "
+                "encoder reads so many tokens and no more), or name a surrogate that the encoder tells from it."
+            )
+        if alike:
+            logger.warning("%d of %d captions of concept %d read as their targets do", alike, len(rows), number)
+
+
+def _equal(one: Conditioning, other: Conditioning) -> Tensor:
+    """Which rows are alike, (N,) boolean."""
+    found = torch.ones(len(one), dtype=torch.bool)
+    for mine, theirs in ((one.embeds, other.embeds), (one.pooled, other.pooled)):
+        if mine is not None and theirs is not None:
+            apart = (mine - theirs).abs().flatten(1).amax(dim=1)
+            found &= (apart <= ALIKE * mine.abs().max()).cpu()
+    return found
 
 
 def encode_split(sd: Base, request: Request, folder: Path, name: str) -> Examples:

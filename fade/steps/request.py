@@ -10,7 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -121,7 +121,7 @@ def gate_without_power(request: Request) -> list[str]:
     """What the gate asks of a request that it can never decide, by the most pictures that it may draw; no names."""
     names = Counter(concept.kind for concept in load_concepts(Path(request.catalog)).values())
     erased = Counter(pair.kind for pair in request.pairs)
-    other = {"object": "style", "style": "object"}
+    other: dict[str, Literal["object", "style"]] = {"object": "style", "style": "object"}
     sure = request.gate.sure
     seeds = max(len(request.evaluate.seeds), 0 if sure is None else sure.most)
     rest = (names["object"] - erased["object"]) * (names["style"] - erased["style"])

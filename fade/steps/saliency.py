@@ -24,7 +24,7 @@ from fade.method.saliency import (
 from fade.method.targeting import power_law
 from fade.models.diffusion import autocast
 from fade.models.family import load_base
-from fade.steps.encoded import split_rows
+from fade.steps.encoded import check_told_apart, split_rows
 
 FEW_GROUPS, MANY_GROUPS = 1, 8
 """Whole modules are told apart by few examples: of the 62 that gain chose from one group, at most 2 were others than
@@ -37,6 +37,7 @@ def saliency(folder: Path) -> dict[str, Tensor]:
     settings, granularity = request.saliency, request.mask.granularity
     torch.set_num_threads(request.threads)
     sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
+    check_told_apart(sd, request, folder)
     if settings.gradient_checkpointing:
         sd.unet.enable_gradient_checkpointing()
 
