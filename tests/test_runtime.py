@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from fade.adapters.card import load_card, weights_path
 from fade.adapters.manifest import MANIFEST_NAME, PERMISSION_NAME, Manifest, permit, publish, read_manifest
-from fade.adapters.overlay import AdapterSet, Changed, Factors, Overlay, using
+from fade.adapters.overlay import Changed, Factors, Overlay, using
 from fade.adapters.runtime import Runtime
 from fade.adapters.store import activate, apply_adapter
 from fade.errors import AdapterFormatError, BaseModelError, ConfigError, RefusedError, SignatureError
@@ -164,7 +164,7 @@ def test_the_overlay_answers_what_peft_answers_and_leaves_the_bases_bits(
             answer = _predict(sd.unet)
         assert not torch.allclose(answer, plain, atol=1e-3)
         torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4)
-        with using(AdapterSet()):
+        with using(overlay.prepare([])):
             assert torch.equal(_predict(sd.unet), plain)
     with pytest.raises(RefusedError, match="computes only for its requests"):
         _predict(sd.unet)
@@ -259,7 +259,7 @@ def test_three_lines_for_a_diffusers_program(
     pipe.close()
     assert type(stock.tokenizer) is tokenizer
     assert np.array_equal(call(stock), plain)
-    assert list((tmp_path / "xdg/fade").glob("live-*.json"))
+    assert list((tmp_path / "xdg/fade").glob("releases-*.json"))
 
 
 def test_requests_at_once_do_not_read_each_others_padding(release: Release, tiny_base: Path) -> None:
@@ -340,22 +340,24 @@ def test_an_older_release_needs_a_signed_permission(release: Release, adapters: 
     for again in (runtime.refresh, release.runtime):  # in the same process and after a restart
         with pytest.raises(RefusedError, match="counter 1, but 2 was in force"):
             again()
-    for wrong in ({"seen": 3}, {"key": Ed25519PrivateKey.generate()}):
+    for wrong in ({"seen": 1}, {"key": Ed25519PrivateKey.generate()}):
         permit(release.folder, old, **{"seen": 2, "reason": "restored", "key": release.key, **wrong})  # type: ignore[arg-type]
         with pytest.raises(RefusedError, match=r"in force|is signed by the key"):
             runtime.refresh()
     permit(release.folder, old, seen=2, reason="restored", key=release.key)
     assert np.array_equal(picture(runtime), base)
+    permission = (release.folder / PERMISSION_NAME).read_bytes()
     (release.folder / PERMISSION_NAME).unlink()
-    assert np.array_equal(picture(release.runtime()), base), "taken over, it is the newest that was seen"
-    # The same counter with other content is no release either.
-    assert release.publish(adapters[1]).counter == 2
+    assert np.array_equal(picture(release.runtime()), base), "taken over, it is the one in force"
+    (release.folder / PERMISSION_NAME).write_bytes(permission)
+    # What was stepped back from is abandoned: the next release has a counter above it.
+    assert release.publish(adapters[1]).counter == 3
     runtime.refresh()
+    # The same counter with other content is no release either.
     second = Release(release.folder.parent / "second", release.base, release.key)
-    second.publish()
-    assert second.publish(adapters[0]).counter == 2
+    assert [second.publish(*some).counter for some in ([], [adapters[0]], [])] == [1, 2, 3]
     path.write_bytes((second.folder / MANIFEST_NAME).read_bytes())
-    with pytest.raises(RefusedError, match="Two manifests have the counter 2"):
+    with pytest.raises(RefusedError, match="Two manifests have this counter"):
         runtime.refresh()
     release.state.write_text("{}")
     with pytest.raises(RefusedError, match="does not say which release was seen last"):

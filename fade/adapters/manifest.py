@@ -8,10 +8,11 @@ by one rename, after the adapters are there, so that a reader finds the old rele
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from fade.adapters.card import CARD_NAME, load_card, weights_path
 from fade.errors import AdapterFormatError, BaseModelError, ConfigError, MaskMismatchError, SignatureError, listing
 from fade.files import read_json, sha256_file, writing
 from fade.models.source import find_base, identity
-from fade.signing import read_signed, verify, write_signed
+from fade.signing import canonical, read_signed, verify, write_signed
 
 if TYPE_CHECKING:  # who only reads what is live does not wait for torch
     from torch import Tensor
@@ -60,7 +61,7 @@ class Manifest:
 
     Attributes:
         release: name of the line of releases; counters of different lines are not compared.
-        counter: 1 for the first release of a line, one more each time.
+        counter: 1 for the first release of a line, higher each time: by one, but after a permitted step back.
         issued: UTC time, ISO 8601.
         base_sha256: identity of the base (``fade.models.source.identity``).
         base_files: hash of every file of the base, by its path: configurations and vocabularies decide
@@ -95,6 +96,36 @@ class Manifest:
         return datetime.fromisoformat(self.issued) + timedelta(seconds=self.valid_seconds)
 
 
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """That runtimes may go back to an older manifest, once; signed.
+
+    Attributes:
+        release: name of the line of releases.
+        base_sha256: identity of the base.
+        from_counter: the highest counter that was in force: what lies between is abandoned.
+        to_counter: of the manifest that may be taken over.
+        to_sha256: hash of that manifest's file.
+        reason: why; names nobody.
+        issued: UTC time, ISO 8601.
+        sha256: hash of what is signed.
+    """
+
+    release: str
+    base_sha256: str
+    from_counter: int
+    to_counter: int
+    to_sha256: str
+    reason: str
+    issued: str
+    sha256: str = ""
+
+    def names(self, manifest: Manifest) -> bool:
+        """Whether it is for this manifest."""
+        wanted = manifest.release, manifest.base_sha256, manifest.counter, manifest.sha256
+        return (self.release, self.base_sha256, self.to_counter, self.to_sha256) == wanted
+
+
 def base_files(source: str | Path) -> dict[str, str]:
     """Path in the base's folder to SHA-256, of every file that loading may read.
 
@@ -110,9 +141,10 @@ def base_files(source: str | Path) -> dict[str, str]:
     if folder is not None:
         wanted = (".json", ".txt", ".model", ".safetensors")
         files |= {
-            path.relative_to(folder).as_posix(): path
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.suffix in wanted
+            name: folder / name
+            # Also behind linked folders: loading reads these too.
+            for name in sorted(glob.glob("**/*", root_dir=folder, recursive=True))
+            if (folder / name).is_file() and Path(name).suffix in wanted
         }
     return {name: sha256_file(path) for name, path in sorted(files.items())}
 
@@ -264,7 +296,7 @@ def publish(
         entries = [_deposit(release, called, folder, weight, sha256) for called, folder, weight in adapters]
         manifest = Manifest(
             release=name,
-            counter=1 if before is None else before.counter + 1,
+            counter=1 + _highest(release, before, key.public_key()),
             issued=datetime.now(UTC).isoformat(timespec="seconds"),
             base_sha256=sha256,
             base_files=files,
@@ -311,36 +343,55 @@ def _deposit(release: Path, name: str, folder: Path, weight: float, base_sha256:
     return entry
 
 
-def permit(release: Path, manifest: Manifest, *, seen: int, reason: str, key: Ed25519PrivateKey) -> None:
-    """Sign a permission for runtimes that have seen counter ``seen`` to go back to an older manifest.
+def permit(release: Path, manifest: Manifest, *, seen: int, reason: str, key: Ed25519PrivateKey) -> Permission:
+    """Sign a permission for runtimes that have seen counters up to ``seen`` to go back to an older manifest, once.
 
     Taking an adapter back needs none of this: it is a new manifest with fewer adapters. This is for a
-    release restored from a backup.
-    """
-    payload = {
-        "release": manifest.release,
-        "from_counter": seen,
-        "to_counter": manifest.counter,
-        "to_sha256": manifest.sha256,
-        "reason": reason,
-        "issued": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    write_signed(release / PERMISSION_NAME, payload, PERMISSION_KIND, key)
-
-
-def is_permitted(release: Path, manifest: Manifest, *, seen: int, key: Ed25519PublicKey) -> bool:
-    """Whether a signed permission allows exactly this step back; a damaged one allows nothing.
+    release restored from a backup. What is published after it has a counter above ``seen``.
 
     Raises:
-        SignatureError: there is a permission, and it is not genuine.
+        ConfigError: nothing was seen above the manifest's own counter, so that there is no step back.
     """
-    if not (release / PERMISSION_NAME).exists():
-        return False
-    payload = read_signed(release / PERMISSION_NAME, PERMISSION_KIND, key)
-    wanted = {
-        "release": manifest.release,
-        "from_counter": seen,
-        "to_counter": manifest.counter,
-        "to_sha256": manifest.sha256,
-    }
-    return all(payload.get(name) == value for name, value in wanted.items())
+    if seen < manifest.counter:
+        raise ConfigError(
+            f"The manifest {manifest.counter} is no step back from {seen}: runtimes take it over as it is."
+        )
+    permission = Permission(
+        release=manifest.release,
+        base_sha256=manifest.base_sha256,
+        from_counter=seen,
+        to_counter=manifest.counter,
+        to_sha256=manifest.sha256,
+        reason=reason,
+        issued=datetime.now(UTC).isoformat(),
+    )
+    payload = asdict(permission)
+    del payload["sha256"]
+    write_signed(release / PERMISSION_NAME, payload, PERMISSION_KIND, key)
+    return replace(permission, sha256=hashlib.sha256(canonical(payload)).hexdigest())
+
+
+def read_permission(release: Path, key: Ed25519PublicKey) -> Permission | None:
+    """The permission in a release's folder; None if there is none.
+
+    Raises:
+        SignatureError: there is one, and it is not genuine.
+    """
+    path = release / PERMISSION_NAME
+    if not path.exists():
+        return None
+    payload = read_signed(path, PERMISSION_KIND, key)
+    try:
+        return Permission(**payload, sha256=hashlib.sha256(canonical(payload)).hexdigest())
+    except TypeError as error:
+        raise SignatureError(f"{path} is a permission of another version of this program: {error}.") from None
+
+
+def _highest(release: Path, before: Manifest | None, key: Ed25519PublicKey) -> int:
+    """The highest counter of a line so far, those that were abandoned by a step back among them."""
+    if before is None:
+        return 0
+    permission = read_permission(release, key)
+    if permission is None or (permission.release, permission.base_sha256) != (before.release, before.base_sha256):
+        return before.counter
+    return max(before.counter, permission.from_counter)

@@ -1,7 +1,7 @@
 """Adapters that belong to a request, not to the network (ours).
 
-The network's modules stay the base's. Each module that some adapter changes looks up, at every forward,
-the set of adapters of the request it computes for, and adds their change. So a new set takes over
+The network's modules stay the base's. Each of them looks up, at every forward, the set of adapters of the
+request it computes for, and adds their change; outside a request it refuses. So a new set takes over
 between two requests without a lock, a request in flight keeps the set it began with, several requests
 with different sets may run at once, and taking everything out leaves the base's bits: they never moved.
 
@@ -12,10 +12,11 @@ the weight itself or an adapter is a sparse difference, the changed weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,11 +42,17 @@ class Changed:
     weight: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AdapterSet:
-    """What a request computes with: module name to its change; empty is the base alone."""
+    """What a request computes with.
 
-    changes: Mapping[str, Factors | Changed] = field(default_factory=dict)
+    Attributes:
+        overlay: whose network it is for: a request of one runtime opens no other one's network.
+        changes: module name to its change; empty is the base alone.
+    """
+
+    overlay: Overlay
+    changes: Mapping[str, Factors | Changed]
 
 
 _request: ContextVar[AdapterSet | None] = ContextVar("fade_request", default=None)
@@ -62,7 +69,7 @@ def using(adapters: AdapterSet) -> Iterator[None]:
 
 
 class Overlay:
-    """A denoiser whose modules ask the request for its adapters; outside a request it refuses to compute.
+    """A denoiser whose modules ask the request for its adapters; outside a request they refuse to compute.
 
     Args:
         network: the denoiser. Its parameters, buffers and module tree are left as they are.
@@ -71,8 +78,10 @@ class Overlay:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self._modules: dict[str, Any] = dict(plain_modules(network))
-        self._guard = network.register_forward_pre_hook(_refuse_outside_requests)
-        self._attached: set[str] = set()
+        # Not by hooks, which `network.forward()` passes by; on every module, as `type(network).forward` passes by one.
+        network.forward = self._only_in_requests(network.forward)
+        for name, module in self._modules.items():
+            module.forward = self._with_changes(name, module)
 
     def prepare(self, adapters: Sequence[tuple[str, float, Mapping[str, Tensor]]]) -> AdapterSet:
         """Join adapters into one set, in order; requests in flight are not touched.
@@ -95,35 +104,50 @@ class Overlay:
             module: _joined(self._modules[module], factors.get(module, []), dense.get(module))
             for module in sorted({*factors, *dense})
         }
-        for module in changes:
-            self._attach(module)
-        return AdapterSet(changes)
+        return AdapterSet(self, changes)
 
     def remove(self) -> None:
         """Take the overlay off: the network is the plain base again."""
-        self._guard.remove()
-        for module in self._attached:
-            del self._modules[module].forward
-        self._attached.clear()
+        for module in (self.network, *self._modules.values()):
+            vars(module).pop("forward", None)
 
-    def _attach(self, name: str) -> None:
-        """Let a module look up its change; without one it computes what it always did."""
-        if name in self._attached:
-            return
-        module = self._modules[name]
+    def _changes(self) -> Mapping[str, Factors | Changed]:
+        """What the request in this thread changes.
+
+        Raises:
+            RefusedError: none is open for this network.
+        """
+        adapters = _request.get()
+        if adapters is None or adapters.overlay is not self:
+            raise RefusedError(
+                "This denoiser belongs to a runtime and computes only for its requests: call the runtime instead of "
+                "the pipeline, or use `with runtime.serving():`."
+            )
+        return adapters.changes
+
+    def _only_in_requests(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(plain)
+        def forward(*arguments: Any, **options: Any) -> Any:
+            self._changes()
+            return plain(*arguments, **options)
+
+        return forward
+
+    def _with_changes(self, name: str, module: Any) -> Callable[[Tensor], Tensor]:
+        """The module's forward; without a change it computes what it always did."""
         plain = module.forward
 
+        @functools.wraps(plain)
         def forward(value: Tensor) -> Tensor:
-            adapters = _request.get()
-            change = None if adapters is None else adapters.changes.get(name)
+            change = self._changes().get(name)
             if change is None:
-                return plain(value)
+                unchanged: Tensor = plain(value)
+                return unchanged
             if isinstance(change, Changed):
                 return _apply(module, value, change.weight, module.bias)
             return plain(value) + _low_rank(module, value, change)
 
-        module.forward = forward
-        self._attached.add(name)
+        return forward
 
     def _parts(self, adapter: str, tensors: Mapping[str, Tensor]) -> dict[str, Factors | Tensor]:
         """Module to its factors or its dense difference, each tensor used and checked."""
@@ -152,14 +176,6 @@ class Overlay:
                 f"{adapter} was not used to its last tensor: {listing(sorted(rest))} found no module of the base."
             )
         return parts
-
-
-def _refuse_outside_requests(*_: object) -> None:
-    if _request.get() is None:
-        raise RefusedError(
-            "This denoiser belongs to a runtime and computes only for its requests: call the runtime instead of the "
-            "pipeline, or use `with runtime.serving():`."
-        )
 
 
 def _dense(adapter: str, module: str, positions: Tensor, values: Tensor, weight: Tensor) -> Tensor:

@@ -14,32 +14,34 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from filelock import FileLock
 from numpy.typing import NDArray
-from safetensors import safe_open
 
-from fade.adapters.manifest import MANIFEST_NAME, Manifest, check_base, is_permitted, parse_manifest, read_adapter
+from fade.adapters.integrity import Integrity, check_against_files
+from fade.adapters.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    Permission,
+    check_base,
+    parse_manifest,
+    read_adapter,
+    read_permission,
+)
 from fade.adapters.overlay import AdapterSet, Overlay, using
-from fade.errors import BaseModelError, ConfigError, FadeError, RefusedError, ResourceError, listing
-from fade.files import read_json, write_json
-from fade.models.deltas import plain_modules
-from fade.models.family import FAMILIES, Base
+from fade.adapters.seen import Memory
+from fade.errors import BaseModelError, FadeError, RefusedError, listing
+from fade.models.family import FAMILIES, Base, read_pipeline
 from fade.models.generate import Solver, generate_batch
 from fade.models.source import find_base
-from fade.signing import key_id
 from fade.signing import public_key as load_public_key
 
 
@@ -57,15 +59,16 @@ class Runtime:
 
     Args:
         pipeline: a diffusers pipeline loaded from a folder or file, or a loaded ``Base``. Its weights
-            must be the base's own: fused adapters or edited weights are refused.
+            must be the base's own: adapters, hooks, offloading and edited weights are refused.
         release: folder that ``fade.adapters.manifest.publish`` writes.
         public_key: the PEM file of the key that signs releases, or the key.
         state: file that remembers the highest counter seen, so that an older release is refused after a
-            restart too; by default under ``$XDG_STATE_HOME/fade`` or ``~/.local/state/fade``.
+            restart too, and the latest time; by default under ``$XDG_STATE_HOME/fade`` or ``~/.local/state/fade``.
+            Runtimes of several bases may share it.
 
     Raises:
         RefusedError: the manifest cannot be established now; says why.
-        BaseModelError: the pipeline is of an unsupported class.
+        BaseModelError: the pipeline is of an unsupported class, or is not what its files say.
     """
 
     def __init__(
@@ -80,14 +83,16 @@ class Runtime:
         self.key = public_key if isinstance(public_key, Ed25519PublicKey) else load_public_key(Path(public_key))
         self.base = _as_base(pipeline)
         self.pipeline = self.base.pipeline
-        self._state_given = None if state is None else Path(state)
+        self._memory = Memory(None if state is None else Path(state), self.key)
         self._changing = threading.Lock()
         self._live: Live | None = None
         self._base_checked: Mapping[str, str] = {}
         self.refusal = "no manifest was read yet"
-        self._check_unet()
+        check_against_files(self.pipeline, read_pipeline(find_base(self.base.folder)), origin=self.base.folder)
         self._overlay = Overlay(self.pipeline.unet)
         self._tokenizers = _one_text_at_a_time(self.pipeline)
+        self._plain = self._overlay.prepare([])
+        self._integrity = Integrity(self.pipeline)
         try:
             self.refresh()
         except FadeError:
@@ -103,13 +108,15 @@ class Runtime:
         """Draw with the live adapters: the pipeline's own call, one manifest from beginning to end.
 
         Raises:
-            RefusedError: the manifest cannot be established.
+            RefusedError: the manifest cannot be established, or the pipeline is not what it was at the start.
         """
         with self.serving():
             # Schedulers count their steps inside: each request has its own, so that several may run at once.
             call = copy.copy(self.pipeline)
             call.scheduler = copy.deepcopy(self.pipeline.scheduler)
-            return call(*arguments, **options)
+            answer = call(*arguments, **options)
+            self._integrity.check_parts(call)  # a callback between two steps is handed this copy
+        return answer
 
     def generate(
         self,
@@ -127,22 +134,32 @@ class Runtime:
             base_only: without any adapter, for comparison. Whoever may ask for this can undo every
                 erasure: offer it to reviewers alone.
         """
-        with self.serving() as manifest, using(AdapterSet()) if base_only else _nothing():
+        live = self._checked()
+        with using(self._plain if base_only else live.adapters):
             pictures = generate_batch(
                 self.base, list(prompts), list(seeds), steps=steps, guidance=guidance, solver=solver, precision="fp32"
             )
-        return pictures, manifest
+        self._integrity.check_modules(self.pipeline)  # nobody else's code ran inside that could write into weights
+        return pictures, live.manifest
 
     @contextmanager
     def serving(self) -> Iterator[Manifest]:
         """A request: all that the pipeline computes inside, in this thread, is drawn under one manifest.
 
         Raises:
-            RefusedError: the manifest cannot be established.
+            RefusedError: the manifest cannot be established, or the pipeline is not what it was at the start:
+                said before anything is drawn, and again at the end, when nothing drawn inside may be used.
         """
-        live = self.refresh()
+        live = self._checked()
         with using(live.adapters):
             yield live.manifest
+        self._integrity.check(self.pipeline)
+
+    def _checked(self) -> Live:
+        """What a request that begins now is drawn with, on a pipeline that is what it was."""
+        live = self.refresh()
+        self._integrity.check(self.pipeline)
+        return live
 
     @property
     def manifest(self) -> Manifest | None:
@@ -161,7 +178,8 @@ class Runtime:
                 data = (self.release / MANIFEST_NAME).read_bytes()
                 if self._live is None or hashlib.sha256(data).hexdigest() != self._live.manifest.sha256:
                     self._live = self._take_over(data)
-                _check_age(self._live.manifest)
+                else:
+                    self._memory.check_age(self._live.manifest)
                 self.refusal = ""
                 return self._live
             except (FadeError, OSError) as error:
@@ -188,23 +206,8 @@ class Runtime:
         manifest = parse_manifest(data, self.key, origin=str(self.release / MANIFEST_NAME))
         if self._base_checked != manifest.base_files:
             check_base(self.base.folder, manifest)
-        path = self._state_path(manifest)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock", timeout=10):
-                seen = self._seen(path)
-                self._check_counter(manifest, seen)
-                adapters = self._prepared(manifest)
-                now = {"counter": manifest.counter, "sha256": manifest.sha256}
-                if seen != now:
-                    write_json(path, now)
-        except OSError as error:
-            if isinstance(error, FadeError):
-                raise
-            raise ResourceError(
-                f"The highest counter seen cannot be kept in {path}: {error}. "
-                "Give the runtime a file that it may write: state=."
-            ) from None
+        adapters = self._prepared(manifest)
+        self._memory.take_over(manifest, self._permission(manifest))
         self._base_checked = manifest.base_files
         return Live(manifest, adapters, time.perf_counter() - begun)
 
@@ -223,56 +226,10 @@ class Runtime:
             ]
         )
 
-    def _state_path(self, manifest: Manifest) -> Path:
-        if self._state_given is not None:
-            return self._state_given
-        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
-        return home / "fade" / f"{manifest.release}-{key_id(self.key)}.json"
-
-    def _seen(self, path: Path) -> dict[str, Any]:
-        """The highest counter taken over so far, and its manifest's hash."""
-        if not path.exists():
-            return {"counter": 0, "sha256": ""}
-        seen = read_json(path)
-        if set(seen) != {"counter", "sha256"} or not isinstance(seen["counter"], int):
-            raise ConfigError(f"{path} does not say which release was seen last. Restore it, or remove it by hand.")
-        return seen
-
-    def _check_counter(self, manifest: Manifest, seen: dict[str, Any]) -> None:
-        if manifest.counter > seen["counter"] or manifest.sha256 == seen["sha256"]:
-            return
-        if manifest.counter == seen["counter"]:
-            raise RefusedError(
-                f"Two manifests have the counter {manifest.counter}: {manifest.sha256[:12]} is offered, "
-                f"{seen['sha256'][:12]} was in force. Publish a new one."
-            )
-        if not is_permitted(self.release, manifest, seen=seen["counter"], key=self.key):
-            raise RefusedError(
-                f"The manifest has the counter {manifest.counter}, but {seen['counter']} was in force already: an "
-                "older release could bring back what was erased since. Publish a new one, or sign a permission."
-            )
-
-    def _check_unet(self) -> None:
-        """Compare the denoiser in memory with the base's files: an adapter on other weights erases nothing for sure."""
-        found = find_base(self.base.folder)
-        if found.path.is_file():
-            return  # another naming of tensors; its file's hash is checked against the manifest
-        modules = plain_modules(self.pipeline.unet)
-        wrong = []
-        for file in [file for file in found.weights if file.parent.name == "unet"]:
-            with safe_open(file, framework="pt") as stored:
-                for key in stored.keys():  # noqa: SIM118 - a safetensors file, not a dict
-                    name, _, kind = key.rpartition(".")
-                    if name in modules and kind == "weight":
-                        held = modules[name].weight
-                        expected = stored.get_tensor(key).to(held.dtype)
-                        if not torch.equal(held.detach().cpu(), expected):
-                            wrong.append(key)
-        if wrong:
-            raise BaseModelError(
-                f"The pipeline's weights are not those in {self.base.folder}: {listing(wrong)} differ. Give the "
-                "runtime the base as it was loaded, without fused adapters."
-            )
+    def _permission(self, manifest: Manifest) -> Permission | None:
+        """The signed permission for this manifest, if there is one."""
+        permission = read_permission(self.release, self.key)
+        return permission if permission is not None and permission.names(manifest) else None
 
 
 class _OneTextAtATime:
@@ -305,19 +262,6 @@ def _one_text_at_a_time(pipeline: Any) -> list[tuple[Any, type]]:
         if not issubclass(kind, _OneTextAtATime):
             tokenizer.__class__ = type(kind.__name__, (_OneTextAtATime, kind), {"__module__": kind.__module__})
     return before
-
-
-def _check_age(manifest: Manifest) -> None:
-    if manifest.expires is not None and datetime.now(UTC) > manifest.expires:
-        raise RefusedError(
-            f"The manifest {manifest.counter} of {manifest.issued} was valid for {manifest.valid_seconds} s: a newer "
-            "one was withheld, or nobody issues them any more. See that `fade release --watch` runs."
-        )
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _as_base(pipeline: Any) -> Base:

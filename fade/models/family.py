@@ -140,6 +140,12 @@ def _loaded(found: BaseSource, sha256: str, source: Path, weights: Weights, devi
     return FAMILIES[found.pipeline](pipeline, sha256, source)
 
 
+def read_pipeline(found: BaseSource) -> Any:
+    """A base's pipeline on the CPU, of its files as they are now, in float32; nothing of it is shared."""
+    with _no_progress_bars():
+        return (_load_file if found.path.is_file() else _load_folder)(found, "fp32")
+
+
 def _load_folder(found: BaseSource, weights: Weights) -> Any:
     dtypes = {"default": torch.float32, "unet": torch.bfloat16 if weights == "bf16" else torch.float32}
     return getattr(diffusers, found.pipeline).from_pretrained(
