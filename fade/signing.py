@@ -17,6 +17,7 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from filelock import FileLock
 
 from fade.environment import environment
 from fade.errors import ConfigError, ResourceError, SignatureError
@@ -48,32 +49,74 @@ def key_id(public: Ed25519PublicKey) -> str:
 def signing_key(folder: Path) -> Ed25519PrivateKey:
     """The key that signs: PEM text in FADE_SIGNING_KEY, else the one in ``folder``, made there at first use.
 
-    ``public.pem`` is written beside it: that file, and only that one, goes to whoever verifies.
+    ``public.pem`` is written beside it: that file, and only that one, goes to whoever verifies. A public key that is
+    there already belongs to whoever signs: no other key is made beside it, and it is never replaced.
 
     Raises:
-        ConfigError: what is there is no Ed25519 key in PEM.
+        ConfigError: what is there is no Ed25519 key in PEM, or the public key there is another one's.
     """
     given = environment().signing_key
-    path = folder / PRIVATE_NAME
     if given:
         key = _private(given.get_secret_value().encode(), f"the variable {KEY_VARIABLE}")
-    elif path.is_file():
-        key = _private(path.read_bytes(), str(path))
-    else:
-        key = Ed25519PrivateKey.generate()
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        with writing(path) as temporary:
-            # Readable by its owner alone from the first byte on.
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(pem)
-    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    if not (folder / PUBLIC_NAME).is_file() or (folder / PUBLIC_NAME).read_bytes() != public:
-        with writing(folder / PUBLIC_NAME) as temporary:
-            temporary.write_bytes(public)
+        _keep_public(folder, key)
+        return key
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder / ".lock"), timeout=60):  # two processes at their first use are to have one key
+        path = folder / PRIVATE_NAME
+        if path.is_file():
+            key = _private(path.read_bytes(), str(path))
+        elif (folder / PUBLIC_NAME).is_file():
+            raise ConfigError(
+                f"{folder / PUBLIC_NAME} is the public key of whoever signs, and {PRIVATE_NAME} is not beside it: from "
+                f"here nothing can be signed. Restore {PRIVATE_NAME} from a backup or set {KEY_VARIABLE}; if that key "
+                f"is lost, remove {PUBLIC_NAME} by hand, and give every runtime the new one."
+            )
+        else:
+            key = _made(path)
+        _keep_public(folder, key)
     return key
+
+
+def verifying_key(folder: Path) -> Ed25519PublicKey:
+    """The public half of the key that signs, to read what is signed; nothing is made or written.
+
+    Raises:
+        ConfigError: no key is there, or what is there is none.
+    """
+    if (folder / PUBLIC_NAME).is_file():
+        return public_key(folder / PUBLIC_NAME)
+    if given := environment().signing_key:
+        return _private(given.get_secret_value().encode(), f"the variable {KEY_VARIABLE}").public_key()
+    if (folder / PRIVATE_NAME).is_file():
+        return _private((folder / PRIVATE_NAME).read_bytes(), str(folder / PRIVATE_NAME)).public_key()
+    return public_key(folder / PUBLIC_NAME)
+
+
+def _made(path: Path) -> Ed25519PrivateKey:
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    with writing(path) as temporary:
+        # Readable by its owner alone from the first byte on.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(pem)
+    return key
+
+
+def _keep_public(folder: Path, key: Ed25519PrivateKey) -> None:
+    """Write the public key where there is none; one that is there has to be this one's."""
+    path = folder / PUBLIC_NAME
+    if path.is_file():
+        if (found := key_id(public_key(path))) != (own := key_id(key.public_key())):
+            raise ConfigError(
+                f"{path} is the key {found!r}, but what would sign is the key {own!r}: runtimes that trust the first "
+                "would refuse everything. Take the key that belongs to it, or remove the file by hand and give every "
+                "runtime the new one."
+            )
+        return
+    pem = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    with writing(path) as temporary:
+        temporary.write_bytes(pem)
 
 
 def public_key(path: Path) -> Ed25519PublicKey:

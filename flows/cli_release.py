@@ -96,6 +96,23 @@ def release(
     _watch(round(60 * valid_minutes), webhook_port, host)
 
 
+@app.command("step-back")
+@guarded
+def step_back(
+    base: Annotated[str, typer.Argument(help="The base's hash or its beginning, as `fade live` shows it.")],
+    seen: Annotated[int, typer.Option(help="Highest counter that was in force; a runtime that refuses says it.")],
+    because: Annotated[str, typer.Option(help="Why; kept in the ledger's log and the permission. Name nobody.")],
+) -> None:
+    """After a restore: let runtimes take over the release as it is now, once, though they saw a higher counter."""
+    from flows.release import permit_step_back
+
+    permission = permit_step_back(base, seen=seen, reason=because, actor=getpass.getuser())
+    console.print(
+        f"Runtimes that saw up to {permission.from_counter} may go back to release {permission.to_counter}; what lies "
+        "between is abandoned."
+    )
+
+
 def _watch(valid_seconds: int, port: int, host: str) -> None:
     import signal
     from contextlib import nullcontext
@@ -168,6 +185,8 @@ def serve(
 
     from fade.adapters.runtime import Runtime
     from fade.models.family import load_base
+    from fade.signing import key_id, verifying_key
+    from fade.signing import public_key as load_key
     from flows.release import open_release
     from flows.released import KEYS
     from flows.service import make_app, service_token
@@ -175,10 +194,11 @@ def serve(
     token = service_token()
     loaded = load_base(base)
     folder = release_folder or open_release(base, loaded.sha256)
-    key = public_key or KEYS / "public.pem"
+    key = load_key(public_key) if public_key else verifying_key(KEYS)
     app_ = make_app(Runtime(loaded, folder, public_key=key), token=token, compare=compare)
     console.print(
-        f"http://{host}:{port}/  release {folder}, key {key}" + ("  [bold]with the base's pictures[/bold]" * compare)
+        f"http://{host}:{port}/  release {folder}, key {key_id(key)}"
+        + ("  [bold]with the base's pictures[/bold]" * compare)
     )
     uvicorn.run(app_, host=host, port=port, log_config=None, access_log=False)
 

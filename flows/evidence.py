@@ -12,7 +12,7 @@ from fade.config import Request, Settings, load_request
 from fade.errors import ConfigError, DataError
 from fade.requests.evidence import chain_rows, seal
 from fade.requests.ledger import Ledger
-from fade.signing import read_signed, signing_key
+from fade.signing import read_signed, signing_key, verifying_key
 from fade.steps.attacks import attack_figures
 from flows.approval import named
 from flows.purge import RECEIPTS_KIND, RECEIPTS_NAME
@@ -140,7 +140,7 @@ def _purged(folder: Path) -> dict[str, Any]:
     path = folder / RECEIPTS_NAME
     if not path.is_file():
         return {"state": "not purged"}
-    receipts = read_signed(path, RECEIPTS_KIND, signing_key(KEYS).public_key())["receipts"]
+    receipts = read_signed(path, RECEIPTS_KIND, verifying_key(KEYS))["receipts"]
     removed = [one for one in receipts if one["removed"]]
     kept = [one for one in receipts if not one["removed"]]
     return {"state": "purged", "removed": len(removed), "kept_for_other_erasures": len(kept), "receipts": receipts}

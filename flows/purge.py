@@ -24,7 +24,7 @@ from fade.data.deletion import delete
 from fade.errors import ConfigError
 from fade.files import read_json, sha256_file
 from fade.requests.ledger import Ledger
-from fade.signing import read_signed, signing_key, write_signed
+from fade.signing import read_signed, signing_key, verifying_key, write_signed
 from fade.steps.attack import reference_path
 from fade.steps.evaluate import CACHE
 from fade.steps.further import further_hashes
@@ -144,7 +144,7 @@ def _before(folder: Path) -> list[dict[str, Any]]:
     path = folder / RECEIPTS_NAME
     if not path.is_file():
         return []
-    found: list[dict[str, Any]] = read_signed(path, RECEIPTS_KIND, signing_key(KEYS).public_key())["receipts"]
+    found: list[dict[str, Any]] = read_signed(path, RECEIPTS_KIND, verifying_key(KEYS))["receipts"]
     return found
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 from prefect import flow
 
-from fade.adapters.manifest import LiveAdapter, Manifest, live_folder, publish
+from fade.adapters.manifest import LiveAdapter, Manifest, Permission, live_folder, permit, publish
 from fade.config import load_request
 from fade.errors import ConfigError, FadeError, LineageError, listing
 from fade.requests.ledger import Ledger
@@ -175,6 +175,29 @@ def reissue(*, valid_seconds: int, now: Callable[[Manifest], bool]) -> int:
             _publish(folder, [_kept(folder, entry) for entry in manifest.adapters], None, valid_seconds)
             count += 1
     return count
+
+
+def permit_step_back(base: str, *, seen: int, reason: str, actor: str) -> Permission:
+    """Sign that runtimes which saw counters up to ``seen`` may take over a base's release as it is now.
+
+    Args:
+        base: the base's hash, or its beginning.
+
+    Raises:
+        ConfigError: no release, or several, of such a base; or nothing to step back from.
+    """
+    found = {folder: one for folder, one in released().items() if one.base_sha256.startswith(base)}
+    if len(found) != 1:
+        raise ConfigError(
+            f"{len(found)} releases are of a base {base!r}; expected one. There are: "
+            f"{listing(one.base_sha256[:12] for one in released().values()) or 'none'}."
+        )
+    ((folder, manifest),) = found.items()
+    with FileLock(str(RELEASES / ".lock"), timeout=3600), Ledger() as ledger:
+        details = {"manifest": manifest.counter, "manifest_sha256": manifest.sha256, "seen": seen}
+        permission = permit(folder, manifest, seen=seen, reason=reason, key=signing_key(KEYS))
+        ledger.append("release.step_back", actor=actor, reason=reason, details=details)
+    return permission
 
 
 def model_of(entry: LiveAdapter) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fade.adapters.manifest import MANIFEST_NAME, Manifest, read_manifest
-from fade.signing import signing_key
+from fade.signing import verifying_key
 
 RELEASES, KEYS = Path("data/release"), Path(".fade/keys")
 
@@ -20,10 +20,11 @@ def current_manifest(folder: Path) -> Manifest | None:
 
     Raises:
         SignatureError: it is there, and it is not ours.
+        ConfigError: it is there, and no key to check it with.
     """
     if not (folder / MANIFEST_NAME).exists():
         return None
-    return read_manifest(folder, signing_key(KEYS).public_key())
+    return read_manifest(folder, verifying_key(KEYS))
 
 
 def released() -> dict[Path, Manifest]:

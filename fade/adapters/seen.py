@@ -76,7 +76,7 @@ class Seen:
         else:
             said = (
                 "An older release could bring back what was erased since. Publish a new one, or sign a permission: "
-                f"fade release --step-back-from {self.highest} --because REASON."
+                f"fade step-back BASE --seen {self.highest} --because REASON."
             )
         raise RefusedError(
             f"The manifest {manifest.sha256[:12]} has the counter {manifest.counter}, but {self.highest} was in force "

@@ -116,6 +116,9 @@ def _load_log(log: Path, database: Path) -> None:
     url = f"sqlite:///{database}"
     try:
         rows = [json.loads(line) for line in log.read_bytes().decode().split("\n")]
+        # A table's columns have their names: a changed one is no change that a row could bear.
+        if any(row.keys() != {*tables.log.c.keys()} for row in rows):
+            raise KeyError("another column")
         rows = [{**row, "at": datetime.fromtimestamp(0, UTC) + timedelta(microseconds=row["at"])} for row in rows]
         with Ledger(url) as ledger, ledger.engine.begin() as connection:
             connection.execute(sa.delete(tables.log))

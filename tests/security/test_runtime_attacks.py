@@ -286,5 +286,5 @@ def test_every_kind_of_base_as_it_was_loaded_is_its_files(kind: str, tmp_path: P
         check_against_files(pipeline, anew, origin=folder)
     check_against_files(load_base(single).pipeline, read_pipeline(find_base(single)), origin=single)
     another = save_tiny(tmp_path / "another", kind, seed=5)
-    with pytest.raises(BaseModelError, match="weight.* differ"):
+    with pytest.raises(BaseModelError, match=r"weight.* differ"):
         check_against_files(_stock(another), anew, origin=folder)
