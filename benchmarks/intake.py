@@ -104,7 +104,7 @@ def fill(ledger: Ledger, count: int) -> None:
                         "body_sha256": "0" * 64,
                         "concept_key": f"{i:064d}",
                         "received_at": received,
-                        "due_at": deadline(received),
+                        "due_at": deadline(received, message.regulation),
                         "extended": False,
                         "state": State.SCHEDULED if i % 10 == 0 else State.CERTIFIED,
                         "state_at": now,

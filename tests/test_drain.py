@@ -300,6 +300,7 @@ def test_each_state_reaches_its_callback_signed_and_none_is_lost(ledger: Ledger)
     bodies = [json.loads(body) for body, _, _ in got]
     assert {body["state"] for body in bodies} == {"received", "scheduled", "cancelled"}
     assert overview(ledger).webhooks == 0
+    ledger.verify()  # that they were sent is sealed
     body, timestamp, signature = got[0]
     webhooks.check(body, timestamp=timestamp, signature=signature, key=KEY)
     with pytest.raises(SignatureError, match="does not fit"):

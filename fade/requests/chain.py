@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 
 from fade.errors import LineageError
 from fade.requests import tables
-from fade.requests.sealing import LETTERS, SEAL, key_of, seal_letter, seal_request
+from fade.requests.sealing import LETTERS, SEAL, key_of, seal_letter, seal_request, seal_sent
 from fade.requests.tables import GENESIS
 
 WRITTEN = "fade_rows"
@@ -153,13 +153,21 @@ def _check_requests(connection: Connection, told: _Told) -> None:
 
 def _check_letters(connection: Connection, told: _Told) -> None:
     key, outbox = key_of(connection), tables.outbox.c
-    letters = sa.select(outbox.seq, outbox.request_id, outbox.url, outbox.body).order_by(outbox.id)
+    columns = (outbox.id, outbox.seq, outbox.request_id, outbox.url, outbox.body, outbox.sent_at, outbox.sent_seal)
+    letters = sa.select(*columns).order_by(outbox.id)
     for row in connection.execute(letters):
         _, seal = told.letters.pop(row.seq, ("", ""))
         if not hmac.compare_digest(seal, seal_letter(key, request_id=row.request_id, url=row.url, body=row.body)):
             raise LineageError(
                 f"The outbox holds a letter of request {row.request_id} (row {row.seq} of the log) that the log did "
                 "not seal: it was changed or added by hand."
+            )
+        if row.sent_at is not None and not hmac.compare_digest(
+            row.sent_seal or "", seal_sent(key, number=row.id, sent_at=row.sent_at)
+        ):
+            raise LineageError(
+                f"A letter of request {row.request_id} (row {row.seq} of the log) was marked as sent by hand: it was "
+                "not sent."
             )
     for number, (name, _) in told.letters.items():
         raise LineageError(f"A letter of request {name} is gone from the outbox: that of row {number} of the log.")

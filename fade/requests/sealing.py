@@ -126,6 +126,11 @@ def seal_letter(key: bytes, *, request_id: str, url: str, body: str) -> str:
     return _seal(key, b"fade-letter\n", {"request_id": request_id, "url": url, "body": body})
 
 
+def seal_sent(key: bytes, *, number: int, sent_at: datetime) -> str:
+    """The seal of a letter's having been sent; who only edits the outbox cannot let it count as sent."""
+    return _seal(key, b"fade-sent\n", {"id": number, "sent_at": _plain(sent_at)})
+
+
 def _seal(key: bytes, kind: bytes, content: Mapping[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hmac.new(key, kind + text.encode(), hashlib.sha256).hexdigest()

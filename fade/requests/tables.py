@@ -21,7 +21,7 @@ from sqlalchemy.exc import DataError as ValueRefused
 from fade.errors import ConfigError, DataError, RegistryError
 
 DEFAULT_URL = "sqlite:///.fade/ledger.db"
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration; a test holds it to the files."""
 GENESIS = "0" * 64
 """What the first row of the chain follows."""
@@ -132,6 +132,7 @@ outbox = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("next_at", UTCDateTime, nullable=False),
     sa.Column("sent_at", UTCDateTime),
+    sa.Column("sent_seal", sa.String(64)),
     sa.Column("error", sa.Text),
     sa.Index("outbox_by_turn", "sent_at", "next_at"),
 )

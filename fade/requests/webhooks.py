@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from datetime import datetime, timedelta
+from typing import Any
 
 import httpx
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from fade.environment import environment
 from fade.errors import ConfigError, SignatureError
 from fade.requests.ledger import Ledger
 from fade.requests.records import utc_now
+from fade.requests.sealing import seal_sent
 from fade.requests.tables import outbox
 
 CLAIM = timedelta(seconds=60)
@@ -101,6 +103,10 @@ def _post(client: httpx.Client, letter: sa.RowMapping, *, key: bytes, now: datet
 def _note(ledger: Ledger, letter: sa.RowMapping, error: str | None, *, now: datetime) -> None:
     attempts = letter["attempts"] + 1
     wait = min(timedelta(seconds=10) * 2 ** min(attempts, 20), LONGEST)
-    values = {"sent_at": now} if error is None else {"error": error, "next_at": now + wait}
+    if error is None:
+        seal = seal_sent(ledger.key, number=letter["id"], sent_at=now)
+        values: dict[str, Any] = {"sent_at": now, "sent_seal": seal}
+    else:
+        values = {"error": error, "next_at": now + wait}
     with ledger.signing() as connection:
         connection.execute(sa.update(outbox).where(outbox.c.id == letter["id"]).values(attempts=attempts, **values))

@@ -118,6 +118,7 @@ def test_a_row_that_changes_by_the_rules_holds(ledger: Ledger) -> None:
         (sa.update(tables.outbox).values(url="https://attacker.example/"), "changed or added by hand"),
         (sa.update(tables.outbox).values(body='{"state": "live"}'), "changed or added by hand"),
         (sa.delete(tables.outbox).where(tables.outbox.c.seq == 2), "is gone from the outbox"),
+        (sa.update(tables.outbox).where(tables.outbox.c.seq == 2).values(sent_at=LATER), "marked as sent by hand"),
         (
             sa.insert(tables.outbox).from_select(
                 ["request_id", "seq", "url", "body", "attempts", "next_at"],
@@ -246,7 +247,8 @@ def _first_version(address: str, message: Message) -> dict[str, Any]:
         "extended": False, "state": "live", "state_at": now, "attempts": 1, "fence": 1, "erasure_id": "e1",
     }  # fmt: skip
     gone = {"id": str(uuid.uuid4()), "concept": None, "concept_key": concept_digest("forgotten", message.base)}
-    letter = {"request_id": row["id"], "seq": 1, "url": CALLBACK, "body": "{}", "attempts": 0, "next_at": now}
+    letter = {"request_id": row["id"], "seq": 1, "url": CALLBACK, "body": "{}", "attempts": 1, "next_at": now}
+    letter["sent_at"] = now
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
