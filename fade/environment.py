@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,17 @@ class Environment(BaseSettings):
         None, description="Shared with MLflow's webhooks (`fade release --watch`), 16 characters or more"
     )
     alert_url: str | None = Field(None, description="Where warnings of near deadlines are sent, as webhooks")
+    allowed_hosts: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9.,:_\-\[\] ]*$",
+        description="Names under which the servers are reached, with commas: `fade.example.org,mlflow:5000`; "
+        "IP addresses and localhost are allowed without",
+    )
+    webhook_networks: str = Field(
+        "",
+        description="Private networks that webhooks may be sent to, with commas: `10.1.0.0/16,127.0.0.1/32`; "
+        "public addresses need none",
+    )
     signing_key: SecretStr | None = Field(
         None, description="Ed25519 private key as PEM text; if unset, `.fade/keys/signing.pem`, made at first use"
     )
@@ -73,6 +85,26 @@ class Environment(BaseSettings):
         "plain", description="`json`: one object a line, with the request's id"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("WARNING", description="What is logged at least")
+
+    @property
+    def allowed_host_names(self) -> tuple[str, ...]:
+        """FADE_ALLOWED_HOSTS, one by one."""
+        return tuple(one.strip() for one in self.allowed_hosts.split(",") if one.strip())
+
+    @property
+    def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """FADE_WEBHOOK_NETWORKS, one by one."""
+        return tuple(ip_network(one.strip()) for one in self.webhook_networks.split(",") if one.strip())
+
+    @field_validator("webhook_networks")
+    @classmethod
+    def _are_networks(cls, given: str) -> str:
+        for one in filter(None, (part.strip() for part in given.split(","))):
+            try:
+                ip_network(one)
+            except ValueError:
+                raise ValueError("must be networks with commas, e.g. 10.1.0.0/16,127.0.0.1/32") from None
+        return given
 
     @field_validator("intake_token", "service_token", "webhook_secret", "mlflow_webhook_secret", "ledger_key")
     @classmethod
@@ -164,7 +196,9 @@ def table() -> str:
     """All variables as a Markdown table, for the documentation."""
     rows = ["| variable | default | what it is |", "|---|---|---|"]
     for name, field in Environment.model_fields.items():
-        default = "" if field.default is None else f"`{field.default:g}`" if _number(field) else f"`{field.default}`"
+        default = (
+            "" if field.default in (None, "") else f"`{field.default:g}`" if _number(field) else f"`{field.default}`"
+        )
         rows.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows) + "\n"
 

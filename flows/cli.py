@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -376,20 +377,16 @@ def ui(
     prefect_port: Annotated[int, typer.Option(help="Port of Prefect's pages.")] = 4200,
 ) -> None:
     """Start MLflow and Prefect on loopback, until Ctrl-C."""
-    import signal
+    from flows.services import running, told_to_end
+    from flows.settings import PREFECT_AUTH
 
-    from flows.services import running
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with running(mlflow_port=mlflow_port, prefect_port=prefect_port) as services:
-            console.print(f"MLflow   {services.mlflow}   adapters: approve and roll back by alias")
-            console.print(f"Prefect  {services.prefect}   runs, logs, progress")
-            console.print("Ctrl-C stops both.")
-            while True:
-                signal.pause()
-    except KeyboardInterrupt:
-        console.print("Stopped.")
+    ports = {"mlflow_port": mlflow_port, "prefect_port": prefect_port}
+    with told_to_end() as ended, suppress(KeyboardInterrupt), running(**ports, ended=ended) as services:
+        console.print(f"MLflow   {services.mlflow}   adapters: approve and roll back by alias")
+        console.print(f"Prefect  {services.prefect}   runs, logs; log in with what is in {PREFECT_AUTH}")
+        console.print("Ctrl-C stops both.")
+        ended.wait()
+    console.print("Stopped.")
 
 
 def _reasons(folder: Path) -> list[str]:

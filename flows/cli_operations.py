@@ -19,7 +19,8 @@ _COLOUR = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 @app.command()
 def doctor(json_file: JsonOption = None) -> None:
     """Check what a newcomer can get wrong, and say what to do; exit status 1 if something is broken."""
-    from flows.doctor import Finding, examine
+    from flows.doctor import examine
+    from flows.findings import Finding
 
     json_file = json_file.resolve() if json_file else None
     found: list[Finding] = []

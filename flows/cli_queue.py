@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -97,45 +98,37 @@ def up(
     timezone: TimezoneOption = "UTC",
 ) -> None:
     """Start everything on loopback until Ctrl-C: servers, intake, drain on its schedule, release watch."""
-    import signal
-    import time
-
     from fade.environment import environment
     from fade.requests.intake import DEFAULT_QUEUE
     from fade.requests.tables import ledger_url
+    from flows.services import told_to_end
+    from flows.settings import PREFECT_AUTH
     from flows.up import TOKEN_FILE, everything
 
-    # A shell's background jobs ignore SIGINT, and so would all that this one starts.
-    for end in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(end, signal.default_int_handler)
-    try:
-        with everything(
-            mlflow_port=mlflow_port,
-            prefect_port=prefect_port,
-            intake_port=intake_port,
-            cron=cron,
-            timezone=timezone,
-        ) as found:
-            given = environment()
-            token = "FADE_INTAKE_TOKEN" if given.intake_token else f"in {TOKEN_FILE}"
-            queue = given.queue_url or DEFAULT_QUEUE
-            lines = {
-                "MLflow": f"{found.mlflow}   adapters: approve and roll back by alias",
-                "Prefect": f"{found.prefect}   runs, logs, progress; the drain runs at '{cron}' ({timezone})",
-                "Intake": f"{found.intake}/requests   token: {token}; metrics: /metrics",
-                "Queue": queue.rpartition("@")[2],
-                "Ledger": ledger_url(given.ledger_url).render_as_string(),
-                "Webhooks": "sent" if "webhooks" in found.programs.commands else "kept: set FADE_WEBHOOK_SECRET",
-            }
-            for name, said in lines.items():
-                console.print(f"{name:<9}{said}", highlight=False, soft_wrap=True)
-            console.print("Ctrl-C stops all of it.")
-            while True:
-                time.sleep(0.5)
-                for said in found.programs.look():
-                    console.print(said, highlight=False, soft_wrap=True)
-    except KeyboardInterrupt:
-        console.print("Stopped.")
+    ports = {"mlflow_port": mlflow_port, "prefect_port": prefect_port, "intake_port": intake_port}
+    with (
+        told_to_end() as ended,
+        suppress(KeyboardInterrupt),
+        everything(**ports, cron=cron, timezone=timezone, ended=ended) as found,
+    ):
+        given = environment()
+        token = "FADE_INTAKE_TOKEN" if given.intake_token else f"in {TOKEN_FILE}"
+        queue = given.queue_url or DEFAULT_QUEUE
+        lines = {
+            "MLflow": f"{found.mlflow}   adapters: approve and roll back by alias",
+            "Prefect": f"{found.prefect}   drain at '{cron}' ({timezone}); log in with what is in {PREFECT_AUTH}",
+            "Intake": f"{found.intake}/requests   token: {token}; metrics: /metrics",
+            "Queue": queue.rpartition("@")[2],
+            "Ledger": ledger_url(given.ledger_url).render_as_string(),
+            "Webhooks": "sent" if "webhooks" in found.programs.commands else "kept: set FADE_WEBHOOK_SECRET",
+        }
+        for name, said in lines.items():
+            console.print(f"{name:<9}{said}", highlight=False, soft_wrap=True)
+        console.print("Ctrl-C stops all of it.")
+        while not ended.wait(0.5):
+            for said in found.programs.look():
+                console.print(said, highlight=False, soft_wrap=True)
+    console.print("Stopped.")
 
 
 @app.command("intake-http")

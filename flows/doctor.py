@@ -10,13 +10,9 @@ import re
 import shutil
 import socket
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 from fade.environment import FILE, environment, readable_by_others
@@ -25,26 +21,18 @@ from fade.files import read_json
 from fade.lineage import ROOT, processor_kind
 from fade.requests import brokers, intake, sealing, tables
 from fade.requests.records import clock, utc_now
+from flows import doctor_servers
+from flows.findings import Finding
 from flows.services import HOST
-from flows.settings import SERVICES, STATE
+from flows.settings import PREFECT_AUTH, SERVICES, STATE
 
-Verdict = Literal["ok", "warn", "fail"]
 PORTS = {"MLflow": 5000, "Prefect": 4200, "fade serve": 8080, "fade intake-http": 8700}
 DISK_FAIL_BYTES, DISK_WARN_BYTES = 1_000_000_000, 5_000_000_000
 """A demo writes a few hundred megabytes; a full disk in the middle of a step costs the step."""
 CLOCK_SECONDS = 5.0
+PRIVATE = ("environment", "keys/signing.pem", "keys/ledger.key", PREFECT_AUTH.name, "intake-token", "native.env")
 MUST = {"fastapi": "0.151", "sqlalchemy": "2.1"}
 """Versions from which on Prefect 3.8 starts no server (FastAPI) or never schedules (SQLAlchemy)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line: what was looked at, how it is, and what to do about it."""
-
-    check: str
-    verdict: Verdict
-    said: str
-    do: str = ""
 
 
 def python_version(found: tuple[int, int] | None = None) -> Finding:
@@ -157,7 +145,7 @@ def permissions(state: Path = STATE) -> Finding:
     for folder in (Path(), Path("data"), state):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
             return Finding("permissions", "fail", f"{folder.resolve()} cannot be written", "chown or chmod it")
-    secret = [state / "environment", state / "keys" / "signing.pem", state / "keys" / "ledger.key"]
+    secret = [state / name for name in PRIVATE]
     url = tables.ledger_url(environment().ledger_url)
     if url.drivername == "sqlite" and url.database:
         secret.append(Path(url.database))  # names lie in it
@@ -232,20 +220,6 @@ def queue(url: str | None = None) -> Finding:
         return Finding("queue", "fail", str(error), "Start the broker, or correct FADE_QUEUE_URL")
 
 
-def server(name: str, variable: str, health: str, embedded: str) -> Finding:
-    """MLflow or Prefect: embedded, or the server of the variable answers."""
-    address = os.environ.get(variable)
-    if not address or not address.startswith("http"):
-        return Finding(name, "ok", embedded)
-    parts = urlsplit(address)
-    url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{health}"
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return Finding(name, "ok", f"{url} answers")
-    except (urllib.error.URLError, OSError) as error:
-        return Finding(name, "fail", f"{url} does not answer: {error}", f"Start it, or unset {variable} to use none")
-
-
 def recorded(root: Path = ROOT, here: list[str] | None = None) -> Finding:
     """Whether `dvc repro` can give the recorded hashes on this kind of processor."""
     path = root / "data/recorded-on.json"
@@ -293,8 +267,8 @@ CHECKS: tuple[tuple[str, Callable[[], Finding]], ...] = (
     ("ports", ports),
     ("ledger", ledger),
     ("queue", queue),
-    ("mlflow", lambda: server("mlflow", "MLFLOW_TRACKING_URI", "/health", "embedded, in .fade/mlflow.db")),
-    ("prefect", lambda: server("prefect", "PREFECT_API_URL", "/api/health", "embedded, in .fade/prefect")),
+    ("mlflow", doctor_servers.mlflow),
+    ("prefect", doctor_servers.prefect),
 )
 
 

@@ -32,7 +32,8 @@ class HttpLogs:
         call_id = given if _PLAIN.fullmatch(given) else uuid.uuid4().hex
         parts = scope["path"].split("/")
         subject = parts[2] if len(parts) == 3 and parts[1] == "requests" and _PLAIN.fullmatch(parts[2]) else None
-        status, begun = 500, time.perf_counter()
+        # Without an answer its sender had left.
+        status, begun = 499, time.perf_counter()
 
         async def answer(message: Any) -> None:
             nonlocal status
@@ -44,6 +45,9 @@ class HttpLogs:
         with logs.about(subject):
             try:
                 await self.app(scope, receive, answer)
+            except Exception:
+                status = 500
+                raise
             finally:
                 logger.info(
                     "%s %s %d",

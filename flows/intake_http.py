@@ -5,13 +5,11 @@ Bearer token from FADE_INTAKE_TOKEN; loopback by default. Run: fade intake-http
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import (
     CollectorRegistry,
@@ -31,7 +29,9 @@ from fade.requests.messages import MAX_BYTES, read_message
 from fade.requests.overview import overview
 from fade.requests.records import Record
 from fade.requests.states import State
+from flows.front import Front, Gate
 from flows.http_logs import HttpLogs
+from flows.own_origin import OwnOrigin
 
 ACTOR = "http"
 _STATUS = {
@@ -40,7 +40,6 @@ _STATUS = {
     DataError: 422,
     RegistryError: 503,
 }
-_bearer = HTTPBearer(auto_error=False)
 
 
 def token() -> str:
@@ -62,41 +61,37 @@ def make_app(ledger: Ledger, *, expected: str) -> FastAPI:
         expected: the bearer token; every path but /health asks for it.
     """
     app = FastAPI(title="FADE intake", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Front, token=expected, max_bytes=MAX_BYTES, gate=Gate(parallel=8, waiting=64))
+    app.add_middleware(OwnOrigin)
     app.add_middleware(HttpLogs)
-
-    def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-        if given is None or not hmac.compare_digest(given.credentials.encode(), expected.encode()):
-            raise HTTPException(401, "A valid bearer token is needed.", headers={"WWW-Authenticate": "Bearer"})
-
-    guard = [Depends(authorised)]
     durations = Durations()
     for kind, code in _STATUS.items():
         app.add_exception_handler(kind, _answer(code))
 
-    @app.post("/requests", status_code=201, dependencies=guard)
+    @app.post("/requests", status_code=201)
     async def submit(request: Request, response: Response) -> dict[str, Any]:
-        body = await _body(request)
-        record, new = await run_in_threadpool(ledger.submit, read_message(body), actor=ACTOR)
+        message = read_message(await request.body())  # no longer than Front lets through
+        record, new = await run_in_threadpool(ledger.submit, message, actor=ACTOR)
         response.status_code = 201 if new else 200
         return public(record)
 
-    @app.get("/requests/{request_id}", dependencies=guard)
+    @app.get("/requests/{request_id}")
     def status(request_id: str) -> dict[str, Any]:
         return public(_known(ledger, request_id))
 
-    @app.delete("/requests/{request_id}", dependencies=guard)
+    @app.delete("/requests/{request_id}")
     def cancel(request_id: str) -> dict[str, Any]:
         _known(ledger, request_id)
         return public(ledger.cancel(request_id, actor=ACTOR, reason="withdrawn by its sender"))
 
-    @app.get("/metrics", dependencies=guard)
+    @app.get("/metrics")
     def metrics() -> Response:
         registry = CollectorRegistry()
         registry.register(Requests(ledger, durations))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/health")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         return {"status": "ok"}
 
     return app
@@ -150,16 +145,6 @@ def _known(ledger: Ledger, request_id: str) -> Record:
     except DataError:
         # No suggestion here: other senders' ids are not told.
         raise HTTPException(404, "There is no such request.") from None
-
-
-async def _body(request: Request) -> bytes:
-    """The body, read no further than a request may be long."""
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BYTES:
-            raise HTTPException(413, f"A request has at most {MAX_BYTES} bytes.")
-    return body
 
 
 def _answer(status: int) -> Any:

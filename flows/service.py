@@ -8,20 +8,20 @@
 
 All but page and health ask for ``Authorization: Bearer`` with the token of FADE_SERVICE_TOKEN. ``base: true``
 draws without any adapter and so undoes every erasure: it is refused unless the service was started for
-comparison. A prompt is written into no log.
+comparison. When too many wait, 429 with ``Retry-After``. A prompt is written into no log.
 """
 
 from __future__ import annotations
 
-import hmac
 import io
-import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Response
+from anyio import CapacityLimiter, move_on_after, to_thread
+from fastapi import FastAPI, HTTPException, Response
 from fastapi.responses import HTMLResponse
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -31,10 +31,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from fade.adapters.runtime import Runtime
 from fade.environment import environment
 from fade.errors import ConfigError, RefusedError
+from flows.front import Front, Gate
 from flows.http_logs import HttpLogs
+from flows.own_origin import OwnOrigin
 
 TOKEN_VARIABLE = "FADE_SERVICE_TOKEN"
 PAGE = Path(__file__).with_name("page.html")
+MAX_BYTES = 16 * 1024
+"""A prompt has 1,000 characters at most."""
+WAITING = 32
+HEALTH_SECONDS = 2.0
 
 
 class Draw(BaseModel):
@@ -81,56 +87,67 @@ def service_token() -> str:
     return token.get_secret_value()
 
 
-def make_app(  # noqa: C901 - its routes are functions of their own
-    runtime: Runtime, *, token: str, compare: bool = False, parallel: int = 2
-) -> FastAPI:
+def make_app(runtime: Runtime, *, token: str, compare: bool = False, parallel: int = 2, waiting: int = WAITING) -> Any:
     """The service over a runtime.
 
     Args:
         compare: whether callers may ask for the base's own picture.
-        parallel: pictures drawn at once; further requests wait.
+        parallel: pictures drawn at once.
+        waiting: requests for pictures that wait at most; further ones are turned away with 429.
     """
-    app = FastAPI(title="FADE", docs_url=None, redoc_url=None, openapi_url=None)
+    figures = Figures(runtime)
+    app = _routes(runtime, figures, compare=compare)
+    drawing = {"/generate": Gate(parallel, waiting)}
+    app.add_middleware(
+        Front,
+        token=token,
+        max_bytes=MAX_BYTES,
+        gate=Gate(4, WAITING),
+        gates=drawing,
+        open_paths=frozenset({"/", "/health"}),
+    )
+    app.add_middleware(OwnOrigin)
     app.add_middleware(HttpLogs)
-    figures, places = Figures(runtime), threading.BoundedSemaphore(parallel)
+    return app
 
-    def authorized(authorization: Annotated[str, Header()] = "") -> None:
-        if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
-            raise HTTPException(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+
+def _routes(runtime: Runtime, figures: Figures, *, compare: bool) -> FastAPI:
+    app = FastAPI(title="FADE", docs_url=None, redoc_url=None, openapi_url=None)
+    own_thread = CapacityLimiter(1)
 
     @app.get("/", response_class=HTMLResponse)
-    def page() -> str:
+    async def page() -> str:
         return PAGE.read_text(encoding="utf-8").replace("COMPARE", str(compare).lower())
 
     @app.get("/health")
-    def health(response: Response) -> dict[str, str]:
-        try:
-            runtime.refresh()
-        except RefusedError:
+    async def health(response: Response) -> dict[str, str]:
+        # Not in the pool whose threads draw. While a new manifest is taken over, the last state is told.
+        with move_on_after(HEALTH_SECONDS):
+            await to_thread.run_sync(_look, runtime, abandon_on_cancel=True, limiter=own_thread)
+        if runtime.manifest is None:
             response.status_code = 503
             return {"status": "refusing", "reason": "what must be erased cannot be established"}
         return {"status": "serving"}
 
-    @app.get("/live", dependencies=[Depends(authorized)])
+    @app.get("/live")
     def live() -> dict[str, Any]:
         manifest = _or_503(runtime, figures)
         expires = manifest.expires.isoformat() if manifest.expires else None
         return {**asdict(manifest), "base_files": len(manifest.base_files), "expires": expires, "compare": compare}
 
-    @app.get("/metrics", dependencies=[Depends(authorized)])
+    @app.get("/metrics")
     def metrics() -> Response:
         return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post("/generate", dependencies=[Depends(authorized)])
+    @app.post("/generate")
     def generate(asked: Draw) -> Response:
         if asked.base and not compare:
             raise HTTPException(403, "the base's own pictures are not served here: start with --compare to compare")
         begun = time.perf_counter()
         try:
-            with places:
-                pixels, manifest = runtime.generate(
-                    [asked.prompt], [asked.seed], steps=asked.steps, guidance=asked.guidance, base_only=asked.base
-                )
+            pixels, manifest = runtime.generate(
+                [asked.prompt], [asked.seed], steps=asked.steps, guidance=asked.guidance, base_only=asked.base
+            )
         except RefusedError as error:
             figures.refused.inc()
             raise HTTPException(503, str(error)) from None
@@ -142,6 +159,11 @@ def make_app(  # noqa: C901 - its routes are functions of their own
         return Response(stream.getvalue(), media_type="image/png", headers={**headers, "Cache-Control": "no-store"})
 
     return app
+
+
+def _look(runtime: Runtime) -> None:
+    with suppress(RefusedError):
+        runtime.refresh()
 
 
 def _or_503(runtime: Runtime, figures: Figures) -> Any:

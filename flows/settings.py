@@ -6,8 +6,10 @@ Everything lies under ``.fade`` in the project; no library reports its use; vari
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from fade.errors import ConfigError
@@ -15,6 +17,8 @@ from fade.files import read_json
 
 STATE = Path(".fade")
 SERVICES = STATE / "services.json"
+PREFECT_AUTH = STATE / "prefect-auth"
+"""What Prefect's API asks for, USER:PASSWORD; also what a person types into its pages."""
 ERASURES = Path("data/erasures")
 """A folder for each erasure, named by its id."""
 
@@ -57,15 +61,42 @@ def configure() -> None:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    own = None
     if SERVICES.is_file():
         running = read_json(SERVICES)
         if _alive(running["pid"]):
-            defaults |= {"PREFECT_API_URL": running["prefect"] + "/api", "MLFLOW_TRACKING_URI": running["mlflow"]}
+            own = running["prefect"] + "/api"
+            defaults |= {"PREFECT_API_URL": own, "MLFLOW_TRACKING_URI": running["mlflow"]}
+    if os.environ.get("PREFECT_API_URL") in (None, "", own):
+        # The server beside this, or the one that Prefect starts by itself for a command; no other is told the string.
+        auth = prefect_auth()
+        defaults |= {"PREFECT_API_AUTH_STRING": auth, "PREFECT_SERVER_API_AUTH_STRING": auth}
+        defaults |= {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1:4200"}
     # A stage's command is `python ...`: it must be the Python that runs this.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module="(prefect|mlflow|great_expectations|diffusers|transformers|peft).*")
+
+
+def prefect_auth() -> str:
+    """PREFECT_SERVER_API_AUTH_STRING, else the string of ``.fade/prefect-auth``, made at first use."""
+    return os.environ.get("PREFECT_SERVER_API_AUTH_STRING") or kept_secret(PREFECT_AUTH, prefix="fade:")
+
+
+def kept_secret(path: Path, *, prefix: str = "") -> str:
+    """The secret in a file that its owner alone may read; made if it is not there, by whoever comes first."""
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(prefix + secrets.token_urlsafe(32))
+        try:
+            with suppress(FileExistsError):
+                os.link(partial, path)  # never over one that another program made meanwhile
+        finally:
+            partial.unlink()
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _alive(pid: int) -> bool:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fade.environment import environment
 from flows.schedules import checked_cron, checked_zone
-from flows.services import HOST, check_port, running, stop, wait_for
-from flows.settings import STATE
+from flows.services import HOST, check_port, running, stop_all, wait_for
+from flows.settings import STATE, kept_secret, prefect_auth
 
 TOKEN_FILE = STATE / "intake-token"
 AGAIN_SECONDS = 5.0
@@ -57,12 +56,8 @@ class Programs:
             self.start(name)
 
     def stop(self) -> None:
-        """End them all: told at once, so that they end side by side."""
-        for process in self.running.values():
-            if process.poll() is None:
-                process.terminate()
-        for process in self.running.values():
-            stop(process)
+        """End them all."""
+        stop_all(self.running.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +72,27 @@ class Up:
 
 @contextmanager
 def everything(
-    *, mlflow_port: int, prefect_port: int, intake_port: int, cron: str, timezone: str = "UTC"
+    *,
+    mlflow_port: int,
+    prefect_port: int,
+    intake_port: int,
+    cron: str,
+    timezone: str = "UTC",
+    ended: threading.Event | None = None,
 ) -> Iterator[Up]:
     """All of it, up and answering; stopped at the end.
 
+    Args:
+        ended: set while it starts, it stops all again.
+
     Raises:
+        KeyboardInterrupt: ``ended`` was set before all answered.
         ConfigError: ``cron`` is no cron line, or ``timezone`` no time zone.
         ResourceError: a port is taken, or something ended or did not answer in time.
     """
     cron, timezone = checked_cron(cron), checked_zone(timezone)
     check_port(intake_port, "the HTTP intake", "--intake-port")
-    with running(mlflow_port=mlflow_port, prefect_port=prefect_port) as services:
+    with running(mlflow_port=mlflow_port, prefect_port=prefect_port, ended=ended) as services:
         commands = {
             "intake": ["intake", "--follow"],
             "intake-http": ["intake-http", "--port", str(intake_port)],
@@ -100,6 +105,7 @@ def everything(
             **os.environ,
             "MLFLOW_TRACKING_URI": services.mlflow,
             "PREFECT_API_URL": f"{services.prefect}/api",
+            "PREFECT_API_AUTH_STRING": prefect_auth(),
             "FADE_INTAKE_TOKEN": intake_token(),
         }
         programs = Programs(variables, commands)
@@ -107,7 +113,7 @@ def everything(
             for name in commands:
                 programs.start(name)
             intake = f"http://{HOST}:{intake_port}"
-            wait_for(f"{intake}/health", "intake-http", programs.running["intake-http"])
+            wait_for(f"{intake}/health", "intake-http", programs.running["intake-http"], ended)
             yield Up(services.mlflow, services.prefect, intake, programs)
         finally:
             programs.stop()
@@ -115,11 +121,5 @@ def everything(
 
 def intake_token() -> str:
     """FADE_INTAKE_TOKEN; without it one that is made once and kept in ``.fade/intake-token``, for this user alone."""
-    if given := environment().intake_token:
-        return given.get_secret_value()
-    if not TOKEN_FILE.is_file():
-        partial = Path(f"{TOKEN_FILE}.{os.getpid()}.partial")
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.write(secrets.token_urlsafe(32))
-        partial.replace(TOKEN_FILE)
-    return TOKEN_FILE.read_text(encoding="utf-8")
+    given = environment().intake_token
+    return given.get_secret_value() if given else kept_secret(TOKEN_FILE)

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 SECRET_VARIABLE = "FADE_MLFLOW_WEBHOOK_SECRET"
 WEBHOOK_SECONDS = 300
 """Age at which a hook is no longer believed, as in the Standard Webhooks' specification."""
+HOOK_BYTES = 256 * 1024
 LOOK_AGAIN_SECONDS = 60.0
 """After this long everything is checked anew, although no alias moved: a refusal's reason may be gone."""
 
@@ -190,7 +191,11 @@ def webhook_app(watch: Watch, secret: str) -> FastAPI:
 
     @app.post("/mlflow", status_code=204)
     async def hook(request: Request) -> None:
-        body = await request.body()
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > HOOK_BYTES:
+                raise HTTPException(413, f"a webhook has at most {HOOK_BYTES} bytes", {"Connection": "close"})
         if not is_genuine(body, dict(request.headers), secret):
             raise HTTPException(401, "the signature of this webhook does not hold")
         watch.woken.set()

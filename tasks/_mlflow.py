@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -88,3 +89,18 @@ def files_of(client: MlflowClient, run_id: str, folder: str | None = None) -> It
             yield from files_of(client, run_id, one.path)
         else:
             yield one.path
+
+
+def server(*, users: bool = False) -> Any:
+    """MLflow's own server as an ASGI application, set up by the variables that ``mlflow server`` hands it.
+
+    Args:
+        users: with users and passwords (MLflow's ``basic-auth``).
+    """
+    if users:
+        from mlflow.server.auth import create_app
+
+        return create_app()
+    from mlflow.server.fastapi_app import app
+
+    return app

@@ -18,6 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Prefect reads it when it is imported, which is before a workspace is there.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+PREFECT_AUTH = "fade:for-tests-alone"
+os.environ["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_SERVER_API_AUTH_STRING"] = PREFECT_AUTH
 
 # One key for the ledgers of all tests, wherever they are run from.
 os.environ.setdefault("FADE_LEDGER_KEY", "a key of the tests alone")

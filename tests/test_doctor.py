@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from fade.files import read_json, write_json
 from fade.requests.ledger import Ledger
-from flows import doctor
+from flows import doctor, doctor_servers
 from flows.cli import app
-from flows.doctor import Finding
+from flows.findings import Finding
 
 
 @pytest.fixture
@@ -104,9 +104,10 @@ def test_ports_servers_and_brokers_that_are_not_there_or_taken(
     found = doctor.queue(f"amqp://guest:secret@127.0.0.1:{closed_port}//")
     assert found.verdict == "fail"
     assert "secret" not in found.said
-    assert doctor.server("mlflow", "MLFLOW_TRACKING_URI", "/health", "embedded").verdict == "ok"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert doctor_servers.mlflow().verdict == "ok"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{closed_port}")
-    found = doctor.server("mlflow", "MLFLOW_TRACKING_URI", "/health", "embedded")
+    found = doctor_servers.mlflow()
     assert found.verdict == "fail"
     assert "secret" not in found.said
 

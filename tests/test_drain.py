@@ -225,7 +225,9 @@ def test_the_overview_counts_and_shows_the_most_urgent_first(ledger: Ledger) -> 
 
 @pytest.fixture
 def client(ledger: Ledger) -> TestClient:
-    return TestClient(make_app(ledger, expected=TOKEN), headers={"authorization": f"Bearer {TOKEN}"})
+    return TestClient(
+        make_app(ledger, expected=TOKEN), base_url="http://127.0.0.1", headers={"authorization": f"Bearer {TOKEN}"}
+    )
 
 
 def test_requests_are_taken_followed_and_withdrawn_over_http(client: TestClient, ledger: Ledger) -> None:
@@ -254,7 +256,7 @@ def test_requests_are_taken_followed_and_withdrawn_over_http(client: TestClient,
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer \xe9"])
 def test_nothing_is_told_without_the_token(ledger: Ledger, header: str | None) -> None:
-    client = TestClient(make_app(ledger, expected=TOKEN))
+    client = TestClient(make_app(ledger, expected=TOKEN), base_url="http://127.0.0.1")
     headers = {"authorization": header.encode("latin-1")} if header else {}
     for method, path in (("POST", "/requests"), ("GET", "/requests/x"), ("DELETE", "/requests/x"), ("GET", "/metrics")):
         assert client.request(method, path, headers=headers).status_code == 401
@@ -268,7 +270,10 @@ def test_secrets_must_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
             read()
 
 
-def test_each_state_reaches_its_callback_signed_and_none_is_lost(ledger: Ledger) -> None:
+def test_each_state_reaches_its_callback_signed_and_none_is_lost(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FADE_WEBHOOK_NETWORKS", "127.0.0.1/32")  # a receiver on loopback needs its network named
     got: list[tuple[bytes, int, str]] = []
     answers = [500, 200]
 
@@ -310,7 +315,8 @@ def test_each_state_reaches_its_callback_signed_and_none_is_lost(ledger: Ledger)
         webhooks.check(body, timestamp=timestamp, signature=signature, key=KEY, now=later)
 
 
-def test_a_receiver_that_is_down_is_tried_again(ledger: Ledger) -> None:
+def test_a_receiver_that_is_down_is_tried_again(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FADE_WEBHOOK_NETWORKS", "127.0.0.1/32")
     ask(ledger, callback_url="http://127.0.0.1:9/hook")
     assert webhooks.deliver(ledger, key=KEY) == (0, 2)
     assert overview(ledger).webhooks == 2

@@ -59,7 +59,9 @@ def test_a_request_over_http_is_followed_and_its_concept_is_in_no_line(
     identity = str(uuid.uuid4())
     message = make_message(id=identity, kind="object", concept="astronaut", external_id="order 7")
     with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
-        client = TestClient(make_app(ledger, expected=TOKEN), headers={"Authorization": f"Bearer {TOKEN}"})
+        client = TestClient(
+            make_app(ledger, expected=TOKEN), base_url="http://127.0.0.1", headers={"Authorization": f"Bearer {TOKEN}"}
+        )
         answer = client.post("/requests", content=message.model_dump_json(), headers={"X-Request-Id": "call-1"})
         assert answer.status_code == 201
         assert answer.headers["x-request-id"] == "call-1"

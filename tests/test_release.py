@@ -530,7 +530,7 @@ def test_the_service_draws_what_the_runtime_draws_and_nothing_without_a_token(
 
     _set(client, pair[0])
     release.reconcile()
-    http = TestClient(service.make_app(runtime, token=TOKEN))
+    http = TestClient(service.make_app(runtime, token=TOKEN), base_url="http://127.0.0.1")
     asked = {"prompt": PROMPT, "seed": 1, "steps": 2, "guidance": 2.0}
     for path in ("/live", "/metrics"):
         assert http.get(path).status_code == 401
@@ -543,7 +543,9 @@ def test_the_service_draws_what_the_runtime_draws_and_nothing_without_a_token(
     assert drawn.tobytes() == _picture(runtime)
     assert answer.headers["x-fade-counter"] == str(http.get("/live").json()["counter"])
     assert http.post("/generate", json={**asked, "base": True}).status_code == 403
-    open_ = TestClient(service.make_app(runtime, token=TOKEN, compare=True), headers=dict(http.headers))
+    open_ = TestClient(
+        service.make_app(runtime, token=TOKEN, compare=True), base_url="http://127.0.0.1", headers=dict(http.headers)
+    )
     base = np.asarray(Image.open(io.BytesIO(open_.post("/generate", json={**asked, "base": True}).content)))
     assert not np.array_equal(base, drawn)
     for wrong in ({"prompt": ""}, {"steps": 0}, {"seed": -1}, {"guidance": 99}, {"other": 1}):
