@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,14 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from fade.lineage import ROOT
 from flows.services import Services, running
+from tests.conftest import PREFECT_AUTH
 from tests.test_cli import run
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(400)]
+AUTH = {"Authorization": f"Basic {base64.b64encode(PREFECT_AUTH.encode()).decode()}"}
 
 
 def _free_port() -> int:
@@ -104,7 +109,7 @@ def _flow_runs(services: Services) -> list[dict[str, Any]]:
     request = urllib.request.Request(
         f"{services.prefect}/api/flow_runs/filter",
         data=json.dumps({"sort": "START_TIME_DESC"}).encode(),
-        headers={"content-type": "application/json"},
+        headers={"content-type": "application/json", **AUTH},
     )
     with urllib.request.urlopen(request, timeout=10) as answer:
         found: list[dict[str, Any]] = json.load(answer)
@@ -119,7 +124,7 @@ def _prefect(services: Services, *arguments: str) -> subprocess.CompletedProcess
 
 def _deployments(services: Services) -> dict[str, Any]:
     request = urllib.request.Request(
-        f"{services.prefect}/api/deployments/filter", data=b"{}", headers={"content-type": "application/json"}
+        f"{services.prefect}/api/deployments/filter", data=b"{}", headers={"content-type": "application/json", **AUTH}
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return {one["name"]: one for one in json.load(answer)}
@@ -149,7 +154,7 @@ def test_the_deployments_of_prefect_yaml_are_made_once_their_pool_is_there(servi
         assert getattr(importlib.import_module(module), name).name == one["name"]
     for deployment in found.values():  # with their scheduled runs, which nobody works off here
         url = f"{services.prefect}/api/deployments/{deployment['id']}"
-        urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60).close()
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE", headers=AUTH), timeout=60).close()
 
 
 @pytest.mark.slow
@@ -179,3 +184,37 @@ def test_a_cron_deployment_fires_and_completes(
     finally:
         server.terminate()
         server.wait(timeout=60)
+
+
+@pytest.mark.parametrize("when", ["while they start", "once they are up"])
+def test_fade_ui_in_the_background_ends_with_both_servers_however_often_it_is_told(tmp_path: Path, when: str) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text("{}\n")
+    ports = [part for name in ("mlflow", "prefect") for part in (f"--{name}-port", str(_free_port()))]
+    process = subprocess.Popen(
+        # As a shell starts its background jobs: they ignore SIGINT.
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "flows.cli", "ui", *ports],
+        cwd=tmp_path,
+        env={**os.environ, "FADE_ROOT": str(tmp_path), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        found = psutil.Process(process.pid)
+        deadline = time.monotonic() + 120
+        while len(found.children()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if when == "once they are up":
+            assert any(line.startswith("Ctrl-C") for line in process.stdout)
+        children = found.children(recursive=True)
+        assert len(children) >= 2
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # told twice, it still ends both
+        assert process.stdout.read().endswith("Stopped.\n")
+        assert process.wait(timeout=60) == 0
+        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        assert not (tmp_path / ".fade/services.json").exists()
+    finally:
+        process.kill()
+        process.wait()

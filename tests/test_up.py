@@ -24,6 +24,7 @@ from fade.requests.ledger import Ledger
 from fade.requests.records import utc_now
 from tests.databases import database
 from tests.test_cli import run
+from tests.test_services import AUTH
 from tests.test_services import _free_port as free_port
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(700)]
@@ -40,7 +41,7 @@ class Up:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.ports['prefect']}/api/{path}",
             data=json.dumps(body).encode(),
-            headers={"content-type": "application/json"},
+            headers={"content-type": "application/json", **AUTH},
         )
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
