@@ -162,7 +162,9 @@ async def _post_all(letters: list[sa.RowMapping], *, key: bytes, now: datetime) 
 
     try:
         async with httpx.AsyncClient(timeout=LETTER_SECONDS, follow_redirects=False, trust_env=False) as client:
-            return list(await asyncio.gather(*(one(client, letter) for letter in letters)))
+            found = await asyncio.gather(*(one(client, letter) for letter in letters), return_exceptions=True)
+            # Also what nobody thought of is that letter's fault alone.
+            return [type(said).__name__ if isinstance(said, BaseException) else said for said in found]
     finally:
         names.shutdown(wait=False, cancel_futures=True)
 
