@@ -497,11 +497,11 @@ BAD_SETS: dict[str, tuple[Callable[[Path], PictureSet], Callable[[Path], None], 
         "images.mat is no MATLAB table",
     ),
     "no tar": (webdataset, lambda root: None, "holds no tar files"),
-    "a tar of text": (webdataset, _write("0.tar", "no tar at all"), "0.tar is no whole tar file"),
+    "a tar of text": (webdataset, _write("0.tar", "no tar at all"), "0.tar: is no whole tar file"),
     "half a tar": (
         webdataset,
         lambda root: os.truncate(_tar(root / "0.tar", {"0.jpg": _jpeg(), "0.cls": b"cat"}), 2000),
-        "0.tar is no whole tar file",
+        "0.tar: is no whole tar file",
     ),
 }
 

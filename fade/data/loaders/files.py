@@ -11,6 +11,17 @@ from fade.data.pictures import SUFFIXES
 from fade.data.sets import Rejected
 from fade.errors import DataError, listing
 
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(
+        ("test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev", "holdout"), "holdout"
+    ),
+}
+"""What sets call their parts (as Hugging Face's loaders know them), and which split that is."""
+
+IGNORED = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"})
+"""Folders that archivers, disks and systems add beside the pictures."""
+
 
 def folder_of(path: Path, what: str) -> Path:
     """The folder itself.
@@ -30,7 +41,7 @@ def subfolders(folder: Path, what: str) -> list[Path]:
     Raises:
         DataError: there is none.
     """
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not _added(path.name))
     if not found:
         present = listing(sorted(readable(path.name) for path in folder.iterdir())) or "nothing"
         raise DataError(f"{folder} holds no folders: expected {what}, found {present}.")
@@ -41,7 +52,7 @@ def pictures_below(root: Path, folder: Path) -> Iterator[Path | Rejected]:
     """Picture files below a folder in order; set aside: other files, and links that leave ``root``."""
     inside = root.resolve()
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not _added(name))
         for name in sorted(files):
             path = Path(place) / name
             shown = path.relative_to(root).as_posix()
@@ -55,6 +66,10 @@ def pictures_below(root: Path, folder: Path) -> Iterator[Path | Rejected]:
                 yield Rejected(shown, "is a link that leaves the folder or leads nowhere")
             else:
                 yield path
+
+
+def _added(name: str) -> bool:
+    return name.startswith(".") or name in IGNORED
 
 
 def _lies_in(path: Path, inside: Path) -> bool:
