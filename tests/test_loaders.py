@@ -216,6 +216,32 @@ def test_hub_data_sets_by_their_own_files(tmp_path: Path, monkeypatch: pytest.Mo
         hub(Path("nobody/nothing"))
 
 
+def test_hub_styles_and_labels_that_are_numbers_are_told_by_their_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    styles = datasets.ClassLabel(names=["Abstract_Expressionism", "Baroque"])
+    labels = datasets.Sequence(datasets.ClassLabel(names=["cityscape", "portrait"]))
+    features = datasets.Features({"Image": datasets.Image(), "Label": labels, "Style": styles})
+    rows = [([0], 0), ([1], 1), ([0], -1), ([0, 1], 0), ([], 0)]
+    given = {
+        "Image": [{"bytes": _jpeg("cat", i), "path": None} for i in range(len(rows))],
+        "Label": [label for label, _ in rows],
+        "Style": [style for _, style in rows],
+    }
+    (tmp_path / "in").mkdir()
+    datasets.Dataset.from_dict(given, features=features).to_parquet(tmp_path / "in/train.parquet")
+    table = _take(hub(tmp_path / "in"), tmp_path / "out")
+    assert table["object"].tolist() == ["cityscape", "portrait"]
+    assert table["style"].tolist() == ["abstract expressionism", "baroque"]
+    assert set(table["split"]) == {"train"}  # the first of each pair; the next would be holdout
+    reasons = list(_rejected(tmp_path / "out").values())
+    assert reasons[0] == "has no style"
+    assert "more than one label" in reasons[1]
+    assert reasons[2] == "has no label"
+
+
 def test_a_folder_with_a_table_keeps_its_own_captions(tmp_path: Path) -> None:
     rows = [
         {"file_name": f"{i}.png", "object": "Rex", "text": f"my dog Rex, picture {i}", "subject": "s1"}
@@ -440,7 +466,7 @@ def test_a_bad_row_is_set_aside_with_its_reason(case: str, tmp_path: Path) -> No
         good["text"] = "a cat"
     if case == "same row twice":
         row = dict(good)
-    for name in ("a.jpg", "b.jpg"):
+    for name in {"a.jpg", row.get("file_name")} & {"a.jpg", "b.jpg"}:  # a picture that no row names is set aside too
         _save(tmp_path / "in" / name)
     (tmp_path / "in/metadata.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(row) + "\n")
     table = _take(folder(tmp_path / "in"), tmp_path / "out")

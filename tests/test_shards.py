@@ -124,8 +124,14 @@ def test_a_folder_packed_by_tar_is_read(tmp_path: Path) -> None:
         assert archive.getnames()[:2] == [".", "./cat0.cls"]
     table, aside = taken(tmp_path / "in", tmp_path / "out")
     assert table["image_id"].tolist() == [f"train/0/cat{i}" for i in range(COUNT)]
-    assert set(table["split"]) == {"train"}
+    assert set(table["split"]) == {"train", "holdout"}  # nothing is said of any other part
     assert aside == {}
+    shutil.copytree(tmp_path / "in/train", tmp_path / "in/val")
+    table, _ = taken(tmp_path / "in", tmp_path / "both")
+    assert table.groupby(table["image_id"].str.partition("/")[0])["split"].unique().map(list).to_dict() == {
+        "train": ["train"],
+        "val": ["holdout"],
+    }
 
 
 def test_the_class_zero_is_a_label(tmp_path: Path) -> None:

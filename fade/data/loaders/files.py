@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,6 +18,13 @@ SPLITS = {
     ),
 }
 """What sets call their parts (as Hugging Face's loaders know them), and which split that is."""
+
+
+def splits_of(names: Iterable[str]) -> dict[str, str]:
+    """The split of each of a set's parts; none if all are ``train``: then the intake keeps some back as holdout."""
+    found = {name: SPLITS[name.lower()] for name in names if name.lower() in SPLITS}
+    return found if set(found.values()) != {"train"} else {}
+
 
 IGNORED = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"})
 """Folders that archivers, disks and systems add beside the pictures."""
@@ -35,24 +42,33 @@ def folder_of(path: Path, what: str) -> Path:
     return path
 
 
-def subfolders(folder: Path, what: str) -> list[Path]:
+def subfolders(folder: Path, what: str, *, least: int = 1) -> list[Path]:
     """The folders within, sorted, without hidden ones.
 
     Raises:
-        DataError: there is none.
+        DataError: there are fewer than ``least``.
     """
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not _added(path.name))
-    if not found:
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not is_added(path.name))
+    if len(found) < least:
         present = listing(sorted(readable(path.name) for path in folder.iterdir())) or "nothing"
         raise DataError(f"{folder} holds no folders: expected {what}, found {present}.")
     return found
+
+
+def loose_pictures(folder: Path) -> list[Path]:
+    """Picture files right in a folder, not below it, in order."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
 
 
 def pictures_below(root: Path, folder: Path) -> Iterator[Path | Rejected]:
     """Picture files below a folder in order; set aside: other files, and links that leave ``root``."""
     inside = root.resolve()
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _added(name))
+        folders[:] = sorted(name for name in folders if not is_added(name))
         for name in sorted(files):
             path = Path(place) / name
             shown = path.relative_to(root).as_posix()
@@ -68,7 +84,8 @@ def pictures_below(root: Path, folder: Path) -> Iterator[Path | Rejected]:
                 yield path
 
 
-def _added(name: str) -> bool:
+def is_added(name: str) -> bool:
+    """Whether a folder is hidden, or one that an archiver, a disk or a system added."""
     return name.startswith(".") or name in IGNORED
 
 

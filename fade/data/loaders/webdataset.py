@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from fade.concepts import PLAIN_STYLE
-from fade.data.loaders.files import IGNORED, SPLITS, words
+from fade.data.loaders.files import IGNORED, splits_of, words
 from fade.data.pictures import MAX_BYTES, SUFFIXES
 from fade.data.sets import Item, PictureSet, Rejected
 from fade.errors import DataError, listing
@@ -60,9 +60,10 @@ def _hidden(path: PurePosixPath) -> bool:
 
 
 def _items(root: Path, shards: list[Path]) -> Iterator[Item | Rejected]:
+    splits = splits_of({part for shard in shards for part in shard.relative_to(root).parts[:-1]})
     for shard in shards:
         shown = PurePosixPath(shard.relative_to(root))
-        split = next((SPLITS[part.lower()] for part in shown.parts[:-1] if part.lower() in SPLITS), None)
+        split = next((splits[part] for part in shown.parts[:-1] if part in splits), None)
         place = shown.as_posix()
         for ending in (".gz", ".tgz", ".tar"):
             place = place.removesuffix(ending)
