@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from filelock import FileLock
 from prefect import flow, serve
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
@@ -37,7 +38,7 @@ from fade.steps.request import AUTO, CATALOG, prepare_request
 from flows.deadlines import deadlines
 from flows.erase import erase, prepare_folder
 from flows.schedules import checked_cron, checked_zone, drop_missed
-from flows.settings import ERASURES
+from flows.settings import ERASURES, STATE
 from tasks import _tracking
 
 if TYPE_CHECKING:
@@ -197,7 +198,8 @@ def _erase(ledger: Ledger, lease: Lease, place: list[Path], sign: Callable[[], N
         raise DataError("The request names no concept. Give one: fade request release ID --concept NAME.")
     if (other := settled_by(ledger, record)) is not None:
         return _settle(record, other)
-    ensure_catalog(Path(CATALOG))
+    with FileLock(STATE / "catalog.lock", timeout=600):  # two drains at their first use: one renders, the other waits
+        ensure_catalog(Path(CATALOG))
     known = load_concepts(Path(CATALOG))
     request = prepare_request(
         record.concept,
