@@ -142,11 +142,17 @@ def check(
     json_file: JsonOption = None,
 ) -> None:
     """Judge a catalog with Great Expectations; the pages lie under docs/ beside it."""
+    from fade.data.catalog import scarce_concepts
     from tasks._validation import validate_catalog
 
     held = validate_catalog(folder, files=files)
     console.print(f"{len(held)} expectations hold. Pages: {folder}.docs/index.html")
-    write_figures(json_file, {"expectations": held})
+    if scarce := scarce_concepts(folder):
+        console.print(
+            f"{len(scarce)} concepts have fewer than two training pictures: of these, erase pictures (--image-id) or "
+            "subjects (--subject), or add some."
+        )
+    write_figures(json_file, {"expectations": held, "scarce": len(scarce)})
 
 
 RemoteOption = Annotated[str | None, typer.Option(help="DVC remote by name; the default one if left out.")]

@@ -26,8 +26,9 @@ from great_expectations.expectations.expectation import ColumnMapExpectation
 from great_expectations.expectations.metrics import ColumnMapMetricProvider, column_condition_partial
 from PIL import Image, UnidentifiedImageError
 
+from fade.concepts import Concept
 from fade.config import Request, load_request
-from fade.data.catalog import COLUMNS, load_catalog
+from fade.data.catalog import COLUMNS, load_catalog, load_concepts
 from fade.data.duplicates import as_bits, conflicting, leaked, near_pairs
 from fade.data.sets import generated_by
 from fade.data.splits import NOTHING, SPLIT_NAMES, differs_in_names_alone
@@ -92,13 +93,22 @@ def validate_catalog(folder: Path, *, files: bool = True) -> dict[str, bool]:
     table = table.assign(problem=problems, sizes=table["width"].astype(str) + "x" + table["height"].astype(str))
     pairs = conflicting(table, pictures=folder) if files else []
     table["alike"] = table["image_id"].isin({name for both in pairs for name in both})
+    table["apart"] = _leaves_others(table)
     docs = folder.with_name(f"{folder.name}.docs")
     context = _context(docs)
-    held = _judged(context, context.data_sources.add_pandas("catalog"), "catalog", table, _catalog_expectations())
+    held = _judged(
+        context,
+        context.data_sources.add_pandas("catalog"),
+        "catalog",
+        table,
+        _catalog_expectations(load_concepts(folder)),
+    )
     context.build_data_docs()
     failed = sorted(key for key, holds in held.items() if not holds)
     culprits = [f"{row.path}: {row.problem}" for row in table[table["problem"] != ""].itertuples()]
     culprits += [f"{one} looks like {other}" for one, other in pairs]
+    if not table["apart"].all():
+        culprits.append("all training pictures show one subject in one style; add others: fade catalog add")
     page = write_pages(docs, "Validation of the catalog", held, culprits)
     if failed:
         detail = f" At fault: {listing(culprits)}." if culprits else ""
@@ -107,9 +117,25 @@ def validate_catalog(folder: Path, *, files: bool = True) -> dict[str, bool]:
     return held
 
 
-def _catalog_expectations() -> dict[str, Any]:
+def _leaves_others(table: pd.DataFrame) -> bool:
+    """Whether training pictures are left to retain when one subject, or one style, is erased."""
+    train = table[table["split"] == "train"]
+    return bool(train["object"].nunique() > 1 or train["style"].nunique() > 1)
+
+
+def _catalog_expectations(concepts: dict[str, Concept]) -> dict[str, Any]:
     """A readable name to each expectation of a catalog."""
     return {
+        **{
+            f"{kind}s are concepts of the catalog, spelled as they are there": gxe.ExpectColumnValuesToBeInSet(
+                column=kind, value_set=[one.name for one in concepts.values() if one.kind == kind]
+            )
+            for kind in ("object", "style")
+        },
+        "one concept can be erased and others stay": gxe.ExpectColumnValuesToBeInSet(column="apart", value_set=[True]),
+        "some pictures are to train on and some are held out": gxe.ExpectColumnDistinctValuesToContainSet(
+            column="split", value_set=["train", "holdout"]
+        ),
         **{f"has column {column}": gxe.ExpectColumnToExist(column=column) for column in (*COLUMNS, "phash")},
         "is not empty": gxe.ExpectTableRowCountToBeBetween(min_value=1),
         "ids are unique": gxe.ExpectColumnValuesToBeUnique(column="image_id"),

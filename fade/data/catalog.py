@@ -115,6 +115,15 @@ def count_rows(folder: Path) -> list[dict[str, Any]]:
     return [{"object": o, "domain": d, "style": s, **counts[o, d, s]} for o, d, s in sorted(counts)]
 
 
+def scarce_concepts(folder: Path, *, least: int = 2) -> list[str]:
+    """Concepts with fewer training pictures than an erasure of a whole concept asks for, in order of names."""
+    counts: dict[str, int] = {}
+    for row in count_rows(folder):
+        for name in (row["object"], row["style"]):
+            counts[name] = counts.get(name, 0) + row["train"]
+    return sorted(name for name, count in counts.items() if count < least)
+
+
 def load_templates(folder: Path) -> tuple[str, ...] | None:
     """The sentences that caption a catalog's pictures, the first canonical; None: each picture has its own."""
     content = read_concepts_file(folder)
