@@ -100,3 +100,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {' or '.join(repr(folded[option]) for option in close)}?"
     return f"Known names: {listing(options, 30)}."
+
+
+def nameless(error: BaseException) -> str:
+    """What an error is, for places that keep it for ever: its kind and no words, which may name somebody."""
+    kind = type(error).__name__
+    if not isinstance(error, FadeError):
+        return kind
+    what = (type(error).__doc__ or "").partition("\n")[0]
+    return f"{kind}: {what[:1].lower()}{what[1:]} Its words are with the request."

@@ -18,7 +18,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +32,7 @@ from fade.config import load_request
 from fade.errors import LineageError, ResourceError
 from fade.files import sha256_file, write_json, writing
 from fade.lineage import ROOT
+from fade.temporary import remove_abandoned, temporary_folder
 from tasks import _tracking, _versioning
 from tasks._tracking import AdapterVersion
 
@@ -57,8 +57,9 @@ def audit(version: AdapterVersion, folder: Path) -> dict[str, Any]:
     as_recorded = OF_THE_CATALOG if changed else ()
     if changed:
         _check_pictures(folder)
-    with tempfile.TemporaryDirectory(prefix="fade-audit-") as place:
-        clone = Path(place) / "clone"
+    remove_abandoned()  # the clones, with pictures in them, of audits that were killed
+    with temporary_folder("audit") as place:
+        clone = place / "clone"
         _git("clone", "--quiet", "--no-checkout", str(_repository()), str(clone))
         _git("-C", str(clone), "checkout", "--quiet", commit)
         _lay_in(clone, folder, as_recorded)
@@ -118,8 +119,7 @@ def _prefix() -> str:
 
 def _stages(folder: Path) -> dict[str, dict[str, Any]]:
     """What the erasure's ``dvc.lock`` records, by stage."""
-    stages: dict[str, dict[str, Any]] = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-    return stages
+    return _versioning.read_lock(folder / "dvc.lock")
 
 
 def _changed_since(folder: Path) -> list[str]:
@@ -174,6 +174,10 @@ def _repeat(clone: Path, folder: Path, as_recorded: Sequence[str]) -> None:
         name: value for name, value in os.environ.items() if name not in ("FADE_ROOT", "MLFLOW_TRACKING_URI")
     }
     environment |= {"PYTHONPATH": str(clone), "DVC_NO_ANALYTICS": "1"}
+    # What the steps and DVC put aside goes with the clone, also where this program is killed.
+    aside = clone.with_name("aside")
+    aside.mkdir()
+    environment |= {"TMPDIR": str(aside), "DVC_SITE_CACHE_DIR": str(aside / "dvc")}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     pipeline = f"{folder.as_posix()}/dvc.yaml"
     targets = [pipeline]
@@ -189,7 +193,7 @@ def _repeat(clone: Path, folder: Path, as_recorded: Sequence[str]) -> None:
 
 def _hashes(lock: Path) -> dict[str, str]:
     """Path to recorded MD5, of all that went in and came out."""
-    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].values()
+    stages = _versioning.read_lock(lock).values()
     return {
         part["path"].removeprefix(_prefix()): part["md5"]
         for stage in stages

@@ -25,10 +25,12 @@ from fade.errors import ConfigError, LineageError, ResourceError, listing
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.requests.ledger import Ledger
 from fade.requests.tables import ledger_url
-from flows.purge import RECEIPTS_NAME
 from flows.purge import purge as purge_erasure
+from flows.purge import purged_before
 from flows.settings import ERASURES
+from flows.traces import BEGUN_NAME, RECEIPTS_NAME
 from tasks import _tracking
+from tasks._objects import cache_folder, recorded_paths
 
 MANIFEST, VERSION = "backup.json", 1
 SQLITE = (Path(".fade/mlflow.db"), Path(".fade/prefect/prefect.db"))
@@ -40,7 +42,6 @@ TREES = tuple(
         ".fade/queue",
         ".fade/mlartifacts",
         ".dvc/config",
-        ".dvc/cache",
         "data/catalog",
         "data/erasures",
         "data/combinations",
@@ -51,18 +52,27 @@ TREES = tuple(
     )
 )
 """What is copied as it is. Bases and judges are not: git, DVC or a hub holds them, and their hashes are recorded."""
+CACHE = Path(".dvc/cache")
+"""Where a backup has DVC's cache, wherever DVC keeps it."""
 _IN_FORCE = {".fade/environment", "params.yaml"}
 """A restore does not overwrite these: they belong to the machine and the code, and lie in the backup to compare."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """What was written."""
+    """What was written.
+
+    Attributes:
+        cache: where DVC's cache was found; of one outside the project, the objects of this project were copied.
+        cached: how many of its files.
+    """
 
     folder: str
     files: int
     bytes: int
     head: str
+    cache: str
+    cached: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +115,7 @@ def backup(folder: Path, *, databases: Iterable[str] = ()) -> Backup:
         elif path.is_file():
             (folder / "files" / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, folder / "files" / path)
+    cache = _copy_cache(folder / "files" / CACHE)
     hashes = {path.relative_to(folder).as_posix(): sha256_file(path) for path in _all_files(folder)}
     size = sum((folder / name).stat().st_size for name in hashes)
     write_json(
@@ -116,7 +127,38 @@ def backup(folder: Path, *, databases: Iterable[str] = ()) -> Backup:
             "files": hashes,
         },
     )
-    return Backup(str(folder), len(hashes), size, chain.head)
+    cached = sum(name.startswith(f"files/{CACHE.as_posix()}/") for name in hashes)
+    return Backup(str(folder), len(hashes), size, chain.head, str(cache), cached)
+
+
+def _copy_cache(to: Path) -> Path:
+    """DVC's cache into the backup; of one that lies elsewhere and others may share, what this project's files name."""
+    cache = cache_folder()
+    if not cache.is_absolute():
+        if cache.is_dir():
+            shutil.copytree(cache, to, symlinks=True)
+        return cache
+    for path in recorded_paths():
+        target = to / path.relative_to(cache)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+    return cache
+
+
+def _restore_cache(source: Path) -> None:
+    """DVC's cache out of the backup, to where DVC keeps it now; one outside the project keeps what it has."""
+    cache = cache_folder()
+    if not source.is_dir():
+        return
+    if not cache.is_absolute():
+        with writing(cache) as temporary:
+            shutil.copytree(source, temporary, symlinks=True)
+        return
+    for path in _all_files(source):
+        target = cache / path.relative_to(source)
+        if not target.exists():
+            with writing(target) as temporary:
+                shutil.copy2(path, temporary)
 
 
 def restore(
@@ -137,7 +179,11 @@ def restore(
     there = [str(path) for path in _state() if path.exists()]
     if there and not force:
         raise ConfigError(f"State lies here already: {listing(there)}. Move it away, or replace it with --force.")
-    kept = {path.parent.name: path.read_bytes() for place in (ERASURES, receipts) for path in _receipts(place)}
+    kept = {
+        Path(path.parent.name, path.name): path.read_bytes()
+        for place in (ERASURES, receipts)
+        for path in _receipts(place)
+    }
     _restore_databases(folder, [ledger_url(address) for address in databases])
     for path in (*SQLITE, *TREES):
         source = folder / "files" / path
@@ -148,8 +194,9 @@ def restore(
                 shutil.copytree(source, temporary, symlinks=True)
             else:
                 shutil.copy2(source, temporary)
+    _restore_cache(folder / "files" / CACHE)
     for name, content in kept.items():
-        _keep_receipts(ERASURES / name / RECEIPTS_NAME, content)
+        _keep_receipts(ERASURES / name, content)
     with Ledger() as ledger:
         chain = ledger.verify()
         if (chain.rows, chain.head) != (manifest["ledger"]["rows"], manifest["ledger"]["head"]):
@@ -162,14 +209,16 @@ def restore(
 
 
 def _purge_again(ledger: Ledger) -> int:
-    found = _receipts(ERASURES)
-    for path in found:
-        purge_erasure(_tracking.find_version(path.parent.name), path.parent, ledger)
+    found = purged_before()
+    for name in found:
+        purge_erasure(_tracking.find_version(name), ERASURES / name, ledger)
     return len(found)
 
 
 def _receipts(folder: Path | None) -> list[Path]:
-    return sorted(folder.glob(f"*/{RECEIPTS_NAME}")) if folder else []
+    """Receipts of purges, and the intents of those that were cut off."""
+    names = (RECEIPTS_NAME, BEGUN_NAME)
+    return sorted(path for name in names for path in folder.glob(f"*/{name}")) if folder else []
 
 
 def _keep_receipts(path: Path, content: bytes) -> None:

@@ -94,22 +94,24 @@ def delete(
     subject: Annotated[list[str] | None, typer.Option(help="Subject whose pictures to delete; repeatable.")] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Delete pictures: the files go, also from DVC's cache and remotes; their rows stay with the date.
+    """Delete pictures and their copies: the files go, also from DVC's cache and remotes; their rows stay with the date.
 
     They never enter a split again.
     """
     from fade.data.deletion import delete, find
-    from tasks import _versioning
+    from tasks import _objects, _versioning
 
     image_ids, subjects = image_id or (), subject or ()
     copies = 0
-    for path in find(folder, image_ids=image_ids, subjects=subjects):
-        # Before the row says that it is gone: cut off in between, the command finds the picture again.
-        if path.is_file() and Path(".dvc").is_dir():
-            md5 = _versioning.md5_of(path)
-            for place, _ in _versioning.places_of(md5):
-                _versioning.delete_object(md5, place)
-                copies += 1
+    found = find(folder, image_ids=image_ids, subjects=subjects)
+    if found and Path(".dvc").is_dir():
+        with _objects.stores() as stores:
+            # Before the files go: cut off in between, the command finds the pictures again. The sheet shows them, too.
+            going = [*(one.path for one in found), folder / "sheet.png"]
+            for md5 in {_objects.md5_of(path) for path in going if path.is_file()}:
+                for place, _ in stores.places(md5):
+                    stores.delete(md5, place)
+                    copies += 1
     count = delete(folder, image_ids=image_ids, subjects=subjects, at=datetime.now(UTC).replace(microsecond=0))
     _versioning.track(folder)
     console.print(f"{count} pictures deleted from {folder}, {copies} copies from DVC's cache and remotes")

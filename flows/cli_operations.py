@@ -60,6 +60,7 @@ def backup(
     console.print(
         f"{made.files} files, {made.bytes / 1e6:.1f} MB in {made.folder}. It holds the keys: guard it like them."
     )
+    console.print(f"DVC's cache: {made.cached} files from {made.cache}", highlight=False)
     write_figures(json_file, asdict(made))
 
 

@@ -241,23 +241,28 @@ def purge(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and remove nothing.")] = False,
     audited: Annotated[bool, typer.Option("--audited", help="Only what `fade audit` found equal.")] = False,
+    scan: Annotated[
+        bool, typer.Option("--scan", help="Remove nothing: look for names and pictures that a purge left.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Remove the forget data and what was made from it everywhere; receipts and hashes stay.
 
-    Without an ID it purges again what was purged before: run it after a backup was restored.
+    Without an ID it purges again what was purged before, and ends what was cut off: run it after a backup was restored.
     """
     from fade.files import read_json
     from fade.requests.ledger import Ledger
     from flows.audit import AUDITS
-    from flows.purge import RECEIPTS_NAME
     from flows.purge import purge as run_purge
+    from flows.purge import purged_before
     from flows.settings import ERASURES
 
-    again = [path.parent.name for path in sorted(ERASURES.glob(f"*/{RECEIPTS_NAME}"))]
+    if scan:
+        _scan(names or purged_before(), json_file)
+        return
     found = {}
     with Ledger() as ledger:
-        for name in names or again:
+        for name in names or purged_before():
             version = named(name)
             erasure = version.model.removeprefix("erasure-")
             report = AUDITS / erasure / "report.json"
@@ -272,6 +277,20 @@ def purge(
                 if dry_run or not one.removed:
                     console.print(f"  {'out' if one.removed else 'kept'}  {one.place}: {one.name}  {one.reason}")
     write_figures(json_file, {"dry_run": dry_run, "receipts": found})
+
+
+def _scan(names: list[str], json_file: Path | None) -> None:
+    from flows.scan import scan_erasure
+    from flows.settings import ERASURES
+
+    found = {name: scan_erasure(ERASURES / name.removeprefix("erasure-")) for name in names}
+    for name, left in found.items():
+        console.print(f"{name}: {len(left)} findings outside the places that docs/security.md lists")
+        for one in left:
+            console.print(f"  {one.what}: {one.where}", highlight=False, markup=False)
+    write_figures(json_file, {"left": {name: [asdict(one) for one in left] for name, left in found.items()}})
+    if any(found.values()):
+        raise typer.Exit(1)
 
 
 evidence = typer.Typer(help="Signed evidence of an erasure: seal it, verify it offline.", no_args_is_help=True)

@@ -24,7 +24,16 @@ from fade.concepts import Concept
 from fade.config import load_settings
 from fade.data.catalog import load_concepts
 from fade.environment import environment
-from fade.errors import ConfigError, DataError, FadeError, LeaseLostError, LineageError, RegistryError, ResourceError
+from fade.errors import (
+    ConfigError,
+    DataError,
+    FadeError,
+    LeaseLostError,
+    LineageError,
+    RegistryError,
+    ResourceError,
+    nameless,
+)
 from fade.files import read_json, read_yaml
 from fade.requests import leases
 from fade.requests.in_force import erased_among, settled_by, wanted_by_erasure
@@ -223,6 +232,7 @@ def _erase(ledger: Ledger, lease: Lease, place: list[Path], sign: Callable[[], N
         # What is borderline or unjudged waits for a person, who approves it with a reason or leaves it out.
         "after": State.REJECTED if version.gate == "failed" else State.CANDIDATE,
         "reason": said + "; ".join(metrics["gate"]["reasons"]),
+        "logged": said.removesuffix(": "),  # the gate's reasons may name neighbours
         "erasure_id": request.id,
         "details": {"adapter_sha256": version.adapter_sha256, "version": version.version},
     }
@@ -231,15 +241,17 @@ def _erase(ledger: Ledger, lease: Lease, place: list[Path], sign: Callable[[], N
 def _failure(record: Record, error: Exception, steady: Pace) -> dict[str, Any]:
     """Ask a person about what is wrong with the request; repeat what may pass; give up in the end."""
     said = str(error) if isinstance(error, FadeError) else f"{type(error).__name__}: {error}"
-    said = said[:1000]
+    # The log has the kind alone: an error's words suggest other names, and quote what was sent.
+    outcome = {"reason": said[:1000], "logged": nameless(error)}
     if isinstance(error, ConfigError | DataError):
-        return {"after": State.NEEDS_INPUT, "reason": said}
+        return {"after": State.NEEDS_INPUT, **outcome}
     if isinstance(error, FadeError) and not isinstance(error, _PASSING):
-        return {"after": State.FAILED, "reason": said}
+        return {"after": State.FAILED, **outcome}
     if record.attempts >= steady.attempts:
-        return {"after": State.FAILED, "reason": f"given up after {record.attempts} attempts: {said}"}
+        given_up = f"given up after {record.attempts} attempts: "
+        return {"after": State.FAILED, **{name: given_up + words for name, words in outcome.items()}}
     wait = min(steady.retry_seconds * 2 ** (record.attempts - 1), 3600)
-    return {"after": State.SCHEDULED, "reason": said, "retry_seconds": wait}
+    return {"after": State.SCHEDULED, **outcome, "retry_seconds": wait}
 
 
 def _finish(ledger: Ledger, lease: Lease, outcome: dict[str, Any], steady: Pace) -> str:

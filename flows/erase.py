@@ -71,7 +71,6 @@ def for_several(settings: DistillSettings, concepts: int, *, steps: int | None =
     return settings.with_steps(count).model_copy(update={"batch": settings.batch * min(concepts, MOST_BATCHES)})
 
 
-@flow(name="erase", flow_run_name="erase-{erasure_id}")
 def erase(erasure_id: str, request_id: str | None = None, fence: int = 0) -> AdapterVersion:
     """Run the steps of a prepared erasure in order; those that DVC calls current are not run again.
 
@@ -84,6 +83,15 @@ def erase(erasure_id: str, request_id: str | None = None, fence: int = 0) -> Ada
         LeaseLostError: the request is not this worker's any more; what is done is kept.
         ResourceError: another process has been at work on this erasure for ten minutes.
     """
+    try:
+        return erase_flow(erasure_id, request_id, fence)
+    except erasure.KeptBackError as error:
+        raise error.origin from None
+
+
+@flow(name="erase", flow_run_name="erase-{erasure_id}")
+def erase_flow(erasure_id: str, request_id: str | None = None, fence: int = 0) -> AdapterVersion:
+    """The flow itself, as Prefect sees it: it is told of errors by their kind alone."""
     folder = ERASURES / erasure_id
     request = load_request(folder)
     if (found := base_sha256(Path(request.base))) != request.base_sha256:

@@ -12,10 +12,10 @@ from fade.config import Request, Settings, load_request
 from fade.errors import ConfigError, DataError
 from fade.requests.evidence import chain_rows, seal
 from fade.requests.ledger import Ledger
-from fade.signing import read_signed, signing_key, verifying_key
+from fade.signing import signing_key
 from fade.steps.attacks import attack_figures
 from flows.approval import named
-from flows.purge import RECEIPTS_KIND, RECEIPTS_NAME
+from flows.purge import state_of
 from flows.released import KEYS
 from tasks import _tracking, _versioning
 from tasks._tracking import MODEL_PREFIX, AdapterVersion
@@ -137,10 +137,9 @@ def _attacks(version: AdapterVersion, folder: Path) -> list[dict[str, Any]]:
 
 
 def _purged(folder: Path) -> dict[str, Any]:
-    path = folder / RECEIPTS_NAME
-    if not path.is_file():
-        return {"state": "not purged"}
-    receipts = read_signed(path, RECEIPTS_KIND, verifying_key(KEYS))["receipts"]
+    state, receipts = state_of(folder)
+    if state == "not purged":
+        return {"state": state}
     removed = [one for one in receipts if one["removed"]]
     kept = [one for one in receipts if not one["removed"]]
-    return {"state": "purged", "removed": len(removed), "kept_for_other_erasures": len(kept), "receipts": receipts}
+    return {"state": state, "removed": len(removed), "kept_for_other_erasures": len(kept), "receipts": receipts}

@@ -1,46 +1,54 @@
 """Purge: the forget data and what was made from it leave every store; hashes and receipts stay.
 
-Removed: the forget pictures, splits, saliency, samples, sheets, validation results and Data Docs, attacks' pictures,
-and the same of trials of these concepts; from the work tree, DVC's cache and remotes, MLflow's artifacts, Prefect's
-artifacts and stored results. Kept: request, mask, adapter,
-figures, lock file. What another erasure that is not purged needs is kept and reported. Run again, it removes
-again what a restored backup brought back: what to remove is in the signed receipts, by hash.
+Removed: the forget pictures with their copies, splits, saliency, samples, sheets, validation results and Data Docs,
+attacks' pictures, of every version, and the same of trials of these concepts; the catalog's contact sheet is drawn
+anew. From the work tree, DVC's cache and remotes with their run-caches, MLflow's artifacts, Prefect's artifacts and
+stored results, temporary folders that killed programs left. Kept: request, mask, adapter, figures, lock file. What
+another erasure that is not purged needs is kept and reported.
+
+What is to go is signed first (``purge-begun.json``), then it goes, object by object, each with its receipt. A purge
+that is cut off is gone on with from its intents: what is not there any more has gone. Run again, it removes again
+what a restored backup brought back: what to remove is in the signed receipts, by hash.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from filelock import FileLock, Timeout
 
-from fade.config import GENERATED, load_request
-from fade.data.catalog import load_catalog
-from fade.data.deletion import delete
-from fade.errors import ConfigError
-from fade.files import read_json, sha256_file
+from fade.config import load_request
+from fade.data.deletion import mark
+from fade.errors import ConfigError, ResourceError
 from fade.requests.ledger import Ledger
 from fade.signing import read_signed, signing_key, verifying_key, write_signed
-from fade.steps.attack import reference_path
-from fade.steps.evaluate import CACHE
-from fade.steps.further import further_hashes
-from fade.steps.trial import TRIALS
 from flows.release import LIVE
 from flows.released import KEYS
-from flows.together import COMBINATIONS
+from flows.settings import ERASURES, STATE
+from flows.traces import (
+    BEGUN_NAME,
+    DERIVED,
+    JOURNAL_NAME,
+    PICTURE,
+    RECEIPTS_NAME,
+    SHEET,
+    Traces,
+    traces_of,
+    unfinished,
+)
 from tasks import _tracking, _versioning
-from tasks._page import ATTACK, DOCS
+from tasks._objects import stores
 from tasks._tracking import AdapterVersion
 
-RECEIPTS_KIND, RECEIPTS_NAME = "fade-purge/1", "purge.json"
-DERIVED = (GENERATED, "splits", "saliency.safetensors", "validation.json", "docs", "foreign", "attacks")
-RECORDED = (GENERATED, "splits", "saliency.safetensors", "validation.json")
-JUDGED = ("evaluation/samples.parquet", "evaluation/sheet.png", "evaluation/report.html")
-RUN_FILES = ("sheet.png", "report.html", "validation.json", DOCS, ATTACK)
+RECEIPTS_KIND, BEGUN_KIND = "fade-purge/1", "fade-purge-begun/1"
+WAIT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,225 +70,170 @@ class Receipt:
     at: str
 
 
-def purge(  # noqa: C901 - a loop for each store
-    version: AdapterVersion, folder: Path, ledger: Ledger, *, dry_run: bool = False
-) -> list[Receipt]:
+def purge(version: AdapterVersion, folder: Path, ledger: Ledger, *, dry_run: bool = False) -> list[Receipt]:
     """Purge an erasure; gives a receipt for each object that is, or with ``dry_run`` would be, removed or kept.
+
+    A purge that was begun and cut off is brought to its end: its receipts tell of what had gone before, too.
 
     Raises:
         ConfigError: it is not live: until it is, its data may be needed to make it again.
+        LineageError: a lock file cannot be read; nothing was removed.
+        ResourceError: another purge, or the erasure itself, has been at work for ten minutes.
     """
-    before = _before(folder)
-    if version.release != LIVE and not before:
-        raise ConfigError(
-            f"{version.model} version {version.version} is not live ({version.release or 'never approved'}): its data "
-            "may be needed to make it again. Approve it first."
-        )
-    catalog = Path(load_request(folder).catalog)
-    book = _Book(datetime.now(UTC).isoformat(timespec="seconds"), dry_run)
-    pictures, objects = _needed_by_others(folder, catalog)
-    wanted = _objects(folder, before)
-    for path in _pictures(folder, catalog, before):
-        digest = sha256_file(path)
-        wanted.setdefault(_versioning.md5_of(path), "picture")
-        keep = "another erasure needs the same picture" if digest in pictures else ""
-        book.remove_file(path, f"picture {digest[:16]}", keep=keep)
-    for path in [
-        *_files(folder),
-        *_trial_files(folder),
-        *_combination_files(folder.name),
-        *_kept_aside(folder, before),
-    ]:
-        book.remove_file(path, path.as_posix())
-    for md5, name in wanted.items():
-        keep = "another erasure needs the same bytes" if md5 in objects else ""
-        for place, size in _versioning.places_of(md5):
-            if book.note(place, name, md5, size, keep=keep):
-                _versioning.delete_object(md5, place)
-    for name, digest, size in _tracking.run_objects(version, RUN_FILES):
-        if book.note("mlflow", name, digest, size):
-            _tracking.delete_run_file(version, name)
-    for name in _prefect_artifacts(folder.name, delete=not dry_run):
-        book.note("prefect", name, "", 0)
-    for path in _prefect_results(folder.name):
-        if book.note("prefect", f"result {path.name}", sha256_file(path), path.stat().st_size):
-            path.unlink()
-    if not dry_run:
-        _tidy(folder)
-        _record(folder, catalog, book.receipts, before, ledger)
-        _tracking.say_purged(version, _summary(_before(folder)))
-    return book.receipts
-
-
-@dataclass(slots=True)
-class _Book:
-    """The receipts as they come."""
-
-    at: str
-    dry_run: bool
-    receipts: list[Receipt] = field(default_factory=list)
-
-    def note(self, place: str, name: str, digest: str, size: int, *, keep: str = "") -> bool:
-        """Write a receipt; whether to remove the object now."""
-        self.receipts.append(Receipt(place, name, digest, size, not keep, keep, self.at))
-        return not keep and not self.dry_run
-
-    def remove_file(self, path: Path, name: str, *, keep: str = "") -> None:
-        """A file of the work tree."""
-        if self.note("work tree", name, sha256_file(path), path.stat().st_size, keep=keep):
-            path.unlink()
-
-
-def _objects(folder: Path, before: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """MD5 of DVC's objects to purge, and what each was part of; those of earlier receipts too."""
-    wanted = {one["hash"]: one["name"] for one in before if one["place"].startswith("dvc") and one["removed"]}
-    for part in RECORDED:
-        wanted |= dict.fromkeys(_versioning.objects_of(folder, part), part)
-    judged = tuple(name.removeprefix("evaluation/") for name in JUDGED)
-    return wanted | dict.fromkeys(_versioning.objects_of(folder, "evaluation", only=judged), "evaluation")
-
-
-def _before(folder: Path) -> list[dict[str, Any]]:
-    path = folder / RECEIPTS_NAME
-    if not path.is_file():
-        return []
-    found: list[dict[str, Any]] = read_signed(path, RECEIPTS_KIND, verifying_key(KEYS))["receipts"]
-    return found
-
-
-def _pictures(folder: Path, catalog: Path, before: Iterable[dict[str, Any]]) -> list[Path]:
-    """The catalog's forget pictures that are there: by the split, or by hash once it is gone; and the further ones."""
-    table = pd.read_parquet(catalog / "catalog.parquet")
-    split = folder / "splits" / "forget.parquet"
-    hashes = set(pd.read_parquet(split, columns=["sha256"])["sha256"]) if split.is_file() else set()
-    hashes |= {one["hash"] for one in before if one["name"].startswith("picture ") and one["removed"]}
-    hashes |= further_hashes(folder)
-    rows = table[table["sha256"].isin(hashes)]
-    return [path for path in (catalog / name for name in rows["path"]) if path.is_file()]
-
-
-def _needed_by_others(folder: Path, catalog: Path) -> tuple[set[str], set[str]]:
-    """SHA-256 of pictures, and MD5 of DVC's objects, that erasures which are not purged still use."""
-    pictures: set[str] = set()
-    objects: set[str] = set()
-    for other in folder.parent.iterdir():
-        if other == folder or not (other / "request.yaml").is_file() or (other / RECEIPTS_NAME).is_file():
-            continue
-        if (other / "splits").is_dir() and load_request(other).catalog == catalog.as_posix():
-            for split in (other / "splits").glob("*.parquet"):
-                pictures |= set(pd.read_parquet(split, columns=["sha256"])["sha256"])
-        if (other / "dvc.lock").is_file():
-            objects |= _versioning.objects_of(other)
-    return pictures, objects
-
-
-def _files(folder: Path) -> list[Path]:
-    parts = [*(folder / name for name in (*DERIVED, *JUDGED)), *_unfinished(folder)]
-    found = [path for part in parts for path in ([part] if part.is_file() else sorted(part.rglob("*")))]
-    return [path for path in found if path.is_file()]
-
-
-def _unfinished(folder: Path) -> list[Path]:
-    """What a writer that was killed had begun, or had moved aside."""
-    return [*folder.glob(".*.partial*"), *folder.glob(".*.old")]
-
-
-def _trial_files(folder: Path) -> list[Path]:
-    """The same of studies' trials of what this erasure erases."""
-    erased = load_request(folder)
-    concepts = {pair.concept for pair in erased.pairs}
-    found = []
-    for path in sorted(TRIALS.glob("*/request.yaml")):
-        trial = load_request(path.parent)
-        if trial.catalog == erased.catalog and not concepts.isdisjoint(pair.concept for pair in trial.pairs):
-            found += _files(path.parent)
-    return found
-
-
-def _kept_aside(folder: Path, before: Iterable[dict[str, Any]]) -> list[Path]:
-    """Pictures that an attack found on the base from the forget pictures; by their receipt once the split is gone."""
-    paths = {Path(one["name"]) for one in before if Path(one["name"]).is_relative_to(CACHE)}
-    if (folder / "splits" / "forget.parquet").is_file():
-        paths.add(reference_path(load_request(folder), folder))
-    return [path for path in sorted(paths) if path.is_file()]
-
-
-def _combination_files(erasure: str) -> list[Path]:
-    """Samples and sheets of combinations that this erasure was part of."""
-    found = []
-    for metrics in COMBINATIONS.glob("*/metrics.json"):
-        if erasure in read_json(metrics).get("adapters", {}):
-            found += [
-                path
-                for path in (metrics.with_name("samples.parquet"), metrics.with_name("sheet.png"))
-                if path.is_file()
+    with _alone(folder.name):
+        receipts, begun = _signed(folder / RECEIPTS_NAME), _signed(folder / BEGUN_NAME)
+        if version.release != LIVE and not (receipts or begun):
+            raise ConfigError(
+                f"{version.model} version {version.version} is not live ({version.release or 'never approved'}): its "
+                "data may be needed to make it again. Approve it first."
+            )
+        before: list[dict[str, Any]] = receipts.get("receipts", [])
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        catalog = Path(load_request(folder).catalog)
+        with stores() as opened:
+            found = traces_of(folder, [*before, *begun.get("intents", [])], opened)
+            if dry_run:
+                return [Receipt(t.place, t.name, t.hash, t.bytes, not t.keep, t.keep, at) for t in found.things]
+            begun = _begin(folder, found, begun, before, at)
+            said = {_key(one) for one in before if not one["removed"]}
+            written = [
+                one
+                for one in _carry_out(folder, catalog, found, begun["intents"], at)
+                if one["removed"] or _key(one) not in said
             ]
+        _tidy(folder, catalog)
+        if any(one["removed"] and one["name"].startswith((PICTURE, SHEET)) for one in written):
+            _track_again(catalog)
+        _versioning.forget_names()
+        _record(folder, [*before, *written], begun["at"], ledger)
+        _tracking.say_purged(version, _summary([*before, *written]))
+        for name in (JOURNAL_NAME, BEGUN_NAME):  # the intents last: as long as they are there, it is not over
+            (folder / name).unlink(missing_ok=True)
+        return [Receipt(**one) for one in written]
+
+
+def purged_before() -> list[str]:
+    """Erasures that were purged, or whose purge was begun."""
+    found = {path.parent.name for name in (RECEIPTS_NAME, BEGUN_NAME) for path in ERASURES.glob(f"*/{name}")}
     return sorted(found)
 
 
-def _prefect_artifacts(erasure: str, *, delete: bool) -> list[str]:
-    """Prefect's artifacts of an erasure: the sheet is kept there as a small picture."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+def state_of(folder: Path) -> tuple[str, list[dict[str, Any]]]:
+    """How far an erasure's purge is (``not purged``, ``begun and not ended``, ``purged``), and all its receipts.
 
-    keys = [f"sheet-{erasure.replace('_', '-').lower()}"]
-    with get_client(sync_client=True) as client:
-        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=keys)))
-        if delete:
-            for one in found:
-                client.delete_artifact(one.id)
-    return [f"artifact {one.id}" for one in found]
+    Raises:
+        SignatureError: the receipts were changed.
+    """
+    receipts: list[dict[str, Any]] = _signed(folder / RECEIPTS_NAME).get("receipts", [])
+    if (folder / BEGUN_NAME).is_file():
+        return "begun and not ended", receipts
+    return "purged" if (folder / RECEIPTS_NAME).is_file() else "not purged", receipts
 
 
-def _prefect_results(erasure: str) -> list[Path]:
-    """Results of an erasure's flow and tasks that Prefect was told to keep, in its folder for them."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
-    from prefect.settings import get_current_settings
-
-    place = get_current_settings().results.local_storage_path
-    named = FlowRunFilter(name=FlowRunFilterName(any_=[f"erase-{erasure}"]))
-    with get_client(sync_client=True) as client:
-        runs: list[Any] = [*client.read_flow_runs(flow_run_filter=named), *_task_runs(client, named)]
-    keys = [getattr(run.state.data, "storage_key", None) for run in runs if run.state is not None]
-    return sorted({place / key for key in keys if key and (place / key).is_file()})
-
-
-def _task_runs(client: Any, flows: Any) -> Iterator[Any]:
-    """All of them: the server gives them in pages."""
-    offset = 0
-    while page := client.read_task_runs(flow_run_filter=flows, offset=offset, limit=200):
-        yield from page
-        offset += len(page)
+@contextmanager
+def _alone(erasure: str) -> Iterator[None]:
+    """One purge at a time, and none of an erasure that somebody is just making."""
+    STATE.mkdir(exist_ok=True)
+    try:
+        with ExitStack() as held:
+            for name in ("purge", f"erase-{erasure}"):
+                held.enter_context(FileLock(STATE / f"{name}.lock", timeout=WAIT_SECONDS))
+            yield
+    except Timeout:
+        raise ResourceError(
+            f"Another purge, or the erasure {erasure} itself, has not ended within {WAIT_SECONDS:.0f} s. "
+            "Wait for it, or end it, and try again."
+        ) from None
 
 
-def _tidy(folder: Path) -> None:
-    for path in (*(folder / name for name in DERIVED), *_unfinished(folder)):
+def _signed(path: Path) -> dict[str, Any]:
+    """What receipts or intents say; nothing if there are none."""
+    kind = RECEIPTS_KIND if path.name == RECEIPTS_NAME else BEGUN_KIND
+    return read_signed(path, kind, verifying_key(KEYS)) if path.is_file() else {}
+
+
+def _key(one: Mapping[str, Any]) -> tuple[str, str, str]:
+    return one["place"], one["name"], one["hash"]
+
+
+def _begin(folder: Path, found: Traces, begun: dict[str, Any], before: list[dict[str, Any]], at: str) -> dict[str, Any]:
+    """Sign what is to go, with what an earlier purge was to remove and has no receipt of; gives these intents."""
+    since = begun.get("at", at)
+    done = {_key(one) for one in before if one["removed"] and one["at"] >= since}
+    intents = {_key(one): one for one in begun.get("intents", []) if _key(one) not in done}
+    for thing in found.things:
+        if not thing.keep:
+            one = {"place": thing.place, "name": thing.name, "hash": thing.hash, "bytes": thing.bytes}
+            intents.setdefault(_key(one), one)
+    payload = {"erasure": folder.name, "at": since, "intents": list(intents.values())}
+    if intents:
+        write_signed(folder / BEGUN_NAME, payload, BEGUN_KIND, signing_key(KEYS))
+    return payload
+
+
+def _carry_out(folder: Path, catalog: Path, found: Traces, intents: list[Any], at: str) -> list[dict[str, Any]]:
+    """Remove all that was found; gives the receipts, those of what had gone before this purge was cut off first."""
+    if found.marked:  # before the files go: no split takes a picture that is about to
+        mark(catalog, found.marked, at=datetime.fromisoformat(at))
+    gone = _journal(folder)
+    there = {(thing.place, thing.name, thing.hash) for thing in found.things}
+    written = [
+        gone.get(_key(one)) or asdict(Receipt(**one, removed=True, reason="", at=at))
+        for one in intents
+        if _key(one) not in there
+    ]
+    with (folder / JOURNAL_NAME).open("a", encoding="utf-8") as journal:
+        for thing in found.things:
+            kept = thing.keep
+            receipt = asdict(Receipt(thing.place, thing.name, thing.hash, thing.bytes, not kept, kept, at))
+            if not kept:
+                thing.remove()
+                print(json.dumps(receipt, sort_keys=True), file=journal, flush=True)
+            written.append(receipt)
+    return written
+
+
+def _journal(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Receipts as they were written by a purge that was cut off; its last line may be, too."""
+    path = folder / JOURNAL_NAME
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    found = [json.loads(line) for line in lines]
+    return {_key(one): one for one in found}
+
+
+def _tidy(folder: Path, catalog: Path) -> None:
+    """Folders that are empty now: their names may be a person's."""
+    for path in (*(folder / name for name in DERIVED), *unfinished(folder)):
         if path.is_dir():
             shutil.rmtree(path)
+    for top in (catalog / "pictures", *catalog.parent.glob(f".{catalog.name}.*")):
+        for path in sorted((one for one in top.rglob("*") if one.is_dir()), reverse=True):
+            if not any(path.iterdir()):
+                path.rmdir()
+
+
+def _track_again(catalog: Path) -> None:
+    """DVC's record of a catalog that it keeps names what is there now."""
+    if Path(f"{catalog}.dvc").is_file():
+        _versioning.track(catalog)
 
 
 def _summary(receipts: list[dict[str, Any]]) -> str:
     """For the version's page, of all runs."""
     removed = [one["at"] for one in receipts if one["removed"]]
-    kept = len({(one["place"], one["name"], one["hash"]) for one in receipts if not one["removed"]})
+    kept = len({_key(one) for one in receipts if not one["removed"]})
     said = f"on {max(removed)[:10]}: {len(removed)} objects removed" if removed else "with nothing to remove"
     return said + (f", {kept} kept for other erasures" if kept else "")
 
 
-def _record(folder: Path, catalog: Path, receipts: list[Receipt], before: list[dict[str, Any]], ledger: Ledger) -> None:
-    """Receipts of all runs, signed; the catalog's mark; a row of the log."""
+def _record(folder: Path, receipts: list[dict[str, Any]], since: str, ledger: Ledger) -> None:
+    """Receipts of all runs, signed, and a row of the log for those of this one; once, however often it is cut off."""
     key = signing_key(KEYS)
-    everything = [*before, *(asdict(one) for one in receipts)]
-    sha256 = write_signed(folder / RECEIPTS_NAME, {"erasure": folder.name, "receipts": everything}, RECEIPTS_KIND, key)
-    gone = {
-        one.hash for one in receipts if one.removed and one.name.startswith("picture ") and one.place == "work tree"
-    }
-    table = load_catalog(catalog)
-    if marked := table[table["sha256"].isin(gone)]["image_id"].tolist():
-        # Such a row never comes into a split again.
-        delete(catalog, image_ids=marked, subjects=(), at=datetime.fromisoformat(receipts[0].at))
-    removed = sum(one.removed for one in receipts)
-    if receipts:
-        details = {"removed": removed, "kept": len(receipts) - removed, "receipts_sha256": sha256}
-        ledger.append("purge", actor="fade", erasure_id=folder.name, details=details)
+    sha256 = write_signed(folder / RECEIPTS_NAME, {"erasure": folder.name, "receipts": receipts}, RECEIPTS_KIND, key)
+    rows = ledger.history(erasure_id=folder.name)
+    if not receipts or any(row.event == "purge" and row.details["receipts_sha256"] == sha256 for row in rows):
+        return
+    now = [one for one in receipts if one["at"] >= since]
+    removed = sum(one["removed"] for one in now)
+    details = {"removed": removed, "kept": len(now) - removed, "receipts_sha256": sha256}
+    ledger.append("purge", actor="fade", erasure_id=folder.name, details=details)

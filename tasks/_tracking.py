@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +25,6 @@ import mlflow
 import mlflow.diffusers
 from mlflow import MlflowClient
 from mlflow.entities import Metric
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 MODEL_PREFIX = "erasure-"
 APPROVED, CANDIDATE = "approved", "candidate"
@@ -372,19 +370,3 @@ def say_purged(version: AdapterVersion, what: str) -> None:
     with mlflow_client() as client:
         client.set_model_version_tag(version.model, str(version.version), PURGED_TAG, what)
     refresh_page(version)
-
-
-def run_objects(version: AdapterVersion, names: Iterable[str]) -> list[tuple[str, str, int]]:
-    """Those of these files, or of the files in these folders, that a version's run has: name, SHA-256, bytes."""
-    wanted = set(names)
-    with mlflow_client() as client:
-        paths = [path for path in files_of(client, version.run_id) if path.partition("/")[0] in wanted]
-    found = [(name, run_file(version, name)) for name in sorted(paths)]
-    return [(name, hashlib.sha256(content).hexdigest(), len(content)) for name, content in found]
-
-
-def delete_run_file(version: AdapterVersion, name: str) -> None:
-    """Delete a file of a version's run from MLflow's artifact store."""
-    with mlflow_client() as client:
-        uri = client.get_run(version.run_id).info.artifact_uri
-        get_artifact_repository(uri).delete_artifacts(name)

@@ -21,6 +21,7 @@ import great_expectations as gx
 import great_expectations.expectations as gxe
 import numpy as np
 import pandas as pd
+from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
 from great_expectations.execution_engine import PandasExecutionEngine
 from great_expectations.expectations.expectation import ColumnMapExpectation
 from great_expectations.expectations.metrics import ColumnMapMetricProvider, column_condition_partial
@@ -255,7 +256,9 @@ def _balance(known: pd.DataFrame, request: Request) -> dict[str, Any]:
 
 def _context(docs: Path) -> Any:
     shutil.rmtree(docs, ignore_errors=True)
-    context = gx.get_context(mode="ephemeral")
+    # Without its own defaults: they write all pages a second time, into a temporary folder that nobody removes.
+    config = DataContextConfig(store_backend_defaults=InMemoryStoreBackendDefaults())
+    context = gx.get_context(mode="ephemeral", project_config=config)
     context.variables.progress_bars = {"globally": False}
     store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())}
     index = {"class_name": "DefaultSiteIndexBuilder"}

@@ -1,15 +1,15 @@
 """DVC: the pipeline file of an erasure, what in it is current, and the hashes it recorded.
 
-The only file that imports dvc. An erasure's folder has its own ``dvc.yaml`` and ``dvc.lock``, so that
+With ``_objects`` the only file that imports dvc. An erasure's folder has its own ``dvc.yaml`` and ``dvc.lock``, so that
 concurrent erasures never meet in one lock file, and the lock file is the erasure's audit record.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from dvc.exceptions import DvcException
 from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+from dvc.utils.serialize import YAMLFileCorruptedError
 from dvc_data.hashfile.build import build
 from filelock import FileLock
 
@@ -38,6 +39,9 @@ logging.getLogger("dvc").setLevel(logging.WARNING)
 logging.getLogger("dvc_data").setLevel(logging.ERROR)  # it warns of each output that a stage has yet to make
 logger = logging.getLogger(__name__)
 RECORDED_ON = Path("data/recorded-on.json")
+SITE = Path(".fade/dvc")
+"""What DVC remembers of files' hashes, by their names."""
+MEND = "Take one side as a whole (`git checkout --ours FILE` or `--theirs FILE`), or run the erasure again without it."
 BEFORE = "dvc.lock.before"
 """What ``dvc.lock`` was, while a step is recorded; still there later, the record was cut off."""
 
@@ -258,14 +262,66 @@ def write_root_pipeline() -> None:
 
 
 @contextmanager
-def _repo() -> Iterator[Any]:
-    """The DVC repository, one user at a time: DVC's own lock fails at once instead of waiting."""
+def open_repo() -> Iterator[Any]:
+    """The DVC repository, one user at a time: DVC's own lock fails at once instead of waiting.
+
+    What DVC remembers of files by name lies in the project too, not in a folder that the machine's users share.
+
+    Raises:
+        LineageError: there is none here, or a file of it (a lock file with marks of a merge) cannot be read.
+    """
     if not Path(".dvc").is_dir():
         raise LineageError(f"{Path.cwd()} is no DVC project: expected a folder .dvc. Run from the project's root.")
-    Path(".fade").mkdir(exist_ok=True)
-    with FileLock(".fade/dvc.lock", timeout=600), Repo(".") as repo:
-        _mend_list_of_locks(repo)
-        yield repo
+    SITE.parent.mkdir(exist_ok=True)
+    own = {"core": {"site_cache_dir": str(SITE.resolve())}}
+    with FileLock(".fade/dvc.lock", timeout=600):
+        try:
+            with Repo(".", config=own) as repo:
+                _mend_list_of_locks(repo)
+                yield repo
+        except YAMLFileCorruptedError as error:
+            raise LineageError(_why(error)) from None
+
+
+def forget_names() -> None:
+    """Drop what DVC remembers of files by their names; it reads them again."""
+    with FileLock(".fade/dvc.lock", timeout=600):
+        shutil.rmtree(SITE, ignore_errors=True)
+
+
+def _why(error: Exception) -> str:
+    """DVC's words, or better ones for a lock file that a merge left in pieces."""
+    return f"{_broken(Path(error.path))} {MEND}" if isinstance(error, YAMLFileCorruptedError) else f"{error}"
+
+
+def _broken(path: Path) -> str:
+    """What is wrong with a YAML file that DVC cannot read."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return f"{path} cannot be read: {error}."
+    number = next((n for n, line in enumerate(text.splitlines(), start=1) if line.startswith("<<<<<<<")), None)
+    return f"{path} is not YAML." if number is None else f"{path} holds the marks of a merge, from line {number} on."
+
+
+def read_lock(path: Path) -> dict[str, dict[str, Any]]:
+    """The stages that a lock file records, by name; none if it is not there or empty.
+
+    Raises:
+        LineageError: it is no YAML, for instance after a merge, or no lock file.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise LineageError(f"{_broken(path)} {MEND}") from None
+    if content is None:
+        return {}
+    stages = content.get("stages", {}) if isinstance(content, dict) else None
+    if not isinstance(stages, dict):
+        raise LineageError(f"{path} is no lock file: expected a mapping with `stages`. {MEND}")
+    return stages
 
 
 def _mend_list_of_locks(repo: Any) -> None:
@@ -291,14 +347,14 @@ def _mend_list_of_locks(repo: Any) -> None:
 
 def is_current(folder: Path, stage: str) -> bool:
     """Whether a stage's recorded hashes still match its code, parameters, inputs and outputs."""
-    with _repo() as repo:
+    with open_repo() as repo:
         _mend_record(folder)
         if not (folder / "dvc.lock").is_file():
             return False
         try:
             return not repo.status(targets=[f"{folder.as_posix()}/dvc.yaml:{stage}"])
         except DvcException as error:
-            raise LineageError(f"DVC cannot tell whether {stage} of {folder} is current: {error}") from error
+            raise LineageError(f"DVC cannot tell whether {stage} of {folder} is current: {_why(error)}") from error
 
 
 def record(folder: Path, stage: str) -> None:
@@ -307,7 +363,7 @@ def record(folder: Path, stage: str) -> None:
     Raises:
         LineageError: an output is missing, or DVC refuses.
     """
-    with _repo() as repo:
+    with open_repo() as repo:
         _mend_record(folder)
         lock, before = folder / "dvc.lock", folder / BEFORE
         with writing(before) as temporary:
@@ -315,7 +371,7 @@ def record(folder: Path, stage: str) -> None:
         try:
             repo.commit(f"{folder.as_posix()}/dvc.yaml:{stage}", force=True)
         except DvcException as error:
-            raise LineageError(f"DVC did not record {stage} of {folder}: {error}") from error
+            raise LineageError(f"DVC did not record {stage} of {folder}: {_why(error)}") from error
         before.unlink()
 
 
@@ -341,63 +397,12 @@ def lock_record(folder: Path) -> dict[str, str]:
     path = folder / "dvc.lock"
     if not path.is_file():
         raise LineageError(f"{folder} has no dvc.lock: no step of this erasure was recorded. Run it again.")
-    stages = yaml.safe_load(path.read_text())["stages"]
     outputs = {
-        out["path"].removeprefix(f"{folder.as_posix()}/"): out["md5"] for s in stages.values() for out in s["outs"]
+        out["path"].removeprefix(f"{folder.as_posix()}/"): out["md5"]
+        for stage in read_lock(path).values()
+        for out in stage["outs"]
     }
     return {"dvc.lock": sha256_file(path), **outputs}
-
-
-def objects_of(folder: Path, output: str | None = None, *, only: tuple[str, ...] = ()) -> set[str]:
-    """MD5 of the objects in DVC's cache that an erasure's outputs consist of.
-
-    Args:
-        output: one output by its name in the folder; all if None.
-        only: of a folder, these files alone; all of them, and the folder's own list, if empty.
-    """
-    if not (folder / "dvc.lock").is_file():
-        return set()
-    stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"].values()
-    found: set[str] = set()
-    with _repo() as repo:
-        for out in (out for stage in stages for out in stage["outs"]):
-            if output is not None and out["path"] != f"{folder.as_posix()}/{output}":
-                continue
-            listed = _object_path(repo, out["md5"])
-            if out["md5"].endswith(".dir") and listed.is_file():
-                for part in json.loads(listed.read_text()):
-                    if not only or part["relpath"] in only:
-                        found.add(part["md5"])
-            if not only:
-                found.add(out["md5"])
-    return found
-
-
-def _object_path(repo: Any, md5: str) -> Path:
-    return Path(repo.cache.local.oid_to_path(md5))
-
-
-def _stores(repo: Any) -> dict[str, Any]:
-    return {
-        "dvc cache": repo.cache.local,
-        **{f"dvc remote {name}": repo.cloud.get_remote_odb(name) for name in repo.config["remote"]},
-    }
-
-
-def places_of(md5: str) -> list[tuple[str, int]]:
-    """Where DVC holds an object (its cache, each remote), and its bytes there."""
-    with _repo() as repo:
-        return [
-            (place, int(store.fs.size(store.oid_to_path(md5)) or 0))
-            for place, store in _stores(repo).items()
-            if store.exists(md5)
-        ]
-
-
-def delete_object(md5: str, place: str) -> None:
-    """Delete an object from DVC's cache or a remote, as ``places_of`` calls it."""
-    with _repo() as repo:
-        _stores(repo)[place].delete(md5)
 
 
 def track(folder: Path) -> bool:
@@ -410,13 +415,13 @@ def track(folder: Path) -> bool:
     if not inside or not Path(".dvc").is_dir():
         return False
     place = folder.resolve().relative_to(Path.cwd()).as_posix()
-    with _repo() as repo:
+    with open_repo() as repo:
         if any(out.def_path == place and not stage.is_data_source for stage in repo.index.stages for out in stage.outs):
             return False
         try:
             repo.add(place)
         except DvcException as error:
-            raise LineageError(f"DVC did not take {place} in: {error}") from error
+            raise LineageError(f"DVC did not take {place} in: {_why(error)}") from error
     return True
 
 
@@ -426,13 +431,13 @@ def push(remote: str | None = None) -> int:
     Raises:
         LineageError: there is no remote, or it cannot be reached.
     """
-    with _repo() as repo:
+    with open_repo() as repo:
         _check_remote(repo, remote)
         try:
             return int(repo.push(remote=remote))
         except (DvcException, OSError) as error:
             raise LineageError(
-                f"DVC could not push: {error}. Look at `dvc remote list` and the credentials."
+                f"DVC could not push: {_why(error)}. Look at `dvc remote list` and the credentials."
             ) from error
 
 
@@ -445,13 +450,13 @@ def pull(remote: str | None = None) -> dict[str, int]:
     Raises:
         LineageError: there is no remote, or it cannot be reached.
     """
-    with _repo() as repo:
+    with open_repo() as repo:
         _check_remote(repo, remote)
         try:
             found = repo.pull(remote=remote, allow_missing=True)
         except (DvcException, OSError) as error:
             raise LineageError(
-                f"DVC could not pull: {error}. Look at `dvc remote list` and the credentials."
+                f"DVC could not pull: {_why(error)}. Look at `dvc remote list` and the credentials."
             ) from error
     return {name: int(found["stats"].get(name, 0)) for name in ("fetched", "added", "modified", "deleted")}
 
@@ -470,14 +475,9 @@ def hash_of(path: Path) -> str | None:
     """A file's or folder's hash as a lock file records it; None if it is not there."""
     if not path.exists():
         return None
-    with _repo() as repo:
+    with open_repo() as repo:
         _, _, found = build(repo.cache.local, str(path.resolve()), repo.cache.local.fs, "md5", dry_run=True)
         return str(found.hash_info.value)
-
-
-def md5_of(path: Path) -> str:
-    """A file's hash as DVC records it."""
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def record_machine() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 from prefect import get_run_logger, task
@@ -23,7 +24,7 @@ from prefect.runtime import flow_run
 from tqdm import tqdm
 
 from fade.config import load_request
-from fade.errors import FadeError
+from fade.errors import FadeError, nameless
 from fade.files import read_json, sha256_file, write_json
 from fade.method.distillation import DistillStep
 from fade.requests.ledger import Ledger
@@ -37,10 +38,37 @@ from fade.steps import saliency as saliency_step
 from fade.steps import split as split_step
 from tasks import _runs, _tracking, _validation, _versioning
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 READ_EVERY = 10
 """Steps of distillation on a GPU between two looks at their figures."""
 REGISTERED = "registered"
 """The log's event of a registered version."""
+
+
+class KeptBackError(FadeError):
+    """What Prefect is told of an error: its kind. Its words may name somebody, and Prefect keeps what it is told.
+
+    Attributes:
+        origin: the error itself, for whoever called the flow.
+    """
+
+    def __init__(self, origin: FadeError) -> None:
+        super().__init__(nameless(origin))
+        self.origin = origin
+
+
+def _words_kept_back(work: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A task whose errors reach Prefect's database and logs without their words."""
+
+    @wraps(work)
+    def told(*arguments: _P.args, **named: _P.kwargs) -> _R:
+        try:
+            return work(*arguments, **named)
+        except FadeError as error:
+            raise KeptBackError(error) from None
+
+    return told
 
 
 def _may_help(_task: Any, _run: Any, state: Any) -> bool:
@@ -74,6 +102,7 @@ def _once(folder: Path, stage: str, work: Callable[[], Any]) -> bool:
 
 
 @task(name="generate", **_OPTIONS)
+@_words_kept_back
 def generate(folder: Path) -> bool:
     """Pictures that the base draws, where none are left."""
 
@@ -87,30 +116,35 @@ def generate(folder: Path) -> bool:
 
 
 @task(name="split", **_OPTIONS)
+@_words_kept_back
 def split(folder: Path) -> bool:
     """Forget, surrogate, retain and holdout sets."""
     return _once(folder, "split", lambda: split_step.split(folder))
 
 
 @task(name="validate", **_OPTIONS)
+@_words_kept_back
 def validate(folder: Path) -> bool:
     """Great Expectations over the splits; a failing suite stops the flow with the reason."""
     return _once(folder, "validate", lambda: _validation.validate(folder))
 
 
 @task(name="saliency", **_OPTIONS)
+@_words_kept_back
 def saliency(folder: Path) -> bool:
     """Score of every module."""
     return _once(folder, "saliency", lambda: saliency_step.saliency(folder))
 
 
 @task(name="mask", **_OPTIONS)
+@_words_kept_back
 def mask(folder: Path) -> bool:
     """Modules that may change."""
     return _once(folder, "mask", lambda: mask_step.mask(folder))
 
 
 @task(name="distill", **_OPTIONS)
+@_words_kept_back
 def distill(folder: Path) -> bool:
     """Train the adapter; progress as an artifact and on a terminal."""
 
@@ -140,12 +174,14 @@ def _send_all(steps: list[DistillStep], send: Callable[[int, Mapping[str, float]
 
 
 @task(name="foreign", **_OPTIONS)
+@_words_kept_back
 def foreign(folder: Path) -> bool:
     """Another tool's adapter as one of this library."""
     return _once(folder, "foreign", lambda: foreign_step.convert_foreign(folder))
 
 
 @task(name="attack", **_OPTIONS)
+@_words_kept_back
 def attack(folder: Path) -> bool:
     """The attacks whose bounds the gate asks for."""
 
@@ -159,6 +195,7 @@ def attack(folder: Path) -> bool:
 
 
 @task(name="evaluate", **_OPTIONS)
+@_words_kept_back
 def evaluate(folder: Path) -> bool:
     """Pictures before and after, judged; the figures as a table."""
 
@@ -192,6 +229,7 @@ def lineage_of(folder: Path) -> dict[str, str]:
 
 
 @task(name="register", **_OPTIONS)
+@_words_kept_back
 def register(folder: Path) -> _tracking.AdapterVersion:
     """The adapter as a version of a registered model."""
     request = load_request(folder)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 from typer.testing import CliRunner
 
 from fade.errors import ConfigError, LineageError, ResourceError
@@ -15,6 +16,7 @@ from fade.requests.messages import make_message
 from flows import backup as backups
 from flows.backup import MANIFEST, backup, restore
 from flows.cli import app
+from tasks import _versioning
 from tests.databases import database
 
 
@@ -94,25 +96,54 @@ def test_a_damaged_or_foreign_backup_is_refused_before_anything_is_touched(proje
     assert head() == before
 
 
+def test_a_cache_that_projects_share_is_backed_up_and_restored_where_it_lies(project: Path, tmp_path: Path) -> None:
+    """Of a cache outside the project: this project's objects, and a restore takes nothing from the others'."""
+    shutil.rmtree(project / ".dvc")
+    shared = tmp_path / "shared"
+    Repo.init(no_scm=True).close()
+    with Repo() as repo, repo.config.edit() as settings:
+        settings["cache"] = {"dir": str(shared)}
+    (project / "data/catalog/mine").mkdir(parents=True)
+    (project / "data/catalog/mine/1.png").write_bytes(b"a picture")
+    assert _versioning.track(Path("data/catalog/mine"))
+    assert not (project / ".dvc/cache").exists()
+    mine = sorted(path.relative_to(shared) for path in shared.rglob("*") if path.is_file())
+    assert len(mine) == 2, "the picture, and the list of the folder"
+    other = shared / "files/md5/00/another-projects"
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("bytes")
+    made = backup(tmp_path / "copy")
+    assert (made.cache, made.cached) == (str(shared), 2)
+    for path in mine:
+        (shared / path).unlink()
+    restore(tmp_path / "copy", force=True)
+    assert sorted(path.relative_to(shared) for path in shared.rglob("*") if path.is_file()) == sorted(
+        [*mine, other.relative_to(shared)]
+    )
+
+
 def test_newer_receipts_win_and_every_one_is_purged_again(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Receipts may be newer than the backup: on the machine, or in a folder that was saved elsewhere."""
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d"):
         (project / "data/erasures" / name).mkdir(parents=True)
     (project / "data/erasures/a/purge.json").write_text("old")
     backup(tmp_path / "copy")
     (project / "data/erasures/a/purge.json").write_text("old and new")
     (tmp_path / "saved/b").mkdir(parents=True)
     (tmp_path / "saved/b/purge.json").write_text("new")
+    (project / "data/erasures/d/purge-begun.json").write_text("cut off")
     purged = []
     monkeypatch.setattr(backups._tracking, "find_version", lambda name: name)
     monkeypatch.setattr(
-        backups, "purge_erasure", lambda name, folder, _: purged.append((name, (folder / "purge.json").read_text()))
+        backups,
+        "purge_erasure",
+        lambda name, folder, _: purged.append((name, *(one.read_text() for one in folder.iterdir()))),
     )
     found = restore(tmp_path / "copy", force=True, receipts=tmp_path / "saved")
-    assert purged == [("a", "old and new"), ("b", "new")]
-    assert found.purged == 2
+    assert purged == [("a", "old and new"), ("b", "new"), ("d", "cut off")]
+    assert found.purged == 3
 
 
 def test_without_postgresqls_programs_it_says_so(

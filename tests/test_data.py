@@ -21,7 +21,7 @@ from fade.lineage import ROOT
 from fade.steps.split import hashes, split
 from flows.cli import app
 from flows.erase import prepare_folder
-from tasks import _versioning
+from tasks import _objects, _versioning
 from tests.test_loaders import _save
 
 
@@ -121,15 +121,22 @@ def test_an_s3_server_as_remote_which_may_be_gone(project: Path, s3: str) -> Non
         _versioning.push()
 
 
+def _places_of(md5: str) -> list[str]:
+    with _objects.stores() as stores:
+        return [place for place, _ in stores.places(md5)]
+
+
 def test_a_deleted_picture_leaves_cache_and_remote_and_does_not_come_back(project: Path, tmp_path: Path) -> None:
     add_remote(str(tmp_path / "store"))
     run("data", "push")
     gone = Path("data/catalog/mine/pictures/cat/2.png")
-    md5 = _versioning.md5_of(gone)
-    assert [place for place, _ in _versioning.places_of(md5)] == ["dvc cache", "dvc remote store"]
+    md5 = _objects.md5_of(gone)
+    for path in (gone, Path("data/catalog/mine/sheet.png")):
+        assert _places_of(_objects.md5_of(path)) == ["dvc cache", "dvc remote store"]
     run("catalog", "delete", "data/catalog/mine", "--image-id", "cat/2")
-    assert figures() == {"deleted": 1, "copies": 2}
-    assert _versioning.places_of(md5) == []
+    assert figures() == {"deleted": 1, "copies": 4}, "the picture, and the sheet that may have shown it"
+    assert _places_of(md5) == []
+    assert _places_of(_objects.md5_of(Path("data/catalog/mine/sheet.png"))) == ["dvc cache"], "the one of now is there"
     run("data", "push")
     shutil.rmtree("data/catalog/mine")
     run("data", "pull")

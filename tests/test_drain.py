@@ -33,11 +33,13 @@ from fade.steps.further import FURTHER, forget_too, further_hashes
 from fade.steps.request import CATALOG, prepare_request
 from flows import drain as drained
 from flows import erase as erasing
+from flows import traces
 from flows.drain import Pace, alive, drain
 from flows.intake_http import make_app, token
 from flows.schedules import MISSED, cancel_missed
 from tasks import _mlflow, _runs, _tracking, erasure
 from tasks._mlflow import mlflow_client
+from tasks._objects import stores
 
 TOKEN = "a token of the test"
 KEY = b"a key of the test"
@@ -79,6 +81,9 @@ def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(
     assert [run.info.status for run in runs] == ["FINISHED"]
     assert ledger.get(wrong).state is State.NEEDS_INPUT
     assert "Did you mean 'astronaut'" in str(ledger.get(wrong).reason)
+    logged = [entry.reason for entry in ledger.history(request_id=wrong)]
+    assert any(reason.startswith("ConfigError") for reason in logged)
+    assert not any("astronaut" in reason for reason in logged), "the log, which never changes, suggests nobody"
     assert "No base model" in str(ledger.get(nowhere).reason)
     assert ledger.get(held).state is State.ON_HOLD
     assert drain() == {}
@@ -353,6 +358,12 @@ def test_auto_takes_for_a_surrogate_nothing_that_another_request_has_erased(
     assert chosen[1][1] not in (nearest, "cat")
 
 
+def _forgets(folder: Path) -> set[str]:
+    """SHA-256 of the pictures that a purge of an erasure takes."""
+    with stores() as opened:
+        return traces._picture_hashes(folder, [], [], opened)
+
+
 def test_own_pictures_of_what_is_erased_join_that_erasure_and_its_purge(ledger: Ledger, workspace: Path) -> None:
     """Another person's request is no duplicate: it has a deadline, an outcome, and its pictures leave with a purge."""
     request = prepare_request("coins", "horse", settings=load_settings(Path("params.yaml")))
@@ -367,6 +378,8 @@ def test_own_pictures_of_what_is_erased_join_that_erasure_and_its_purge(ledger: 
     assert ledger.get(name).state is State.SCHEDULED
     assert near_deadlines(ledger, days=40)[-1].id == name
     assert further_hashes(folder) == set()
+    before = _forgets(folder)
+    assert mine["sha256"] not in before
 
     def run() -> str:
         lease = leases.take(ledger, "w", seconds=60)
@@ -379,6 +392,7 @@ def test_own_pictures_of_what_is_erased_join_that_erasure_and_its_purge(ledger: 
         assert (record.state, record.erasure_id) == (State.LIVE, request.id)
         assert "1 of its own pictures" in str(record.reason)
         assert further_hashes(folder) == {mine["sha256"]}  # what a purge takes besides the forget set
+        assert _forgets(folder) - before == {mine["sha256"]}
         assert forget_too(folder, image_ids=[mine["image_id"]], subjects=[]) == 1
         assert further_hashes(folder) == {mine["sha256"]}
         for wrong, said in ((other["image_id"], "do not show what is erased"), ("nowhere/1", "holds no picture")):

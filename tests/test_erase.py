@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 from dvc.repo import Repo
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from typer.testing import CliRunner
 
 from fade.config import Request, load_request, load_settings, save_request
@@ -303,6 +305,12 @@ def test_a_run_that_died_goes_on_from_its_last_finished_task(workspace: Path, mo
         patch.setattr("tasks.erasure.mask_step.mask", die)
         with pytest.raises(DataError, match="died on purpose"):
             erase(request.id)
+    named = FlowRunFilter(name=FlowRunFilterName(any_=[f"erase-{request.id}"]))
+    with get_client(sync_client=True) as client:
+        runs = [*client.read_flow_runs(flow_run_filter=named), *client.read_task_runs(flow_run_filter=named)]
+    told = [str(run.state.message) for run in runs if run.state is not None]
+    assert any("DataError" in message for message in told)
+    assert not any("on purpose" in message for message in told), "Prefect keeps what it is told: no words"
     assert _versioning.is_current(folder, "saliency")
     assert not (folder / "adapter").exists()
     ran = []

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import tarfile
 import zlib
@@ -24,7 +25,7 @@ from scipy.io import savemat
 from fade.config import make_request, save_request
 from fade.data.canvas import photograph
 from fade.data.catalog import load_catalog, load_concepts, load_templates, stream_table
-from fade.data.deletion import delete
+from fade.data.deletion import delete, mark
 from fade.data.intake import add, build
 from fade.data.loaders.breeds import breeds
 from fade.data.loaders.folder import folder
@@ -293,6 +294,41 @@ def test_what_was_deleted_does_not_come_back(tmp_path: Path) -> None:
     assert "deleted" in _rejected(tmp_path / "out")["cat/another.jpg"]
     assert "cat/new" in set(load_catalog(tmp_path / "out")["image_id"])
     assert sum(batch.num_rows for batch in stream_table(tmp_path / "out")) == 7
+
+
+def test_a_deleted_picture_goes_with_its_copies_and_comes_back_in_no_form(tmp_path: Path) -> None:
+    """Copies under other names, and the same photograph saved again: in the catalog, and among what is added later."""
+    for i in range(5):
+        _save(tmp_path / "in/cat" / f"{i}.jpg", "cat", i)
+        _save(tmp_path / "in/horse" / f"{i}.jpg", "horse", i)
+    copies = ("0 copy.jpg", "0_small.jpg")
+    shutil.copy(tmp_path / "in/cat/0.jpg", tmp_path / "in/cat" / copies[0])
+    with Image.open(tmp_path / "in/cat/0.jpg") as image:
+        image.save(tmp_path / "in/cat" / copies[1], quality=60)
+        (tmp_path / "more/cat").mkdir(parents=True)
+        image.save(tmp_path / "more/cat/again.png")
+    shutil.copy(tmp_path / "in/cat" / copies[1], tmp_path / "more/cat/small.jpg")
+    _save(tmp_path / "more/cat/new.jpg", "cat", 7)
+    _take(folder(tmp_path / "in"), tmp_path / "out")
+    before, sheet = set(load_catalog(tmp_path / "out")["image_id"]), (tmp_path / "out/sheet.png").read_bytes()
+    assert delete(tmp_path / "out", image_ids=["cat/0"], subjects=[], at=NOW) == 3
+    assert before - set(load_catalog(tmp_path / "out")["image_id"]) == {"cat/0", "cat/0 copy", "cat/0_small"}
+    assert (tmp_path / "out/sheet.png").read_bytes() != sheet, "the sheet showed it"
+    for _ in add(tmp_path / "out", folder(tmp_path / "more"), size=64, added_at=NOW, workers=1):
+        pass
+    refused = {name: reason for name, reason in _rejected(tmp_path / "out").items() if "deleted" in reason}
+    assert set(refused) == {"cat/again.png", "cat/small.jpg"}
+    assert "cat/new" in set(load_catalog(tmp_path / "out")["image_id"])
+
+
+def test_a_deletion_that_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
+    for i in range(4):
+        _save(tmp_path / "in/cat" / f"{i}.jpg", "cat", i)
+    _take(folder(tmp_path / "in"), tmp_path / "out")
+    mark(tmp_path / "out", ["cat/2"], at=NOW)
+    assert (tmp_path / "out/pictures/cat/2.png").is_file()
+    assert delete(tmp_path / "out", image_ids=["cat/2"], subjects=[], at=NOW) == 1
+    assert not (tmp_path / "out/pictures/cat/2.png").exists()
 
 
 def test_adding_keeps_the_catalogs_sentences_and_what_was_set_aside(tmp_path: Path) -> None:

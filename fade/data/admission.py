@@ -15,6 +15,7 @@ from hashlib import blake2b
 from typing import Any
 
 from fade.concepts import PLAIN_STYLE
+from fade.data.duplicates import Looks
 from fade.data.sets import Item, PictureSet, Rejected
 from fade.names import mention, name_key, spelling
 
@@ -33,6 +34,7 @@ class Admission:
 
     ids: set[int] = field(default_factory=set)
     removed: set[str] = field(default_factory=set)
+    removed_looks: Looks = field(default_factory=Looks)
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
     groups: dict[str, str] = field(default_factory=dict)
     concepts: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -82,12 +82,13 @@ def leaked(forget: pd.DataFrame, retain: pd.DataFrame, *, pictures: Path, kinds:
         right
         for left, right in pairs.tolist()
         if kinds != {"style"}
-        or _look_the_same(pictures / forget["path"].iloc[left], pictures / retain["path"].iloc[right])
+        or look_the_same(pictures / forget["path"].iloc[left], pictures / retain["path"].iloc[right])
     }
     return retain.iloc[sorted(rows)]
 
 
-def _look_the_same(one: Path, other: Path) -> bool:
+def look_the_same(one: Path, other: Path) -> bool:
+    """Whether two pictures differ by no more than a copy that was scaled or stored again does."""
     with Image.open(one) as first, Image.open(other) as second:
         pixels = np.asarray(first.convert("RGB"), dtype=np.float32)
         against = np.asarray(second.convert("RGB").resize(first.size), dtype=np.float32)
@@ -107,9 +108,33 @@ def conflicting(table: pd.DataFrame, *, pictures: Path, distance: int = DISTANCE
     paths = dict(zip(table["image_id"], table["path"], strict=True))
     differ = names[pairs[:, 0]] != names[pairs[:, 1]]
     found += [(str(idents[a]), str(idents[b])) for a, b in pairs[differ].tolist()]
-    return [(a, b) for a, b in found if _look_the_same(pictures / paths[a], pictures / paths[b])]
+    return [(a, b) for a, b in found if look_the_same(pictures / paths[a], pictures / paths[b])]
 
 
 def _other(table: pd.DataFrame, where: NDArray[np.int64], number: int, label: str) -> str:
     rows = table[where == number]
     return str(rows[rows["object"] != label]["image_id"].iloc[0])
+
+
+class Looks:
+    """Pictures by style and perceptual hash, to ask of another whether it is near one of them.
+
+    Of a style, since the same photograph in another style has a near hash and is another picture.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: dict[str, list[str]] = {}
+        self._bits: dict[str, NDArray[np.uint64]] = {}
+
+    def add(self, style: str, phash: str) -> None:
+        """Remember a picture."""
+        self._hashes.setdefault(style, []).append(phash)
+        self._bits.pop(style, None)
+
+    def near(self, style: str, phash: str, *, distance: int = DISTANCE) -> bool:
+        """Whether a picture of this style differs from a remembered one in at most ``distance`` bits."""
+        if style not in self._hashes:
+            return False
+        if style not in self._bits:
+            self._bits[style] = as_bits(self._hashes[style])
+        return bool((np.bitwise_count(self._bits[style] ^ np.uint64(int(phash, 16))) <= distance).any())

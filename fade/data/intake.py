@@ -98,7 +98,7 @@ def add(
     max_pixels: int = MAX_PIXELS,
     bits: int | None = None,
 ) -> Iterator[int]:
-    """Add pictures to a catalog. Ids that are taken, and pictures that were deleted, are set aside.
+    """Add pictures to a catalog. Ids that are taken, and pictures that were deleted or look so, are set aside.
 
     The catalog's sentences stay and caption the new pictures too; what was set aside before stays listed.
 
@@ -123,6 +123,7 @@ def add(
             state.pairs[row["object"], row["style"]] += 1
             if row["deleted_at"] is not None:
                 state.removed |= {row["sha256"], row["source_sha256"]}
+                state.removed_looks.add(row["style"], row["phash"])
             else:
                 state.first.setdefault((row["object"], row["style"]), row["path"])
     side = _common_size(folder, sizes, size)
@@ -195,9 +196,7 @@ def _write(
             raise DataError(f"{len(state.rejected)} pictures cannot be taken in: {listing(reasons)}. Mend them.")
         write_json(temporary / "concepts.json", _concepts_file(pictures, state))
         write_json(temporary / "rejected.json", {"rejected": state.report()})
-        names = {kind: [one["name"] for one in state.concepts.values() if one["kind"] == kind] for kind in KINDS}
-        shown = {pair: temporary / path for pair, path in state.first.items()}
-        first_pictures(names["object"], names["style"], shown).save(temporary / "sheet.png")
+        _save_sheet(temporary, temporary / "sheet.png", state)
 
 
 def _carry_over(before: Path, temporary: Path, writer: pq.ParquetWriter) -> None:
@@ -228,6 +227,11 @@ def _rows(
         elif {outcome["sha256"], outcome["source_sha256"]} & state.removed:
             (temporary / outcome["path"]).unlink()
             state.set_aside(item.name, "was deleted from this catalog before; what was deleted does not come back")
+        elif state.removed_looks.near(item.style, outcome["phash"]):
+            (temporary / outcome["path"]).unlink()
+            state.set_aside(
+                item.name, "looks like a picture that was deleted from this catalog: saved again, or scaled"
+            )
         else:
             _mended(state, item.name)
             yield _row(item, outcome, pictures, state, how.added_at)
@@ -343,3 +347,24 @@ def _concepts_file(pictures: PictureSet, state: Admission) -> dict[str, Any]:
     known = list(state.concepts.values())
     ordered = [entry for kind in KINDS for entry in known if entry["kind"] == kind]
     return {"concepts": ordered, "templates": list(pictures.templates), "captions": _captions_word(pictures)}
+
+
+def draw_sheet(folder: Path) -> None:
+    """Draw a catalog's contact sheet of the pictures that it has now; without one there is no sheet."""
+    state = Admission()
+    state.knows(read_concepts_file(folder)["concepts"])
+    for batch in stream_table(folder, ["object", "style", "path", "deleted_at"]):
+        for row in batch.to_pylist():
+            if row["deleted_at"] is None and (folder / row["path"]).is_file():
+                state.first.setdefault((row["object"], row["style"]), row["path"])
+    if not state.first:
+        (folder / "sheet.png").unlink(missing_ok=True)
+        return
+    with writing(folder / "sheet.png") as temporary:
+        _save_sheet(folder, temporary, state)
+
+
+def _save_sheet(folder: Path, to: Path, state: Admission) -> None:
+    names = {kind: [one["name"] for one in state.concepts.values() if one["kind"] == kind] for kind in KINDS}
+    shown = {pair: folder / path for pair, path in state.first.items()}
+    first_pictures(names["object"], names["style"], shown).save(to)

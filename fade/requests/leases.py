@@ -147,6 +147,7 @@ def finish(
     after: State,
     *,
     reason: str,
+    logged: str | None = None,
     erasure_id: str | None = None,
     retry_seconds: float | None = None,
     details: Mapping[str, Any] | None = None,
@@ -155,6 +156,7 @@ def finish(
     """End a run with its result; the lease is over.
 
     Args:
+        logged: the reason as the log has it, which is never changed: without names; ``reason`` if None.
         retry_seconds: with ``scheduled``, not before so long from now.
 
     Raises:
@@ -174,6 +176,7 @@ def finish(
             after,
             actor=lease.worker,
             reason=reason,
+            logged=logged,
             now=now,
             details=details,
             **columns,

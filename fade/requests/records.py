@@ -156,10 +156,17 @@ def change(
     actor: str,
     reason: str,
     now: datetime,
+    logged: str | None = None,
     details: Mapping[str, Any] | None = None,
     **columns: Any,
 ) -> None:
-    """Bring a request to a state within a transaction that holds the head: row, log and webhook together."""
+    """Bring a request to a state within a transaction that holds the head: row, log and webhook together.
+
+    Args:
+        reason: in full words, for the row, which can be minimised.
+        logged: the reason for the log, where the words may name others than the request does: the log cannot be
+            changed any more. ``reason`` without the request's own names if None.
+    """
     check_transition(record.id, record.state, after)
     lease = {} if after is State.RUNNING else {"worker": None, "lease_until": None, "step": None}
     row = update(connection, record.id, **lease, state=after, state_at=now, reason=plain(reason), **columns)
@@ -167,7 +174,7 @@ def change(
         "state",
         actor,
         now,
-        reason=minimal(reason, record),
+        reason=minimal(reason if logged is None else logged, record),
         request_id=record.id,
         erasure_id=row["erasure_id"],
         before=record.state,

@@ -81,7 +81,7 @@ def run(count: int, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def _md5(path: Path) -> str:
-    from tasks._versioning import md5_of
+    from tasks._objects import md5_of
 
     return md5_of(path)
 

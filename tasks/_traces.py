@@ -1,0 +1,41 @@
+"""What MLflow keeps of an erasure: the files of all its runs, registered or cut off, shown or deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from fade.temporary import temporary_folder
+from tasks._mlflow import files_of, mlflow_client
+
+# isort: split
+# After tasks._mlflow, which sets MLflow's switches.
+from mlflow.entities import ViewType
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+
+def runs_of(erasure: str) -> list[str]:
+    """Ids of the runs of an erasure: those of every version, and those that never led to one."""
+    with mlflow_client() as client:
+        experiments = [one.experiment_id for one in client.search_experiments(view_type=ViewType.ALL)]
+        found = client.search_runs(experiments, f"tags.erasure = '{erasure}'", run_view_type=ViewType.ALL)
+        return sorted(run.info.run_id for run in found)
+
+
+def run_bytes(run_id: str, name: str) -> bytes:
+    """A file of a run."""
+    with mlflow_client() as client, temporary_folder("run-file") as folder:
+        return Path(client.download_artifacts(run_id, name, str(folder))).read_bytes()
+
+
+def run_files(run_id: str, names: Iterable[str]) -> list[str]:
+    """Those of these files, or of the files in these folders, that a run has."""
+    wanted = set(names)
+    with mlflow_client() as client:
+        return sorted(path for path in files_of(client, run_id) if path.partition("/")[0] in wanted)
+
+
+def delete_run_file(run_id: str, name: str) -> None:
+    """Delete a file of a run from MLflow's artifact store."""
+    with mlflow_client() as client:
+        get_artifact_repository(client.get_run(run_id).info.artifact_uri).delete_artifacts(name)
