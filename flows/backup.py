@@ -199,7 +199,7 @@ def restore(
         _keep_receipts(ERASURES / name, content)
     with Ledger() as ledger:
         chain = ledger.verify()
-        if (chain.rows, chain.head) != (manifest["ledger"]["rows"], manifest["ledger"]["head"]):
+        if not ledger.ended_at(manifest["ledger"]["rows"], manifest["ledger"]["head"]):
             raise LineageError(
                 f"The restored ledger ends at row {chain.rows} ({chain.head[:16]}); the backup recorded "
                 f"{manifest['ledger']['rows']} ({manifest['ledger']['head'][:16]}). Restore again from another copy."

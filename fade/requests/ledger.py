@@ -36,7 +36,7 @@ from fade.requests.records import (
     select_records,
     update,
 )
-from fade.requests.sealing import OPTION, fitting_key, keyed
+from fade.requests.sealing import OPTION, SEALED_EVENT, fitting_key, keyed
 from fade.requests.states import OPEN, State, check_transition
 from fade.requests.tables import requests
 
@@ -344,6 +344,15 @@ class Ledger:
         with self.reading() as connection:
             rows = connection.execute(sa.select(*columns).where(*wanted).order_by(log.seq).limit(limit))
             return [Entry(**{**row, "details": json.loads(row["details"])}) for row in rows.mappings()]
+
+    def ended_at(self, rows: int, head: str) -> bool:
+        """Whether the log ended there, but for what sealed an older one when this version opened it."""
+        found = self.history(after=max(rows, 1) - 1)
+        if rows:
+            if not found or found[0].hash != head:
+                return False
+            found = found[1:]
+        return all(entry.event == SEALED_EVENT for entry in found)
 
     def verify(self) -> ChainReport:
         """Check the whole chain; see `fade.requests.chain.verify`."""

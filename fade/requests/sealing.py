@@ -29,6 +29,8 @@ OPTION = "fade_ledger_key"
 """The execution option by which a connection knows the key."""
 SEAL, LETTERS = "request_seal", "letter_seals"
 """In the details of a row of the log: the request as it is after it, and by number the letters it sent for."""
+SEALED_EVENT = "sealed"
+"""The rows by which a migration seals what an older version made."""
 SEALED = (
     "id", "body_sha256", "external_id", "regulation", "legal_basis", "kind", "concept", "concept_key", "aliases",
     "surrogate", "pictures", "subject", "base", "priority", "callback_url", "received_at", "due_at", "extended",

@@ -226,9 +226,13 @@ def test_an_older_ledger_is_sealed_and_its_hashes_go_under_the_key(address: str,
         assert row["body_sha256"] != old["body_sha256"]
         assert [entry.event for entry in ledger.history()] == ["state", "state", "sealed", "sealed"]
         assert ledger.verify().rows == 4
+        hashes = [entry.hash for entry in ledger.history()]
+        assert [ledger.ended_at(rows, hashes[rows - 1]) for rows in (1, 2, 3, 4)] == [False, True, True, True]
+        assert not ledger.ended_at(2, hashes[0])
         assert ledger.submit(message, actor=ACTOR)[1] is False
         assert ledger.submit(ask(), actor=ACTOR)[0].duplicate_of == str(message.id)
         assert ledger.submit(ask("forgotten"), actor=ACTOR)[0].duplicate_of is not None
+        assert not ledger.ended_at(2, hashes[1])  # what came since is no mere seal
         by_hand(ledger, sa.update(tables.outbox).values(url="https://attacker.example/"))
         with pytest.raises(LineageError, match="outbox"):
             ledger.verify()

@@ -9,7 +9,7 @@ from alembic import op
 
 from fade.requests.chain import row_hash
 from fade.requests.messages import concept_digest
-from fade.requests.sealing import LETTERS, SEAL, key_id, keyed, ledger_key, seal_letter, seal_request
+from fade.requests.sealing import LETTERS, SEAL, SEALED_EVENT, key_id, keyed, ledger_key, seal_letter, seal_request
 from fade.requests.tables import UTCDateTime
 
 revision = "0002"
@@ -70,7 +70,7 @@ def _seal(connection: sa.Connection, name: str, letters: dict[str, str], key: by
     )
     details = {SEAL: seal_request(key, row)} | ({LETTERS: letters} if letters else {})
     return {
-        "request_id": name, "erasure_id": row["erasure_id"], "event": "sealed", "before": None, "after": None,
+        "request_id": name, "erasure_id": row["erasure_id"], "event": SEALED_EVENT, "before": None, "after": None,
         "actor": "ledger", "reason": "the ledger's tables were brought up to date",
         "details": json.dumps(details, sort_keys=True),
     }  # fmt: skip
