@@ -44,7 +44,8 @@ from fade.models import base as small
 from fade.models.family import Base, load_base
 from fade.models.generate import first_latents, generate_batch, sample_latents
 from fade.models.sd import weights_sha256
-from fade.models.source import PARTS, base_sha256, find_base, is_hub_name
+from fade.models.source import base_sha256, find_base, is_hub_name
+from fade.models.supported import PARTS
 from fade.steps.catalog import build_catalog
 from fade.steps.distill import distill_adapter
 from fade.steps.mask import mask
@@ -207,24 +208,34 @@ def _changed(folder: Path, file: str, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "parts"), [("epsilon", 3), ("sdxl", 4)])
-def test_a_base_is_identified_by_the_weights_of_all_its_parts(
+def test_a_base_is_identified_by_every_file_that_decides_its_pictures(
     bases: dict[str, Path], tmp_path: Path, kind: str, parts: int
 ) -> None:
     def sha256(content: bytes) -> str:
         return hashlib.sha256(content).hexdigest()
 
-    files = sorted(bases[kind].glob("*/*.safetensors"))
-    assert len(files) == parts
-    listed = "".join(f"{file.parent.name}/{file.name}:{sha256(file.read_bytes())}\n" for file in files)
-    assert base_sha256(bases[kind]) == sha256(listed.encode())
+    folder, files = bases[kind], sorted(path for path in bases[kind].rglob("*") if path.is_file())
+    assert len([file for file in files if file.suffix == ".safetensors"]) == parts
+    assert len({file.parent for file in files if file.suffix == ".json"}) == 2 * parts
+    named = sorted((file.relative_to(folder).as_posix(), sha256(file.read_bytes())) for file in files)
+    assert base_sha256(folder) == sha256("".join(f"{name}:{sha}\n" for name, sha in named).encode())
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert base_sha256(copy) == base_sha256(folder)
     for file in files:
-        copy = tmp_path / file.parent.name
-        shutil.copytree(bases[kind], copy)
-        changed = copy / file.relative_to(bases[kind])
-        tensors = load_file(changed)
-        name = sorted(tensors)[0]
-        save_file({**tensors, name: tensors[name] + 1}, changed, metadata={"format": "pt"})
-        assert base_sha256(copy) != base_sha256(bases[kind])
+        changed = copy / file.relative_to(folder)
+        before = changed.read_bytes()
+        if file.suffix == ".safetensors":
+            tensors = load_file(changed)
+            save_file(tensors | {"conv_in.bias": torch.zeros(1)}, changed, metadata={"format": "pt"})
+        else:
+            changed.write_bytes(before + b"\n")
+        assert base_sha256(copy) != base_sha256(folder), file
+        changed.write_bytes(before)
+    for unread in ("README.md", "safety_checker/config.json", "unet/diffusion_pytorch_model.fp16.safetensors"):
+        (copy / unread).parent.mkdir(exist_ok=True)
+        (copy / unread).write_text("{}")
+    assert base_sha256(copy) == base_sha256(folder)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +441,7 @@ def test_a_single_file_with_a_described_folder_beside_it_is_the_same_base(
     single = _single_file(bases[kind], tmp_path / "one.safetensors")
     shutil.copytree(bases[kind], single.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
     loaded, folder = load_base(single), load_base(bases[kind])
-    assert loaded.sha256 == base_sha256(single) == hashlib.sha256(single.read_bytes()).hexdigest()
+    assert loaded.sha256 == base_sha256(single) != folder.sha256
     for part in PARTS[find_base(single).pipeline]:
         assert weights_sha256(getattr(loaded.pipeline, part)) == weights_sha256(getattr(folder.pipeline, part)), part
     settings: dict[str, Any] = {"steps": 2, "guidance": 3.0, "solver": "ddim"}
@@ -456,9 +467,8 @@ def test_an_export_for_a_base_in_a_single_file_is_checked(bases: dict[str, Path]
 
 
 def test_a_single_file_without_description_says_offline_what_it_needs(single: Path, hub_cache: Path) -> None:
-    assert find_base(single).pipeline == "StableDiffusionPipeline"
-    with pytest.raises(BaseModelError, match=r"put a folder 'one' beside it that describes its parts"):
-        load_base(single)
+    with pytest.raises(BaseModelError, match=r"put a folder 'one' beside it that describes its parts: a StableDiff"):
+        find_base(single)
 
 
 def test_single_files_of_other_kinds_are_named(bases: dict[str, Path], single: Path, tmp_path: Path) -> None:

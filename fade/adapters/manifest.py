@@ -8,7 +8,6 @@ by one rename, after the adapters are there, so that a reader finds the old rele
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from safetensors import SafetensorError
 from fade.adapters.card import CARD_NAME, load_card, weights_path
 from fade.errors import AdapterFormatError, BaseModelError, ConfigError, MaskMismatchError, SignatureError, listing
 from fade.files import read_json, sha256_file, writing
-from fade.models.source import find_base, identity
+from fade.models.source import deciding_files, find_base, identity_of
 from fade.signing import canonical, read_signed, verify, write_signed
 
 if TYPE_CHECKING:  # who only reads what is live does not wait for torch
@@ -127,26 +126,12 @@ class Permission:
 
 
 def base_files(source: str | Path) -> dict[str, str]:
-    """Path in the base's folder to SHA-256, of every file that loading may read.
+    """Path in the base's folder to SHA-256, of every file that decides what is drawn.
 
     Raises:
         BaseModelError: as ``find_base``.
     """
-    found = find_base(source)
-    if found.path.is_file():
-        files = {found.path.name: found.path}
-        folder = found.config
-    else:
-        files, folder = {}, found.path
-    if folder is not None:
-        wanted = (".json", ".txt", ".model", ".safetensors")
-        files |= {
-            name: folder / name
-            # Also behind linked folders: loading reads these too.
-            for name in sorted(glob.glob("**/*", root_dir=folder, recursive=True))
-            if (folder / name).is_file() and Path(name).suffix in wanted
-        }
-    return {name: sha256_file(path) for name, path in sorted(files.items())}
+    return {name: sha256_file(path) for name, path in deciding_files(find_base(source)).items()}
 
 
 def check_base(source: str | Path, manifest: Manifest) -> None:
@@ -176,7 +161,7 @@ def check_base(source: str | Path, manifest: Manifest) -> None:
             f"The base in {source} is not the one of release {manifest.release} {manifest.counter}: {listing(wrong)} "
             f"changed, missing or added{reason}. Restore the base."
         )
-    if (sha256 := identity(find_base(source))) != manifest.base_sha256:
+    if (sha256 := identity_of(found)) != manifest.base_sha256:
         raise BaseModelError(
             f"The base in {source} has the hash {sha256[:12]}; the release is for {manifest.base_sha256[:12]}."
         )
@@ -313,7 +298,8 @@ def publish(
 def _base_of(base: str | Path | None, before: Manifest | None, release: Path) -> tuple[Mapping[str, str], str]:
     """Hashes of the base's files, and its identity."""
     if base is not None:
-        return base_files(base), identity(find_base(base))
+        files = base_files(base)
+        return files, identity_of(files)
     if before is None:
         raise ConfigError(f"{release} holds no manifest yet: its first one needs the base.")
     return before.base_files, before.base_sha256

@@ -10,21 +10,27 @@ from typing import Any, Literal, Protocol
 import diffusers
 import numpy as np
 import torch
+import transformers
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.utils import logging as diffusers_logging
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from fade.errors import BaseModelError
+from fade.errors import BaseModelError, listing
 from fade.hardware import compute_device
 from fade.models.conditioning import Conditioning
 from fade.models.sd import StableDiffusion
 from fade.models.sdxl import StableDiffusionXL
 from fade.models.sharing import shared
-from fade.models.source import PREDICTION_TYPES, BaseSource, find_base, identity
+from fade.models.source import BaseSource, find_base, identity
+from fade.models.supported import NETWORKS, PREDICTION_TYPES, side
+from fade.models.tensors import check_weights
 
 Weights = Literal["fp32", "bf16"]
+_LOADERS_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SingleFileComponentError)
+"""What the libraries raise of files that they cannot use; the cause is kept for the log."""
 FAMILIES = {"StableDiffusionPipeline": StableDiffusion, "StableDiffusionXLPipeline": StableDiffusionXL}
 # Plain attention is faster than the fused kernel in the backward pass on CPU, but holds all pairs of positions.
 _PLAIN_ATTENTION_UP_TO = 32 * 32
@@ -103,6 +109,7 @@ def load_base(source: str | Path, *, expected_sha256: str | None = None, weights
     """
     device = compute_device()  # what is wrong with it is said before a hash is computed
     found = find_base(source)
+    check_weights(found)
     sha256 = identity(found)
     if expected_sha256 is not None and sha256 != expected_sha256:
         raise BaseModelError(
@@ -116,25 +123,22 @@ def _loaded(found: BaseSource, sha256: str, source: Path, weights: Weights, devi
     try:
         with _no_progress_bars():
             pipeline = (_load_file if found.path.is_file() else _load_folder)(found, weights)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        hint = "Restore it."
-        if found.config is None:
-            hint = (
-                f"Without a network, put a folder {found.path.with_suffix('').name!r} beside it that describes its "
-                f"parts: a {found.pipeline} in diffusers layout, of which only configurations and tokenizers are read."
-            )
-        raise BaseModelError(f"The base model in {source} does not load: {error}. {hint}") from error
+    except _LOADERS_ERRORS as error:
+        raise BaseModelError(f"The base model in {source} does not load: {error}. Restore it.") from error
     predicts = pipeline.scheduler.config.get("prediction_type")
     if predicts not in PREDICTION_TYPES or not hasattr(pipeline.scheduler, "alphas_cumprod"):
         raise BaseModelError(
             f"The base in {source} has a {type(pipeline.scheduler).__name__} that predicts {predicts!r}; supported "
             f"are diffusion schedules with {' and '.join(PREDICTION_TYPES)}."
         )
+    _check_vocabularies(pipeline, source)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             # Not the pipeline's own `to`, which warns of types where only the place changes.
             part.requires_grad_(False).eval().to(device)
+    # Elsewhere one number is expected, and a pair of equal ones says the same.
+    pipeline.unet.register_to_config(sample_size=side(pipeline.unet.config.sample_size))
     if pipeline.unet.config.sample_size**2 <= _PLAIN_ATTENTION_UP_TO:
         pipeline.unet.set_attn_processor(AttnProcessor())
     return FAMILIES[found.pipeline](pipeline, sha256, source)
@@ -148,19 +152,30 @@ def read_pipeline(found: BaseSource) -> Any:
 
 def _load_folder(found: BaseSource, weights: Weights) -> Any:
     dtypes = {"default": torch.float32, "unet": torch.bfloat16 if weights == "bf16" else torch.float32}
+    # Where a variant counts it is loaded by itself: the pipeline would prefer it in every part that has one.
+    variants = {
+        one.part: _network(one.part).from_pretrained(
+            found.path / one.part,
+            variant=one.variant,
+            dtype=dtypes.get(one.part, torch.float32),
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        for one in found.parts
+        if one.variant is not None
+    }
     return getattr(diffusers, found.pipeline).from_pretrained(
-        found.path, dtype=dtypes, use_safetensors=True, local_files_only=True, **_left_out(found)
+        found.path, dtype=dtypes, use_safetensors=True, local_files_only=True, **variants, **_left_out(found)
     )
 
 
+def _network(part: str) -> Any:
+    return getattr(transformers if part.startswith("text_encoder") else diffusers, NETWORKS[part])
+
+
 def _load_file(found: BaseSource, weights: Weights) -> Any:
-    """What describes the parts is the folder beside the file, else the published one of its kind, from the hub."""
     pipeline = getattr(diffusers, found.pipeline).from_single_file(
-        str(found.path),
-        config=None if found.config is None else str(found.config),
-        local_files_only=found.config is not None,
-        dtype=torch.float32,
-        **_left_out(found),
+        str(found.path), config=str(found.config), local_files_only=True, dtype=torch.float32, **_left_out(found)
     )
     if weights == "bf16":
         # diffusers' own `to` warns of modules to be kept in float32, also where there are none.
@@ -169,10 +184,27 @@ def _load_file(found: BaseSource, weights: Weights) -> Any:
 
 
 def _left_out(found: BaseSource) -> dict[str, Any]:
-    """Parts that judge or mark pictures: they are no part of what is erased."""
+    """Parts that judge or mark pictures, or are told pictures: they are no part of what is erased."""
+    others = {"feature_extractor": None, "image_encoder": None}
     if found.pipeline == "StableDiffusionPipeline":
-        return {"safety_checker": None}
-    return {"add_watermarker": False}
+        return {"safety_checker": None, "requires_safety_checker": False, **others}
+    return {"add_watermarker": False, **others}
+
+
+def _check_vocabularies(pipeline: Any, source: Path) -> None:
+    """Raise BaseModelError if a tokenizer knows tokens for which its text encoder has no state."""
+    for ending in ("", "_2"):
+        if (tokenizer := getattr(pipeline, f"tokenizer{ending}", None)) is None:
+            continue
+        highest = max(tokenizer.get_vocab().values())
+        rows = getattr(pipeline, f"text_encoder{ending}").get_input_embeddings().num_embeddings
+        if highest >= rows:
+            extra = [token for token, number in tokenizer.get_vocab().items() if number >= rows]
+            raise BaseModelError(
+                f"The base in {source}: tokenizer{ending} knows {highest + 1} tokens, and text_encoder{ending} has "
+                f"states for {rows} ({listing(sorted(extra), 3)} have none). Give each other the files they were saved "
+                "with: a concept that was trained in changes both."
+            )
 
 
 @contextmanager

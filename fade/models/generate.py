@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,33 @@ def first_latents(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
+def guided(sd: Base, conditioning: Conditioning, guidance: float) -> Callable[..., Tensor]:
+    """The denoiser with classifier-free guidance (arXiv:2207.12598), of noisy latents and a timestep.
+
+    A third argument scales the latents as a solver asks (``scale_model_input``).
+
+    Args:
+        guidance: how far to go beyond the empty prompt's answer, above 1. At most 1 means no guidance, as in the stock
+            pipelines: the prompt alone is followed. Models that were distilled for it are drawn so.
+    """
+    with_empty = guidance > 1
+    told = conditioning
+    if with_empty:
+        told = joined_conditioning(sd.unconditional().expand(len(conditioning)), conditioning)
+    told = told.to(sd.device)
+
+    def answer(noisy: Tensor, timestep: Tensor, scale: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+        doubled = torch.cat([noisy, noisy]) if with_empty else noisy
+        scaled = doubled if scale is None else scale(doubled, timestep)
+        answers = denoise(sd.unet, scaled, timestep.to(sd.device), told).float()
+        if not with_empty:
+            return answers
+        without, with_prompt = answers.chunk(2)
+        return without + guidance * (with_prompt - without)
+
+    return answer
+
+
 @torch.no_grad()
 def sample_latents(
     sd: Base,
@@ -38,17 +65,19 @@ def sample_latents(
     """Scaled latents (B, C, h, w) float32 for text states and seeds of equal number, adapters as they are.
 
     Deterministic: no solver draws noise after the first latents.
+
+    Args:
+        guidance: see ``guided``.
     """
     scheduler = _SOLVERS[solver].from_config(sd.noise_scheduler.config)
     scheduler.set_timesteps(steps)
     latents = first_latents(seeds, sd.latent_shape).to(sd.device)
-    both = joined_conditioning(sd.unconditional().expand(len(conditioning)), conditioning).to(sd.device)
+    answer = guided(sd, conditioning, guidance)
     with autocast(precision, sd.device.type):
         for timestep in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
-            answer = denoise(sd.unet, scaled, timestep.to(sd.device), both)
-            without, with_prompt = answer.float().chunk(2)
-            latents = scheduler.step(without + guidance * (with_prompt - without), timestep, latents).prev_sample
+            latents = scheduler.step(
+                answer(latents, timestep, scheduler.scale_model_input), timestep, latents
+            ).prev_sample
     return latents
 
 

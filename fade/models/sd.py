@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from fade.errors import DataError
 from fade.models.conditioning import Conditioning
 from fade.models.latents import encode_pictures
-from fade.models.source import picture_size
+from fade.models.supported import picture_size, side
+
+logger = logging.getLogger(__name__)
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -29,16 +32,35 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """Token ids (B, L), padded and cut as the stock pipelines do."""
-    ids: Tensor = tokenizer(
-        list(prompts),
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    ).input_ids
-    return ids
+def token_ids(pipeline: Any, prompts: Sequence[str], *, encoder: str = "") -> Tensor:
+    """Token ids (B, L), padded and cut as the stock pipelines do; a token of several vectors becomes all of them.
+
+    What lies beyond the text encoder's length is not read, and a warning says so.
+
+    Args:
+        encoder: the ending of the tokenizer's and the text encoder's names in the pipeline.
+    """
+    tokenizer, text_encoder = (getattr(pipeline, f"{name}{encoder}") for name in ("tokenizer", "text_encoder"))
+    length = read_length(tokenizer, text_encoder.config)
+    told = [pipeline.maybe_convert_prompt(prompt, tokenizer) for prompt in prompts]
+    # Cut and padded here: a fast tokenizer would keep in itself how, and threads share it.
+    rows: list[list[int]] = tokenizer(told, verbose=False).input_ids
+    if (longest := max(map(len, rows), default=0)) > length:
+        logger.warning(
+            "%d of %d prompts are longer than the %d tokens that the text encoder reads: up to %d are not read",
+            *(sum(len(row) > length for row in rows), len(rows), length, longest - length),
+        )
+    cut = [row if len(row) <= length else [*row[: length - 1], row[-1]] for row in rows]
+    return torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in cut])
+
+
+def read_length(tokenizer: Any, text_encoder: Any) -> int:
+    """How many tokens of a prompt are read, its begin and end among them.
+
+    Args:
+        text_encoder: its configuration. A tokenizer that was saved without a length would say 10 ** 30.
+    """
+    return min(int(tokenizer.model_max_length), int(text_encoder.max_position_embeddings))
 
 
 @dataclass
@@ -85,7 +107,8 @@ class StableDiffusion:
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one picture's latents."""
         config = self.unet.config
-        return config.in_channels, config.sample_size, config.sample_size
+        edge = side(config.sample_size) or 0
+        return config.in_channels, edge, edge
 
     @property
     def picture_size(self) -> int:
@@ -96,7 +119,7 @@ class StableDiffusion:
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Text states, (B, L, D) float32 on the CPU; equal prompts are encoded once."""
         unique = list(dict.fromkeys(prompts))
-        ids = token_ids(self.pipeline.tokenizer, unique)
+        ids = token_ids(self.pipeline, unique)
         states = self.pipeline.text_encoder(ids.to(self.device)).last_hidden_state.float().cpu()
         at = {prompt: i for i, prompt in enumerate(unique)}
         return Conditioning(states)[[at[prompt] for prompt in prompts]]

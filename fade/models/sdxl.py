@@ -22,11 +22,8 @@ class StableDiffusionXL(StableDiffusion):
         """
         pipeline, unique = self.pipeline, list(dict.fromkeys(prompts))
         first, second = (
-            encoder(token_ids(tokenizer, unique).to(self.device), output_hidden_states=True)
-            for tokenizer, encoder in (
-                (pipeline.tokenizer, pipeline.text_encoder),
-                (pipeline.tokenizer_2, pipeline.text_encoder_2),
-            )
+            encoder(token_ids(pipeline, unique, encoder=ending).to(self.device), output_hidden_states=True)
+            for encoder, ending in ((pipeline.text_encoder, ""), (pipeline.text_encoder_2, "_2"))
         )
         states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1).float().cpu()
         size = float(self.picture_size)

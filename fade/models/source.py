@@ -2,7 +2,8 @@
 
 folder      diffusers layout: ``model_index.json`` and a folder for each part
 file        all weights in one ``.safetensors`` file, as Stable Diffusion was first published; the folder of
-            the same name without the ending, beside it, describes its parts
+            the same name without the ending, beside it, describes its parts; without one, the published
+            description of its kind from the hub
 hub name    ``owner/name`` or ``owner/name@revision``: the snapshot in the local Hugging Face cache, or a
             download; then a folder
 
@@ -13,29 +14,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from fade.errors import BaseModelError, listing
+from fade.files import sha256_file
+from fade.models import supported
+from fade.models.supported import PARTS, read_config, refiner, tokenizers
+from fade.models.weights import PICKLES, Header, PartWeights, find_weights, marks, read_header
 
-from fade.errors import BaseModelError, ConfigError, listing
-from fade.files import read_json, sha256_file
-
-PARTS = {
-    "StableDiffusionPipeline": ("unet", "vae", "text_encoder"),
-    "StableDiffusionXLPipeline": ("unet", "vae", "text_encoder", "text_encoder_2"),
-}
-"""The pipelines that are supported, and the parts of each that hold weights."""
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 _SINGLE_FILE_UNET = "model.diffusion_model.input_blocks.0.0.weight"
-_SINGLE_FILE_TEXT = {
-    "conditioner.embedders.1.": "StableDiffusionXLPipeline",
-    "cond_stage_model.": "StableDiffusionPipeline",
-}
-_PICKLES = (".ckpt", ".bin", ".pt", ".pth")
+_SINGLE_FILE_TEXT = ("cond_stage_model.transformer.text_model.", "cond_stage_model.model.")
+_SINGLE_FILE_XL_TEXT = ("conditioner.embedders.0.transformer.",)
+_SINGLE_FILE_VAE = ("first_stage_model.", "vae.")
+_CONFIGURATIONS = (".json", ".txt", ".model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +39,21 @@ class BaseSource:
     Attributes:
         path: its folder, or its single file.
         pipeline: the name of its diffusers pipeline, a key of ``PARTS``.
-        weights: the files that hold its weights.
-        config: the folder that describes its parts; None for a single file without one beside it.
-        picture_size: height and width it draws, in pixels; None where no configuration says so.
+        parts: where the weights of each part are; empty for a single file.
+        config: the folder that describes its parts; ``path`` itself if that is a folder.
+        picture_size: height and width it draws, in pixels.
     """
 
     path: Path
     pipeline: str
-    weights: tuple[Path, ...]
-    config: Path | None
-    picture_size: int | None
+    parts: tuple[PartWeights, ...]
+    config: Path
+    picture_size: int
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """The files that hold its weights and count."""
+        return tuple(file for part in self.parts for file in part.files) or (self.path,)
 
 
 def is_hub_name(source: str | Path) -> bool:
@@ -68,40 +67,33 @@ def find_base(source: str | Path) -> BaseSource:
 
     Raises:
         BaseModelError: nothing is there, its weights are incomplete or no safetensors, or its kind is not
-            supported; names what was found and what is supported.
+            supported; names all that was found and what is supported.
     """
     path = Path(source)
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise BaseModelError(
             f"{path} is a pickle file, which can run code when it is read: only safetensors are loaded. "
             "Convert it, or take the model's .safetensors file."
         )
     if path.is_file():
         return _single_file(path)
-    if from_hub := is_hub_name(source):
+    if is_hub_name(source):
         path = _snapshot(str(source))
-    if not (path / "model_index.json").is_file():
+    pipeline = supported.pipeline_of(path)
+    found = [find_weights(path / part) for part in PARTS[pipeline]]
+    faults = supported.lacking(path, pipeline) + [fault for fault in found if isinstance(fault, str)]
+    if faults:
         raise BaseModelError(
-            f"No base model in {path}: expected a diffusers folder with model_index.json. "
-            "Give the folder of a StableDiffusionPipeline, or build the built-in base with `dvc repro base`."
+            f"The base model in {path} {'; '.join(faults)}. Save the pipeline with `safe_serialization=True`, or fetch "
+            "the missing files."
         )
-    pipeline = _supported_pipeline(path)
-    files = sorted(file for part in PARTS[pipeline] for file in (path / part).glob("*.safetensors"))
-    if from_hub:
-        # Variants (fp16, non_ema) lie in the cache or not, by what was loaded before: they must not count.
-        files = [file for file in files if "." not in file.stem]
-    if lacking := [part for part in PARTS[pipeline] if part not in {file.parent.name for file in files}]:
-        pickles = [file.name for part in lacking for file in (path / part).glob("*") if file.suffix in _PICKLES]
-        raise BaseModelError(
-            f"The base model in {path} lacks safetensors weights for {', '.join(lacking)}."
-            + (f" {listing(pickles)} can run code and is not read." if pickles else "")
-            + " Save the pipeline with `safe_serialization=True`, or fetch the missing files."
-        )
-    return BaseSource(path, pipeline, tuple(files), path, _checked_config(path, path))
+    parts = tuple(part for part in found if isinstance(part, PartWeights))
+    denoiser = [read_header(file) for part in parts if part.part == "unet" for file in part.files]
+    return BaseSource(path, pipeline, parts, path, _checked(path, pipeline, path, denoiser))
 
 
 def base_sha256(source: str | Path) -> str:
-    """The identity of a base: of a single file its SHA-256, else one over the names and hashes of its weight files.
+    """The identity of a base: a hash over the names and hashes of all files that decide its pictures.
 
     Raises:
         BaseModelError: as ``find_base``.
@@ -111,112 +103,157 @@ def base_sha256(source: str | Path) -> str:
 
 def identity(found: BaseSource) -> str:
     """The same of a base that was found."""
-    if found.path.is_file():
-        return sha256_file(found.path)
+    return identity_of({name: sha256_file(path) for name, path in deciding_files(found).items()})
+
+
+def identity_of(files: dict[str, str]) -> str:
+    """The same of the hashes of its files, by name."""
     digest = hashlib.sha256()
-    for path in found.weights:
-        digest.update(f"{path.parent.name}/{path.name}:{sha256_file(path)}\n".encode())
+    for name, sha256 in sorted(files.items()):
+        digest.update(f"{name}:{sha256}\n".encode())
     return digest.hexdigest()
 
 
-def picture_size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
-    """Height and width in pixels of what a UNet and an autoencoder of these configurations draw."""
-    return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+def deciding_files(found: BaseSource) -> dict[str, Path]:
+    """Every file that decides what a base draws, by its path in the base: weights, configurations, vocabularies.
+
+    Not among them: variants that are not read, and parts that judge or mark pictures.
+    """
+    files = {found.path.name: found.path} if found.path.is_file() else {}
+    described = [found.config / "model_index.json"]
+    for part in (*PARTS[found.pipeline], *tokenizers(found.pipeline), "scheduler"):
+        described += [path for path in (found.config / part).glob("*") if path.suffix in _CONFIGURATIONS]
+    read = {path for part in found.parts for path in (*part.files, part.index) if path is not None}
+    files |= {
+        path.relative_to(found.config).as_posix(): path
+        for path in (*described, *read)
+        # The index of a variant decides nothing.
+        if path in read or ".safetensors." not in path.name
+    }
+    return dict(sorted(files.items()))
 
 
-def _supported_pipeline(folder: Path) -> str:
-    name = _read(folder / "model_index.json").get("_class_name")
-    if name not in PARTS:
-        raise BaseModelError(f"The base in {folder} is a {name}, which is not supported yet; {_supported()}.")
-    return str(name)
-
-
-def _supported() -> str:
-    return (
-        f"supported are {' and '.join(PARTS)} (Stable Diffusion 1.x, 2.x and XL) that make a picture of a text alone, "
-        f"with {' or '.join(PREDICTION_TYPES)}"
-    )
-
-
-def _checked_config(folder: Path, named: Path) -> int:
-    """Check what the parts' configurations say; give the size of the pictures.
+def _checked(config: Path, pipeline: str, named: Path, headers: Sequence[Header]) -> int:
+    """Check what the parts' configurations say, and the denoiser's file of itself; give the size of the pictures.
 
     Args:
         named: the base as error messages name it.
     """
-    unet, vae = _read(folder / "unet/config.json"), _read(folder / "vae/config.json")
-    predicts = _read(folder / "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
-    faults = []
-    if predicts not in PREDICTION_TYPES:
-        faults.append(f"predicts {predicts!r}")
-    if (takes := unet.get("in_channels", 4)) != (latent := vae.get("latent_channels", 4)):
-        faults.append(f"has a UNet that takes {takes} channels (inpainting or depth) for latents of {latent}")
-    if unet.get("time_cond_proj_dim") is not None:
-        faults.append("has a UNet that is told the guidance (LCM)")
-    if vae.get("latents_mean") is not None:
-        faults.append("has an autoencoder that shifts its latents")
-    if not isinstance(unet.get("sample_size"), int) or not isinstance(vae.get("block_out_channels"), list):
-        faults.append("does not say the size of its pictures (sample_size, block_out_channels)")
-    if faults:
-        raise BaseModelError(f"The base in {named} {' and '.join(faults)}, which is not supported yet; {_supported()}.")
-    return picture_size(unet, vae)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except ConfigError as error:
-        raise BaseModelError(f"The base model in {path.parent} cannot be read: {error} Restore the folder.") from None
+    marked = {name: value for header in headers for name, value in marks(header).items()}
+    if faults := supported.unsupported(config, pipeline) + supported.unsupported_marks(marked):
+        raise BaseModelError(
+            f"The base in {named} {' and '.join(faults)}, which is not supported yet; {supported.supported()}."
+        )
+    scheduler = read_config(config / "scheduler/scheduler_config.json")
+    if faults := supported.contradicted(marked, scheduler):
+        raise BaseModelError(f"The base in {named} contradicts itself: {'; '.join(faults)}.")
+    return supported.picture_size(read_config(config / "unet/config.json"), read_config(config / "vae/config.json"))
 
 
 def _single_file(path: Path) -> BaseSource:
     if path.suffix != ".safetensors":
         raise BaseModelError(f"{path} is no base model: expected a diffusers folder or a .safetensors file.")
-    try:
-        with safe_open(path, framework="pt") as stored:
-            keys = list(stored.keys())
-            channels = stored.get_slice(_SINGLE_FILE_UNET).get_shape()[1] if _SINGLE_FILE_UNET in keys else None
-    except SafetensorError as error:
-        raise BaseModelError(f"{path} is not a safetensors file: {error}. Fetch it again.") from None
-    pipelines = [name for start, name in _SINGLE_FILE_TEXT.items() if any(key.startswith(start) for key in keys)]
-    if channels is None or not pipelines:
-        raise BaseModelError(
-            f"{path} is not a whole Stable Diffusion in one file: its tensors are {listing(keys, 3)}; {_supported()}."
-        )
-    if channels != 4:
-        raise BaseModelError(
-            f"{path} has a UNet that takes {channels} channels (inpainting or depth) for latents of 4; {_supported()}."
-        )
+    header = read_header(path)
+    pipeline = _kind_of(path, header)
     config = path.with_suffix("")
     if not (config / "model_index.json").is_file():
-        return BaseSource(path, pipelines[0], (path,), None, None)
-    if (described := _supported_pipeline(config)) != pipelines[0]:
+        config = _published_config(path, header, pipeline)
+    if (described := supported.pipeline_of(config)) != pipeline:
         raise BaseModelError(
-            f"{config} describes a {described}, but {path.name} holds a {pipelines[0]}. "
+            f"{config} describes a {described}, but {path.name} holds a {pipeline}. "
             "Give the file the folder of its own kind."
         )
-    return BaseSource(path, pipelines[0], (path,), config, _checked_config(config, path))
+    if faults := supported.lacking(config, pipeline):
+        raise BaseModelError(f"{config}, which describes {path.name}, {'; '.join(faults)}. Restore the folder.")
+    return BaseSource(path, pipeline, (), config, _checked(config, pipeline, path, [header]))
+
+
+def _kind_of(path: Path, header: Header) -> str:
+    """The pipeline that a single file holds, whole."""
+
+    def holds(starts: Sequence[str]) -> bool:
+        return any(key.startswith(tuple(starts)) for key in header.shapes)
+
+    if holds(["conditioner.embedders.0.model."]) and not holds(["conditioner.embedders.1."]):
+        raise refiner(path)
+    kinds = {"conditioner.": "StableDiffusionXLPipeline", "cond_stage_model.": "StableDiffusionPipeline"}
+    kind = next((kind for start, kind in kinds.items() if holds([start])), None)
+    if kind is None or _SINGLE_FILE_UNET not in header.shapes:
+        raise BaseModelError(
+            f"{path} is not a whole Stable Diffusion in one file: its tensors are {listing(header.shapes, 3)}; "
+            f"{supported.supported()}."
+        )
+    if (channels := header.shapes[_SINGLE_FILE_UNET][1]) != 4:
+        raise BaseModelError(
+            f"{path} has a UNet that takes {channels} channels (inpainting or depth) for latents of 4; "
+            f"{supported.supported()}."
+        )
+    wanted: dict[str, tuple[str, ...]] = {"autoencoder": _SINGLE_FILE_VAE}
+    if kind == "StableDiffusionXLPipeline":
+        wanted |= {"text encoder": _SINGLE_FILE_XL_TEXT, "second text encoder": ("conditioner.embedders.1.model.",)}
+    else:
+        wanted["text encoder"] = _SINGLE_FILE_TEXT
+    if lacking := [
+        f"{name} ({' or '.join(f'{start}*' for start in starts)})"
+        for name, starts in wanted.items()
+        if not holds(starts)
+    ]:
+        raise BaseModelError(
+            f"{path} is not a whole Stable Diffusion in one file: it lacks its {' and its '.join(lacking)}. Take the "
+            "file that holds all parts, or put them together in a diffusers folder."
+        )
+    return kind
+
+
+def _published_config(path: Path, header: Header, pipeline: str) -> Path:
+    """The published description of a single file's kind, from the hub or its cache."""
+    import torch
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config
+
+    shapes = {key: torch.empty(shape, device="meta") for key, shape in header.shapes.items()}
+    repository = fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
+    try:
+        return _download(repository, None, ["*.json", "*/*.json", "*/*.txt", "*/*.model"], [])
+    except (OSError, ValueError) as error:
+        raise BaseModelError(
+            f"Nothing describes the parts of {path}, and the hub did not give {repository} ({_first_line(error)}). "
+            f"Without a network, put a folder {path.with_suffix('').name!r} beside it that describes its parts: a "
+            f"{pipeline} in diffusers layout, of which only configurations and tokenizers are read."
+        ) from error
 
 
 def _snapshot(name: str) -> Path:
-    """The folder of a hub name: from the local cache if the machine is offline, else brought up to date."""
+    """The folder of a hub name: from the local cache if the machine is offline, else brought up to date.
+
+    What lies in the cache depends on what was loaded before: so the main weights are asked for first, and variants,
+    which are the same weights again, only where a part has no others.
+    """
+    repository, _, revision = name.partition("@")
+    patterns = ["*.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+    try:
+        path = _download(repository, revision or None, patterns, ["*/*.*.safetensors"])
+        index = read_config(path / "model_index.json") if (path / "model_index.json").is_file() else {}
+        parts = PARTS.get(str(index.get("_class_name")), ())
+        if any(isinstance(find_weights(path / part), str) for part in parts):
+            path = _download(repository, revision or None, patterns, [])
+        return path
+    except (OSError, ValueError) as error:
+        if isinstance(error, BaseModelError):
+            raise
+        raise BaseModelError(
+            f"No base model {name!r}: no such folder or file here, and the hub did not give it ({_first_line(error)}). "
+            "Check the name; offline, fetch it first with `hf download` where there is a network; where the model asks "
+            "for it, accept its licence and log in with `hf auth login`."
+        ) from error
+
+
+def _download(repository: str, revision: str | None, wanted: list[str], left_out: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"],
-                # The same weights again: `<name>.<variant>.safetensors`.
-                ignore_patterns=["*/*.*.safetensors"],
-            )
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BaseModelError(
-            f"No base model {name!r}: no such folder or file here, and the hub did not give it ({reason}). Check the "
-            "name; offline, fetch it first with `hf download` where there is a network; where the model asks for it, "
-            "accept its licence and log in with `hf auth login`."
-        ) from error
+    return Path(
+        snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=left_out or None)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -25,6 +25,7 @@ from fade.evaluation.power import without_power
 from fade.files import read_yaml
 from fade.models.family import load_base
 from fade.models.source import BaseSource, find_base, identity
+from fade.models.tensors import check_weights
 from fade.names import name_key
 
 AUTO = "auto"
@@ -68,6 +69,7 @@ def prepare_request(
     concepts = load_concepts(Path(catalog))
     table = load_catalog(Path(catalog))
     source = find_base(base)
+    check_weights(source)
     found = _checked_identity(source, expected_base_sha256)
     if not data_free:
         _check_size(source, _size_of(Path(catalog), table), catalog)

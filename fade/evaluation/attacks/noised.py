@@ -15,9 +15,10 @@ from diffusers import DDIMScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fade.models.conditioning import Conditioning, denoise, joined_conditioning
+from fade.models.conditioning import Conditioning
 from fade.models.diffusion import add_noise, autocast
 from fade.models.family import Base
+from fade.models.generate import guided
 from fade.seeding import torch_generator
 
 
@@ -45,12 +46,10 @@ def draw_from_noised(
     noise = torch.randn(latents.shape, generator=torch_generator(seed, "noised", strength))
     begin = add_noise(latents, noise, taken[:1].cpu().expand(len(latents)), sd.alphas_cumprod)
     noisy = begin.to(sd.device)
-    both = joined_conditioning(sd.unconditional().expand(len(told)), told).to(sd.device)
+    answer = guided(sd, told, guidance)
     with autocast(precision, sd.device.type):
         for timestep in taken:
-            answers = denoise(sd.unet, torch.cat([noisy, noisy]), timestep.to(sd.device), both)
-            without, with_prompt = answers.float().chunk(2)
-            noisy = scheduler.step(without + guidance * (with_prompt - without), timestep, noisy).prev_sample
+            noisy = scheduler.step(answer(noisy, timestep), timestep, noisy).prev_sample
         decoded = sd.decode(noisy)
     pixels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
     return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())

@@ -34,6 +34,7 @@ from fade.evaluation.baselines.common import (
 from fade.models.conditioning import Conditioning, denoise, joined_conditioning
 from fade.models.diffusion import autocast
 from fade.models.family import Base
+from fade.models.generate import guided
 from fade.seeding import torch_generator
 
 
@@ -96,11 +97,8 @@ def half_drawn(
     scheduler.set_timesteps(settings.sampling_steps)
     stop = int(torch.randint(settings.sampling_steps, (1,), generator=generator))
     noisy = torch.randn((len(told), *sd.latent_shape), generator=generator).to(sd.device)
-    both = joined_conditioning(sd.unconditional().expand(len(told)), told).to(sd.device)
+    answer = guided(sd, told, settings.start_guidance)
     with autocast(precision, sd.device.type):
         for timestep in scheduler.timesteps[:stop]:
-            answers = denoise(sd.unet, torch.cat([noisy, noisy]), timestep.to(sd.device), both)
-            without, with_prompt = answers.float().chunk(2)
-            guided = without + settings.start_guidance * (with_prompt - without)
-            noisy = scheduler.step(guided, timestep, noisy).prev_sample
+            noisy = scheduler.step(answer(noisy, timestep), timestep, noisy).prev_sample
     return noisy, scheduler.timesteps[stop].to(sd.device)
