@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from fade.errors import FadeError
+
 _request: ContextVar[str | None] = ContextVar("fade_request", default=None)
 
 
@@ -41,6 +43,25 @@ class _WithRequest(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = getattr(record, "request_id", None) or _request.get()
         return True
+
+
+def is_said_by_the_command(record: logging.LogRecord) -> bool:
+    """Whether a record of Prefect is about an error raised on purpose, which ends the command with its own message.
+
+    Nothing is, at FADE_LOG_LEVEL=DEBUG: a traceback is asked for then.
+    """
+    from fade.environment import environment
+
+    if not record.name.startswith(("prefect.flow_runs", "prefect.task_runs")) or environment().log_level == "DEBUG":
+        return False
+    raised = record.exc_info[1] if record.exc_info else None
+    # A run's end is logged a second time, without its error; the first line of one that was not meant has it.
+    return isinstance(raised, FadeError) or (raised is None and str(record.msg).startswith("Finished in state"))
+
+
+class _SaidOnce(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not is_said_by_the_command(record)
 
 
 def set_up(service: str) -> logging.Handler | None:
@@ -75,6 +96,7 @@ def set_up(service: str) -> logging.Handler | None:
             )
         )
     else:
+        handler.addFilter(_SaidOnce())
         handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     for name in ("fade", "tasks", "flows"):

@@ -199,27 +199,27 @@ def generate(
     prompt: Annotated[str, typer.Option(help="e.g. 'a cat image in neon style.'")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Picture to write (.png, .jpg, .webp).")],
     live: Annotated[bool, typer.Option("--live", help="With every approved adapter (the default).")] = False,
-    base: Annotated[bool, typer.Option("--base", help="The base model alone.")] = False,
+    without_erasures: Annotated[bool, typer.Option("--without-erasures", help="The base model alone.")] = False,
     adapter: Annotated[str | None, typer.Option(help="With one registered adapter: its id, or id:version.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first noise.")] = 188,
-    model: Annotated[str, typer.Option(help="Base model folder.")] = "data/base/canvas",
+    base: Annotated[str, typer.Option(help="Base model: a folder, a file or a name on the hub.")] = "data/base/canvas",
     json_file: JsonOption = None,
 ) -> None:
     """Generate a picture from the base, with one adapter, or with everything that is live."""
     import time
 
-    if sum([live, base, adapter is not None]) > 1:
-        raise ConfigError("Choose one of --live, --base and --adapter.")
+    if sum([live, without_erasures, adapter is not None]) > 1:
+        raise ConfigError("Choose one of --live, --without-erasures and --adapter.")
     begun = time.perf_counter()
     from flows.use import draw, live_adapters, load_with, save_picture
 
-    if base:
+    if without_erasures:
         chosen = []
     elif adapter is not None:
         chosen = [named(adapter)]
     else:
         chosen = live_adapters()
-    save_picture(draw(load_with(Path(model), chosen), [prompt], seed=seed)[0], out)
+    save_picture(draw(load_with(base, chosen), [prompt], seed=seed)[0], out)
     names = [f"{version.model}/{version.version}" for version in chosen]
     console.print(f"{out}  ({', '.join(names) or 'base alone'}, seed {seed})")
     write_figures(json_file, {"out": str(out), "adapters": names, "seed": seed, "seconds": time.perf_counter() - begun})

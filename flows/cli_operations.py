@@ -17,9 +17,16 @@ _COLOUR = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 @app.command()
-def doctor(json_file: JsonOption = None) -> None:
+def doctor(
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Look at this base model instead: a folder, a file or a name on the hub."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
     """Check what a newcomer can get wrong, and say what to do; exit status 1 if something is broken."""
     from flows.doctor import examine
+    from flows.doctor_base import examine_base
     from flows.findings import Finding
 
     json_file = json_file.resolve() if json_file else None
@@ -29,7 +36,7 @@ def doctor(json_file: JsonOption = None) -> None:
     except FadeError as error:
         # The rest is still worth looking at, from where the command was given.
         found.append(Finding("project", "fail", str(error)))
-    found += examine()
+    found += examine() if base is None else examine_base(base)
     for one in found:
         colour = _COLOUR[one.verdict]
         console.print(f"[{colour}]{one.verdict:4}[/{colour}] {one.check:12}{one.said}", highlight=False, soft_wrap=True)

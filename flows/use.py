@@ -19,7 +19,7 @@ from tasks import _tracking
 STEPS, GUIDANCE = 25, 4.0
 
 
-def load_with(base: Path, adapters: Sequence[_tracking.AdapterVersion]) -> Base:
+def load_with(base: str | Path, adapters: Sequence[_tracking.AdapterVersion]) -> Base:
     """The base with these registered adapters stacked and switched on.
 
     Raises:

@@ -142,7 +142,7 @@ def test_missing_and_damaged_bases_are_named(tiny_base: Path, tmp_path: Path) ->
     shutil.copytree(tiny_base, copy)
     weights = copy / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(BaseModelError, match="do not load: it is not .* whole"):
+    with pytest.raises(BaseModelError, match=r"do not load: it is not .* whole"):
         load_base(copy)
     weights.unlink()
     with pytest.raises(BaseModelError, match="lacks safetensors weights for unet"):

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from fade.errors import BaseModelError, listing
+from fade.errors import BaseModelError
 from fade.hardware import compute_device
 from fade.models.conditioning import Conditioning
+from fade.models.prompts import readers
 from fade.models.sd import StableDiffusion
 from fade.models.sdxl import StableDiffusionXL
 from fade.models.sharing import shared
@@ -110,6 +111,7 @@ def load_base(source: str | Path, *, expected_sha256: str | None = None, weights
     device = compute_device()  # what is wrong with it is said before a hash is computed
     found = find_base(source)
     check_weights(found)
+    readers(found)
     sha256 = identity(found)
     if expected_sha256 is not None and sha256 != expected_sha256:
         raise BaseModelError(
@@ -131,7 +133,6 @@ def _loaded(found: BaseSource, sha256: str, source: Path, weights: Weights, devi
             f"The base in {source} has a {type(pipeline.scheduler).__name__} that predicts {predicts!r}; supported "
             f"are diffusion schedules with {' and '.join(PREDICTION_TYPES)}."
         )
-    _check_vocabularies(pipeline, source)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -189,22 +190,6 @@ def _left_out(found: BaseSource) -> dict[str, Any]:
     if found.pipeline == "StableDiffusionPipeline":
         return {"safety_checker": None, "requires_safety_checker": False, **others}
     return {"add_watermarker": False, **others}
-
-
-def _check_vocabularies(pipeline: Any, source: Path) -> None:
-    """Raise BaseModelError if a tokenizer knows tokens for which its text encoder has no state."""
-    for ending in ("", "_2"):
-        if (tokenizer := getattr(pipeline, f"tokenizer{ending}", None)) is None:
-            continue
-        highest = max(tokenizer.get_vocab().values())
-        rows = getattr(pipeline, f"text_encoder{ending}").get_input_embeddings().num_embeddings
-        if highest >= rows:
-            extra = [token for token, number in tokenizer.get_vocab().items() if number >= rows]
-            raise BaseModelError(
-                f"The base in {source}: tokenizer{ending} knows {highest + 1} tokens, and text_encoder{ending} has "
-                f"states for {rows} ({listing(sorted(extra), 3)} have none). Give each other the files they were saved "
-                "with: a concept that was trained in changes both."
-            )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pandas as pd
 
 from fade.concepts import Concept
 from fade.config import Request, Settings, load_settings, make_request, save_request
-from fade.data.catalog import find_concept, load_catalog, load_concepts, load_pictures
+from fade.data.catalog import find_concept, load_catalog, load_concepts, load_pictures, load_templates
 from fade.data.splits import NOTHING
 from fade.errors import BaseModelError, ConfigError, DataError, ResourceError, listing
 from fade.evaluation.judges import check_known
@@ -24,6 +24,7 @@ from fade.evaluation.neighbours import choose_surrogate, find_neighbours
 from fade.evaluation.power import without_power
 from fade.files import read_yaml
 from fade.models.family import load_base
+from fade.models.prompts import Reader, names_unread, readers
 from fade.models.source import BaseSource, find_base, identity
 from fade.models.tensors import check_weights
 from fade.names import name_key
@@ -70,10 +71,12 @@ def prepare_request(
     table = load_catalog(Path(catalog))
     source = find_base(base)
     check_weights(source)
+    reading = readers(source)
     found = _checked_identity(source, expected_base_sha256)
+    erased = [find_concept(concepts, name) for name in (concept, *(name for name, _ in also))]
     if not data_free:
         _check_size(source, _size_of(Path(catalog), table), catalog)
-    erased = [find_concept(concepts, name) for name in (concept, *(name for name, _ in also))]
+        _check_captions(reading, table, erased, catalog)
     spared = {find_concept(concepts, name).name for name in protected} | {one.name for one in erased}
     pairs, near = [], dict[str, None]()
     instead: Concept | None
@@ -213,6 +216,21 @@ def _check_size(source: BaseSource, found: tuple[int, ...], catalog: str) -> Non
             f"The pictures of {catalog} are {found[0]} x {found[1]}; the base in {source.path} draws "
             f"{source.picture_size} x {source.picture_size}. Resize the catalog to that, or take another base."
         )
+
+
+def _check_captions(reading: Sequence[Reader], table: pd.DataFrame, erased: Sequence[Concept], catalog: str) -> None:
+    """Before training: captions of one's own that name the concept where no text encoder reads on."""
+    if load_templates(Path(catalog)) is not None:
+        return
+    for one in erased:
+        mine = table[table[one.kind] == one.name]
+        unread = names_unread(reading, mine["caption"].astype(str).tolist(), (one.name, *one.aliases))
+        if unread:
+            raise DataError(
+                f"{len(unread)} of {len(mine)} captions name the concept only after the {reading[0].length} tokens "
+                f"that the base reads, so that it would be taught nothing of it: pictures "
+                f"{listing(mine['image_id'].iloc[unread])} of {catalog}. Shorten them, or name the concept sooner."
+            )
 
 
 def _checked_identity(source: BaseSource, expected: str | None) -> str:

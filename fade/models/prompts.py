@@ -1,0 +1,78 @@
+"""How a base reads prompts, asked of its tokenizers alone: before a network is loaded, and before training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import CLIPTokenizer
+
+from fade.errors import BaseModelError, listing
+from fade.models.source import BaseSource
+from fade.models.supported import NETWORKS, read_config, tokenizers
+from fade.models.tensors import described
+
+UNSAID_LENGTH = 10**6
+"""A tokenizer that was saved without a length says 10 ** 30; none reads as much as this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One tokenizer of a base, and how many tokens of a prompt its text encoder is given.
+
+    Attributes:
+        length: tokens, those of begin and end among them.
+        states: for how many tokens the text encoder has a state.
+    """
+
+    tokenizer: Any
+    length: int
+    states: int
+
+    def ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """What is read of each prompt."""
+        rows: list[list[int]] = self.tokenizer(list(prompts), verbose=False).input_ids
+        return [row if len(row) <= self.length else [*row[: self.length - 1], row[-1]] for row in rows]
+
+
+def readers(found: BaseSource) -> tuple[Reader, ...]:
+    """The tokenizers of a base, one for each text encoder.
+
+    Raises:
+        BaseModelError: one cannot be read, or knows tokens for which its text encoder has no state.
+    """
+    loaded = []
+    for part in tokenizers(found.pipeline):
+        encoder = part.replace("tokenizer", "text_encoder")
+        try:
+            tokenizer: Any = CLIPTokenizer.from_pretrained(found.config / part, local_files_only=True)
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise BaseModelError(f"{found.config}/{part} cannot be read: {error}. Restore it.") from error
+        rows = described(NETWORKS[encoder], found.config / encoder)["embeddings.token_embedding.weight"][0]
+        vocabulary = tokenizer.get_vocab()
+        if without := sorted(token for token, number in vocabulary.items() if number >= rows):
+            raise BaseModelError(
+                f"The base in {found.path}: {part} knows {max(vocabulary.values()) + 1} tokens, and {encoder} has "
+                f"states for {rows}: {listing(without, 3)} have none. Give each other the files they were saved with; "
+                "a concept that was trained in (textual inversion) changes both."
+            )
+        positions = read_config(found.config / encoder / "config.json").get("max_position_embeddings", 77)
+        loaded.append(Reader(tokenizer, min(int(tokenizer.model_max_length), int(positions)), rows))
+    return tuple(loaded)
+
+
+def names_unread(found: Sequence[Reader], captions: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Which captions hold one of the names only after the end of what the text encoders read.
+
+    Taught with such a caption, an erasure would change nothing, or what stands before.
+    """
+    pattern = re.compile(rf"(?i)\b({'|'.join(re.escape(name) for name in names)})\b")
+    without = [pattern.sub("", caption) for caption in captions]
+    read = [(reader.ids(captions), reader.ids(without)) for reader in found]
+    return [
+        i
+        for i, (caption, other) in enumerate(zip(captions, without, strict=True))
+        if caption != other and all(mine[i] == theirs[i] for mine, theirs in read)
+    ]
