@@ -177,7 +177,7 @@ class EvaluateSettings(_Settings):
 
     seeds: tuple[int, ...] = Field((188, 288, 588, 688, 888), description="pictures of every prompt, one for each")
     steps: int = Field(10, ge=1, description="of the solver")
-    guidance: float = Field(4.0, ge=0, description="classifier-free guidance")
+    guidance: float = Field(4.0, ge=0, description="classifier-free guidance; at most 1: none, the prompt alone")
     solver: Literal["ddim", "dpm++"] = Field("dpm++", description="how pictures are drawn")
     batch: int = Field(120, ge=1, description="pictures at a time")
     precision: Precision = Field("fp32", description="of drawing")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from fade.errors import BaseModelError, RefusedError, listing
-from fade.models.source import PARTS
+from fade.models.supported import PARTS
 
 _FREE = {"use_slicing", "use_tiling", "gradient_checkpointing"}
 """Settings that say how a part saves memory, not what it computes."""
