@@ -32,7 +32,7 @@ from fade.temporary import abandoned, remove
 from flows.together import COMBINATIONS
 from tasks import _traces
 from tasks._objects import CACHE as DVC_CACHE
-from tasks._objects import Stores, md5_of, objects_of
+from tasks._objects import Stores, md5_of, objects_of, pointers
 from tasks._page import ATTACK, DOCS
 from tasks._versioning import BEFORE, read_lock
 
@@ -79,10 +79,8 @@ def traces_of(folder: Path, known: list[dict[str, Any]], stores: Stores) -> Trac
     locks = [*_locks(folder), *_run_locks(folder, stores)]
     others = needed_by_others(folder, stores)
     wanted = {one["hash"]: one["name"] for one in known if _is_object(one)}
-    for name in RECORDED:
-        wanted |= dict.fromkeys(objects_of(locks, stores, folder.as_posix(), name), name)
-    judged = tuple(Path(name).name for name in JUDGED)
-    wanted |= dict.fromkeys(objects_of(locks, stores, folder.as_posix(), "evaluation", judged), "evaluation")
+    stays = _kept_by(folder, stores)
+    wanted |= {md5: name for md5, name in _objects(locks, folder, stores).items() if md5 not in stays}
     found = Traces()
     kept = _pictures(found, catalog, _picture_hashes(folder, known, locks, stores), others, wanted)
     _sheet(found, catalog, known, wanted)
@@ -105,6 +103,29 @@ def traces_of(folder: Path, known: list[dict[str, Any]], stores: Stores) -> Trac
         size = sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
         found.things.append(Thing("work tree", path.as_posix(), "", size, "", partial(remove, path)))
     return found
+
+
+def _objects(locks: list[dict[str, Any]], folder: Path, stores: Stores) -> dict[str, str]:
+    """MD5 of the objects of outputs that go, by what lock files say of them, and what each was part of."""
+    found: dict[str, str] = {}
+    for name in RECORDED:
+        found |= dict.fromkeys(objects_of(locks, stores, folder.as_posix(), name), name)
+    judged = tuple(Path(name).name for name in JUDGED)
+    return found | dict.fromkeys(objects_of(locks, stores, folder.as_posix(), "evaluation", judged), "evaluation")
+
+
+def _kept_by(folder: Path, stores: Stores) -> set[str]:
+    """MD5 of the catalogs' objects and of the erasure's outputs that stay.
+
+    No lock file takes them away: those in MLflow are as trustworthy as whoever may write there.
+    """
+    named = {out["md5"] for path in pointers() for out in read_yaml(path).get("outs", [])}
+    stages = read_lock(folder / "dvc.lock").values()
+    outs = {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
+    gone = {f"{folder.as_posix()}/{name}" for name in (*RECORDED, "evaluation")}
+    named |= {md5 for path, md5 in outs.items() if path not in gone}
+    kept = named | {md5 for one in named for md5 in stores.parts(one).values()}
+    return kept | set(objects_of(stages, stores, folder.as_posix(), "evaluation", ("metrics.json",)))
 
 
 def _add_served(found: Traces, folder: Path) -> None:
@@ -271,7 +292,7 @@ def _sheet(found: Traces, catalog: Path, known: Iterable[Mapping[str, Any]], wan
 def _catalog_lists(catalog: Path, wanted: dict[str, str], kept: set[str], stores: Stores) -> None:
     """The cache's lists of catalogs that hold a picture which goes: the list, as it names files, and its sheet."""
     going = {md5 for md5, name in wanted.items() if name == PICTURE} - kept
-    tracked = [path for path in Path("data").rglob("*.dvc") if path.is_file() and path != Path(f"{catalog}.dvc")]
+    tracked = [path for path in pointers() if path != Path(f"{catalog}.dvc")]
     current = {out["md5"] for path in tracked for out in read_yaml(path).get("outs", [])}
     current |= {out["md5"] for stage in read_lock(Path("dvc.lock")).values() for out in stage.get("outs", [])}
     for md5, parts in stores.lists():

@@ -157,11 +157,17 @@ def cache_folder() -> Path:
         return _seen(Path(repo.cache.local_cache_dir))
 
 
+def pointers() -> list[Path]:
+    """The ``.dvc`` files of the project's data: ``data/NAME.dvc``, ``data/catalog/NAME.dvc``."""
+    data = Path("data")
+    return sorted(path for pattern in ("*.dvc", "*/*.dvc") for path in data.glob(pattern) if path.is_file())
+
+
 def recorded_paths() -> list[Path]:
     """Files of the cache that this project's lock and ``.dvc`` files name, in a cache that others may share."""
-    locks = [Path("dvc.lock"), *Path("data").rglob("dvc.lock")]
+    locks = [Path("dvc.lock"), *Path("data").glob("*/*/dvc.lock")]
     named = [out for path in locks for stage in read_lock(path).values() for out in stage.get("outs", [])]
-    named += [out for path in Path("data").rglob("*.dvc") if path.is_file() for out in read_yaml(path).get("outs", [])]
+    named += [out for path in pointers() for out in read_yaml(path).get("outs", [])]
     with stores() as opened:
         md5s = {out["md5"] for out in named if "md5" in out}
         md5s |= {md5 for one in list(md5s) for md5 in opened.parts(one).values()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from fade.errors import LineageError
 from fade.temporary import temporary_folder
 from tasks._mlflow import files_of, mlflow_client
 
@@ -12,6 +14,8 @@ from tasks._mlflow import files_of, mlflow_client
 # After tasks._mlflow, which sets MLflow's switches.
 from mlflow.entities import ViewType
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+logger = logging.getLogger(__name__)
 
 
 def runs_of(erasure: str) -> list[str]:
@@ -29,10 +33,18 @@ def run_bytes(run_id: str, name: str) -> bytes:
 
 
 def run_files(run_id: str, names: Iterable[str]) -> list[str]:
-    """Those of these files, or of the files in these folders, that a run has."""
+    """Those of these files, or of the files in these folders, that a run has.
+
+    A run whose files are said to lie where this project keeps none is somebody else's doing: it stops no purge, and
+    nothing is removed there.
+    """
     wanted = set(names)
-    with mlflow_client() as client:
-        return sorted(path for path in files_of(client, run_id) if path.partition("/")[0] in wanted)
+    try:
+        with mlflow_client() as client:
+            return sorted(path for path in files_of(client, run_id) if path.partition("/")[0] in wanted)
+    except LineageError as error:
+        logger.warning("not looked at: %s", error)
+        return []
 
 
 def delete_run_file(run_id: str, name: str) -> None:

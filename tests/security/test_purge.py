@@ -7,17 +7,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from fade.errors import LineageError
+from fade.errors import ConfigError, LineageError
 from fade.lineage import ROOT
+from fade.requests import leases
+from fade.requests.ledger import Ledger
+from fade.requests.messages import make_message
 from fade.temporary import abandoned, remove_abandoned, temporary_folder
 from flows import scan as scanning
 from flows import traces
+from flows.drain import Pace, _failure
 from tests.chaos.purge import Children, Place, make_erasure, one_round
 
 
@@ -112,6 +117,24 @@ def test_what_a_killed_program_left_in_a_temporary_folder_is_found_and_what_is_i
         assert used.is_dir()
         assert used.stat().st_mode & 0o077 == 0
     assert not any(path.is_dir() for path in (tmp_path / ".fade/tmp").iterdir())
+
+
+def test_a_refusal_that_suggests_another_name_leaves_it_in_no_place_that_stays(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words are with the request, which can be minimised; the log, which cannot be changed, has the kind."""
+    place.bring_back()
+    monkeypatch.chdir(place.project)
+    with Ledger() as ledger:
+        asked, _ = ledger.submit(make_message(id=str(uuid.uuid4()), kind="object", concept="roh"), actor="test")
+        lease = leases.take(ledger, "w", seconds=60)
+        assert lease
+        refusal = ConfigError("Unknown concept 'roh'. Did you mean 'Roh Moo-hyun'?")
+        leases.finish(ledger, lease, **_failure(lease.request, refusal, Pace()))
+        assert "Roh Moo-hyun" in str(ledger.get(asked.id).reason)
+        assert scanning.scan(["Roh Moo-hyun"]) == []
+        ledger.append("note", actor="test", reason="for Roh Moo-hyun")
+        assert [one.what for one in scanning.scan(["Roh Moo-hyun"])] == ["name"], "a row that does name is found"
 
 
 def test_validation_leaves_no_page_but_its_own(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
