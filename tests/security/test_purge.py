@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from fade.errors import ConfigError, LineageError
+from fade.files import read_yaml
 from fade.lineage import ROOT
 from fade.requests import leases
 from fade.requests.ledger import Ledger
@@ -23,6 +24,8 @@ from fade.temporary import abandoned, remove_abandoned, temporary_folder
 from flows import scan as scanning
 from flows import traces
 from flows.drain import Pace, _failure
+from tasks._objects import stores
+from tasks._versioning import read_lock
 from tests.chaos.purge import Children, Place, make_erasure, one_round
 
 
@@ -79,19 +82,39 @@ def test_a_picture_that_another_erasure_needs_is_kept_however_its_catalog_is_spe
     (folder,) = Path("data/erasures").iterdir()
     other = folder.with_name("other")
     shutil.copytree(folder, other)
-    stores = SimpleNamespace(parts=lambda _: {}, read=lambda _: None)
+    empty = SimpleNamespace(parts=lambda _: {}, read=lambda _: None)
     for spelt in ("data/catalog/canvas/", "./data/catalog/canvas", str(Path("data/catalog/canvas").resolve())):
         text = (folder / "request.yaml").read_text().replace("data/catalog/canvas", spelt)
         (other / "request.yaml").write_text(text)
-        needed = traces.needed_by_others(folder, stores).pictures  # type: ignore[arg-type]
+        needed = traces.needed_by_others(folder, empty).pictures  # type: ignore[arg-type]
         assert set(pd.read_parquet(folder / "splits/forget.parquet")["sha256"]) <= needed
     (other / traces.BEGUN_NAME).write_text("{}")
-    assert not traces.needed_by_others(folder, stores).pictures, "whose purge has begun needs nothing"  # type: ignore[arg-type]
+    assert not traces.needed_by_others(folder, empty).pictures, "whose purge has begun needs nothing"  # type: ignore[arg-type]
+
+
+def test_a_forged_lock_file_takes_nothing_that_stays(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may write to MLflow says that the whole catalog, and the adapter, were the erasure's splits."""
+    place.bring_back()
+    monkeypatch.chdir(place.project)
+    for name in ("_prefect_artifacts", "_prefect_results"):
+        monkeypatch.setattr(traces, name, lambda _: [])
+    (folder,) = Path("data/erasures").iterdir()
+    catalog = read_yaml(Path("data/catalog/canvas.dvc"))["outs"][0]["md5"]
+    adapter = read_lock(folder / "dvc.lock")["distill"]["outs"][0]["md5"]
+
+    def objects() -> set[str]:
+        with stores() as opened:
+            return {one.hash for one in traces.traces_of(folder, [], opened).things if one.place == "dvc cache"}
+
+    honest = objects()
+    assert len(honest) > 10
+    forged = [{"outs": [{"path": f"{folder.as_posix()}/splits", "md5": md5}]} for md5 in (catalog, adapter)]
+    locks = traces._locks
+    monkeypatch.setattr(traces, "_locks", lambda given: [*locks(given), *forged])
+    assert objects() == honest
 
 
 def test_a_lock_file_after_a_merge_is_an_error_in_one_sentence(tmp_path: Path) -> None:
-    from tasks._versioning import read_lock
-
     lock = tmp_path / "dvc.lock"
     lock.write_text("schema: '2.0'\nstages:\n<<<<<<< HEAD\n  split: {}\n=======\n  split: {outs: []}\n>>>>>>> b\n")
     with pytest.raises(LineageError, match=r"dvc\.lock holds the marks of a merge, from line 3 on.*--ours"):
