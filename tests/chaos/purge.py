@@ -2,7 +2,7 @@
 
     python tests/chaos/purge.py --kills 20 --rounds 2 --json purge.json
 
-writes for each kill before which operation it fell, and in all ``left`` (findings of the scan), ``missing`` (objects
+writes before which operation each kill fell, and of all ``left`` (findings of the scan), ``missing`` (objects
 without a receipt) and ``unmarked`` (rows of the catalog that do not say that their picture is gone): all have to be 0.
 A process is killed by SIGKILL just before the n-th operation of its own on the file system, n drawn by the seed.
 
@@ -308,7 +308,8 @@ def main() -> None:
         if one["left"] or one["missing"]:
             print(one)
     if out:
-        write_json(out, found)
+        where = [one["before_operation"] for one in found["each"]]
+        write_json(out, {**{name: value for name, value in found.items() if name != "each"}, "before_operation": where})
     sys.exit(1 if found["left"] + found["missing"] + found["unmarked"] + found["not_ended"] else 0)
 
 
