@@ -79,12 +79,22 @@ def release(
         typer.Option(help="With --watch: port for MLflow's webhooks (secret: FADE_MLFLOW_WEBHOOK_SECRET); 0 for none."),
     ] = 0,
     host: Annotated[str, typer.Option(help="Address the webhooks come in at.")] = "127.0.0.1",
+    open_base: Annotated[
+        str | None,
+        typer.Option(
+            "--open", metavar="BASE", help="First sign, where there is no release of it, that nothing is erased."
+        ),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Bring the releases to what is approved in MLflow: publish, refuse, take out."""
     from flows import release as flow
     from flows import together
 
+    if open_base is not None:
+        from fade.models.family import load_base
+
+        flow.open_release(open_base, load_base(open_base).sha256, valid_seconds=round(60 * valid_minutes) * watch)
     if not watch:
         changes = flow.release()
         _print_changes(changes)
@@ -176,7 +186,10 @@ def serve(
     ] = False,
     release_folder: Annotated[
         Path | None,
-        typer.Option("--release", help="Release folder; this project's own release of the base if not given."),
+        typer.Option(
+            "--release",
+            help="Release folder, or the folder of all; this project's own release of the base if not given.",
+        ),
     ] = None,
     public_key: Annotated[Path | None, typer.Option(help="PEM file of the key that signs; this project's own.")] = None,
 ) -> None:
@@ -187,6 +200,7 @@ def serve(
     from fade.models.family import load_base
     from fade.signing import key_id, verifying_key
     from fade.signing import public_key as load_key
+    from flows import released
     from flows.release import open_release
     from flows.released import KEYS
     from flows.service import make_app, service_token
@@ -194,6 +208,8 @@ def serve(
     token = service_token()
     loaded = load_base(base)
     folder = release_folder or open_release(base, loaded.sha256)
+    if release_folder and (own := release_folder / released.release_folder(loaded.sha256).name).is_dir():
+        folder = own
     key = load_key(public_key) if public_key else verifying_key(KEYS)
     app_ = make_app(Runtime(loaded, folder, public_key=key), token=token, compare=compare)
     console.print(

@@ -179,6 +179,8 @@ def test_secrets_are_named_in_the_example_and_empty_there(objects: list[dict[str
             if key:
                 assert key["name"] == example["metadata"]["name"], name
                 asked.add(key["key"])
+        for one in pod.get("volumes") or ():
+            asked |= {item["key"] for item in one.get("secret", {}).get("items", ())}
     assert asked
     assert asked == set(example["stringData"])
     assert not any(one["kind"] == "Secret" for one in objects)
@@ -202,6 +204,67 @@ def test_network_policies_deny_first_and_name_pods_that_exist(objects: list[dict
             assert set(expression["values"]) <= names, name
         label = spec["podSelector"].get("matchLabels", {}).get("app.kubernetes.io/name")
         assert label is None or label in names
+
+
+def secrets_of(pod: dict[str, Any]) -> set[str]:
+    """Names of the secrets that a pod is given."""
+    given = {one["valueFrom"]["secretKeyRef"]["key"] for one in _variables(pod) if "secretKeyRef" in one["valueFrom"]}
+    return given.union(*({i["key"] for i in v.get("secret", {}).get("items", ())} for v in pod["volumes"]))
+
+
+def _variables(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in pod["containers"][0]["env"] if "valueFrom" in one]
+
+
+def test_what_faces_the_internet_holds_no_secret_but_what_it_needs(objects: list[dict[str, Any]]) -> None:
+    pods = workloads(objects)
+    assert {"FADE_SIGNING_KEY", "MLFLOW_TRACKING_PASSWORD", "FADE_LEDGER_URL"} <= secrets_of(pods["release"])
+    assert secrets_of(pods["runtime"]) == {"FADE_SERVICE_TOKEN", "FADE_PUBLIC_KEY"}
+    assert secrets_of(pods["intake-http"]) == {"FADE_INTAKE_TOKEN", "FADE_LEDGER_URL", "FADE_LEDGER_KEY"}
+    assert "envFrom" not in pods["runtime"]["containers"][0]
+    mounts = {one["mountPath"]: one for one in pods["runtime"]["containers"][0]["volumeMounts"]}
+    assert {one["subPath"] for one in mounts.values() if one["name"] == "project"} == {"data/base", "data/release"}
+    assert all(one["readOnly"] for one in mounts.values() if one["name"] in ("project", "public-key"))
+    claims = {one["name"]: one.get("persistentVolumeClaim", {}).get("claimName") for one in pods["runtime"]["volumes"]}
+    assert claims["state"] == "runtime-state", "counters that were seen outlive the pod"
+    assert mounts["/state"]["name"] == "state"
+    assert not any(one["name"] == "project" for one in pods["intake-http"]["volumes"])
+
+
+def test_only_workers_reach_prefect_and_mlflow(objects: list[dict[str, Any]]) -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in objects if one["kind"] == "NetworkPolicy"}
+    (rule,) = policies["servers"]["ingress"]
+    (source,) = rule["from"]
+    assert source["podSelector"]["matchExpressions"][0]["values"] == ["drain", "release"]
+    assert policies["stores"]["podSelector"]["matchExpressions"] == [
+        {"key": "app.kubernetes.io/name", "operator": "NotIn", "values": ["runtime"]}
+    ]
+
+
+def test_compose_gives_the_runtime_what_is_released_alone_and_starts_no_open_server(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert "FADE_LEDGER_URL" in services["drain"]["environment"]
+    runtime = services["runtime"]
+    words = ("LEDGER", "QUEUE", "MLFLOW", "PREFECT", "SIGNING")
+    assert not [name for name in runtime["environment"] if any(word in name for word in words)]
+    mounted = {one["target"]: one for one in runtime["volumes"]}
+    state = runtime["environment"]["XDG_STATE_HOME"]
+    assert not mounted.pop(state).get("read_only")
+    assert not any(entry.startswith(state) for entry in runtime["tmpfs"]), "counters that were seen outlive it"
+    assert all(one["read_only"] for one in mounted.values())
+    assert {one["volume"]["subpath"] for one in mounted.values() if one["source"] == "project"} == {
+        "data/base",
+        "data/release",
+    }
+    # An empty password is refused, and so is one that nobody set.
+    text = (INFRA / "compose.yaml").read_text()
+    assert set(re.findall(r"\$\{(\w+):-", text)) == {"FADE_IMAGE", "FADE_PUBLIC_HOSTS"}
+    assert "GRAFANA_PASSWORD:?" in text
+    native = (INFRA / "native/Procfile").read_text()
+    commands = [" ".join(services["prefect"]["command"]), native]
+    assert all("flows.servers:prefect" in one and "prefect server start" not in one for one in commands)
+    for one in (native, (INFRA / "docker/start.sh").read_text()):
+        assert "--app-name fade-users" in one
 
 
 def test_the_work_pools_job_is_valid_once_its_variables_are_filled_in() -> None:

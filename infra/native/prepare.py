@@ -60,7 +60,7 @@ def address(server: str, driver: str, database: str) -> str:
 def variables(given: argparse.Namespace, databases: dict[str, str]) -> dict[str, str]:
     """The file's content."""
     ports = {f"NATIVE_{name}_PORT": str(port + given.ports) for name, port in PORTS.items()}
-    password = secrets.token_urlsafe(24)
+    password, prefect = secrets.token_urlsafe(24), f"fade:{secrets.token_urlsafe(24)}"
     return {
         **ports,
         "NATIVE_CRON": given.cron,
@@ -75,6 +75,10 @@ def variables(given: argparse.Namespace, databases: dict[str, str]) -> dict[str,
         },
         "PREFECT_API_URL": f"http://127.0.0.1:{ports['NATIVE_PREFECT_PORT']}/api",
         "PREFECT_API_DATABASE_CONNECTION_URL": address(given.postgresql, "asyncpg", databases["prefect"]),
+        "PREFECT_API_AUTH_STRING": prefect,
+        "PREFECT_SERVER_API_AUTH_STRING": prefect,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{ports['NATIVE_PREFECT_PORT']}",
+        "PREFECT_UI_API_URL": "/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['NATIVE_MLFLOW_PORT']}",
         "MLFLOW_TRACKING_USERNAME": "admin",
