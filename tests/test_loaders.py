@@ -38,6 +38,7 @@ from fade.data.loaders.webdataset import webdataset
 from fade.data.sets import PictureSet
 from fade.errors import ConfigError, DataError, FadeError
 from fade.files import read_json
+from fade.steps.catalog import KINDS
 from fade.steps.split import split
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -578,8 +579,8 @@ def test_a_broken_set_is_refused_and_leaves_nothing(case: str, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_the_corpus_of_bad_inputs_is_large() -> None:
-    assert len(BAD_PICTURES) + len(BAD_ROWS) + len(BAD_SETS) >= 60
+def test_every_kind_of_set_meets_a_broken_one() -> None:
+    assert {opened for opened, _, _ in BAD_SETS.values()} == set(KINDS.values()) - {hub}  # the hub's has its own test
 
 
 def test_strict_refuses_what_would_be_set_aside(tmp_path: Path) -> None:
