@@ -1,14 +1,17 @@
 """Going live: time of a swap, from the alias to the picture, and what live adapters cost a picture.
 
     python benchmarks/release.py --json benchmarks/results/release.json
+    python benchmarks/release.py --only checks
 
-Three figures, on the built-in base with random adapters of its own size (no erasure is run):
+Four figures, on the built-in base with random adapters of its own size (no erasure is run):
 
 * ``swap``: seconds from a published manifest to the runtime drawing under it, by number of live adapters.
 * ``alias_to_picture``: seconds from the alias set in a registry on this machine to a changed picture; the watch
   looks every second, so that half a second of it is waiting. Without a browser, which the browser test has.
 * ``overhead``: processor time of a picture over the base's, in pairs drawn in turn: 1, 10 and 50 adapters one on
   top of the other (``stacked``), and one adapter of the same rank for all of it (``consolidated``).
+* ``checks``: processor time of a picture with all that a runtime looks at before and after it, over the same picture
+  under the same adapter without, in pairs drawn in turn; by number of steps.
 
 Ratios hold between machines, seconds do not.
 """
@@ -22,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +36,16 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fade.adapters.manifest import publish
+from fade.adapters.overlay import using
 from fade.adapters.runtime import Runtime
 from fade.adapters.store import save_adapter
-from fade.files import write_json
+from fade.files import read_json, write_json
 from fade.lineage import ROOT
 from fade.method.masks import Mask
 from fade.method.sparse_lora import adapter_tensors, add_sparse_lora
 from fade.models.deltas import plain_modules
 from fade.models.family import load_base
+from fade.models.generate import generate_batch
 
 PROMPTS = ["a cat image in photo style."]
 COUNTS = (1, 10, 50)
@@ -94,6 +99,45 @@ def overhead(base: Path, folder: Path, *, repeats: int, steps: int, rank: int) -
         }
     runtime.close()
     return swaps, found
+
+
+def checks(base: Path, folder: Path, *, repeats: int, rank: int, counts: Sequence[int] = (10, 25)) -> dict[str, Any]:
+    """What the comparison of the whole pipeline costs a picture."""
+    key = Ed25519PrivateKey.generate()
+    (adapter,) = random_adapters(base, folder / "one", count=1, rank=rank)
+    publish(folder / "checked", [("erasure-0/1", adapter, 1.0)], base=base, key=key)
+    begun = time.process_time()
+    loaded = load_base(base)
+    loading = time.process_time() - begun
+    begun = time.process_time()
+    runtime = Runtime(loaded, folder / "checked", public_key=key.public_key(), state=folder / "checked.json")
+    found: dict[str, Any] = {"start_over_loading": (time.process_time() - begun) / loading}
+    adapters = runtime.refresh().adapters
+
+    def draw(steps: int, checked: bool) -> float:
+        begun = time.process_time()
+        if checked:
+            runtime.generate(PROMPTS, [1], steps=steps, guidance=4.0)
+        else:
+            with using(adapters):
+                generate_batch(runtime.base, PROMPTS, [1], steps=steps, guidance=4.0, solver="ddim")
+        return time.process_time() - begun
+
+    for steps in counts:
+        pairs = []
+        for turn in range(repeats + 1):  # the first warms up
+            took = {way: draw(steps, way) for way in ((True, False) if turn % 2 else (False, True))}
+            pairs.append((took[False], took[True]))
+        ratios = sorted(checked / without for without, checked in pairs[1:])
+        seconds = statistics.median(without for without, _ in pairs[1:])
+        found[f"{steps} steps"] = {
+            "ratio": statistics.median(ratios),
+            "ratio_low": ratios[0],
+            "ratio_high": ratios[-1],
+            "unchecked_seconds": seconds,
+        }
+    runtime.close()
+    return found
 
 
 def alias_to_picture(folder: Path, *, repeats: int) -> dict[str, Any]:
@@ -161,6 +205,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=["checks"], help="one figure alone; others in the file stay")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -168,7 +213,13 @@ def main() -> None:
     settings = {name: getattr(arguments, name) for name in ("repeats", "steps", "rank", "threads")}
     with tempfile.TemporaryDirectory(prefix="release-") as place:
         folder = Path(place)
-        found: dict[str, Any] = {"settings": settings}
+        checked = checks(arguments.base.resolve(), folder, repeats=settings["repeats"], rank=settings["rank"])
+        print(f"checks: {checked}", flush=True)
+        if arguments.only:
+            if out:
+                write_json(out, {**(read_json(out) if out.exists() else {}), "checks": checked})
+            return
+        found: dict[str, Any] = {"settings": settings, "checks": checked}
         options = {name: settings[name] for name in ("repeats", "steps", "rank")}
         found["swap"], found["overhead"] = overhead(arguments.base.resolve(), folder, **options)
         for name, row in found["overhead"].items():

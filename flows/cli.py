@@ -279,10 +279,12 @@ def export(
     json_file: JsonOption = None,
 ) -> None:
     """Write a registered adapter for other tools: a LoRA, a full difference, or a merged model."""
+    import shutil
     from typing import cast
 
     from fade.adapters.exports import Layout, export_adapter
     from fade.adapters.stock import deviation
+    from fade.errors import AdapterFormatError
     from tasks import _tracking
 
     version = named(name)
@@ -293,7 +295,11 @@ def export(
     console.print(f"{version.model} version {version.version} as {layout}: {written}")
     figures = {"out": str(written), "layout": layout, "strength": strength, "deviation": None}
     if check:
-        off = deviation(written, layout=cast("Layout", layout), adapter=folder, base=base, strength=strength)
+        try:
+            off = deviation(written, layout=cast("Layout", layout), adapter=folder, base=base, strength=strength)
+        except AdapterFormatError:
+            shutil.rmtree(written) if written.is_dir() else written.unlink()
+            raise
         figures["deviation"] = off
         console.print(f"Loaded back by stock libraries it is off by {off:.2%} of the adapter's change.")
     write_figures(json_file, {**figures, **asdict(version)})
@@ -325,14 +331,14 @@ def import_foreign(
     json_file: JsonOption = None,
 ) -> None:
     """Take in another tool's adapter: judged by the same gate, registered, approved and rolled back like any other."""
+    import tempfile
     import time
 
     begun = time.perf_counter()
-    from fade.adapters.exports import import_adapter
     from fade.config import load_settings
     from fade.models.family import load_base
     from fade.steps.catalog import ensure_catalog
-    from fade.steps.foreign import foreign_sha256, lay_foreign
+    from fade.steps.foreign import foreign_sha256, lay_foreign, take_in
     from fade.steps.request import CATALOG, prepare_request
     from flows.erase import prepare_folder
 
@@ -341,7 +347,8 @@ def import_foreign(
         ensure_catalog(Path(CATALOG))
     settings = load_settings(Path("params.yaml"), changes=dict(setting(given) for given in settings_given or ()))
     request = prepare_request(concept, surrogate, settings=settings, base=base, catalog=catalog, judges=judges)
-    import_adapter(source, load_base(base, expected_sha256=request.base_sha256))  # a wrong one is refused here
+    with tempfile.TemporaryDirectory() as place:  # a wrong one is refused here
+        take_in(source, load_base(base, expected_sha256=request.base_sha256), Path(place) / "adapter", {})
     request = request.model_copy(update={"imported": imported})
     lay_foreign(source, prepare_folder(request))
     _erase(request, json_file, begun=begun)

@@ -23,13 +23,22 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_unet_state_dict_to_peft
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fade.adapters.card import CARD_NAME, WEIGHTS_NAME, load_card, weights_path
-from fade.errors import AdapterFormatError, ConfigError, listing, nearest
+from fade.adapters.foreign import (
+    ALPHA,
+    LORA_A,
+    LORA_B,
+    named,
+    read_metadata,
+    refuse_others,
+    refuse_whole_weights,
+    scaling_of,
+)
+from fade.errors import AdapterFormatError, ConfigError, listing
 from fade.files import read_json, write_json, writing
 from fade.models.deltas import FixedDelta, plain_modules
 from fade.models.family import Base
@@ -37,16 +46,7 @@ from fade.models.source import find_base, identity
 
 Layout = Literal["diffusers", "peft", "kohya", "difference", "merged"]
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_A, _B = ".lora_A.weight", ".lora_B.weight"
-# A layout's keys: what stands before the module, and what after it.
-_KEYS: dict[str, tuple[str, dict[str, str]]] = {
-    "diffusers": ("unet.", {_A: _A, _B: _B}),
-    "peft": ("base_model.model.", {_A: _A, _B: _B}),
-    "kohya": ("lora_unet_", {".lora_down.weight": _A, ".lora_up.weight": _B, ".alpha": ".alpha"}),
-    "difference": ("unet.", {".weight": ".weight"}),
-}
-# How stock peft starts a LoRA without touching the base; the others (pissa, olora, ...) change the base's weights.
-_KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+_A, _B = LORA_A, LORA_B
 # Weights of other formats beside the merged ones would be the base's: who loads them has nothing erased.
 _STALE = shutil.ignore_patterns(".*", "*.bin", "*.bin.index*.json", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.onnx*")
 
@@ -109,7 +109,8 @@ def import_adapter(source: Path, base: Base, *, layout: Layout | None = None) ->
     """Read another tool's adapter as this library's tensors; ``save_adapter`` makes an adapter of them.
 
     Alpha is honoured wherever a layout states it (kohya's ``.alpha``; peft's configuration, which diffusers keeps as
-    metadata: ``lora_alpha``, ``alpha_pattern``, ``use_rslora``) and multiplied into B.
+    metadata: ``lora_alpha``, ``alpha_pattern``, ``use_rslora``) and multiplied into B. ``stock.check_stored`` compares
+    what the network answers with what was read and with what was stored of it.
 
     Args:
         source: a folder (diffusers, peft) or a ``.safetensors`` file (diffusers, kohya, difference).
@@ -122,7 +123,8 @@ def import_adapter(source: Path, base: Base, *, layout: Layout | None = None) ->
         not zero, and ``.values``, (n,) float32.
 
     Raises:
-        AdapterFormatError: not safetensors, damaged, of an unknown layout, or a tensor finds no use.
+        AdapterFormatError: not safetensors, damaged, of an unknown layout, a kind that is not taken (DoRA, LoHa,
+            LoKr, text encoders, fp8 and more, by its name), whole weights, or a tensor finds no use.
         ConfigError: the peft folder lacks its configuration.
     """
     layout = layout or _detect(source)
@@ -130,19 +132,20 @@ def import_adapter(source: Path, base: Base, *, layout: Layout | None = None) ->
         raise AdapterFormatError(f"{source} is a whole model, no adapter: load it as a base instead.")
     if source.name == PEFT_WEIGHTS:
         source = source.parent
+    if layout == "peft" and not source.is_dir():
+        raise AdapterFormatError(
+            f"{source} has peft's names, and what it is scaled by stands in {PEFT_CONFIG}: give the folder that holds "
+            f"both, with the weights as {PEFT_WEIGHTS}."
+        )
     path = source / (PEFT_WEIGHTS if layout == "peft" else WEIGHTS_NAME) if source.is_dir() else source
     tensors, config = _read(path), {}
+    refuse_others(tensors, source)
     if layout in ("diffusers", "peft"):
-        config = read_json(source / PEFT_CONFIG) if layout == "peft" else _metadata(path)
+        config = read_json(source / PEFT_CONFIG) if layout == "peft" else read_metadata(path)
     modules = plain_modules(base.unet)
-    prefix, endings = _KEYS[layout]
-    stems = {module: module.replace(".", "_") if layout == "kohya" else module for module in modules}
-    known = {f"{prefix}{stems[m]}{ending}": (m, part) for m in modules for ending, part in endings.items()}
-    if unknown := [key for key in tensors if key not in known]:
-        raise AdapterFormatError(f"{source}: {listing(unknown)} finds no use. {nearest(unknown[0], known)}")
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        found.setdefault(known[key][0], {})[known[key][1]] = tensor
+    found = named(tensors, layout, modules, config=base.unet.config, source=source)
+    if layout == "difference":
+        refuse_whole_weights(found, modules, source)
     result: dict[str, Tensor] = {}
     for module, parts in sorted(found.items()):
         result |= _fitted(module, parts, modules[module].weight.shape, config)
@@ -260,18 +263,7 @@ def _detect(source: Path) -> Layout:
     keys = " ".join(_read(source))
     if "base_model." in keys or "lora_unet_" in keys:
         return "peft" if "base_model." in keys else "kohya"
-    return "diffusers" if ".lora_" in keys else "difference"
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    """The LoRA configuration in a diffusers file; empty where it has none, which means a scaling of 1."""
-    with safe_open(path, framework="pt") as stored:
-        text = (stored.metadata() or {}).get("lora_adapter_metadata", "{}")
-    try:
-        content = json.loads(text)
-        return {key.removeprefix("unet."): value for key, value in content.items() if key.startswith("unet.")}
-    except (ValueError, AttributeError) as error:
-        raise AdapterFormatError(f"The metadata of {path} is no LoRA configuration: {error}.") from None
+    return "diffusers" if ".lora" in keys or "_lora." in keys else "difference"
 
 
 def _fitted(module: str, parts: dict[str, Tensor], shape: torch.Size, config: dict[str, Any]) -> dict[str, Tensor]:
@@ -287,28 +279,9 @@ def _fitted(module: str, parts: dict[str, Tensor], shape: torch.Size, config: di
     rank = a.shape[:1].numel()
     _check_shape(a.shape, (rank, *shape[1:]), f"{module}, A,")
     _check_shape(b.shape, (shape[0], rank, *[1] * (len(shape) - 2)), f"{module}, B,")
-    return {f"unet.{module}{_A}": a, f"unet.{module}{_B}": b * _scaling(parts.get(".alpha"), rank, module, config)}
+    return {f"unet.{module}{_A}": a, f"unet.{module}{_B}": b * scaling_of(parts.get(ALPHA), rank, module, config)}
 
 
 def _check_shape(got: Sequence[int], expected: Sequence[int], module: str) -> None:
     if tuple(got) != tuple(expected):
         raise AdapterFormatError(f"{module} is {tuple(got)}; the base's weight asks for {tuple(expected)}.")
-
-
-def _scaling(alpha: Tensor | None, rank: int, module: str, config: Mapping[str, Any]) -> float:
-    """alpha / rank: kohya's own alpha, or as peft reads its configuration; 1 where there is neither."""
-    if alpha is not None:
-        if alpha.numel() != 1 or not torch.isfinite(alpha).all():
-            raise AdapterFormatError(f"{module}: .alpha must be one finite number, got shape {tuple(alpha.shape)}.")
-        return float(alpha) / rank
-    if not config:
-        return 1.0
-    if config.get("use_dora") or config.get("init_lora_weights") not in _KEEPS_BASE:
-        raise AdapterFormatError(f"{module} is no plain LoRA: DoRA and starts that change the base are not supported.")
-    values = []
-    for default, name in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
-        pattern = config.get(name) or {}
-        values.append(pattern.get(get_pattern_key(list(pattern), module), config.get(default, 8)))
-    if values[0] != rank:
-        raise AdapterFormatError(f"{module} has rank {rank}; its configuration says {values[0]}.")
-    return float(values[1]) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -6,6 +6,7 @@ A LoRA that a tool reads by half, or whose alpha it loses, raises no error there
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fade.adapters.card import load_card, weights_path
 from fade.adapters.exports import Layout
-from fade.adapters.store import activate, apply_adapter, restore_base
-from fade.errors import AdapterFormatError
+from fade.adapters.store import activate, apply_adapter, put_in, restore_base
+from fade.errors import AdapterFormatError, listing
 from fade.models.conditioning import denoise
 from fade.models.family import Base, load_base
 from fade.models.generate import first_latents
@@ -51,14 +53,56 @@ def deviation(out: Path, *, layout: Layout, adapter: Path, base: Path, strength:
     theirs = _answers(sd, _stock_denoiser(out, layout, base).to(sd.device))
     change, off = _norm(ours - plain), _norm(ours - theirs)
     # A merged model is held in the precision of its base: of a small change that may be much.
-    rounding = 2 * _norm(_answers(sd, _rounded(sd.unet, _precision(out))) - plain) if layout == "merged" else 0.0
+    rounding = _rounding(sd, plain, _precision(out) if layout == "merged" else torch.float32)
     found = off / change if change else float(off > 0)
-    if off > LIMIT * change + rounding:
+    if not off <= LIMIT * change + rounding:  # NaN too
         raise AdapterFormatError(
             f"The export {out} is not what was exported: loaded back by stock libraries it is off by {found:.1%} of "
             "the adapter's change. Do not use it; a tensor or a factor is lost in this layout."
         )
     return found
+
+
+def check_stored(sd: Base, tensors: Mapping[str, Tensor], folder: Path) -> float:
+    """How far an imported adapter as it was stored is from what was read, in parts of its change.
+
+    At most ``LIMIT``, in every tensor, and in what the network answers but for what rounding explains.
+
+    Args:
+        sd: the base, without adapters.
+        tensors: what ``import_adapter`` gave, float32.
+        folder: where ``save_adapter`` wrote them.
+
+    Raises:
+        AdapterFormatError: further off, or it changes nothing.
+    """
+    written = load_file(weights_path(folder, load_card(folder)))
+    lost = [name for name, one in tensors.items() if _norm(one - written[name].to(one)) > LIMIT * _norm(one)]
+    plain = _answers(sd, sd.unet)
+    try:
+        put_in(sd, tensors, name="read", origin=str(folder))
+        activate(sd, {"read": 1.0})
+        read = _answers(sd, sd.unet)
+        restore_base(sd)
+        apply_adapter(sd, folder, name="stored")
+        activate(sd, {"stored": 1.0})
+        stored = _answers(sd, sd.unet)
+    finally:
+        restore_base(sd)
+    change, off = _norm(read - plain), _norm(read - stored)
+    if not change > 0:
+        raise AdapterFormatError("The adapter changes nothing of what the base predicts: there is nothing to import.")
+    if lost or not off <= LIMIT * change + _rounding(sd, plain, torch.float32):
+        raise AdapterFormatError(
+            f"The adapter as it was stored is off by {off / change:.1%} of its change; at most {LIMIT:.0%} is taken"
+            f"{f' ({listing(lost)} differ)' if lost else ''}. Save it anew in float32 with the tool that made it."
+        )
+    return off / change
+
+
+def _rounding(sd: Base, plain: Tensor, dtype: torch.dtype) -> float:
+    """How far apart two answers may be by rounding of the weights in this type alone."""
+    return 2 * _norm(_answers(sd, _rounded(sd.unet, dtype)) - plain)
 
 
 def _norm(tensor: Tensor) -> float:

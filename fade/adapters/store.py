@@ -25,37 +25,47 @@ from fade.models.deltas import FixedDelta, add_delta, delta_weights, plain_modul
 from fade.models.family import Base
 from fade.seeding import GLOBAL_GENERATOR
 
+_MOST_LOST = 1e-3
+
 
 def save_adapter(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
     """Write an adapter; give the SHA-256 of its weights.
 
-    Weights are stored as float16. One metadata key, sorted tensors and sorted JSON: equal adapters
-    are equal bytes.
+    Weights are stored as float16, or as float32 where float16 would lose more than 0.1 % of some tensor: a small
+    alpha beside a high rank makes such small factors. One metadata key, sorted tensors and sorted JSON: equal
+    adapters are equal bytes.
 
     Args:
         tensors: diffusers' keys (``unet.<module>.lora_A.weight``), scaling already in B.
         card: what the adapter is bound to; ``type`` (``lora`` or ``delta``), ``format`` and
             ``adapter_sha256`` are added.
     """
-    half = {
-        name: (tensors[name].to(torch.float16) if tensors[name].is_floating_point() else tensors[name])
-        .contiguous()
-        .cpu()
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    held = torch.float32 if any(_lost(tensor) > _MOST_LOST for tensor in floats.values()) else torch.float16
+    stored = {
+        name: (tensors[name].to(held) if name in floats else tensors[name]).contiguous().cpu()
         for name in sorted(tensors)
     }
-    if bad := [name for name, tensor in half.items() if not torch.isfinite(tensor).all()]:
+    if bad := [name for name, tensor in stored.items() if not torch.isfinite(tensor).all()]:
         raise AdapterFormatError(
             f"The adapter holds values that are not finite in {listing(bad)}; it was not saved. "
             "Lower the learning rate."
         )
-    kind = "delta" if any(name.endswith(".positions") for name in half) else "lora"
+    kind = "delta" if any(name.endswith(".positions") for name in stored) else "lora"
     with writing(folder) as temporary:
         temporary.mkdir(parents=True)
         path = temporary / (DELTA_NAME if kind == "delta" else WEIGHTS_NAME)
-        save_file(half, path, metadata={"format": "pt"})
+        save_file(stored, path, metadata={"format": "pt"})
         digest = sha256_file(path)
         write_json(temporary / CARD_NAME, {**card, "type": kind, "format": FORMAT, "adapter_sha256": digest})
     return digest
+
+
+def _lost(tensor: Tensor) -> float:
+    """What float16 loses of a tensor, in parts of its norm; what overflows is not lost but not finite."""
+    exact, norm = tensor.float(), torch.linalg.vector_norm(tensor.float())
+    lost = torch.linalg.vector_norm(exact - tensor.to(torch.float16).float()) / norm
+    return float(lost) if torch.isfinite(lost) else 0.0
 
 
 def apply_adapter(sd: Base, folder: Path, *, name: str) -> dict[str, Any]:

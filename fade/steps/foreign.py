@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fade.adapters.card import WEIGHTS_NAME
 from fade.adapters.exports import PEFT_CONFIG, PEFT_WEIGHTS, import_adapter
+from fade.adapters.stock import check_stored
 from fade.adapters.store import save_adapter
 from fade.config import load_request
 from fade.errors import AdapterFormatError, LineageError
 from fade.files import sha256_file, writing
-from fade.models.family import load_base
+from fade.models.family import Base, load_base
 
 FOREIGN = "foreign"
 """Folder of the files as they came."""
@@ -71,16 +74,25 @@ def convert_foreign(folder: Path) -> str:
             f"{str(request.imported)[:12]}. Import the adapter again."
         )
     sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
+    card = {"erasure": request.id, "kind": request.kind, "imported_sha256": request.imported, "steps": 0}
+    return take_in(source, sd, folder / "adapter", card)
+
+
+def take_in(source: Path, sd: Base, folder: Path, card: Mapping[str, Any]) -> str:
+    """Write another tool's adapter as one of this library, compare what the network answers; give its weights' hash.
+
+    Raises:
+        AdapterFormatError: as ``import_adapter`` and ``check_stored``; nothing was left there.
+    """
     tensors = import_adapter(source, sd)
-    card = {
-        "erasure": request.id,
-        "kind": request.kind,
-        "base_sha256": request.base_sha256,
-        "imported_sha256": request.imported,
-        "modules": len({key.removeprefix("unet.").partition(".lora_")[0] for key in tensors}),
-        "steps": 0,
-    }
-    return save_adapter(folder / "adapter", tensors, card)
+    modules = len({key.removeprefix("unet.").partition(".lora_")[0] for key in tensors})
+    sha256 = save_adapter(folder, tensors, {**card, "base_sha256": sd.sha256, "modules": modules})
+    try:
+        check_stored(sd, tensors, folder)
+    except AdapterFormatError:
+        shutil.rmtree(folder)
+        raise
+    return sha256
 
 
 def _laid(folder: Path) -> Path:
