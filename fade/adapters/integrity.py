@@ -226,7 +226,10 @@ def _same_weight(held: Mapping[str, Tensor | None], read: Mapping[str, Tensor | 
 
 def _settings(config: Any) -> dict[str, Any]:
     """A part's configuration without what says how and by which version it was read."""
-    values = config if isinstance(config, dict) else vars(config)
+    values = dict(config if isinstance(config, dict) else vars(config))
+    size = values.get("sample_size")
+    if isinstance(size, list | tuple) and len({*size}) == 1:
+        values["sample_size"] = size[0]  # as `load_base` holds a pair of equal ones
     return {k: v for k, v in values.items() if not k.startswith("_") and k not in ("dtype", "transformers_version")}
 
 

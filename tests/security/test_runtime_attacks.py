@@ -284,6 +284,10 @@ def test_every_kind_of_base_as_it_was_loaded_is_its_files(kind: str, tmp_path: P
     half = _stock(folder).to(torch.float16)
     for pipeline in (_stock(folder), half, *(load_base(folder, weights=held).pipeline for held in ("fp32", "bf16"))):
         check_against_files(pipeline, anew, origin=folder)
+    config = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps({**config, "sample_size": [config["sample_size"]] * 2}))
+    for pipeline in (_stock(folder), load_base(folder).pipeline):
+        check_against_files(pipeline, read_pipeline(find_base(folder)), origin=folder)
     check_against_files(load_base(single).pipeline, read_pipeline(find_base(single)), origin=single)
     another = save_tiny(tmp_path / "another", kind, seed=5)
     with pytest.raises(BaseModelError, match=r"weight.* differ"):
