@@ -292,13 +292,23 @@ class Settings(_Settings):
 
 
 class Pair(_Settings):
-    """A concept that is erased, and what its prompts shall give instead: a concept's name, or ``nothing``."""
+    """A concept that is erased, and what its prompts shall give instead: a concept's name, or ``nothing``.
+
+    Attributes:
+        aliases: other names that bring it up: the catalog's, and those that whoever asked gave.
+        image_ids: pictures that must be forgotten: its forget set is these (and those of ``subjects``) alone.
+        subjects: opaque references of those whose pictures must be forgotten.
+        overwrite: picture id to what it gives way to instead of ``surrogate``: a concept or ``nothing``.
+    """
 
     concept: str = Field(min_length=1)
     kind: Literal["object", "style"]
     surrogate: str = Field(min_length=1)
     person: bool = False
     aliases: tuple[str, ...] = ()
+    image_ids: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+    overwrite: dict[str, str] = Field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -321,19 +331,13 @@ class Request(Settings, Pair):
     Paths are relative to the project's root.
 
     Attributes:
-        also: further concepts that the same adapter erases.
-        image_ids: pictures that must be forgotten: the forget set is these (and those of ``subjects``) alone.
-        subjects: opaque references of those whose pictures must be forgotten.
-        overwrite: picture id to what it gives way to instead of ``surrogate``: a concept or ``nothing``.
+        also: further concepts that the same adapter erases, each with pictures of its own where some are named.
         neighbours: concepts nearest those erased, of which ``split.neighbour_factor`` times as many are retained.
         data_free: no pictures are left: the base itself draws them (fade/steps/generate.py).
         imported: hash of another tool's adapter that is judged instead of one made here (``fade import``).
     """
 
     also: tuple[Pair, ...] = ()
-    image_ids: tuple[str, ...] = ()
-    subjects: tuple[str, ...] = ()
-    overwrite: dict[str, str] = Field(default_factory=dict)
     neighbours: tuple[str, ...] = ()
     data_free: bool = False
     imported: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
@@ -347,12 +351,12 @@ class Request(Settings, Pair):
         erased = [name_key(pair.concept) for pair in self.pairs]
         if twice := sorted({name for name in erased if erased.count(name) > 1}):
             raise ValueError(f"a concept is erased once: got {', '.join(twice)} more than once")
-        instead = {*(pair.surrogate for pair in self.pairs), *self.overwrite.values()}
+        instead = {name for pair in self.pairs for name in (pair.surrogate, *pair.overwrite.values())}
         if back := sorted(name for name in instead if name_key(name) in erased):
             raise ValueError(
                 f"a surrogate must not be erased itself: got {', '.join(back)} as both. Choose another surrogate"
             )
-        if self.data_free and (self.image_ids or self.subjects or self.overwrite):
+        if self.data_free and any(pair.image_ids or pair.subjects or pair.overwrite for pair in self.pairs):
             raise ValueError(
                 "pictures and subjects are named where there are none: data_free draws pictures of the concept. "
                 "Leave out one or the other"

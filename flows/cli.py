@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,6 +65,7 @@ def erase(
         list[str] | None,
         typer.Option(metavar="NAME[:SURROGATE]", help="A further concept for the same adapter; repeatable."),
     ] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Another name that brings it up; repeatable.")] = None,
     image_id: Annotated[
         list[str] | None, typer.Option(help="Picture of the concept that must be forgotten; repeatable.")
     ] = None,
@@ -120,6 +121,7 @@ def erase(
         expected_base_sha256=base_sha256,
         protected=protect or (),
         also=[pair(given) for given in also or ()],
+        aliases=alias or (),
         image_ids=image_id or (),
         subjects=subject or (),
         overwrite=None if overwrite is None else read_overwrite(overwrite),
@@ -145,24 +147,23 @@ def consolidate(
     begun = time.perf_counter()
     from fade.config import load_request, load_settings
     from fade.steps.request import prepare_request
-    from flows.erase import find_folder, for_several
+    from flows.erase import asked_together, find_folder, for_several
 
     requests = [load_request(find_folder(name)) for name in names]
-    if len({(request.base, request.base_sha256, request.catalog) for request in requests}) > 1:
-        raise ConfigError("These erasures have different bases or catalogs; one adapter holds for one base only.")
-    pairs = [(one.concept, one.surrogate) for request in requests for one in request.pairs]
+    pairs, data_free = asked_together(requests)
     settings = load_settings(Path("params.yaml"), changes=dict(setting(given) for given in settings_given or ()))
     distill = for_several(settings.distill, len(pairs), steps=steps)
     settings = settings.model_copy(update={"distill": distill})
     first = requests[0]
     request = prepare_request(
-        *pairs[0],
+        **{part.name: getattr(pairs[0], part.name) for part in fields(pairs[0])},
         settings=settings,
         base=first.base,
         expected_base_sha256=first.base_sha256,
         catalog=first.catalog,
         judges=first.judges,
         also=pairs[1:],
+        data_free=data_free,
     )
     _erase(request, json_file, begun=begun)
 

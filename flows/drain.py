@@ -216,6 +216,8 @@ def _erase(ledger: Ledger, lease: Lease, place: list[Path], sign: Callable[[], N
         settings=load_settings(Path("params.yaml")),
         base=record.base,
         protected=forgotten(ledger, record, known),
+        aliases=record.aliases,
+        kind=None if record.kind == "pictures" else record.kind,
         image_ids=record.pictures,
         subjects=[record.subject] if record.subject else [],
     )

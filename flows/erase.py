@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from fade.errors import ConfigError, RegistryError, ResourceError, nearest
 from fade.models.source import base_sha256
 from fade.requests import leases
 from fade.requests.ledger import Ledger
-from fade.steps.request import check_disk, gate_without_power
+from fade.steps.request import Wanted, asked_again, check_disk, gate_without_power
 from flows.settings import ERASURES
 from tasks import _tracking, erasure
 from tasks._tracking import AdapterVersion
@@ -69,6 +69,27 @@ def for_several(settings: DistillSettings, concepts: int, *, steps: int | None =
     """
     count = steps if steps is not None else math.ceil(settings.in_force.steps * math.sqrt(concepts))
     return settings.with_steps(count).model_copy(update={"batch": settings.batch * min(concepts, MOST_BATCHES)})
+
+
+def asked_together(requests: Sequence[Request]) -> tuple[list[Wanted], bool]:
+    """All that several erasures asked, for one adapter: each concept with its names and pictures, and ``data_free``.
+
+    Where no pictures of one are left the base draws them for all: an adapter learns from one kind of pictures.
+
+    Raises:
+        ConfigError: they differ in base, catalog or judges; or pictures are named of one and none are left of another.
+    """
+    for name in ("base", "base_sha256", "catalog", "judges"):
+        if len({getattr(request, name) for request in requests}) > 1:
+            raise ConfigError(f"These erasures differ in {name}: one adapter holds for one base, and is judged once.")
+    pairs = [pair for request in requests for pair in request.pairs]
+    data_free = any(request.data_free for request in requests)
+    if data_free and any(pair.image_ids or pair.subjects or pair.overwrite for pair in pairs):
+        raise ConfigError(
+            "Of one of these erasures pictures are named, of another none are left (data-free): they cannot be learnt "
+            "together. Keep them apart, or ask for both anew."
+        )
+    return [asked_again(pair) for pair in pairs], data_free
 
 
 def erase(erasure_id: str, request_id: str | None = None, fence: int = 0) -> AdapterVersion:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from fade.config import Request, Settings, load_request
 from fade.errors import ConfigError, FadeError
-from fade.steps.request import prepare_request
+from fade.steps.request import asked_again, prepare_request
 from flows.erase import erase, prepare_folder
 from flows.settings import ERASURES
 from tasks import _tracking
@@ -61,17 +61,13 @@ def on_base(request: Request, base: str) -> Request:
     if request.imported is not None:
         raise ConfigError("Another tool made this adapter, for its own base: it cannot be made again here.")
     settings = Settings(**{name: getattr(request, name) for name in Settings.model_fields})
-    first, *also = request.pairs
+    first, *also = map(asked_again, request.pairs)
     return prepare_request(
-        first.concept,
-        first.surrogate,
+        **{field.name: getattr(first, field.name) for field in fields(first)},
         settings=settings,
         base=base,
         catalog=request.catalog,
         judges=request.judges,
-        also=[(pair.concept, pair.surrogate) for pair in also],
-        image_ids=request.image_ids,
-        subjects=request.subjects,
-        overwrite=request.overwrite,
+        also=also,
         data_free=request.data_free,
     )

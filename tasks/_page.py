@@ -82,6 +82,10 @@ def _table(of: Page) -> str:
             (f"UA of concept {number}", None, found["ua"], of.least.get("ua"))
             for number, found in enumerate(after["erased"].values(), start=1)
         ]
+    rows += [
+        (f"UA of name {number}", before["names"][name]["ua"]["value"], found["ua"], of.least.get("ua"))
+        for number, (name, found) in enumerate(after.get("names", {}).items(), start=1)
+    ]
     lines = ["| figure | base | erased | 95 % interval | gate asks |", "|---|---|---|---|---|"]
     lines += [
         f"| {name} | {'' if base is None else f'{base:.2%}'} | {found['value']:.2%} "

@@ -187,9 +187,13 @@ def _looked_at(table: pd.DataFrame, catalog: Path, known: pd.DataFrame, request:
         raise DataError(f"A split lacks the columns {listing(sorted(missing))}. Cut the splits again.")
     joined = table.join(known.set_index("image_id")[["phash", "subject"]], on="image_id")
     live = joined["phash"].notna()
-    first, *others = request.pairs
-    given = dict.fromkeys((first.surrogate, *request.overwrite.values()))
-    ways = [[(first.names, name), *((one.names, one.surrogate) for one in others)] for name in given]
+    # One concept at a time may give way to something of its picture's own, the others to their surrogates.
+    pairs = request.pairs
+    ways = [
+        [(one.names, name if one is changed else one.surrogate) for one in pairs]
+        for changed in pairs
+        for name in dict.fromkeys((changed.surrogate, *changed.overwrite.values()))
+    ]
     targets = table["surrogate_caption"] if "surrogate_caption" in table else [None] * len(table)
     return joined.assign(
         problem=[_problem(catalog / path, sha256) for path, sha256 in zip(table["path"], table["sha256"], strict=True)],
@@ -286,7 +290,7 @@ def _problem(path: Path, sha256: str) -> str:
 def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """A readable name to each expectation of one split."""
     names = mention(*(word for pair in request.pairs for word in pair.names))
-    given = dict.fromkeys((*(pair.surrogate for pair in request.pairs), *request.overwrite.values()))
+    given = dict.fromkeys(name for pair in request.pairs for name in (pair.surrogate, *pair.overwrite.values()))
     surrogates = [name for name in given if name != NOTHING]
     nothing = NOTHING in given
     # A target names a surrogate; where a concept gives way to nothing it is the empty prompt.
@@ -331,7 +335,7 @@ def _expectations(name: str, request: Request, tables: dict[str, pd.DataFrame]) 
             checks[f"forget: shows every erased {kind}"] = gxe.ExpectColumnDistinctValuesToContainSet(
                 column=kind, value_set=[pair.concept for pair in request.pairs if pair.kind == kind]
             )
-        if not (request.image_ids or request.subjects):
+        if not any(pair.image_ids or pair.subjects for pair in request.pairs):
             checks["forget: has two pictures or more"] = gxe.ExpectTableRowCountToBeBetween(min_value=2)
     if name == "retain":
         for kind in sorted({pair.kind for pair in request.pairs}):

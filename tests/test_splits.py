@@ -110,7 +110,7 @@ def test_a_picture_may_give_way_to_something_of_its_own(catalog: Path, templates
     undrawn = sorted(set(table[(table["object"] == "cat") & (table["split"] == "train")]["image_id"])
                      - set(plain["forget"]["image_id"]))[0]  # fmt: skip
     own = {first: concepts["rocket"], second: None, undrawn: concepts["rocket"]}
-    found = make_splits(table, pair, seed=1, **COUNTS, templates=templates, overwrite=own)
+    found = make_splits(table, pair, seed=1, **COUNTS, templates=templates, overwrite={"cat": own})
     targets = found["forget"].set_index("image_id")["surrogate_caption"]
     assert (plain["forget"]["surrogate_caption"].str.contains("horse")).all()
     assert "rocket" in targets[first]
@@ -124,9 +124,21 @@ def test_a_picture_may_give_way_to_something_of_its_own(catalog: Path, templates
     assert found["surrogate"]["caption"].str.contains("cat|kitten").all()
     assert not set(found["retain"]["image_id"]) & set(found["surrogate"]["image_id"])
     with pytest.raises(DataError, match=r"does not show .cat."):
-        make_splits(
-            table, pair, seed=1, **COUNTS, overwrite={table["image_id"][table["object"] == "horse"].iloc[0]: None}
-        )
+        other = {table["image_id"][table["object"] == "horse"].iloc[0]: None}
+        make_splits(table, pair, seed=1, **COUNTS, overwrite={"cat": other})
+
+
+def test_each_of_several_concepts_has_the_pictures_that_are_named_of_it(catalog: Path) -> None:
+    concepts, table = load_catalog_concepts(catalog)
+    pairs = [(concepts["cat"], concepts["horse"]), (concepts["rocket"], concepts["coins"])]
+    plain = make_splits(table, pairs, seed=1, **COUNTS)
+    named = {name: frozenset(table[table["object"] == name]["image_id"][:3]) for name in ("cat", "rocket")}
+    whole = {name: set(plain["forget"][plain["forget"]["object"] == name]["image_id"]) for name in named}
+    assert all(len(whole[name]) > 3 for name in named)
+    for chosen in ({"rocket": named["rocket"]}, named):
+        forget = make_splits(table, pairs, seed=1, **COUNTS, selected=chosen)["forget"]
+        for name, ids in whole.items():
+            assert set(forget[forget["object"] == name]["image_id"]) == chosen.get(name, ids)
 
 
 def test_splits_are_a_function_of_seed_and_not_of_the_order_of_rows(catalog: Path) -> None:

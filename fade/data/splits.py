@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
 from fade.concepts import CAPTION_TEMPLATE, PARAPHRASES, Concept, caption
+from fade.config import Pair
 from fade.data.catalog import find_concept
 from fade.errors import DataError, listing
 from fade.names import mention, name_key
@@ -29,15 +32,18 @@ TEMPLATES = (CAPTION_TEMPLATE, *PARAPHRASES)
 SPLIT_NAMES = ("forget", "surrogate", "retain", "holdout", "held_out")
 
 
-def find_pairs(concepts: dict[str, Concept], pairs: Iterable[tuple[str, str]]) -> list[tuple[Concept, Concept | None]]:
-    """Concepts with their surrogates by name; None is ``nothing``.
+def find_pairs(concepts: dict[str, Concept], pairs: Iterable[Pair]) -> list[tuple[Concept, Concept | None]]:
+    """Concepts with their surrogates; None is ``nothing``. What a request adds to a concept (names) is the concept's.
 
     Raises:
         ConfigError: one of them is not in the catalog.
     """
     return [
-        (find_concept(concepts, concept), None if surrogate == NOTHING else find_concept(concepts, surrogate))
-        for concept, surrogate in pairs
+        (
+            replace(find_concept(concepts, pair.concept), aliases=pair.aliases, person=pair.person),
+            None if pair.surrogate == NOTHING else find_concept(concepts, pair.surrogate),
+        )
+        for pair in pairs
     ]
 
 
@@ -50,8 +56,8 @@ def make_splits(
     holdout_per_pair: int,
     seed: int,
     templates: Sequence[str] | None = TEMPLATES,
-    selected: frozenset[str] = frozenset(),
-    overwrite: Mapping[str, Concept | None] | None = None,
+    selected: Mapping[str, frozenset[str]] = MappingProxyType({}),
+    overwrite: Mapping[str, Mapping[str, Concept | None]] = MappingProxyType({}),
     neighbours: frozenset[str] = frozenset(),
     neighbour_factor: int = 1,
 ) -> dict[str, pd.DataFrame]:
@@ -64,17 +70,17 @@ def make_splits(
             way to nothing, that caption is the empty prompt.
         forget_per_pair: pictures of the concept (and of the surrogate) for each other-domain concept.
         templates: sentences that caption the pictures, the first canonical; None: each keeps its own caption.
-        selected: ids of pictures that must be forgotten: then the forget set of the first concept is exactly
-            these, and its other pictures are in no training set.
-        overwrite: picture ids of the first concept to what each gives way to instead of the surrogate.
+        selected: by concept, ids of pictures that must be forgotten: then its forget set is exactly these, and its
+            other pictures are in no training set.
+        overwrite: by concept, picture ids to what each gives way to instead of the surrogate.
         neighbours: concepts most like those erased; ``neighbour_factor`` times as many of their pictures are
             retained, as an erasure hurts them first.
 
     Raises:
         DataError: the catalog holds no picture of the concept or of the surrogate, or nothing to retain.
     """
-    if selected:
-        table = table.assign(split=table["split"].where(~table["image_id"].isin(selected), "train"))
+    if chosen := frozenset().union(*selected.values()):
+        table = table.assign(split=table["split"].where(~table["image_id"].isin(chosen), "train"))
     train, holdout_rows = table[table["split"] == "train"], table[table["split"] == "holdout"]
     holdout = _draw(holdout_rows, holdout_per_pair, seed, "holdout")
     erased = pd.Series(False, index=train.index)
@@ -82,17 +88,15 @@ def make_splits(
         erased |= train[concept.kind] == concept.name
     parts: dict[str, list[pd.DataFrame]] = {"forget": [], "surrogate": [], "held_out": []}
     for concept, surrogate in pairs:
-        domain, first = concept.kind, concept == pairs[0][0]
-        shows_concept = train[domain] == concept.name
-        if selected and first:
-            shows_concept = _selected(train, concept, selected)
-        own = dict(overwrite or {}) if first else {}
+        domain, mine = concept.kind, selected.get(concept.name, frozenset())
+        shows_concept = _selected(train, concept, mine) if mine else train[domain] == concept.name
+        own = dict(overwrite.get(concept.name, {}))
         if unknown := sorted(set(own) - set(train[train[domain] == concept.name]["image_id"])):
             raise DataError(
                 f"What is overwritten by something of its own does not show {concept.name!r}, or is no training "
                 f"picture: {listing(unknown)}."
             )
-        forget = _draw(train[shows_concept], max(forget_per_pair, len(selected)), seed, "forget")
+        forget = _draw(train[shows_concept], max(forget_per_pair, len(mine)), seed, "forget")
         named = train[shows_concept & train["image_id"].isin(own) & ~train["image_id"].isin(forget["image_id"])]
         forget = pd.concat([forget, named]).sort_values("image_id") if len(named) else forget
         # Nothing has no pictures of its own: z_t is made from what else there is.
@@ -248,7 +252,7 @@ def _paired_captions(
 ) -> pd.DataFrame:
     """Captions that name the concept, and the same with every erased name given way."""
     if templates is None:
-        return _own_captions(table, concept, pairs)
+        return _with_every_name(_own_captions(table, concept, pairs), concept)
     table = table.reset_index(drop=True)
     names = (*[concept.name] * max(1, 2 * len(concept.aliases)), *concept.aliases)
     draws: np.ndarray = numpy_generator(seed, "names").integers(0, len(names), len(table))
@@ -265,7 +269,19 @@ def _paired_captions(
         said[concept.kind] = names[draw]
         captions.append(caption(said["object"], said["style"], template))
         targets.append(NO_CAPTION if to_nothing else caption(instead["object"], instead["style"], template))
-    return table.assign(caption=captions, surrogate_caption=targets)
+    return _with_every_name(table.assign(caption=captions, surrogate_caption=targets), concept)
+
+
+def _with_every_name(table: pd.DataFrame, concept: Concept) -> pd.DataFrame:
+    """With a row more for each further name that no caption has: of few pictures the draw may leave one out."""
+    rows = [table]
+    for number, name in enumerate(concept.aliases if len(table) else ()):
+        if any(re.search(mention(name), said) for said in table["caption"]):
+            continue
+        row = table.iloc[[number % len(table)]]
+        said = [_renamed(caption, (concept.name, *concept.aliases), name) for caption in row["caption"]]
+        rows.append(row.assign(caption=said))
+    return pd.concat(rows, ignore_index=True) if len(rows) > 1 else table
 
 
 def _varied_captions(table: pd.DataFrame, seed: int, templates: Sequence[str]) -> pd.DataFrame:

@@ -45,12 +45,25 @@ def check_figures(figures: Any) -> None:
         counts = [side[key]["ua"]["count"] for side in erased]
         if counts[0] != counts[1]:
             raise _fault(f"ua of concept {number}", f"{counts[0]} and {counts[1]} pictures", "as many before as after")
+    _check_names([side.get("names", {}) for side in (before, after)])
     for name in ("ira", "cra"):
         _check_retained(
             name, *(_part(side, name, at) for side, at in zip((before, after, paired), _SIDES, strict=True))
         )
     for number, key in enumerate(near[0], start=1):
         _check_retained(f"neighbour {number}", *(side[key] for side in near))
+
+
+def _check_names(parts: Sequence[Any]) -> None:
+    """Further names of the concepts: the same before and after, of as many pictures."""
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise _fault("names", "no figures", "figures")
+    _alike("names", parts)
+    for number, name in enumerate(parts[0], start=1):
+        where = f"ua of name {number}"
+        counts = [hits_of(_part(part[name], "ua", where), where)[1] for part in parts]
+        if counts[0] != counts[1]:
+            raise _fault(where, f"{counts[0]} and {counts[1]} pictures", "as many before as after")
 
 
 _SIDES = ("before", "after", "paired")

@@ -113,7 +113,7 @@ def bound_checks(figures: Mapping[str, Any], gate: Gate) -> list[Check]:
     if sure is None:
         return []
     before, after, paired = (figures[name] for name in ("before", "after", "paired"))
-    erased = {name: found["ua"] for name, found in _numbered(after["erased"])}
+    erased = {name: found["ua"] for name, found in _asked_of(figures, gate)}
     near = [] if sure.neighbours_loss is None else list(after["neighbours"])
 
     def retained(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -133,7 +133,7 @@ def recognition(figures: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """In how many of the base's own pictures a judge names what was asked for: hits and count.
 
     By the names ``concept``, or ``concept 1`` and on of several; ``ira`` and ``cra``, the rest of the erased concepts'
-    domain and the other one; ``neighbour 1`` and on.
+    domain and the other one; ``neighbour 1`` and on; ``name 1`` and on, further names that a request brings.
     """
     before = figures["before"]
     erased = {
@@ -141,10 +141,16 @@ def recognition(figures: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         for name, found in _numbered(before["erased"])
     }
     rest = {"ira": before["ira"], "cra": before["cra"]}
-    rest |= {f"neighbour {number}": found for number, found in enumerate(before["neighbours"].values(), start=1)}
-    return {name: (hits, ua["count"]) for name, (hits, ua) in erased.items()} | {
-        name: (_hits(found), found["count"]) for name, found in rest.items()
+    named = {
+        f"name {number}": (found["ua"]["count"] - _hits(found["ua"]), found["ua"]["count"])
+        for number, found in enumerate(before.get("names", {}).values(), start=1)
     }
+    rest |= {f"neighbour {number}": found for number, found in enumerate(before["neighbours"].values(), start=1)}
+    return (
+        {name: (hits, ua["count"]) for name, (hits, ua) in erased.items()}
+        | {name: (_hits(found), found["count"]) for name, found in rest.items()}
+        | named
+    )
 
 
 def recognition_checks(figures: Mapping[str, Any], gate: Gate) -> list[Check]:
@@ -152,7 +158,7 @@ def recognition_checks(figures: Mapping[str, Any], gate: Gate) -> list[Check]:
 
     Of neighbours where their loss is asked: what the judge does not see of them cannot be lost.
     """
-    asked = recognition(figures)
+    asked = {name: found for name, found in recognition(figures).items() if not name.startswith("name ")}
     if gate.sure is None or gate.sure.neighbours_loss is None:
         asked = {name: found for name, found in asked.items() if not name.startswith("neighbour")}
     error = ONE_LOOK_ERROR if gate.sure is None else gate.sure.error_rate
@@ -167,6 +173,19 @@ def _numbered(erased: Mapping[str, Any]) -> list[tuple[str, Any]]:
     several = len(erased) > 1
     return [
         (f"ua of concept {number}" if several else "ua", found) for number, found in enumerate(erased.values(), start=1)
+    ]
+
+
+def _asked_of(figures: Mapping[str, Any], gate: Gate) -> list[tuple[str, Any]]:
+    """Whose UA is asked: the erased concepts', and of further names those by which the base draws the concept.
+
+    What the base never took for a name of the concept has nothing to lose, and says nothing of the others.
+    """
+    before = figures["before"].get("names", {})
+    return _numbered(figures["after"]["erased"]) + [
+        (f"ua of name {number}", found)
+        for number, (name, found) in enumerate(figures["after"].get("names", {}).items(), start=1)
+        if 1 - before[name]["ua"]["value"] >= gate.recognised
     ]
 
 
@@ -234,7 +253,7 @@ def _failed_points(figures: Mapping[str, Any], gate: Gate) -> list[str]:
     """What the figures themselves do not reach."""
     before, after = figures["before"], figures["after"]
     points = {
-        **{name: (found["ua"]["value"], gate.ua) for name, found in _numbered(after["erased"])},
+        **{name: (found["ua"]["value"], gate.ua) for name, found in _asked_of(figures, gate)},
         "ira": (after["ira"]["value"], before["ira"]["value"] - gate.ira_loss),
         "cra": (after["cra"]["value"], before["cra"]["value"] - gate.cra_loss),
     }

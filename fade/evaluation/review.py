@@ -99,6 +99,10 @@ def _figures(report: Mapping[str, Any]) -> str:
                     str(after["count"]),
                 ]
             )
+    for name, found in report["after"].get("names", {}).items():
+        before, after = report["before"]["names"][name]["ua"], found["ua"]
+        row = [f"UA by the further name {name}", f"{before['value']:.1%}", f"{after['value']:.1%}"]
+        rows.append([*row, f"{after['low']:.1%} to {after['high']:.1%}", str(after["count"])])
     for name, after in report["after"]["neighbours"].items():
         before = report["before"]["neighbours"][name]
         row = [f"neighbour {name}", f"{before['value']:.1%}", f"{after['value']:.1%}"]

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.concepts import PLAIN_STYLE, caption
 from fade.config import Request, load_request
-from fade.data.catalog import find_concept, load_concepts
+from fade.data.catalog import load_concepts
+from fade.data.splits import find_pairs
 from fade.errors import ConfigError, nearest
 from fade.evaluation.accuracy import rate
 from fade.evaluation.attacks.noised import draw_from_noised
@@ -68,7 +69,7 @@ def run(folder: Path, kind: str) -> Iterator[object]:
 
 def _prompts(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
     concepts = load_concepts(Path(request.catalog))
-    concept = find_concept(concepts, request.concept)
+    concept = find_pairs(concepts, request.pairs)[0][0]
     objects, styles = domains(concepts)
     asks = prompt_attacks(concept, styles if concept.kind == "object" else objects, further=request.attacks.names)
     before = _kept(request, "prompts", [ask.prompt for ask in asks], lambda: _drawn(sd, request, asks))

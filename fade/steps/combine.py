@@ -46,7 +46,7 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
     first = requests[0]
     torch.set_num_threads(first.threads)
     concepts = load_concepts(Path(first.catalog))
-    pairs = find_pairs(concepts, [(pair.concept, pair.surrogate) for request in requests for pair in request.pairs])
+    pairs = find_pairs(concepts, [pair for request in requests for pair in request.pairs])
     sd = load_base(first.base, expected_sha256=first.base_sha256, weights=first.weights)
     template = (load_templates(Path(first.catalog)) or (CAPTION_TEMPLATE,))[0]
     samples = canvas_protocol(*domains(concepts), first.evaluate.seeds, template=template)

@@ -25,6 +25,7 @@ from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import LineageError
 from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_none, rate, summary
+from fade.evaluation.aliases import alias_figures, alias_samples, given_names
 from fade.evaluation.clip_score import load_clip, score_figures
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.extractors import load_extractor
@@ -57,7 +58,7 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     settings = request.evaluate
     torch.set_num_threads(request.threads)
     concepts = load_concepts(Path(request.catalog))
-    pairs = find_pairs(concepts, [(pair.concept, pair.surrogate) for pair in request.pairs])
+    pairs = find_pairs(concepts, request.pairs)
     sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
     untouched = weights_sha256(sd.unet)
     template = (load_templates(Path(request.catalog)) or (CAPTION_TEMPLATE,))[0]
@@ -129,6 +130,9 @@ def measured(
         unsure = undecided(metrics["judges"]["report"], gate)
         if not unsure or gate.sure is None or len(seeds) >= gate.sure.most:
             metrics["seeds"] = seeds
+            if names := given_names([concept for concept, _ in pairs], load_concepts(Path(request.catalog))):
+                yield from judge_names(sd, request, names, switch_on, metrics=metrics, seeds=seeds)
+                metrics["gate"] = judge_gate(metrics["judges"]["report"], gate)
             metrics |= by_given_models(request, everything, befores, afters, [concept for concept, _ in pairs])
             return everything, befores, afters, metrics
         more = further_seeds(request.evaluate.seeds, len(seeds), min(gate.sure.round, gate.sure.most - len(seeds)))
@@ -139,6 +143,31 @@ def measured(
             named = ~wanted.index.isin(naming_none(wanted, [concept for concept, _ in pairs]).index)
             wanted = wanted[named]
         wanted = wanted.reset_index(drop=True)
+
+
+def judge_names(
+    sd: Base,
+    request: Request,
+    names: Sequence[tuple[Concept, str]],
+    switch_on: Callable[[], None],
+    *,
+    metrics: dict[str, Any],
+    seeds: Sequence[int],
+) -> Iterator[tuple[int, int]]:
+    """Add to each judge's figures ``names``: UA by every name that the request brings, before and after."""
+    catalog = Path(request.catalog)
+    template = (load_templates(catalog) or (CAPTION_TEMPLATE,))[0]
+    samples = alias_samples(names, *domains(load_concepts(catalog)), seeds, template=template)
+    before = yield from base_pictures(sd, request, samples)
+    switch_on()
+    with computed_whole(sd.unet):
+        after = yield from pictures_now(sd, request, samples, done=len(before))
+    restore_base(sd)
+    for name, found in metrics["judges"].items():
+        judge = load_judge(Path(request.judges), name, called=[concept.name for concept, _ in names])
+        for when, pictures in (("before", before), ("after", after)):
+            found[when]["names"] = alias_figures(named_by(judge, pictures, samples))
+        found["recognised"] = recognised(found)
 
 
 def further_seeds(seeds: Sequence[int], used: int, count: int) -> list[int]:
@@ -239,7 +268,7 @@ def judged(
         found["paired"] = paired_retention(
             looks["before"], looks["after"], [concept for concept, _ in pairs], neighbours
         )
-        found["recognised"] = {seen: asdict(rate(*counts)) for seen, counts in recognition(found).items()}
+        found["recognised"] = recognised(found)
         found["shuffled"] = shuffled_control(judge, after, samples)
         metrics["judges"][name] = found
     retained = samples.index.isin(naming_none(samples, [concept for concept, _ in pairs]).index)
@@ -247,6 +276,11 @@ def judged(
     metrics |= distances(judges, before[retained], after[retained])
     metrics["change_of_concept"] = drift(before[~retained], after[~retained])
     return metrics
+
+
+def recognised(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What a judge names as asked in the base's own pictures, JSON-ready; concepts, neighbours and names by number."""
+    return {name: asdict(rate(*counts)) for name, counts in recognition(figures).items()}
 
 
 def distances(judges: Path, before: Pictures, after: Pictures) -> dict[str, float]:

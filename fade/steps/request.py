@@ -9,14 +9,22 @@ import argparse
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
 from fade.concepts import Concept
-from fade.config import Request, Settings, load_settings, make_request, save_request
-from fade.data.catalog import find_concept, load_catalog, load_concepts, load_pictures, load_templates
+from fade.config import Pair, Request, Settings, load_settings, make_request, save_request
+from fade.data.catalog import (
+    find_concept,
+    known_concept,
+    load_catalog,
+    load_concepts,
+    load_pictures,
+    load_templates,
+)
 from fade.data.splits import NOTHING
 from fade.errors import BaseModelError, ConfigError, DataError, ResourceError, listing
 from fade.evaluation.judges import check_known
@@ -35,6 +43,40 @@ NEEDED_BYTES = 200 * 2**20
 """Free disk an erasure asks for: DVC's copies, MLflow's artifacts and the base's pictures."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A concept to erase, as somebody asks for it.
+
+    Attributes:
+        surrogate: what its prompts shall give instead: a concept of the catalog, ``nothing`` or ``auto``.
+        aliases: further names that bring it up, beside those that the catalog knows.
+        kind: ``object``, ``style`` or ``person``, as whoever asks says it; None where nobody says.
+        image_ids, subjects: pictures, and whose, its forget set is to be made of alone.
+        overwrite: picture ids to what each gives way to instead of the surrogate.
+    """
+
+    concept: str
+    surrogate: str = AUTO
+    aliases: tuple[str, ...] = ()
+    kind: str | None = None
+    image_ids: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+    overwrite: Mapping[str, str] = field(default_factory=dict)
+
+
+def asked_again(pair: Pair) -> Wanted:
+    """All that a request asked of one of its concepts, to be asked anew."""
+    return Wanted(
+        pair.concept,
+        pair.surrogate,
+        aliases=pair.aliases,
+        kind="person" if pair.person else pair.kind,
+        image_ids=pair.image_ids,
+        subjects=pair.subjects,
+        overwrite=pair.overwrite,
+    )
+
+
 def prepare_request(
     concept: str,
     surrogate: str,
@@ -45,7 +87,9 @@ def prepare_request(
     catalog: str = CATALOG,
     judges: str = JUDGES,
     protected: Sequence[str] = (),
-    also: Sequence[tuple[str, str]] = (),
+    also: Sequence[tuple[str, str] | Wanted] = (),
+    aliases: Sequence[str] = (),
+    kind: str | None = None,
     image_ids: Sequence[str] = (),
     subjects: Sequence[str] = (),
     overwrite: Mapping[str, str] | None = None,
@@ -57,8 +101,7 @@ def prepare_request(
         surrogate: a concept of the catalog, ``nothing`` for what the empty prompt gives, or ``auto`` for
             the nearest in text space that is neither a person nor ``protected`` nor erased; the request records which.
         also: further concepts that the same adapter erases, each with its surrogate.
-        image_ids: pictures that must be forgotten, and ``subjects`` whose: the forget set is these alone.
-        overwrite: picture ids of ``concept`` to what each gives way to instead of the surrogate.
+        aliases, kind, image_ids, subjects, overwrite: of ``concept``, as ``Wanted`` has them.
         data_free: the base draws the pictures, as the catalog has none left; it still says which concepts there are.
 
     Raises:
@@ -73,28 +116,32 @@ def prepare_request(
     check_weights(source)
     reading = readers(source)
     found = _checked_identity(source, expected_base_sha256)
-    erased = [find_concept(concepts, name) for name in (concept, *(name for name, _ in also))]
+    first = Wanted(concept, surrogate, tuple(aliases), kind, tuple(image_ids), tuple(subjects), overwrite or {})
+    asked = [first, *(one if isinstance(one, Wanted) else Wanted(*one) for one in also)]
+    erased = [_asked_for(concepts, one, catalog) for one in asked]
     if not data_free:
         _check_size(source, _size_of(Path(catalog), table), catalog)
         _check_captions(reading, table, erased, catalog)
     spared = {find_concept(concepts, name).name for name in protected} | {one.name for one in erased}
     pairs, near = [], dict[str, None]()
     instead: Concept | None
-    for one, wanted in zip(erased, (surrogate, *(instead for _, instead in also)), strict=True):
-        if name_key(wanted) == AUTO:
+    for one, wanted in zip(erased, asked, strict=True):
+        if name_key(wanted.surrogate) == AUTO:
             sd = load_base(base, expected_sha256=found)
             instead = choose_surrogate(sd, one, concepts.values(), protected=spared)
         else:
-            instead = _named(concepts, wanted)
-        pairs.append(_pair(one, instead, None if data_free else table, catalog))
+            instead = _named(concepts, wanted.surrogate)
+        own = {
+            picture: _pair(one, _named(concepts, name), None, catalog)["surrogate"]
+            for picture, name in sorted(wanted.overwrite.items())
+        }
+        given = {"image_ids": wanted.image_ids, "subjects": wanted.subjects, "overwrite": own}
+        pairs.append(_pair(one, instead, None if data_free else table, catalog) | given)
         if settings.split.neighbour_factor > 1:
             sd = load_base(base, expected_sha256=found)
             near |= dict.fromkeys(find_neighbours(sd, one, instead, concepts.values()))
-    own = {}
-    for picture, name in sorted((overwrite or {}).items()):
-        instead = _named(concepts, name)
-        own[picture] = _pair(erased[0], instead, None, catalog)["surrogate"]
-    gone = {one.name for one in erased} | {fields["surrogate"] for fields in pairs} | set(own.values())
+    gone = {one.name for one in erased}
+    gone |= {name for fields in pairs for name in (fields["surrogate"], *fields["overwrite"].values())}
     for name in ("features", "clip"):
         given = getattr(settings.evaluate, name)
         if given is not None and not Path(given).exists():
@@ -105,9 +152,6 @@ def prepare_request(
     return make_request(
         **pairs[0],
         also=pairs[1:],
-        image_ids=tuple(image_ids),
-        subjects=tuple(subjects),
-        overwrite=own,
         neighbours=tuple(name for name in near if name not in gone),
         data_free=data_free,
         base=base,
@@ -116,6 +160,35 @@ def prepare_request(
         judges=judges,
         **settings.model_dump(),
     )
+
+
+def _asked_for(concepts: dict[str, Concept], wanted: Wanted, catalog: str) -> Concept:
+    """The concept of the catalog that is meant, with every name that brings it up.
+
+    Raises:
+        ConfigError: the catalog has none of its names, two of them are two concepts, or it is of another kind.
+    """
+    found = known_concept(concepts, wanted.concept)
+    by_alias = {one.name: one for alias in wanted.aliases if (one := known_concept(concepts, alias))}
+    if found is None and len(by_alias) == 1:
+        (found,) = by_alias.values()
+    if found is None:
+        found = find_concept(concepts, wanted.concept)
+    if by_alias.keys() - {found.name}:
+        raise ConfigError(
+            f"An alias of {wanted.concept!r} is another concept of {catalog}: it would be erased as this one. Leave "
+            "that alias out, or ask for both."
+        )
+    kind = {"person": "object"}.get(wanted.kind or found.kind, wanted.kind or found.kind)
+    if kind != found.kind:
+        raise ConfigError(
+            f"{wanted.concept!r} is asked for as {wanted.kind!r}, and in {catalog} it is of the kind {found.kind!r}. "
+            "Name another concept, or ask for that kind."
+        )
+    names = {name_key(name): name for name in (*wanted.aliases, wanted.concept)}
+    for name in (found.name, *found.aliases):
+        names.pop(name_key(name), None)
+    return replace(found, aliases=(*found.aliases, *names.values()), person=found.person or wanted.kind == "person")
 
 
 def _named(concepts: dict[str, Concept], name: str) -> Concept | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fade.config import Request, load_request
+from fade.config import Pair, load_request
 from fade.data.catalog import COLUMNS, find_concept, load_catalog, load_concepts, load_templates
 from fade.data.duplicates import leaked
 from fade.data.splits import NOTHING, find_pairs, make_splits
@@ -29,16 +29,19 @@ def split(folder: Path) -> dict[str, int]:
     table = load_catalog(catalog, further=("phash", "subject"))
     splits = make_splits(
         table[list(COLUMNS)],
-        find_pairs(concepts, [(pair.concept, pair.surrogate) for pair in request.pairs]),
+        find_pairs(concepts, request.pairs),
         forget_per_pair=settings.forget_per_pair,
         retain_per_pair=settings.retain_per_pair,
         holdout_per_pair=settings.holdout_per_pair,
         seed=settings.seed,
         templates=load_templates(catalog),
-        selected=_selected(request, table),
+        selected={pair.concept: _selected(pair, table) for pair in request.pairs},
         overwrite={
-            name: None if instead == NOTHING else find_concept(concepts, instead)
-            for name, instead in request.overwrite.items()
+            pair.concept: {
+                name: None if instead == NOTHING else find_concept(concepts, instead)
+                for name, instead in pair.overwrite.items()
+            }
+            for pair in request.pairs
         },
         neighbours=frozenset(request.neighbours),
         neighbour_factor=settings.neighbour_factor,
@@ -56,15 +59,15 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.stem: sha256_file(path) for path in sorted((folder / "splits").glob("*.parquet"))}
 
 
-def _selected(request: Request, table: pd.DataFrame) -> frozenset[str]:
-    """Ids of the pictures a request names by id or by subject.
+def _selected(pair: Pair, table: pd.DataFrame) -> frozenset[str]:
+    """Ids of the pictures that are named of a concept, by id or by subject.
 
     Raises:
         DataError: a subject has no picture in the catalog.
     """
-    if missing := sorted(set(request.subjects) - set(table["subject"].dropna())):
+    if missing := sorted(set(pair.subjects) - set(table["subject"].dropna())):
         raise DataError(f"The catalog holds no picture of the subject {listing(missing)}.")
-    return frozenset(request.image_ids) | frozenset(table[table["subject"].isin(request.subjects)]["image_id"])
+    return frozenset(pair.image_ids) | frozenset(table[table["subject"].isin(pair.subjects)]["image_id"])
 
 
 def _without_leaks(

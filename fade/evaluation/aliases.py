@@ -1,0 +1,57 @@
+"""Further names of an erased concept, given by whoever asked for it: their prompts are judged as the concept's.
+
+The protocol's prompts use the names of the catalog. A name that a request brings is asked in sentences of its own, with
+the same seeds, and its UA stands by itself: pooled, one that the base never knew would make the others look better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from fade.concepts import Concept, caption
+from fade.evaluation.accuracy import rate
+from fade.names import name_key
+
+
+def given_names(erased: Sequence[Concept], catalog: Mapping[str, Concept]) -> list[tuple[Concept, str]]:
+    """Each erased concept with each name of it that the catalog does not know."""
+    known = {one.name: {name_key(name) for name in (one.name, *one.aliases)} for one in catalog.values()}
+    return [(one, name) for one in erased for name in one.aliases if name_key(name) not in known[one.name]]
+
+
+def alias_samples(
+    names: Sequence[tuple[Concept, str]],
+    objects: Sequence[str],
+    styles: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    template: str,
+) -> pd.DataFrame:
+    """One row a picture, as the protocol's: object and style are what the picture must no longer show, or keep.
+
+    ``concept`` and ``name`` say which of the names the prompt uses.
+    """
+    rows = []
+    for concept, name in names:
+        for other in styles if concept.kind == "object" else objects:
+            named = (name, other) if concept.kind == "object" else (other, name)
+            shown = (concept.name, other) if concept.kind == "object" else (other, concept.name)
+            rows += [
+                {"object": shown[0], "style": shown[1], "seed": seed, "prompt": caption(*named, template)}
+                | {"kind": concept.kind, "concept": concept.name, "name": name}
+                for seed in seeds
+            ]
+    return pd.DataFrame(rows)
+
+
+def alias_figures(seen: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """UA of each name, JSON-ready: the share of its pictures that a judge does not take for the concept."""
+    found: dict[str, dict[str, Any]] = {}
+    for (kind, concept, name), rows in seen.groupby(["kind", "concept", "name"], sort=False):
+        ua = rate(int((rows[f"seen_{kind}"] != concept).sum()), len(rows))
+        found[str(name)] = {"ua": asdict(ua)}
+    return found
