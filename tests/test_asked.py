@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from fade.config import Gate, Request, Sure, load_settings, save_request
-from fade.data.catalog import load_catalog, load_concepts
+from fade.data.catalog import given_names, load_catalog, load_concepts
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, DataError
-from fade.evaluation.aliases import alias_figures, alias_samples, given_names
+from fade.evaluation.aliases import alias_figures, alias_samples
 from fade.evaluation.gate import recognition, verdict
 from fade.steps.request import Wanted, asked_again, prepare_request
 from fade.steps.split import split

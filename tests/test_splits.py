@@ -123,8 +123,8 @@ def test_a_picture_may_give_way_to_something_of_its_own(catalog: Path, templates
         assert set(rows["object"]) == {name}
     assert found["surrogate"]["caption"].str.contains("cat|kitten").all()
     assert not set(found["retain"]["image_id"]) & set(found["surrogate"]["image_id"])
+    other = {table["image_id"][table["object"] == "horse"].iloc[0]: None}
     with pytest.raises(DataError, match=r"does not show .cat."):
-        other = {table["image_id"][table["object"] == "horse"].iloc[0]: None}
         make_splits(table, pair, seed=1, **COUNTS, overwrite={"cat": other})
 
 

@@ -7,7 +7,7 @@ Rows are never removed: ``deleted_at`` says that a picture is gone, and such a r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,12 @@ def find_concept(concepts: dict[str, Concept], name: str) -> Concept:
     if found is None:
         raise ConfigError(f"Unknown concept {name!r}. {nearest(name, concepts)}")
     return found
+
+
+def given_names(erased: Sequence[Concept], catalog: Mapping[str, Concept]) -> list[tuple[Concept, str]]:
+    """Each erased concept with each name of it that the catalog does not know."""
+    known = {one.name: {name_key(name) for name in (one.name, *one.aliases)} for one in catalog.values()}
+    return [(one, name) for one in erased for name in one.aliases if name_key(name) not in known[one.name]]
 
 
 def load_pictures(catalog: Path, table: pd.DataFrame) -> NDArray[np.uint8]:

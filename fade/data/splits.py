@@ -58,6 +58,7 @@ def make_splits(
     templates: Sequence[str] | None = TEMPLATES,
     selected: Mapping[str, frozenset[str]] = MappingProxyType({}),
     overwrite: Mapping[str, Mapping[str, Concept | None]] = MappingProxyType({}),
+    spoken: Mapping[str, Sequence[str]] = MappingProxyType({}),
     neighbours: frozenset[str] = frozenset(),
     neighbour_factor: int = 1,
 ) -> dict[str, pd.DataFrame]:
@@ -73,6 +74,7 @@ def make_splits(
         selected: by concept, ids of pictures that must be forgotten: then its forget set is exactly these, and its
             other pictures are in no training set.
         overwrite: by concept, picture ids to what each gives way to instead of the surrogate.
+        spoken: by concept, names of it that some caption must have, whatever the draw.
         neighbours: concepts most like those erased; ``neighbour_factor`` times as many of their pictures are
             retained, as an erasure hurts them first.
 
@@ -104,24 +106,22 @@ def make_splits(
             instead: ~erased if instead is None else (train[domain] == instead.name) & ~erased
             for instead in dict.fromkeys((surrogate, *(own[name] for name in sorted(own))))
         }
-        for found, name, role in (
-            (shows_concept, concept.name, "forget set is empty"),
-            *((rows, _name(instead), "surrogate has no pictures") for instead, rows in stands_in.items()),
-        ):
-            if not found.any():
-                raise DataError(
-                    f"The {role}: the catalog holds 0 training pictures whose {domain} is {name!r}, "
-                    "expected at least 1."
-                )
+        _check_shown("forget set is empty", shows_concept, domain, concept.name)
+        for instead, stand_ins in stands_in.items():
+            _check_shown("surrogate has no pictures", stand_ins, domain, _name(instead))
         parts["held_out"].append(
             _paired_captions(holdout[holdout[domain] == concept.name], concept, pairs, seed, templates)
         )
-        for instead, rows in stands_in.items():
+        found: dict[str, list[pd.DataFrame]] = {"forget": [], "surrogate": []}
+        for instead, stand_ins in stands_in.items():
             changed = [(one, instead if one == concept else other) for one, other in pairs]
             given = [own.get(name, surrogate) == instead for name in forget["image_id"]]
-            drawn = _stand_ins(train[rows], concept, instead, forget_per_pair, seed)
-            parts["forget"].append(_paired_captions(forget[given], concept, changed, seed, templates))
-            parts["surrogate"].append(_paired_captions(drawn, concept, changed, seed, templates))
+            drawn = _stand_ins(train[stand_ins], concept, instead, forget_per_pair, seed)
+            for part, rows in (("forget", forget[given]), ("surrogate", drawn)):
+                found[part].append(_paired_captions(rows, concept, changed, seed, templates))
+        for part, tables in found.items():
+            named = pd.concat(tables, ignore_index=True)
+            parts[part].append(_with_every_name(named, concept, spoken.get(concept.name, ())))
     paired = {
         name: pd.concat(tables, ignore_index=True).drop_duplicates(["image_id", "caption"], ignore_index=True)
         for name, tables in parts.items()
@@ -138,6 +138,13 @@ def make_splits(
         "holdout": holdout.reset_index(drop=True),
         "held_out": paired["held_out"],
     }
+
+
+def _check_shown(role: str, rows: pd.Series, domain: str, name: str) -> None:
+    if not rows.any():
+        raise DataError(
+            f"The {role}: the catalog holds 0 training pictures whose {domain} is {name!r}, expected at least 1."
+        )
 
 
 def _name(surrogate: Concept | None) -> str:
@@ -252,7 +259,7 @@ def _paired_captions(
 ) -> pd.DataFrame:
     """Captions that name the concept, and the same with every erased name given way."""
     if templates is None:
-        return _with_every_name(_own_captions(table, concept, pairs), concept)
+        return _own_captions(table, concept, pairs)
     table = table.reset_index(drop=True)
     names = (*[concept.name] * max(1, 2 * len(concept.aliases)), *concept.aliases)
     draws: np.ndarray = numpy_generator(seed, "names").integers(0, len(names), len(table))
@@ -269,13 +276,13 @@ def _paired_captions(
         said[concept.kind] = names[draw]
         captions.append(caption(said["object"], said["style"], template))
         targets.append(NO_CAPTION if to_nothing else caption(instead["object"], instead["style"], template))
-    return _with_every_name(table.assign(caption=captions, surrogate_caption=targets), concept)
+    return table.assign(caption=captions, surrogate_caption=targets)
 
 
-def _with_every_name(table: pd.DataFrame, concept: Concept) -> pd.DataFrame:
-    """With a row more for each further name that no caption has: of few pictures the draw may leave one out."""
+def _with_every_name(table: pd.DataFrame, concept: Concept, names: Sequence[str]) -> pd.DataFrame:
+    """With a row more for each name that no caption has: of few pictures the draw may leave one out."""
     rows = [table]
-    for number, name in enumerate(concept.aliases if len(table) else ()):
+    for number, name in enumerate(names):
         if any(re.search(mention(name), said) for said in table["caption"]):
             continue
         row = table.iloc[[number % len(table)]]

@@ -6,7 +6,7 @@ the same seeds, and its UA stands by itself: pooled, one that the base never kne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,13 +14,6 @@ import pandas as pd
 
 from fade.concepts import Concept, caption
 from fade.evaluation.accuracy import rate
-from fade.names import name_key
-
-
-def given_names(erased: Sequence[Concept], catalog: Mapping[str, Concept]) -> list[tuple[Concept, str]]:
-    """Each erased concept with each name of it that the catalog does not know."""
-    known = {one.name: {name_key(name) for name in (one.name, *one.aliases)} for one in catalog.values()}
-    return [(one, name) for one in erased for name in one.aliases if name_key(name) not in known[one.name]]
 
 
 def alias_samples(

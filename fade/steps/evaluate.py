@@ -21,11 +21,11 @@ from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.concepts import CAPTION_TEMPLATE, Concept
 from fade.config import ATTACKED, Gate, Request, load_request
-from fade.data.catalog import load_concepts, load_templates
+from fade.data.catalog import given_names, load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import LineageError
 from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_none, rate, summary
-from fade.evaluation.aliases import alias_figures, alias_samples, given_names
+from fade.evaluation.aliases import alias_figures, alias_samples
 from fade.evaluation.clip_score import load_clip, score_figures
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.extractors import load_extractor

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from fade.concepts import Concept
 from fade.config import Pair, load_request
-from fade.data.catalog import COLUMNS, find_concept, load_catalog, load_concepts, load_templates
+from fade.data.catalog import COLUMNS, find_concept, given_names, load_catalog, load_concepts, load_templates
 from fade.data.duplicates import leaked
 from fade.data.splits import NOTHING, find_pairs, make_splits
 from fade.errors import DataError, listing
@@ -27,9 +29,10 @@ def split(folder: Path) -> dict[str, int]:
     concepts = load_concepts(catalog)
     settings = request.split
     table = load_catalog(catalog, further=("phash", "subject"))
+    pairs = find_pairs(concepts, request.pairs)
     splits = make_splits(
         table[list(COLUMNS)],
-        find_pairs(concepts, request.pairs),
+        pairs,
         forget_per_pair=settings.forget_per_pair,
         retain_per_pair=settings.retain_per_pair,
         holdout_per_pair=settings.holdout_per_pair,
@@ -43,6 +46,7 @@ def split(folder: Path) -> dict[str, int]:
             }
             for pair in request.pairs
         },
+        spoken=_spoken(pairs, concepts),
         neighbours=frozenset(request.neighbours),
         neighbour_factor=settings.neighbour_factor,
     )
@@ -57,6 +61,14 @@ def split(folder: Path) -> dict[str, int]:
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of each split's file."""
     return {path.stem: sha256_file(path) for path in sorted((folder / "splits").glob("*.parquet"))}
+
+
+def _spoken(pairs: Sequence[tuple[Concept, Concept | None]], concepts: Mapping[str, Concept]) -> dict[str, list[str]]:
+    """By concept, the names that the request brings: whoever gave them expects each of them to be learnt."""
+    spoken: dict[str, list[str]] = {}
+    for concept, name in given_names([one for one, _ in pairs], concepts):
+        spoken.setdefault(concept.name, []).append(name)
+    return spoken
 
 
 def _selected(pair: Pair, table: pd.DataFrame) -> frozenset[str]:
