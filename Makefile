@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export HF_HUB_OFFLINE := 1
 DEMO_JSON ?=
 
-.PHONY: demo up test test-all check format install repro clean docs dist sbom
+.PHONY: demo up test test-all check format install lock repro clean docs dist sbom
 
 demo: install
 	fade demo $(if $(DEMO_JSON),--json $(DEMO_JSON))
@@ -38,12 +38,29 @@ repro: install
 
 install: $(VENV)/installed
 
-# torch first and by itself: a CPU build that pip is told of is then kept by all that follows.
-$(VENV)/installed: pyproject.toml constraints.txt
+# Everything by its hash, build tools first, so that nothing that was not locked is run while it installs. torch comes
+# last and by its version alone: which build it is (CPU, CUDA) is for pip's own configuration to say, and all that a CPU
+# build needs is there by then.
+$(VENV)/installed: pyproject.toml constraints.txt requirements-dev.lock requirements-build.lock
 	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --require-hashes --no-deps -r requirements-build.lock
+	$(VENV)/bin/python -m pip install --quiet --require-hashes --no-deps --no-build-isolation -r requirements-dev.lock
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[pipeline,dev]"
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(VENV)/bin/python -m pip check
 	touch $@
+
+# After a change of pyproject.toml or constraints.txt, with the oldest Python that is supported and a CPU build of torch:
+# the hashes of all files of each version, from the index that pip is configured with; no address is written down.
+LOCK := build/lock/bin/pip-compile --quiet --generate-hashes --unsafe-package torch --strip-extras --no-header \
+	--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -c constraints.txt
+RUN_EXTRAS := --extra pipeline --extra postgresql --extra redis --extra s3 --extra auth
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet pip-tools
+	printf 'setuptools>=77\nwheel\n' | $(LOCK) -o requirements-build.lock -
+	$(LOCK) $(RUN_EXTRAS) -o requirements.lock pyproject.toml
+	$(LOCK) $(RUN_EXTRAS) --extra dev -o requirements-dev.lock pyproject.toml
 
 docs: install
 	pip install --quiet -c constraints.txt -e ".[docs]"

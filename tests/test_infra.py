@@ -318,3 +318,19 @@ def test_every_alert_is_in_the_runbook() -> None:
     for rule in rules:
         assert f"### {rule['alert']}" in runbook
         assert {"severity"} <= set(rule["labels"])
+
+
+@pytest.mark.parametrize("name", ["requirements-build.lock", "requirements.lock", "requirements-dev.lock"])
+def test_the_locks_hold_hashes_of_the_versions_that_were_tried_and_no_address(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert "://" not in text
+    pinned = dict(re.findall(r"^([\w.-]+)==([^\s\\]+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE))
+    assert len(pinned) == len(re.findall(r"^[\w.-]+==", text, re.MULTILINE)) > 2, "each has a hash"
+    assert "torch" not in pinned, "its build is what pip is told"
+    tried = {
+        re.sub(r"[-_.]+", "-", one).lower(): version
+        for one, version in re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    }
+    assert not {one: version for one, version in pinned.items() if tried.get(one, version) != version}, "make lock"
+    used = (ROOT / "Makefile").read_text() + (INFRA / "docker/Dockerfile").read_text()
+    assert re.search(rf"--require-hashes --no-deps (--no-build-isolation )?-r {name}", used)
