@@ -147,6 +147,16 @@ def test_breeds(tmp_path: Path) -> None:
     assert set(table["domain"]) == {"breed"}
 
 
+@pytest.mark.parametrize(("opened", "place"), [(breeds, "akita dog"), (unlearncanvas, "Oil/Cats"), (folder, "cat")])
+def test_a_picture_beside_the_folders_is_set_aside(
+    opened: Callable[[Path], PictureSet], place: str, tmp_path: Path
+) -> None:
+    for name in (f"{place}/1.jpg", "loose.jpg"):
+        _save(tmp_path / "in" / name)
+    assert len(_take(opened(tmp_path / "in"), tmp_path / "out")) == 1
+    assert list(_rejected(tmp_path / "out")) == ["loose.jpg"]
+
+
 def _sun(root: Path) -> Path:
     names = ["a/abbey/sun_aaa.jpg", "a/apartment_building/outdoor/sun_bbb.jpg"]
     for name in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fade.data.loaders.files import folder_of, picture_id, pictures_below, subfolders, words
+from fade.data.loaders.files import folder_of, loose_pictures, picture_id, pictures_below, subfolders, words
 from fade.data.sets import Item, PictureSet, Rejected
 
 
@@ -26,3 +26,5 @@ def _items(root: Path, folders: list[Path]) -> Iterator[Item | Rejected]:
                 yield path
             else:
                 yield Item(picture_id(root, path), path.relative_to(root).as_posix(), path, words(folder.name))
+    for path in loose_pictures(root):
+        yield Rejected(path.name, "lies in no breed's folder")

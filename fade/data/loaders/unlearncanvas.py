@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fade.concepts import PLAIN_STYLE
-from fade.data.loaders.files import folder_of, picture_id, pictures_below, subfolders, words
+from fade.data.loaders.files import folder_of, loose_pictures, picture_id, pictures_below, subfolders, words
 from fade.data.sets import STYLE_TEMPLATES, Item, PictureSet, Rejected
 from fade.errors import DataError
 
@@ -40,3 +40,5 @@ def _items(root: Path, styles: list[Path]) -> Iterator[Item | Rejected]:
                 continue
             subject = words(path.parent.name)
             yield Item(picture_id(root, path), shown.as_posix(), path, subject, name, group=f"{subject}/{path.stem}")
+    for path in loose_pictures(root):
+        yield Rejected(path.name, "lies at the wrong depth: expected <Style>/<Object>/<number>.jpg")
