@@ -57,6 +57,11 @@ class Environment(BaseSettings):
     mlflow_webhook_secret: SecretStr | None = Field(
         None, description="Shared with MLflow's webhooks (`fade release --watch`), 16 characters or more"
     )
+    mlflow_artifacts: str | None = Field(
+        None,
+        description="Places (`s3://BUCKET/PREFIX`, by spaces) where MLflow's runs may keep files; if unset, its server "
+        "hands them out, or they lie in `.fade/mlartifacts`",
+    )
     alert_url: str | None = Field(None, description="Where warnings of near deadlines are sent, as webhooks")
     allowed_hosts: str = Field(
         "",

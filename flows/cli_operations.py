@@ -47,6 +47,38 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+@guarded
+def reconcile(
+    register: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Register a finished erasure again, e.g. after its model was deleted."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Compare what the ledger, the signed manifests and MLflow say, and say what to do; exit status 1 on any."""
+    from fade.requests.ledger import Ledger
+    from flows.erase import find_folder
+    from flows.reconcile import compare
+
+    if register:
+        from tasks.erasure import lineage_of, register_version
+
+        folder = find_folder(register)
+        version = register_version(folder, lineage_of(folder))
+        console.print(f"Registered: {version.model} version {version.version}. It waits for: fade approve {register}")
+    with Ledger() as ledger:
+        found = compare(ledger)
+    for one in found:
+        colour = "bold red" if one.live else "yellow"
+        console.print(f"[{colour}]{one.name}[/{colour}] {one.said}", highlight=False, soft_wrap=True)
+        console.print(f"    -> {one.do}", highlight=False, soft_wrap=True, markup=False)
+    console.print("Ledger, manifests and MLflow say the same." if not found else f"{len(found)} differences.")
+    write_figures(json_file, {"differences": [asdict(one) for one in found]})
+    if found:
+        raise typer.Exit(1)
+
+
 DatabaseOption = Annotated[
     list[str] | None,
     typer.Option("--database", metavar="URL", help="A further PostgreSQL database, e.g. MLflow's; repeatable."),

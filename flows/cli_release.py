@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows.console import JsonOption, console, guarded, write_figures
+from flows.console import JsonOption, console, guarded, this_user, write_figures
 
 if TYPE_CHECKING:
     from flows.release import Change
@@ -25,24 +24,27 @@ app = typer.Typer()
 def approve(
     name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")],
     because: Annotated[
-        str | None, typer.Option(help="Why a borderline or unjudged version passes; kept on its page. Name nobody.")
+        str | None,
+        typer.Option(help="Why one passes whose gate does not decide; kept in the log and on its page. Name nobody."),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Make a candidate live: sets the alias 'approved', as a reviewer does in the MLflow page, and releases."""
-    from flows import release, together
+    from flows import approval, release, together
+    from flows.released import live_versions
     from tasks import _tracking
 
     version = named(name)
-    version = _tracking.approve(version.model, version.version, decision=because or "")
-    changes = release.reconcile(actor=getpass.getuser())
+    version = approval.approve(version.model, version.version, because=because or "")
+    changes = release.reconcile()
     version = _tracking.find_version(version.model, version.version)
+    live = version.version in live_versions(version.model)
     _print_changes(changes)
-    if version.release == release.LIVE:
+    if live:
         console.print(f"{version.model} version {version.version} is [bold green]live[/bold green].")
     write_figures(json_file, asdict(version))
     together.wait_for_consolidations()
-    if version.release != release.LIVE:
+    if not live:
         raise typer.Exit(1)
 
 
@@ -54,15 +56,21 @@ def rollback(
     json_file: JsonOption = None,
 ) -> None:
     """Take an approved adapter back: its concept is drawn again."""
-    from flows import release, together
+    from flows import approval, release, together
+    from flows.released import live_versions
     from tasks import _tracking
 
-    version = _tracking.rollback(name, to)
-    _print_changes(release.reconcile(actor=getpass.getuser()))
-    version = _tracking.find_version(version.model, version.version)
-    state = "live" if version.live else "no longer live"
-    console.print(f"{version.model} version {version.version} is {state}.")
-    write_figures(json_file, asdict(version))
+    model = _tracking.MODEL_PREFIX + name.removeprefix(_tracking.MODEL_PREFIX)
+    known = [one for one in _tracking.versions() if one.model == model]
+    if live_versions(model) and not any(one.live for one in known):
+        # MLflow no longer knows what is live, so that no alias can be taken back there.
+        console.print(f"Out, though MLflow has no alias of it: {', '.join(release.take_out(model))}.")
+    else:
+        known = [approval.rollback(name, to)]
+        _print_changes(release.reconcile())
+    live = live_versions(model)
+    console.print(f"{model} {f'version {live[0]} is live' if live else 'is no longer live'}.")
+    write_figures(json_file, {**(asdict(known[-1]) if known else {}), "model": model, "live_versions": live})
     together.wait_for_consolidations()
 
 
@@ -116,7 +124,7 @@ def step_back(
     """After a restore: let runtimes take over the release as it is now, once, though they saw a higher counter."""
     from flows.release import permit_step_back
 
-    permission = permit_step_back(base, seen=seen, reason=because, actor=getpass.getuser())
+    permission = permit_step_back(base, seen=seen, reason=because, actor=this_user())
     console.print(
         f"Runtimes that saw up to {permission.from_counter} may go back to release {permission.to_counter}; what lies "
         "between is abandoned."
@@ -159,9 +167,10 @@ def live(json_file: JsonOption = None) -> None:
         for i, row in enumerate(rows):
             table.add_row(*(head if i == 0 else ("", "", "", "")), *row)
     console.print(table if manifests else "Nothing was released yet. Approve a candidate: fade approve ID")
-    out = [one for one in _tracking.versions() if one.live and one.release != "live"]
+    names = {one.name for manifest in manifests.values() for one in manifest.adapters}
+    out = [one for one in _tracking.versions() if one.live and f"{one.model}/{one.version}" not in names]
     for version in out:
-        said = version.release or "not looked at yet: fade release"
+        said = "not looked at yet: fade release" if version.release in ("", "live") else version.release
         console.print(f"[bold red]Approved, not live[/bold red] {version.model} version {version.version}: {said}")
     write_figures(
         json_file,
@@ -388,9 +397,12 @@ def _print_changes(changes: list[Change]) -> None:
             *(("out", name, "") for name in one.removed),
             *(("[red]refused[/red]", name, reason) for name, reason in one.refused.items()),
             *(("[yellow]waiting[/yellow]", name, reason) for name, reason in one.waiting.items()),
+            *(("[yellow]live all the same[/yellow]", name, reason) for name, reason in one.kept.items()),
         ]
         for what, name, reason in table:
             console.print(f"{what} {name}" + (f": {reason}" if reason else ""), soft_wrap=True)
+        if not one.counter:
+            continue
         console.print(
             f"Release {one.counter} of base {one.base_sha256[:12]}: {', '.join(one.live) or 'the base alone'}"
         )

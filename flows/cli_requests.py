@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,7 +13,7 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows.console import JsonOption, console, guarded, write_figures
+from flows.console import JsonOption, console, guarded, this_user, write_figures
 
 if TYPE_CHECKING:
     from fade.requests.overview import Overview
@@ -31,7 +30,7 @@ ReasonOption = Annotated[str, typer.Option(help="Why; it is kept in the log, so 
 
 def actor() -> str:
     """Who gives the command, for the log."""
-    return f"cli:{getpass.getuser()}"
+    return f"cli:{this_user()}"
 
 
 @request_app.command()

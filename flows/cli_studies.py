@@ -113,13 +113,10 @@ def attack(
     """
     from tqdm import tqdm
 
-    from fade.config import load_request
-    from fade.errors import RegistryError
-    from fade.evaluation.gate import verdict
-    from fade.files import read_json
+    from fade.errors import LineageError, RegistryError
     from fade.steps.attacks import KINDS, attack_figures, run
+    from flows.approval import note_attacks
     from flows.erase import find_folder
-    from tasks import _tracking
 
     folder = find_folder(name)
     kinds = list(KINDS) if everything else kind or ["inversion"]
@@ -138,17 +135,10 @@ def attack(
             f"on the base in {found['base_inversion']:.0%}. Sheet: {folder}/attacks/sheet.png"
         )
     try:
-        version = _tracking.find_version(folder.name)
-        sheet = folder / "attacks" / "sheet.png"
-        _tracking.log_attack(version, found, sheet if sheet.is_file() else None)
-        gate = load_request(folder).gate
-        if gate.attacks:
-            report = read_json(folder / "evaluation" / "metrics.json")["judges"]["report"]
-            judged = verdict({**report, "attacks": found}, gate)
-            _tracking.say_gate(version, judged["verdict"])
+        if (judged := note_attacks(folder, found)) is not None:
             console.print(f"Gate: {judged['verdict']}. {'; '.join(judged['reasons'])}", soft_wrap=True)
-    except RegistryError as error:
-        console.print(f"Not noted in MLflow: {error}", soft_wrap=True)
+    except (RegistryError, LineageError) as error:
+        console.print(f"Not logged: {error}", soft_wrap=True)
     write_figures(json_file, {**found, "folder": str(folder)})
 
 

@@ -17,9 +17,10 @@ from fade.models.sd import weights_sha256
 from fade.sheets import labelled_sheet
 from fade.steps.catalog import ensure_catalog
 from fade.steps.request import CATALOG, prepare_request
+from flows.approval import approve, rollback
 from flows.erase import erase, prepare_folder
 from flows.use import draw, live_adapters, load_with
-from tasks import _runs, _tracking
+from tasks import _registration, _tracking
 
 ERASED = (("astronaut", "cameraman"), ("neon", "photo"))
 SHEET = Path("data/demo/rollback.png")
@@ -50,7 +51,7 @@ def figures_row(request: Request, folder: Path, version: _tracking.AdapterVersio
     return {
         "concept": ", ".join(pair.concept for pair in request.pairs),
         "surrogate": ", ".join(pair.surrogate for pair in request.pairs),
-        "kind": _runs.kind_of(request),
+        "kind": _registration.kind_of(request),
         **{name: judged["after"][name]["value"] for name in ("ua", "ira", "cra")},
         "base_ira": judged["before"]["ira"]["value"],
         "base_cra": judged["before"]["cra"]["value"],
@@ -100,11 +101,11 @@ def prove_rollback(outcome: Outcome, say: Callable[[str], None]) -> bool:
     prompts = [caption(outcome.request.concept, style) for style in styles]
     base = load_with(Path(outcome.request.base), [])
     untouched, first = weights_sha256(base.unet), draw(base, prompts, seed=188)
-    version = _tracking.approve(outcome.version.model, outcome.version.version)
+    version = approve(outcome.version.model, outcome.version.version)
     say(f"Approved {version.model} version {version.version}: it is live.")
     live = [one for one in live_adapters() if one.base_sha256 == outcome.request.base_sha256]
     changed = draw(load_with(Path(outcome.request.base), live), prompts, seed=188)
-    _tracking.rollback(version.model)
+    rollback(version.model)
     say(f"Rolled back {version.model}.")
     remaining = [one for one in live_adapters() if one.model == version.model]
     restored = load_with(Path(outcome.request.base), remaining)

@@ -237,6 +237,28 @@ def recorded(root: Path = ROOT, here: list[str] | None = None) -> Finding:
     )
 
 
+def releases(url: str | None = None) -> Finding:
+    """What is live is the same by the signed manifests, the ledger and MLflow."""
+    from fade.adapters.manifest import MANIFEST_NAME
+    from fade.requests import tables
+    from flows.released import RELEASES
+
+    if not list(RELEASES.glob(f"*/{MANIFEST_NAME}")):
+        return Finding("release", "ok", "nothing was released yet")
+    found = tables.ledger_url(url or environment().ledger_url)
+    if found.drivername == "sqlite" and not Path(found.database or "").is_file():
+        return Finding("release", "fail", "something is live, and there is no ledger", "fade restore DIR")
+    from fade.requests.ledger import Ledger
+    from flows.reconcile import compare
+
+    with Ledger(url) as ledger:
+        odd = [one for one in compare(ledger) if one.live]
+    if odd:
+        said = f"{len(odd)} differences of ledger, manifests and MLflow; the first: {odd[0].name}: {odd[0].said}"
+        return Finding("release", "fail", said, "fade reconcile")
+    return Finding("release", "ok", "ledger, manifests and MLflow say the same of what is live")
+
+
 def files(root: Path = Path()) -> Finding:
     """The shipped base and judges are there and whole enough to load."""
     wanted = ("data/base/canvas/model_index.json", "data/judges")
@@ -267,6 +289,7 @@ CHECKS: tuple[tuple[str, Callable[[], Finding]], ...] = (
     ("ports", ports),
     ("ledger", ledger),
     ("queue", queue),
+    ("release", releases),
     ("mlflow", doctor_servers.mlflow),
     ("prefect", doctor_servers.prefect),
 )

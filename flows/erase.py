@@ -18,7 +18,7 @@ from fade.requests import leases
 from fade.requests.ledger import Ledger
 from fade.steps.request import Wanted, asked_again, check_disk, gate_without_power
 from flows.settings import ERASURES
-from tasks import _tracking, erasure
+from tasks import _registration, _tracking, erasure
 from tasks._tracking import AdapterVersion
 from tasks._versioning import write_pipeline
 
@@ -121,6 +121,7 @@ def erase_flow(erasure_id: str, request_id: str | None = None, fence: int = 0) -
             f"expected {request.base_sha256[:12]}. Restore that base, or make a new request."
         )
     check_disk(Path())
+    _registration.check_request(folder)
     for said in gate_without_power(request):
         logger.warning("the gate of %s has no power: %s", erasure_id, said)
     made_by = [erasure.foreign] if request.imported is not None else [erasure.saliency, erasure.mask, erasure.distill]

@@ -1,24 +1,30 @@
-"""Gather what an erasure's evidence says, and seal it."""
+"""Gather what an erasure's evidence says, and seal it.
+
+Only what was hashed into the ledger's chain when it happened is sealed: the registration with figures, thresholds,
+settings, code and base, attacks run later, decisions, approvals. Where MLflow or a file says something else today,
+nothing is sealed, and what differs is said.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fade.config import Request, Settings, load_request
-from fade.errors import ConfigError, DataError
+from fade.errors import DataError, LineageError, listing
 from fade.requests.evidence import chain_rows, seal
 from fade.requests.ledger import Ledger
+from fade.requests.records import Entry, Record
 from fade.signing import signing_key
-from fade.steps.attacks import attack_figures
-from flows.approval import named
+from flows.approval import APPROVED, TAKEN_BACK
 from flows.purge import state_of
-from flows.released import KEYS
-from tasks import _tracking, _versioning
-from tasks._tracking import MODEL_PREFIX, AdapterVersion
+from flows.reconcile import figures_of, tampered
+from flows.released import KEYS, live_versions
+from flows.settings import ERASURES
+from tasks import _tracking
+from tasks._registration import DECIDED, REJUDGED, Registration, attacks_of, registrations, rows_of
+from tasks._tracking import JUDGED, MODEL_PREFIX
 
 EVIDENCE = Path("data/evidence")
 
@@ -31,54 +37,45 @@ def gather(name: str, ledger: Ledger) -> tuple[str, dict[str, Any]]:
 
     Raises:
         DataError: the request has no erasure yet.
-        RegistryError: the erasure is not registered.
+        LineageError: the log is broken, it did not register the erasure, or MLflow or a file says something else than
+            what was logged; names what.
     """
-    erasure = name.removeprefix(MODEL_PREFIX)
-    requests = ledger.find(erasure_id=erasure)
-    if not requests and "-" in erasure:
-        record = ledger.get(erasure)
-        if record.erasure_id is None:
-            raise DataError(f"Request {record.id} is {record.state}: it has no erasure to give evidence of yet.")
-        erasure, requests = record.erasure_id, ledger.find(erasure_id=record.erasure_id)
-    version = _tracking.find_version(erasure)
-    folder = Path("data/erasures") / erasure
-    if not (folder / "request.yaml").is_file():
-        raise ConfigError(f"{folder} is not on this machine: seal the evidence where the erasure was made.")
-    request, tags = load_request(folder), _tracking.run_tags(version)
+    erasure, requests = _which(name, ledger)
+    row = _registered(ledger, erasure)
     report = ledger.verify()
+    version = _version_of(erasure, row)
+    metrics = figures_of(row, ERASURES / erasure, version)
+    if odd := tampered(ledger, row, erasure, version, metrics):
+        raise LineageError(
+            f"Nothing is sealed: {listing(odd, 10)}. Evidence says only what the log says; find out who changed it "
+            "(`fade reconcile` says what to do)."
+        )
     rows = chain_rows(ledger, erasure_id=erasure, requests=[one.id for one in requests])
     return erasure, {
-        "erasure": {"id": erasure, "version": named(version), "kind": version.kind, "release": version.release},
-        "sealed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "requests": [
-            {
-                "id": one.id,
-                "regulation": one.regulation,
-                "received": one.received_at.isoformat(),
-                "due": one.due_at.isoformat(),
-                "extended": one.extended,
-                "state": str(one.state),
-                "since": one.state_at.isoformat(),
-            }
-            for one in requests
-        ],
-        "metrics": _metrics(version, request),
-        "attacks": _attacks(version, folder),
-        "approvals_and_deployments": [
-            {"at": row["at"], "event": row["event"], "by": row["actor"], "details": row["details"]}
-            for row in rows
-            if row["event"].startswith("release.")
-        ],
-        "purge": _purged(folder),
-        "code": {
-            "commit": tags.get("git.commit", "unknown"),
-            "commit_holds_all_the_code": tags.get("git.dirty") == "false",
-            **{name: tag for name, tag in tags.items() if name.startswith("library.")},
+        "erasure": {
+            "id": erasure,
+            "version": f"{MODEL_PREFIX}{erasure}/{row.version}",
+            "kind": row.kind,
+            "live": row.version in live_versions(MODEL_PREFIX + erasure),
+            "in_the_registry": version is not None,
         },
-        "base_sha256": version.base_sha256,
-        "adapter_sha256": version.adapter_sha256,
-        "data_hashes_md5": _versioning.lock_record(folder),
-        "parameters": {step: getattr(request, step).model_dump(mode="json") for step in _steps(request)},
+        "sealed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "requests": [_request(one) for one in requests],
+        "metrics": _metrics(row, metrics),
+        "gate": _gate(ledger, row, erasure),
+        "attacks": _attacks(attacks_of(ledger, row, erasure, metrics)),
+        "approvals_and_deployments": [
+            {"at": one["at"], "event": one["event"], "by": one["actor"], "details": one["details"]}
+            for one in rows
+            if one["event"].startswith("release.") or one["event"] in (APPROVED, TAKEN_BACK)
+        ],
+        "purge": _purged(ERASURES / erasure),
+        "code": row.code,
+        "base_sha256": row.base_sha256,
+        "adapter_sha256": row.adapter_sha256,
+        "metrics_sha256": row.metrics_sha256,
+        "data_hashes_md5": row.data_md5,
+        "parameters": row.parameters,
         "chain": {"rows_in_all": report.rows, "head": report.head, "rows": rows},
     }
 
@@ -92,18 +89,55 @@ def seal_evidence(name: str, ledger: Ledger) -> tuple[Path, dict[str, Any]]:
     return folder, content
 
 
-def _steps(request: Request) -> list[str]:
-    return [name for name in Settings.model_fields if hasattr(getattr(request, name), "model_dump")]
+def _which(name: str, ledger: Ledger) -> tuple[str, list[Record]]:
+    erasure = name.removeprefix(MODEL_PREFIX)
+    requests = ledger.find(erasure_id=erasure)
+    if not requests and "-" in erasure:
+        record = ledger.get(erasure)
+        if record.erasure_id is None:
+            raise DataError(f"Request {record.id} is {record.state}: it has no erasure to give evidence of yet.")
+        erasure, requests = record.erasure_id, ledger.find(erasure_id=record.erasure_id)
+    return erasure, requests
 
 
-def _metrics(version: AdapterVersion, request: Request) -> dict[str, Any]:
-    """Figures against their thresholds, with intervals; concepts by number."""
-    report = json.loads(_tracking.run_file(version, "metrics.json"))["judges"]["report"]
+def _registered(ledger: Ledger, erasure: str) -> Registration:
+    """What is live of it, or else what was registered last."""
+    found = registrations(ledger, erasure)
+    if not found:
+        raise LineageError(
+            f"The ledger did not register the erasure {erasure}: there is nothing to give evidence of. If it is your "
+            "own, run the erasure again."
+        )
+    live = live_versions(MODEL_PREFIX + erasure)
+    return ([row for row in found if row.version in live] or found)[-1]
+
+
+def _version_of(erasure: str, row: Registration) -> _tracking.AdapterVersion | None:
+    model = MODEL_PREFIX + erasure
+    found = [one for one in _tracking.versions() if (one.model, one.version) == (model, row.version)]
+    return found[0] if found else None
+
+
+def _request(one: Record) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "regulation": one.regulation,
+        "received": one.received_at.isoformat(),
+        "due": one.due_at.isoformat(),
+        "extended": one.extended,
+        "state": str(one.state),
+        "since": one.state_at.isoformat(),
+    }
+
+
+def _metrics(row: Registration, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures against the thresholds they were judged by, with intervals; concepts by number."""
+    report, gate = metrics["judges"]["report"], row.thresholds
     before, after = report["before"], report["after"]
     asked: Mapping[str, float] = {
-        "ua": request.gate.ua,
-        "ira": before["ira"]["value"] - request.gate.ira_loss,
-        "cra": before["cra"]["value"] - request.gate.cra_loss,
+        "ua": gate.ua,
+        "ira": before["ira"]["value"] - gate.ira_loss,
+        "cra": before["cra"]["value"] - gate.cra_loss,
     }
     figures = [
         {"figure": name.upper(), "base": before[name]["value"], "erased": after[name]["value"]}
@@ -117,22 +151,42 @@ def _metrics(version: AdapterVersion, request: Request) -> dict[str, Any]:
     ]
     figures += [
         {"figure": f"UA of concept {number}", "base": None, "erased": one["ua"]["value"]}
-        | {"low_95": one["ua"]["low"], "high_95": one["ua"]["high"], "asked": request.gate.ua}
+        | {"low_95": one["ua"]["low"], "high_95": one["ua"]["high"], "asked": gate.ua}
         | {"pictures": one["ua"]["count"]}
         for number, one in enumerate(after["erased"].values(), start=1)
     ]
-    return {"gate": version.gate, "judge": "report", "figures": figures, "drift": version.drift}
+    return {"judge": "report", "figures": figures, "drift": metrics["drift"]}
 
 
-def _attacks(version: AdapterVersion, folder: Path) -> list[dict[str, Any]]:
-    """Every attack that was run; a purge takes the erasure's own files of them, MLflow keeps the figures."""
-    figures = {**_tracking.run_metrics(version), **attack_figures(folder)}
+def _gate(ledger: Ledger, row: Registration, erasure: str) -> dict[str, Any]:
+    """Thresholds, verdicts and decisions, each as it was logged."""
+    rows = [one for one in rows_of(ledger, erasure) if one.details.get("adapter_sha256") == row.adapter_sha256]
+    since = [{"at": one.at.isoformat(), "verdict": one.details["verdict"]} for one in rows if one.event == REJUDGED]
+    return {
+        "thresholds": row.gate,
+        "verdict_at_registration": row.verdict,
+        "verdicts_after_attacks": since,
+        "decisions": [_decision(one) for one in rows if one.event == DECIDED],
+    }
+
+
+def _decision(made: Entry) -> dict[str, Any]:
+    return {
+        "at": made.at.isoformat(),
+        "by": made.actor,
+        "why": made.reason,
+        "the_gate_said": made.details["verdict"],
+    }
+
+
+def _attacks(figures: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Every attack that was run, by the figures that were logged."""
     names = sorted(name for name in figures if {f"base_{name}", f"{name}_low"} <= figures.keys())
-    names = [name for name in names if name not in _tracking.JUDGED]
     return [
         {"attack": name, "brought_back": figures[name], "low_95": figures[f"{name}_low"]}
         | {"high_95": figures.get(f"{name}_high"), "on_the_base": figures[f"base_{name}"]}
         for name in names
+        if name not in JUDGED
     ]
 
 

@@ -29,8 +29,7 @@ from fade.data.deletion import mark
 from fade.errors import ConfigError, ResourceError
 from fade.requests.ledger import Ledger
 from fade.signing import read_signed, signing_key, verifying_key, write_signed
-from flows.release import LIVE
-from flows.released import KEYS
+from flows.released import KEYS, live_versions
 from flows.settings import ERASURES, STATE
 from flows.traces import (
     BEGUN_NAME,
@@ -82,7 +81,8 @@ def purge(version: AdapterVersion, folder: Path, ledger: Ledger, *, dry_run: boo
     """
     with _alone(folder.name):
         receipts, begun = _signed(folder / RECEIPTS_NAME), _signed(folder / BEGUN_NAME)
-        if version.release != LIVE and not (receipts or begun):
+        # By the signed manifest: a page can be edited, and somebody else's newer version changes nothing.
+        if not live_versions(version.model) and not (receipts or begun):
             raise ConfigError(
                 f"{version.model} version {version.version} is not live ({version.release or 'never approved'}): its "
                 "data may be needed to make it again. Approve it first."

@@ -1,15 +1,18 @@
 """Flow ``release``: what a person approved in MLflow goes live, what was taken back goes out.
 
 MLflow's alias ``approved`` says what a person wants, the signed manifest what is. ``settle`` brings the
-second to the first: it takes out at once what is no longer approved, checks what is new (hash, gate, erasure's
-folder), and publishes what is known to hold together with all that is live. What is not known yet it leaves open,
-so that no click waits for another one's test; ``reconcile`` measures that too. What may not go live says so on its
-version's page (tag ``release``) and stays out. Every base has its own release folder.
+second to the first: it takes out at once what is no longer approved, checks what is new (the ledger's registration,
+hash, gate, erasure's folder), and publishes what is known to hold together with all that is live. What is not known
+yet it leaves open, so that no click waits for another one's test; ``reconcile`` measures that too. What may not go
+live says so on its version's page (tag ``release``) and stays out. Every base has its own release folder.
+
+What is live stays so until a person takes back the alias of a version that exists: a registered model that was
+deleted, a version made anew, an alias moved to what may not go live, an edited tag leave it in, and are said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,23 +20,16 @@ from filelock import FileLock
 from prefect import flow
 
 from fade.adapters.manifest import LiveAdapter, Manifest, Permission, live_folder, permit, publish
-from fade.config import load_request
-from fade.errors import ConfigError, FadeError, LineageError, listing
+from fade.errors import ConfigError, FadeError, listing
 from fade.requests.ledger import Ledger
-from fade.requests.states import TRANSITIONS, State
 from fade.signing import signing_key
-from flows.approval import Approved, check_version, named
-from flows.released import KEYS, RELEASES, current_manifest, release_folder, released
-from flows.settings import ERASURES
+from flows.approval import TAKEN_BACK, Approved, check_version, named, still_live
+from flows.console import this_user
+from flows.released import KEYS, RELEASES, current_manifest, model_of, number_of, release_folder, released
+from flows.saying import GONE, LIVE, Said, last_said, say, short
 from flows.together import Board, combination_folder, fitting_together, measure_together, offer_consolidated
 from tasks import _tracking
-from tasks._tracking import MODEL_PREFIX, AdapterVersion
-
-LIVE, GONE = "live", "rolled back"
-REGISTRY = "an alias in the registry"
-"""Who acted, where MLflow does not say who set an alias."""
-_LONGEST = 500
-"""Characters of a tag's reason."""
+from tasks._tracking import MODEL_PREFIX, AdapterVersion, is_registered
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +42,7 @@ class Change:
         removed: names that were taken out.
         refused: name to the reason why it stays out.
         waiting: name to what it waits for.
+        kept: name to what is wrong with it in MLflow or on this machine, although it stays live.
     """
 
     base_sha256: str
@@ -56,6 +53,7 @@ class Change:
     removed: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
 
     def after(self, first: Change | None) -> Change:
         """This look and the one before it as one."""
@@ -88,7 +86,7 @@ def release() -> list[Change]:
     return reconcile()
 
 
-def reconcile(*, valid_seconds: int = 0, consolidate: bool = True, actor: str = REGISTRY) -> list[Change]:
+def reconcile(*, valid_seconds: int = 0, consolidate: bool = True) -> list[Change]:
     """Settle, measure what was left open, and settle again until nothing is; ``flows.watch`` does it without waiting.
 
     Raises:
@@ -97,7 +95,7 @@ def reconcile(*, valid_seconds: int = 0, consolidate: bool = True, actor: str = 
     changes: dict[str, Change] = {}
     failed: dict[Path, str] = {}
     while True:
-        settled = settle(valid_seconds=valid_seconds, consolidate=consolidate, actor=actor, failed=failed)
+        settled = settle(valid_seconds=valid_seconds, consolidate=consolidate, failed=failed)
         changes = {one.base_sha256: one.after(changes.get(one.base_sha256)) for one in settled.changes}
         if not settled.unknown:
             return list(changes.values())
@@ -108,13 +106,7 @@ def reconcile(*, valid_seconds: int = 0, consolidate: bool = True, actor: str = 
             failed[combination_folder(chosen)] = str(error)
 
 
-def settle(
-    *,
-    valid_seconds: int = 0,
-    consolidate: bool = True,
-    actor: str = REGISTRY,
-    failed: Mapping[Path, str] | None = None,
-) -> Settled:
+def settle(*, valid_seconds: int = 0, consolidate: bool = True, failed: Mapping[Path, str] | None = None) -> Settled:
     """Bring every base's release to what is approved now, as far as that is known: nothing is measured here.
 
     First all that was taken back goes out, on every base, then what may go live goes live. It needs no
@@ -123,7 +115,6 @@ def settle(
     Args:
         valid_seconds: how long runtimes may use the manifests; 0 for without end.
         consolidate: distil what fails together into one adapter, in a process of its own.
-        actor: who approved, for the log.
         failed: folders of combinations that could not be measured, and why.
 
     Raises:
@@ -131,30 +122,83 @@ def settle(
         SignatureError: a manifest that is there is not ours.
     """
     RELEASES.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(RELEASES / ".lock"), timeout=3600):
-        everything = _tracking.versions()
+    with FileLock(str(RELEASES / ".lock"), timeout=3600), Ledger() as ledger:
         before = {one.base_sha256: one for one in released().values()}
-        wanted = {one.base_sha256 for one in everything if one.live}
+        registry = _look(ledger, before.values())
+        wanted = {_base_of(one) for one in registry.versions.values() if one.live}
         for base, manifest in before.items():
-            _take_out(base, manifest, everything, valid_seconds)
-        settled = Settled([], {}, [], {one.model: one.version for one in everything if one.live})
+            _take_out(base, manifest, registry, valid_seconds)
+        approved = {one.model: one.version for one in registry.versions.values() if one.live}
+        settled = Settled([], {}, [], approved)
         for base in sorted({*before, *wanted}):
             board = Board(failed=failed or {})
             was = before[base].adapters if base in before else ()
             change = _settle_base(
                 base,
-                everything,
+                registry,
                 was,
                 board,
                 valid_seconds=valid_seconds,
                 consolidate=consolidate,
-                actor=actor,
                 live=settled.live.setdefault(base, []),
+                ledger=ledger,
             )
             settled.changes.append(change)
             if board.unknown:
                 settled.unknown.append(board.unknown)
         return settled
+
+
+@dataclass(frozen=True, slots=True)
+class _Registry:
+    """MLflow as one look saw it, and what the log said of it last.
+
+    Attributes:
+        versions: by the name a manifest gives them.
+        said: the same names to the last row of the log on their release.
+        live: names in the manifests as they were before this look.
+    """
+
+    versions: dict[str, AdapterVersion]
+    models: set[str]
+    said: dict[str, Said]
+    live: frozenset[str]
+
+    def is_withdrawn(self, entry: LiveAdapter) -> bool:
+        """Whether a person took back the alias of the very version that is live: it exists, and no alias does."""
+        version = self.versions.get(entry.name)
+        if version is None or self.is_another(version):
+            return False
+        return not any(one.live for one in self.versions.values() if one.model == version.model)
+
+    def is_another(self, version: AdapterVersion) -> bool:
+        """Whether it only has the name of the version that went live: its model was deleted and made anew."""
+        said = self.said.get(named(version))
+        return said is not None and bool(said.run_id) and said.run_id != version.run_id
+
+    def odd(self, entry: LiveAdapter, base: str) -> str:
+        """What is wrong in MLflow with what is live; empty if nothing is."""
+        version = self.versions.get(entry.name)
+        if model_of(entry) not in self.models:
+            return "its registered model is gone from MLflow"
+        if version is None:
+            return "its version is gone from MLflow"
+        if (version.adapter_sha256, _base_of(version)) != (entry.adapter_sha256, base):
+            return "its tags in MLflow name another adapter or base than the one that is live"
+        if self.is_another(version) and not (version.live and is_registered(version)):
+            return "its version in MLflow was made anew, and nobody approved that one"
+        return ""
+
+
+def _look(ledger: Ledger, manifests: Iterable[Manifest]) -> _Registry:
+    everything = {named(one): one for one in _tracking.versions()}
+    live = frozenset(name for manifest in manifests for name in manifest.names)
+    return _Registry(everything, _tracking.models(), last_said(ledger), live)
+
+
+def _base_of(version: AdapterVersion) -> str:
+    """The base whose release says what becomes of a version; none for one whose tags cannot be read."""
+    return "" if version.fault else version.base_sha256
 
 
 def open_release(base: str | Path, base_sha256: str, *, valid_seconds: int = 0) -> Path:
@@ -200,79 +244,139 @@ def permit_step_back(base: str, *, seen: int, reason: str, actor: str) -> Permis
     return permission
 
 
-def model_of(entry: LiveAdapter) -> str:
-    """The registered model of a live adapter."""
-    return entry.name.partition("/")[0]
+def take_out(model: str, *, actor: str | None = None) -> list[str]:
+    """Take what is live of a model out of the releases, whatever MLflow says; gives the names.
+
+    For what MLflow no longer knows: the next look at the registry finds it neither live nor approved.
+
+    Args:
+        actor: who takes it out; the account that runs this program if None.
+    """
+    out: list[str] = []
+    with FileLock(str(RELEASES / ".lock"), timeout=3600), Ledger() as ledger:
+        for folder, manifest in released().items():
+            entries = [entry for entry in manifest.adapters if model_of(entry) == model]
+            if not entries:
+                continue
+            for entry in entries:
+                details = {"version": number_of(entry), "adapter_sha256": entry.adapter_sha256}
+                erasure = model.removeprefix(MODEL_PREFIX)
+                ledger.append(TAKEN_BACK, actor=actor or this_user(), erasure_id=erasure, details=details)
+            kept = [entry for entry in manifest.adapters if model_of(entry) != model]
+            left = _publish(folder, [_kept(folder, entry) for entry in kept], None, manifest.valid_seconds)
+            names = [entry.name for entry in entries]
+            say(ledger, dict.fromkeys(names, GONE), _look(ledger, ()).versions, left)
+            out += names
+    return out
 
 
-def _take_out(base: str, manifest: Manifest, everything: Sequence[AdapterVersion], valid_seconds: int) -> None:
-    """Publish without what is no longer approved at all.
+def _take_out(base: str, manifest: Manifest, registry: _Registry, valid_seconds: int) -> None:
+    """Publish without what a person took back.
 
-    An alias that was moved to another version is not taken out here: its concept stays erased until that
-    version is live or refused.
+    An alias that was moved to another version takes nothing out here: its concept stays erased until that
+    version is live.
     """
     folder = release_folder(base)
-    models = {version.model for version in everything if version.live and version.base_sha256 == base}
-    kept = [entry for entry in manifest.adapters if model_of(entry) in models]
+    kept = [entry for entry in manifest.adapters if not registry.is_withdrawn(entry)]
     if len(kept) < len(manifest.adapters):
         _publish(folder, [_kept(folder, entry) for entry in kept], None, valid_seconds)
 
 
 def _settle_base(
     base: str,
-    everything: Sequence[AdapterVersion],
+    registry: _Registry,
     was: Sequence[LiveAdapter],
     board: Board,
     *,
     valid_seconds: int,
     consolidate: bool,
-    actor: str,
     live: list[Approved],
+    ledger: Ledger,
 ) -> Change:
     """One base; what is live on it is put into ``live``. ``was``: what was live before anything was taken out."""
     folder = release_folder(base)
-    versions = {named(version): version for version in everything if version.base_sha256 == base}
-    approved = [version for version in versions.values() if version.live]
     manifest = current_manifest(folder)
-    entries = {} if manifest is None else {entry.name: entry for entry in manifest.adapters}
-    still, new = [], []
-    for version in approved:
-        entry = entries.get(named(version))
-        try:
-            if entry is None:
-                new.append(check_version(version))
-            else:
-                still.append(_still(version, folder, entry))
-        except FadeError as error:
-            board.refused[named(version)] = _short(error)
+    entries = () if manifest is None else manifest.adapters
+    still, kept = _what_is_live(ledger, folder, entries)
+    there = {entry.name for entry in entries}
+    approved = [one for one in registry.versions.values() if one.live and _base_of(one) == base]
+    new = _what_is_new([one for one in approved if named(one) not in registry.live], board)
+    if kept and new:
+        said = "; ".join(f"{name} is live and cannot be tested: {reason}" for name, reason in kept.items())
+        board.waiting |= {one.name: said for one in new}
+        new = []
     live += fitting_together(still, new, board)
-    if [one.name for one in live] != list(entries) or manifest is None:
-        source = None if manifest is not None else _base_of(live, approved)
-        manifest = _publish(folder, [(one.name, one.adapter, 1.0) for one in live], source, valid_seconds)
-    if consolidate and board.waiting and not board.unknown:
-        offer_consolidated(still + new, everything, board)
-    names = [entry.name for entry in was]
-    # A page that says so may be all that is left of it: what took it out died before it wrote that down.
-    gone = {*names, *(name for name, version in versions.items() if version.release == LIVE)} - {*manifest.names}
-    _say(versions, manifest, gone, board, actor)
+    wanted = [entry for entry in entries if entry.name in kept or entry.name in {one.name for one in live}]
+    added = [one for one in live if one.name not in there]
+    if added or len(wanted) < len(entries):
+        adapters = [_kept(folder, entry) for entry in wanted] + [(one.name, one.adapter, 1.0) for one in added]
+        source = live[0].request.base if manifest is None else None
+        manifest = _publish(folder, adapters, source, valid_seconds)
+    if consolidate and not board.unknown and any("fails the gate" in reason for reason in board.waiting.values()):
+        offer_consolidated(still + new, [one for one in registry.versions.values() if is_registered(one)], board)
+    names = () if manifest is None else manifest.names
+    kept |= {entry.name: odd for entry in entries if entry.name in names and (odd := registry.odd(entry, base))}
+    kept |= _unreplaced(names, board)
+    gone = _gone(base, registry, {entry.name for entry in was}, names)
+    said_now = dict.fromkeys(sorted(gone), GONE) | dict.fromkeys(names, LIVE)
+    said_now |= {name: f"kept: {short(reason)}" for name, reason in kept.items()}
+    said_now |= {name: f"waiting: {short(reason)}" for name, reason in board.waiting.items()}
+    said_now |= {name: f"refused: {reason}" for name, reason in board.refused.items()}
+    say(ledger, said_now, registry.versions, manifest, together=board.together, base=base)
     return Change(
         base,
         folder,
-        manifest.counter,
-        manifest.names,
-        added=tuple(name for name in manifest.names if name not in names),
-        removed=tuple(sorted(gone)),
+        0 if manifest is None else manifest.counter,
+        names,
+        added=tuple(one.name for one in added if one.name in names and one.name not in {entry.name for entry in was}),
+        removed=tuple(sorted({entry.name for entry in was} - {*names})),
         refused=board.refused,
         waiting=board.waiting,
+        kept=kept,
     )
 
 
-def _still(version: AdapterVersion, folder: Path, entry: LiveAdapter) -> Approved:
-    """What is live already: its files are the release's own, under the hashes of the signed manifest."""
-    erasure = ERASURES / version.model.removeprefix(MODEL_PREFIX)
-    if entry.adapter_sha256 != version.adapter_sha256:
-        raise LineageError("Its tag names another adapter than the one that is live: the tag was changed.")
-    return Approved(version, load_request(erasure), erasure, live_folder(folder, entry))
+def _what_is_live(
+    ledger: Ledger, folder: Path, entries: Sequence[LiveAdapter]
+) -> tuple[list[Approved], dict[str, str]]:
+    """What the manifest says, and of that what nothing more is known of here than its files, with the reason."""
+    still, kept = [], {}
+    for entry in entries:
+        try:
+            still.append(still_live(ledger, entry, live_folder(folder, entry)))
+        except FadeError as error:
+            kept[entry.name] = short(error)
+    return still, kept
+
+
+def _what_is_new(approved: Sequence[AdapterVersion], board: Board) -> list[Approved]:
+    new = []
+    for version in approved:
+        try:
+            new.append(check_version(version))
+        except FadeError as error:
+            board.refused[named(version)] = short(error)
+    return new
+
+
+def _unreplaced(names: Sequence[str], board: Board) -> dict[str, str]:
+    """What stays live because the version that its alias was moved to is refused."""
+    refused = {name.partition("/")[0]: name for name in board.refused}
+    return {
+        name: f"{refused[name.partition('/')[0]]}, which is to take its place, is refused"
+        for name in names
+        if name.partition("/")[0] in refused
+    }
+
+
+def _gone(base: str, registry: _Registry, was: set[str], names: Sequence[str]) -> set[str]:
+    """What is no longer live, or no longer waits to be, by the log: also where who took it out died before."""
+    on_base = {name: one for name, one in registry.said.items() if one.base_sha256 == base}
+    left = {name for name, one in on_base.items() if one.kind in ("live", "kept")}
+    # An approval that was refused and then withdrawn leaves nothing to be said.
+    open_ = {name for name, one in on_base.items() if one.kind in ("refused", "waiting")}
+    left |= {name for name in open_ if name not in registry.versions or not registry.versions[name].live}
+    return (was | left) - {*names}
 
 
 def _kept(folder: Path, entry: LiveAdapter) -> tuple[str, Path, float]:
@@ -283,60 +387,3 @@ def _publish(
     folder: Path, adapters: Sequence[tuple[str, Path, float]], base: str | None, valid_seconds: int
 ) -> Manifest:
     return publish(folder, adapters, base=base, key=signing_key(KEYS), valid_seconds=valid_seconds)
-
-
-def _base_of(chosen: Sequence[Approved], approved: Sequence[AdapterVersion]) -> str:
-    for one in chosen:
-        return one.request.base
-    for version in approved:
-        folder = ERASURES / version.model.removeprefix(MODEL_PREFIX)
-        if (folder / "request.yaml").is_file():
-            return load_request(folder).base
-    raise ConfigError(f"Nothing tells where the base of {listing(map(named, approved))} lies: no erasure is here.")
-
-
-def _short(error: object) -> str:
-    said = " ".join(str(error).split())
-    return said if len(said) <= _LONGEST else said[: _LONGEST - 3] + "..."
-
-
-def _say(names: dict[str, AdapterVersion], manifest: Manifest, gone: set[str], board: Board, actor: str) -> None:
-    """Write on every version's page what became of it."""
-    said = dict.fromkeys(sorted(gone), GONE)
-    said |= dict.fromkeys(manifest.names, LIVE)
-    said |= {name: f"waiting: {_short(reason)}" for name, reason in board.waiting.items()}
-    said |= {name: f"refused: {reason}" for name, reason in board.refused.items()}
-    changed = [(names[name], what) for name, what in said.items() if name in names and names[name].release != what]
-    # An approval that was refused and then withdrawn leaves nothing to be said.
-    changed += [
-        (version, GONE)
-        for name, version in names.items()
-        if name not in said and not version.live and version.release.startswith(("refused", "waiting"))
-    ]
-    for name, what in board.together.items():
-        _tracking.say_together(names[name], what)
-    if not changed:
-        return
-    # First the log, then the page: what died in between is logged again, not forgotten.
-    with Ledger() as ledger:
-        for version, what in changed:
-            _log(ledger, version, what, manifest, actor)
-            _tracking.say_release(version, what)
-
-
-def _log(ledger: Ledger, version: AdapterVersion, what: str, manifest: Manifest, actor: str) -> None:
-    """A row of the log, and the requests behind the erasure brought to their state."""
-    kind, _, reason = what.partition(": ")
-    erasure = version.model.removeprefix(MODEL_PREFIX)
-    details = {
-        "version": version.version,
-        "adapter_sha256": version.adapter_sha256,
-        "manifest": manifest.counter,
-        "manifest_sha256": manifest.sha256,
-    }
-    event = f"release.{kind.replace(' ', '_')}"
-    ledger.append(event, actor=actor, reason=reason, erasure_id=erasure, details=details)
-    after = {LIVE: State.LIVE, GONE: State.ROLLED_BACK}.get(what)
-    for record in ledger.find(erasure_id=erasure) if after else []:
-        if after in TRANSITIONS[record.state]:
-            ledger.transition(record.id, after, actor=actor, reason=f"release {manifest.counter}")

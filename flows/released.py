@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fade.adapters.manifest import MANIFEST_NAME, Manifest, read_manifest
+from fade.adapters.manifest import MANIFEST_NAME, LiveAdapter, Manifest, read_manifest
 from fade.signing import verifying_key
 
 RELEASES, KEYS = Path("data/release"), Path(".fade/keys")
@@ -31,3 +31,20 @@ def released() -> dict[Path, Manifest]:
     """Every release folder and its manifest."""
     found = {folder: current_manifest(folder) for folder in sorted(RELEASES.glob("*")) if folder.is_dir()}
     return {folder: manifest for folder, manifest in found.items() if manifest is not None}
+
+
+def model_of(entry: LiveAdapter) -> str:
+    """The registered model of a live adapter."""
+    return entry.name.partition("/")[0]
+
+
+def number_of(entry: LiveAdapter) -> int:
+    """The version of a live adapter."""
+    return int(entry.name.partition("/")[2])
+
+
+def live_versions(model: str) -> list[int]:
+    """Numbers of a model's versions that are live by the signed manifests, on whatever base."""
+    return [
+        number_of(entry) for manifest in released().values() for entry in manifest.adapters if model_of(entry) == model
+    ]

@@ -52,8 +52,9 @@ def fitting_together(live: Sequence[Approved], new: Sequence[Approved], board: B
     combination that would tell more is ``board.unknown``.
     """
     chosen = _fitting(live, new, board)
+    replaced = {one.model for one in chosen}
     for one in (*live, *new):
-        if one not in chosen and one.name not in board.waiting:
+        if one not in chosen and one.model not in replaced and one.name not in board.waiting:
             board.waiting[one.name] = _clash(one, chosen)
     return chosen
 
@@ -92,18 +93,14 @@ def _fitting(live: Sequence[Approved], new: Sequence[Approved], board: Board) ->
 
 def joined(live: Sequence[Approved], new: Sequence[Approved]) -> list[Approved]:
     """Live adapters, less those whose model or whose concepts a new one takes over, and the new ones."""
-    kept = [
-        one
-        for one in live
-        if not any(one.version.model == other.version.model or one.concepts < other.concepts for other in new)
-    ]
+    kept = [one for one in live if not any(one.model == other.model or one.concepts < other.concepts for other in new)]
     return [*kept, *[one for one in new if not any(one.concepts < other.concepts for other in new)]]
 
 
 def _clash(one: Approved, others: Sequence[Approved]) -> str:
     """Why two adapters cannot be live together: a concept is erased once."""
     for other in others:
-        if one.version.model == other.version.model or one.concepts.isdisjoint(other.concepts):
+        if one.model == other.model or one.concepts.isdisjoint(other.concepts):
             continue
         if one.concepts < other.concepts:
             return f"all that it erases is erased by {other.name}, which is approved too"
@@ -136,8 +133,7 @@ def let_through(chosen: Sequence[Approved], gate: Mapping[str, Any]) -> bool:
     What no bound or no judge decides of one is not decided by the others either: whoever let it through alone, with
     this verdict, knew that. A failure together is let through by nobody.
     """
-    decided = {one.version.gate for one in chosen if one.version.decision}
-    return gate["verdict"] in TO_DECIDE and gate["verdict"] in decided
+    return gate["verdict"] in TO_DECIDE and gate["verdict"] in {one.decided for one in chosen}
 
 
 def told(chosen: Sequence[Approved], gate: Mapping[str, Any] | None) -> str:
@@ -155,7 +151,7 @@ def combination_folder(chosen: Sequence[Approved]) -> Path:
     """Named by everything that decides the result: adapters, base, protocol, judges and code."""
     first = chosen[0].request
     made_by = {
-        "adapters": sorted(one.version.adapter_sha256 for one in chosen),
+        "adapters": sorted(one.adapter_sha256 for one in chosen),
         "base": first.base_sha256,
         "settings": first.evaluate.model_dump(mode="json"),
         "judges": [sha256_file(path) for path in sorted(Path(first.judges).glob("*.safetensors"))],
@@ -173,7 +169,7 @@ def verdict_together(chosen: Sequence[Approved]) -> dict[str, Any] | None:
     metrics = read_json(found)
     report = {**metrics["judges"]["report"], "attacks": metrics.get("attacks", {})}
     figures = {name: report["after"][name]["value"] for name in ("ua", "ira", "cra")}
-    return {**judge_gate(report, strictest([one.request.gate for one in chosen])), "figures": figures}
+    return {**judge_gate(report, strictest([one.gate for one in chosen])), "figures": figures}
 
 
 def measure_together(chosen: Sequence[Approved]) -> None:
@@ -190,7 +186,7 @@ def measure_together(chosen: Sequence[Approved]) -> None:
 
 
 def _in_order(chosen: Sequence[Approved]) -> list[Approved]:
-    return sorted(chosen, key=lambda one: one.version.adapter_sha256)
+    return sorted(chosen, key=lambda one: one.adapter_sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +246,7 @@ def offer_consolidated(chosen: Sequence[Approved], everything: Sequence[AdapterV
     if not failing:
         return
     wanted = frozenset().union(*(one.concepts for one in chosen))
-    found = [one for one in everything if one.base_sha256 == chosen[0].version.base_sha256 and _erases(one) == wanted]
+    found = [one for one in everything if one.base_sha256 == chosen[0].base_sha256 and _erases(one) == wanted]
     if not found:
         start_consolidation([one.folder.name for one in chosen])
         said = "one adapter for all of it is being distilled"

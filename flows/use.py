@@ -37,8 +37,12 @@ def load_with(base: str | Path, adapters: Sequence[_tracking.AdapterVersion]) ->
 
 
 def live_adapters() -> list[_tracking.AdapterVersion]:
-    """The approved version of every erasure, without those that the release flow refused."""
-    return [one for one in _tracking.versions() if one.live and not one.release.startswith(("refused", "waiting"))]
+    """The approved version of every erasure, if the ledger registered it and the release flow did not refuse it."""
+    return [
+        one
+        for one in _tracking.versions()
+        if one.live and not one.release.startswith(("refused", "waiting")) and _tracking.is_registered(one)
+    ]
 
 
 def draw(sd: Base, prompts: Sequence[str], *, seed: int, steps: int = STEPS) -> NDArray[np.uint8]:

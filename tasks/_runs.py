@@ -15,18 +15,21 @@ from typing import Any
 
 from fade.adapters.card import load_card
 from fade.config import Request
-from fade.errors import LineageError, RegistryError
+from fade.errors import AdapterFormatError, LineageError, RegistryError
 from fade.evaluation.report import loss_figure
 from fade.files import read_json
 from fade.lineage import git_state, library_versions
-from tasks._mlflow import EXPERIMENT, STUDIES, experiment, mlflow_client
+from tasks._mlflow import EXPERIMENT, STUDIES, experiment, mlflow_client, read_file
 from tasks._page import DOCS
+from tasks._registration import as_param, kind_of
 from tasks._tracking import (
+    ADAPTER,
     JUDGED,
     MODEL_PREFIX,
     RELEASE_TAG,
     WITHDRAWN,
     AdapterVersion,
+    fetch_adapter,
     find_version,
     offer,
     versions,
@@ -35,10 +38,10 @@ from tasks._tracking import (
 # isort: split
 # After tasks._mlflow, which sets MLflow's switches.
 import mlflow
-import mlflow.diffusers
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 CURVE = ("forget_loss", "retain_loss", "gradient_norm")
 """Figures of each step of the training."""
@@ -68,7 +71,7 @@ def register(
     model = MODEL_PREFIX + request.id
     with mlflow_client() as client:
         for version in versions():
-            if version.model == model and version.adapter_sha256 == card["adapter_sha256"]:
+            if version.model == model and _is_this(client, version, folder, card["adapter_sha256"]):
                 if version.release.startswith(WITHDRAWN):  # and is asked for again
                     client.set_model_version_tag(model, str(version.version), RELEASE_TAG, "")
                     offer(client, model, version.version)
@@ -85,6 +88,19 @@ def register(
         return next(v for v in versions() if v.model == model and v.version == number)
 
 
+def _is_this(client: MlflowClient, version: AdapterVersion, folder: Path, adapter_sha256: str) -> bool:
+    """Whether a version is this erasure's: whoever may write to MLflow can make one that only says so."""
+    if version.fault or version.adapter_sha256 != adapter_sha256:
+        return False
+    try:
+        fetch_adapter(version)
+        content = read_file(client, version.run_id, "metrics.json")
+    except (RegistryError, LineageError, AdapterFormatError, MlflowException) as error:
+        logger.warning("%s version %d is not taken for this erasure: %s", version.model, version.version, error)
+        return False
+    return content == (folder / "evaluation" / "metrics.json").read_bytes()
+
+
 def _log_run(
     client: MlflowClient,
     folder: Path,
@@ -97,15 +113,12 @@ def _log_run(
     run_id = _taken_over(client, request.id) or str(
         client.create_run(experiment(client, EXPERIMENT), run_name=request.id).info.run_id
     )
-    git = git_state()
     tags = {
         "erasure": request.id,
         "kind": kind_of(request),
         "origin": "distilled here" if request.imported is None else "imported",
         "base.sha256": request.base_sha256,
-        "git.commit": git["commit"],
-        "git.dirty": git["dirty"],
-        **{f"library.{name}": version for name, version in library_versions().items()},
+        **code_tags(),
         **lineage,
     }
     settings = request.model_dump(mode="json")
@@ -118,7 +131,7 @@ def _log_run(
     client.log_batch(
         run_id,
         metrics=[Metric(key, float(value), 0, 0) for key, value in flat_figures(metrics, timings).items()],
-        params=[Param(key, str(value)) for key, value in params.items()],
+        params=[Param(key, as_param(value)) for key, value in params.items()],
         tags=[RunTag(key, value) for key, value in tags.items()],
     )
     for name in (
@@ -128,14 +141,32 @@ def _log_run(
         "dvc.lock",
         "validation.json",
     ):
-        client.log_artifact(run_id, str(folder / name))
+        if (folder / name).is_file():  # a purge takes some of them
+            client.log_artifact(run_id, str(folder / name))
     _log_docs(client, run_id, folder / "docs")
     if request.imported is None:
         client.log_artifact(run_id, str(folder / "mask" / "mask.json"))
         _log_curve(client, run_id, pd.read_csv(folder / "curve.csv"))
-    _log_splits(run_id, folder, lineage)
+    if (folder / "splits").is_dir():
+        _log_splits(run_id, folder, lineage)
     client.set_terminated(run_id, "FINISHED")
     return run_id
+
+
+def code_tags() -> dict[str, str]:
+    """Commit and libraries, as a run's tags."""
+    git = git_state()
+    return {
+        "git.commit": git["commit"],
+        "git.dirty": git["dirty"],
+        **{f"library.{name}": version for name, version in library_versions().items()},
+    }
+
+
+def say_code(version: AdapterVersion) -> None:
+    """Commit and libraries onto a version's run anew: what registered it died before the log had it."""
+    with mlflow_client() as client:
+        client.log_batch(version.run_id, tags=[RunTag(key, value) for key, value in code_tags().items()])
 
 
 def _log_docs(client: MlflowClient, run_id: str, docs: Path) -> None:
@@ -210,12 +241,6 @@ def _taken_over(client: MlflowClient, erasure: str) -> str | None:
     return None
 
 
-def kind_of(request: Request) -> str:
-    """What is erased, as a tag may say it: ``person``, ``object``, ``style``, or several of them."""
-    kinds = dict.fromkeys("person" if pair.person else pair.kind for pair in request.pairs)
-    return ", ".join(kinds)
-
-
 def log_study(name: str, folder: Path, table: pd.DataFrame) -> None:
     """A run of the experiment ``studies``: the table's means as metrics, a step a row, its picture and table.
 
@@ -238,24 +263,12 @@ def log_study(name: str, folder: Path, table: pd.DataFrame) -> None:
         client.set_terminated(run.info.run_id, "FINISHED")
 
 
-def _new_version(
-    client: MlflowClient, run_id: str, model: str, *, folder: Path, request: Request, card: dict[str, Any]
-) -> int:
-    """A LoRA goes through MLflow's flavour for diffusers; a sparse difference, which it does not know, as files."""
-    if card["type"] == "lora":
-        with mlflow.start_run(run_id=run_id):
-            logged = mlflow.diffusers.log_model(
-                adapter_path=str(folder / "adapter"),
-                base_model=str(Path(request.base).resolve()),
-                name="adapter",
-                registered_model_name=model,
-                pip_requirements=["torch", "diffusers", "peft", "safetensors"],
-            )
-        return int(logged.registered_model_version)
-    client.log_artifacts(run_id, str(folder / "adapter"), "adapter")
+def _new_version(client: MlflowClient, run_id: str, model: str, *, folder: Path) -> int:
+    """The adapter as files of its run: no flavour, so that nobody is led to load what others may have written."""
+    client.log_artifacts(run_id, str(folder / "adapter"), ADAPTER)
     if not client.search_registered_models(filter_string=f"name = '{model}'"):
         client.create_registered_model(model)
-    source = f"{client.get_run(run_id).info.artifact_uri}/adapter"
+    source = f"{client.get_run(run_id).info.artifact_uri}/{ADAPTER}"
     return int(client.create_model_version(model, source=source, run_id=run_id).version)
 
 
@@ -310,7 +323,7 @@ def _log_version(
 ) -> int:
     judged = metrics["judges"]["report"]["after"]
     gate = metrics["gate"].get("verdict") or ("passed" if metrics["gate"]["passed"] else "failed")
-    number = _new_version(client, run_id, model, folder=folder, request=request, card=card)
+    number = _new_version(client, run_id, model, folder=folder)
     tags = {
         "adapter_sha256": card["adapter_sha256"],
         "type": card["type"],

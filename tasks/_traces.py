@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 
 from fade.errors import LineageError
-from fade.temporary import temporary_folder
-from tasks._mlflow import files_of, mlflow_client
+from tasks._mlflow import delete_file, files_of, is_ours, mlflow_client, read_file
 
 # isort: split
 # After tasks._mlflow, which sets MLflow's switches.
 from mlflow.entities import ViewType
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 logger = logging.getLogger(__name__)
 
 
 def runs_of(erasure: str) -> list[str]:
-    """Ids of the runs of an erasure: those of every version, and those that never led to one."""
+    """Ids of the runs of an erasure: those of every version, and those that never led to one.
+
+    A run that says so and whose files lie where this project keeps none is somebody else's: it holds nothing of ours,
+    and holds up no purge.
+    """
     with mlflow_client() as client:
         experiments = [one.experiment_id for one in client.search_experiments(view_type=ViewType.ALL)]
         found = client.search_runs(experiments, f"tags.erasure = '{erasure}'", run_view_type=ViewType.ALL)
-        return sorted(run.info.run_id for run in found)
+        return sorted(run.info.run_id for run in found if is_ours(run.info.artifact_uri))
 
 
 def run_bytes(run_id: str, name: str) -> bytes:
     """A file of a run."""
-    with mlflow_client() as client, temporary_folder("run-file") as folder:
-        return Path(client.download_artifacts(run_id, name, str(folder))).read_bytes()
+    with mlflow_client() as client:
+        return read_file(client, run_id, name)
 
 
 def run_files(run_id: str, names: Iterable[str]) -> list[str]:
@@ -50,4 +51,4 @@ def run_files(run_id: str, names: Iterable[str]) -> list[str]:
 def delete_run_file(run_id: str, name: str) -> None:
     """Delete a file of a run from MLflow's artifact store."""
     with mlflow_client() as client:
-        get_artifact_repository(client.get_run(run_id).info.artifact_uri).delete_artifacts(name)
+        delete_file(client, run_id, name)

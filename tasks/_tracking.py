@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -12,19 +15,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fade.adapters.card import CARD_NAME, load_card
+from fade.adapters.card import CARD_NAME, DELTA_NAME, WEIGHTS_NAME, load_card
 from fade.errors import LineageError, RegistryError, listing, nearest
 from fade.evaluation.gate import BORDERLINE, UNJUDGED
 from fade.files import sha256_file
-from tasks._mlflow import STUDIES, files_of, mlflow_client
+from fade.requests.ledger import Ledger
+from tasks._mlflow import STUDIES, fetch_files, files_of, mlflow_client, read_file
 from tasks._page import ATTACK, Page, page
+from tasks._registration import ATTACKED, REJUDGED, registration_of, registrations
 
 # isort: split
 # After tasks._mlflow, which sets MLflow's switches.
 import mlflow
-import mlflow.diffusers
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
 
 MODEL_PREFIX = "erasure-"
 APPROVED, CANDIDATE = "approved", "candidate"
@@ -37,6 +42,11 @@ TO_DECIDE = {
     UNJUDGED: "the judge does not surely recognise, in the base's own pictures, what it is asked about",
 }
 """Verdicts that only a person's reason lets through, and why."""
+ADAPTER = "adapter"
+"""Folder of a run that holds the adapter's files."""
+logger = logging.getLogger(__name__)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FIGURES = ("ua", "ira", "cra", "drift")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +56,13 @@ class AdapterVersion:
     Attributes:
         model: registered model, one for each erasure; its name holds only the erasure's id.
         aliases: among them ``candidate`` (offered) and ``approved`` (live).
-        gate: ``passed``, ``failed``, ``borderline`` or ``unjudged``, as its tag says; a release asks the figures.
+        gate: ``passed``, ``failed``, ``borderline`` or ``unjudged``, as its tag says; the release flow asks what was
+            measured and logged.
         release: what the release flow said last: ``live``, ``rolled back``, ``waiting: why``, ``refused: why``.
         recognised: least share of an erased concept's pictures by the base in which the judge names it.
         inversion: share of pictures in which white-box inversion brings the concept back; None if not measured.
-        decision: why a person lets a borderline or unjudged version pass; empty where nobody decided.
+        decision: why a person lets it pass, as its page says; what counts is the ledger's row.
+        fault: what is wrong with its tags, whose figures are then not a number; empty if nothing is.
     """
 
     model: str
@@ -69,6 +81,7 @@ class AdapterVersion:
     inversion: float | None = None
     decision: str = ""
     recognised: float | None = None
+    fault: str = ""
 
     @property
     def live(self) -> bool:
@@ -105,23 +118,35 @@ def withdraw(version: AdapterVersion, reason: str) -> None:
 
 
 def refresh_page(version: AdapterVersion) -> None:
-    """Write a version's page anew, from what its run and its tags hold now."""
-    metrics = json.loads(run_file(version, "metrics.json"))
+    """Write a version's page anew, from what its run and its tags hold now.
+
+    Raises:
+        LineageError: its run does not hold what a registered run holds.
+    """
+    content = run_file(version, "metrics.json")
     with mlflow_client() as client:
         run = client.get_run(version.run_id)
         tags = client.get_model_version(version.model, str(version.version)).tags
-        of = Page(
-            metrics=metrics,
-            least=_least(metrics, run.data.params),
-            run=(version.run_id, run.info.experiment_id),
-            tags=run.data.tags,
-            files={path.partition("/")[0] for path in files_of(client, version.run_id)},
-            inversion=float(tags["inversion"]) if "inversion" in tags else None,
-            together=tags.get(TOGETHER_TAG, ""),
-            purged=tags.get(PURGED_TAG, ""),
-            study=_newest_study(client),
-        )
-        client.update_model_version(version.model, str(version.version), description=page(of, approved=APPROVED))
+        try:
+            metrics = json.loads(content)
+            of = Page(
+                metrics=metrics,
+                least=_least(metrics, run.data.params),
+                run=(version.run_id, run.info.experiment_id),
+                tags=run.data.tags,
+                files={path.partition("/")[0] for path in files_of(client, version.run_id)},
+                inversion=float(tags["inversion"]) if "inversion" in tags else None,
+                together=tags.get(TOGETHER_TAG, ""),
+                purged=tags.get(PURGED_TAG, ""),
+                study=_newest_study(client),
+            )
+            said = page(of, approved=APPROVED)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LineageError(
+                f"The page of {version.model} version {version.version} cannot be written: its run was changed "
+                f"({type(error).__name__}: {error}). Run the erasure again."
+            ) from None
+        client.update_model_version(version.model, str(version.version), description=said)
 
 
 def _least(metrics: Mapping[str, Any], params: Mapping[str, str]) -> dict[str, float]:
@@ -160,33 +185,48 @@ def versions() -> list[AdapterVersion]:
             for alias, number in model.aliases.items():
                 aliases.setdefault((model.name, int(number)), []).append(alias)
         for version in _pages(client.search_model_versions):
-            tags, number = version.tags, int(version.version)
-            if "adapter_sha256" not in tags or "drift" not in tags:
+            held = tuple(sorted(aliases.get((version.name, int(version.version)), [])))
+            if not held and not {"adapter_sha256", "drift"} <= version.tags.keys():
                 continue  # registration died half-way; the next run of the erasure registers again
-            one = AdapterVersion(
-                model=version.name,
-                version=number,
-                run_id=version.run_id or "",
-                adapter_sha256=tags["adapter_sha256"],
-                base_sha256=tags["base_sha256"],
-                kind=tags["kind"],
-                gate=tags["gate"],
-                aliases=tuple(sorted(aliases.get((version.name, number), []))),
-                ua=float(tags["ua"]),
-                ira=float(tags["ira"]),
-                cra=float(tags["cra"]),
-                drift=float(tags["drift"]),
-                release=tags.get(RELEASE_TAG, ""),
-                inversion=float(tags["inversion"]) if "inversion" in tags else None,
-                decision=tags.get(DECISION_TAG, ""),
-                recognised=float(tags["recognised"]) if "recognised" in tags else None,
-            )
-            found.append((version.creation_timestamp, one))
+            found.append((version.creation_timestamp, _parsed(version, held)))
         return [version for _, version in sorted(found, key=lambda item: (item[0], item[1].version))]
 
 
+def _parsed(version: ModelVersion, aliases: tuple[str, ...]) -> AdapterVersion:
+    """A version by its tags, which anyone may have written: what cannot be read is said, and stops no other."""
+    tags = version.tags
+    faults = [name for name in ("adapter_sha256", "base_sha256") if not _SHA256.fullmatch(tags.get(name, ""))]
+    figures = {name: _number(tags.get(name, "")) for name in (*_FIGURES, "inversion", "recognised")}
+    faults += [name for name in _FIGURES if math.isnan(figures[name])]
+    faults += [name for name in ("inversion", "recognised") if name in tags and math.isnan(figures[name])]
+    return AdapterVersion(
+        model=version.name,
+        version=int(version.version),
+        run_id=version.run_id or "",
+        adapter_sha256=tags.get("adapter_sha256", ""),
+        base_sha256=tags.get("base_sha256", ""),
+        kind=tags.get("kind", ""),
+        gate=tags.get("gate", ""),
+        aliases=aliases,
+        **{name: figures[name] for name in _FIGURES},
+        release=tags.get(RELEASE_TAG, ""),
+        inversion=figures["inversion"] if "inversion" in tags else None,
+        decision=tags.get(DECISION_TAG, ""),
+        recognised=figures["recognised"] if "recognised" in tags else None,
+        fault=f"Its tags are missing or no value of theirs: {listing(faults)}." if faults else "",
+    )
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
 def find_version(name: str, number: int | None = None) -> AdapterVersion:
-    """One adapter by model name or erasure id; its newest version if none is named.
+    """One adapter by model name or erasure id; the newest that the ledger registered if no number is named.
 
     Raises:
         RegistryError: there is none; suggests the nearest.
@@ -197,35 +237,36 @@ def find_version(name: str, number: int | None = None) -> AdapterVersion:
     if not known:
         raise RegistryError(f"No adapter {name!r} is registered. {nearest(model, {v.model for v in everything})}")
     if number is None:
-        return known[-1]
+        # Anyone who may write to MLflow can add a newer one.
+        return ([version for version in known if is_registered(version)] or known)[-1]
     chosen = [version for version in known if version.version == number]
     if not chosen:
         raise RegistryError(f"{model} has no version {number}: it has {listing(v.version for v in known)}.")
     return chosen[0]
 
 
-def approve(name: str, number: int | None = None, *, decision: str = "") -> AdapterVersion:
-    """Set alias ``approved``: the version is live.
+def is_registered(version: AdapterVersion) -> bool:
+    """Whether the ledger logged this version: this adapter, of this run, on this base."""
+    with Ledger() as ledger:
+        rows = [row for row in registrations(ledger, version.erasure) if row.version == version.version]
+    which = (version.run_id, version.adapter_sha256, version.base_sha256)
+    return bool(rows) and (rows[-1].run_id, rows[-1].adapter_sha256, rows[-1].base_sha256) == which
 
-    Args:
-        decision: why a person lets a borderline or unjudged version pass; kept as the tag ``gate_decision``.
+
+def approve(name: str, number: int | None = None) -> AdapterVersion:
+    """Set alias ``approved``: a person wants the version live. ``flows.approval.approve`` logs who and why first.
 
     Raises:
-        RegistryError: unknown, its gate failed, it is a person's to decide and nobody did, or its files were changed
-            since registration.
+        RegistryError: unknown, or its gate failed.
+        LineageError: the ledger did not register it, or its files were changed since.
     """
     version = find_version(name, number)
-    if version.gate in TO_DECIDE and not (decision or version.decision):
-        raise RegistryError(
-            f"{version.model} version {version.version} is {version.gate}: {TO_DECIDE[version.gate]}. "
-            "Read its report, then approve it with --because 'your reason', or leave it out."
-        )
     if version.gate not in ("passed", *TO_DECIDE):
         raise RegistryError(f"{version.model} version {version.version} did not pass its gate; it is not approved.")
+    with Ledger() as ledger:
+        registration_of(ledger, version)
     fetch_adapter(version)
     with mlflow_client() as client:
-        if decision and version.gate in TO_DECIDE:
-            client.set_model_version_tag(version.model, str(version.version), DECISION_TAG, decision)
         client.set_registered_model_alias(version.model, APPROVED, str(version.version))
     return find_version(version.model, version.version)
 
@@ -250,18 +291,21 @@ def rollback(name: str, to: int | None = None) -> AdapterVersion:
 def fetch_adapter(version: AdapterVersion) -> Path:
     """A local folder with the registered adapter, its hash checked against the registry's tag.
 
+    The two files of an adapter are downloaded by their names from the version's run, and nothing else: what a version
+    says of its source, flavour or code is not looked at.
+
     Raises:
         RegistryError: MLflow does not have it.
-        LineageError: its bytes are not the ones registered.
+        LineageError: its bytes are not the ones registered, or lie where this project keeps no files.
     """
-    uri = f"models:/{version.model}/{version.version}"
+    if version.fault:
+        raise LineageError(f"{version.model} version {version.version}: {version.fault} Run the erasure again.")
     place = Path(_fetched().name)
     with mlflow_client() as client, tempfile.TemporaryDirectory(dir=place) as fresh:
-        if client.get_model_version(version.model, str(version.version)).tags.get("type") == "delta":
-            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=fresh))
-        else:
-            folder = Path(mlflow.diffusers.load_model(uri, dst_path=fresh).adapter_path)
-        folder = folder if folder.is_dir() else folder.parent
+        there = set(files_of(client, version.run_id, ADAPTER))
+        wanted = [f"{ADAPTER}/{name}" for name in (CARD_NAME, WEIGHTS_NAME, DELTA_NAME)]
+        fetch_files(client, version.run_id, [name for name in wanted if name in there], Path(fresh))
+        folder = Path(fresh) / ADAPTER
         card = load_card(folder)
         if card["adapter_sha256"] != version.adapter_sha256:
             raise LineageError(
@@ -288,16 +332,30 @@ def approved_now() -> dict[str, int]:
         return {model.name: int(model.aliases[APPROVED]) for model in found if APPROVED in model.aliases}
 
 
+def models() -> set[str]:
+    """Names of the registered models that there are, with versions or without."""
+    with mlflow_client() as client:
+        return {model.name for model in _pages(client.search_registered_models)}
+
+
 def say_release(version: AdapterVersion, what: str) -> None:
     """Show on a version's page what became of its approval."""
     if what == version.release:
         return
-    with mlflow_client() as client:
-        client.set_model_version_tag(version.model, str(version.version), RELEASE_TAG, what)
+    tag_version(version, {RELEASE_TAG: what})
 
 
 def log_attack(version: AdapterVersion, figures: Mapping[str, float | None], sheet: Path | None) -> None:
-    """Attacks: metrics and a picture of the version's run, and a tag for each on its page."""
+    """Figures of attacks that were run on a registered version: into the ledger's log, then onto its page."""
+    known = {key: float(value) for key, value in figures.items() if value is not None}
+    details = {"version": version.version, "adapter_sha256": version.adapter_sha256, "figures": known}
+    with Ledger() as ledger:
+        ledger.append(ATTACKED, actor="fade", erasure_id=version.erasure, details=details)
+    show_attack(version, known, sheet)
+
+
+def show_attack(version: AdapterVersion, figures: Mapping[str, float | None], sheet: Path | None) -> None:
+    """Attacks as metrics and a picture of the version's run, and a tag for each on its page."""
     known = {key: value for key, value in figures.items() if value is not None}
     with mlflow_client() as client, tempfile.TemporaryDirectory() as folder:
         if sheet is not None:
@@ -310,19 +368,16 @@ def log_attack(version: AdapterVersion, figures: Mapping[str, float | None], she
 
 
 def say_gate(version: AdapterVersion, verdict: str) -> None:
-    """What the gate says now that attacks were run; the alias ``candidate`` follows it."""
+    """What the gate says now that attacks were run, logged and shown; the alias ``candidate`` follows it."""
+    details = {"version": version.version, "adapter_sha256": version.adapter_sha256, "verdict": verdict}
+    with Ledger() as ledger:
+        ledger.append(REJUDGED, actor="fade", erasure_id=version.erasure, details=details)
     with mlflow_client() as client:
         client.set_model_version_tag(version.model, str(version.version), "gate", verdict)
         if verdict == "passed":
             client.set_registered_model_alias(version.model, CANDIDATE, str(version.version))
         elif CANDIDATE in version.aliases:
             client.delete_registered_model_alias(version.model, CANDIDATE)
-
-
-def run_metrics(version: AdapterVersion) -> dict[str, float]:
-    """The figures of a version's run, attacks among them."""
-    with mlflow_client() as client:
-        return dict(client.get_run(version.run_id).data.metrics)
 
 
 def tag_version(version: AdapterVersion, tags: Mapping[str, str]) -> None:
@@ -337,9 +392,10 @@ def run_file(version: AdapterVersion, name: str) -> bytes:
 
     Raises:
         RegistryError: MLflow does not have it.
+        LineageError: it lies where this project keeps no files.
     """
-    with mlflow_client() as client, tempfile.TemporaryDirectory() as folder:
-        return Path(client.download_artifacts(version.run_id, name, folder)).read_bytes()
+    with mlflow_client() as client:
+        return read_file(client, version.run_id, name)
 
 
 def file_address(version: AdapterVersion, name: str) -> str | None:
@@ -352,8 +408,23 @@ def file_address(version: AdapterVersion, name: str) -> str | None:
 
 def run_tags(version: AdapterVersion) -> dict[str, str]:
     """Tags of a version's run: commit, libraries, hashes of DVC's outputs."""
+    return run_record(version).tags
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What MLflow says of a run today; anyone who may write to it can have changed it."""
+
+    metrics: dict[str, float]
+    params: dict[str, str]
+    tags: dict[str, str]
+
+
+def run_record(version: AdapterVersion) -> RunRecord:
+    """Figures, parameters and tags of a version's run."""
     with mlflow_client() as client:
-        return dict(client.get_run(version.run_id).data.tags)
+        data = client.get_run(version.run_id).data
+        return RunRecord(dict(data.metrics), dict(data.params), dict(data.tags))
 
 
 def say_together(version: AdapterVersion, what: str) -> None:
@@ -369,4 +440,7 @@ def say_purged(version: AdapterVersion, what: str) -> None:
     """Show on a version's page that its data was purged, and nothing that is gone."""
     with mlflow_client() as client:
         client.set_model_version_tag(version.model, str(version.version), PURGED_TAG, what)
-    refresh_page(version)
+    try:
+        refresh_page(version)
+    except LineageError as error:  # a run that somebody changed holds up no purge
+        logger.warning("%s", error)

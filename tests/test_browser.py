@@ -29,6 +29,7 @@ from flows import release, released, service
 from flows.erase import erase, prepare_folder
 from flows.purge import purge
 from flows.services import running
+from flows.settings import ERASURES
 from flows.watch import Watch, serving
 from tasks import _tracking
 from tests.tiny import entered, make_workspace
@@ -142,7 +143,7 @@ def test_the_page_of_what_was_purged_says_so_and_shows_nothing_that_is_gone(
     page.wait_for_function("[...document.images].some((one) => one.src.includes('sheet.png') && one.naturalWidth)")
     page.screenshot(path=SHOTS / "before-purge.png", full_page=True)
     with Ledger() as ledger:
-        purge(_tracking.find_version(version.model), release.ERASURES / request.id, ledger)
+        purge(_tracking.find_version(version.model), ERASURES / request.id, ledger)
     page.goto("about:blank")
     page.goto(address)
     page.get_by_text("Purged", exact=True).wait_for()

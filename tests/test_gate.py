@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +18,7 @@ from scipy.special import xlogy
 from fade.concepts import Concept
 from fade.config import Gate, Sure
 from fade.data.canvas import render_all
-from fade.errors import DataError, RefusedError, RegistryError
+from fade.errors import DataError, RefusedError
 from fade.evaluation.accuracy import canvas_protocol, rate, summary
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.gate import bound_checks, check, confidence_sequence, strictest, undecided, verdict
@@ -366,36 +363,25 @@ def test_a_judges_distances_grow_with_damage_and_its_control_is_called_nothing()
     assert seen.count("scrambled") > 0.9 * len(seen)
 
 
-def test_a_borderline_or_unjudged_version_passes_by_a_persons_reason_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_borderline_or_unjudged_version_passes_by_a_persons_reason_alone() -> None:
     from flows.approval import _check_gate
     from tasks import _tracking
 
     version = _tracking.AdapterVersion(
         "erasure-e0", 1, "run", "a", "b", "object", "borderline", (), ua=1.0, ira=1.0, cra=1.0, drift=0.0
     )
-    monkeypatch.setattr(_tracking, "find_version", lambda *_: version)
-    with pytest.raises(RegistryError, match="--because"):
-        _tracking.approve("e0")
-    unjudged = replace(version, gate="unjudged")
-    monkeypatch.setattr(_tracking, "find_version", lambda *_: unjudged)
-    with pytest.raises(RegistryError, match=r"does not surely recognise.*--because"):
-        _tracking.approve("e0")
-    metrics = {"judges": {"report": _figures(10, 10)}, "adapter_sha256": "a"}
-    content = json.dumps(metrics).encode()
-    request: Any = SimpleNamespace(gate=SURE)
-    with pytest.raises(RefusedError, match="a person has to decide"):
-        _check_gate(version, request, tmp_path, content)
-    decided = replace(version, decision="the pictures are right")
-    _check_gate(decided, request, tmp_path, content)
+    borderline = verdict(_figures(10, 10), SURE)
+    with pytest.raises(RefusedError, match=r"a person has to decide.*--because"):
+        _check_gate(version, borderline, decided=False)
+    # What is on its page is no decision: the ledger's row is.
+    with pytest.raises(RefusedError, match="counts for nothing"):
+        _check_gate(replace(version, decision="the pictures are right"), borderline, decided=False)
+    _check_gate(version, borderline, decided=True)
     # As with a judge that knows nothing of it.
-    blind = json.dumps({**metrics, "judges": {"report": _figures(50, 50, seen=0)}}).encode()
+    blind = verdict(_figures(50, 50, seen=0), SURE)
     with pytest.raises(RefusedError, match="what became of it cannot be seen"):
-        _check_gate(unjudged, request, tmp_path, blind)
-    _check_gate(replace(unjudged, decision="seen by eye"), request, tmp_path, blind)
+        _check_gate(replace(version, gate="unjudged"), blind, decided=False)
+    _check_gate(replace(version, gate="unjudged"), blind, decided=True)
     # A reason does not help one that fails.
-    metrics["judges"] = {"report": _figures(2, 10)}
-    content = json.dumps(metrics).encode()
     with pytest.raises(RefusedError, match="The gate failed"):
-        _check_gate(decided, request, tmp_path, content)
+        _check_gate(version, verdict(_figures(2, 10), SURE), decided=True)

@@ -7,7 +7,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from fade.steps.attack import reference_path
 from fade.steps.request import prepare_request
 from fade.steps.trial import TRIALS
 from flows import audit as audits
-from flows import release, released
+from flows import released
 from flows.cli import app
 from flows.erase import erase_flow, prepare_folder
 from flows.purge import Receipt, purge
@@ -156,10 +155,12 @@ def test_an_audit_outlives_what_was_deleted_from_the_catalog_for_others(
     assert not audits._changed_since(folder)
 
 
-def test_what_another_erasure_needs_is_kept_and_said(erased: tuple[Path, _tracking.AdapterVersion]) -> None:
+def test_what_another_erasure_needs_is_kept_and_said(
+    erased: tuple[Path, _tracking.AdapterVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, version = erased
     other = ERASURES / "e0ther000000"
-    version = replace(version, release=release.LIVE)
+    monkeypatch.setattr("flows.purge.live_versions", lambda _: [version.version])
 
     def listed() -> dict[str, list[Receipt]]:
         with Ledger() as ledger:
@@ -234,8 +235,8 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     attacked = reference_path(load_request(folder), folder)
     write_json(attacked, {"pictures": "of an attack on the base"})
     with Ledger() as ledger:
-        registered, row = ledger.history(erasure_id=folder.name)
-        assert registered.event == "registered"
+        registered, approved, row, logged = ledger.history(erasure_id=folder.name)
+        assert (registered.event, approved.event, logged.event) == ("registered", "approved", "attacked")
         assert registered.details["metrics_sha256"] == sha256_file(folder / "evaluation/metrics.json")
         assert row.event == "release.live"
         assert row.details["adapter_sha256"] == version.adapter_sha256
@@ -288,7 +289,8 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     bundle = Path("data/evidence") / folder.name
     key = public_key(released.KEYS / "public.pem")
     content = verify_evidence(bundle, key)
-    assert [row["event"] for row in content["chain"]["rows"]][:3] == ["registered", "release.live", "purge"]
+    events = [row["event"] for row in content["chain"]["rows"]]
+    assert events[:5] == ["registered", "approved", "release.live", "attacked", "purge"]
     assert content["purge"]["state"] == "purged"
     (attack,) = content["attacks"]
     assert attack == {

@@ -33,12 +33,13 @@ from flows import release, released, service, together, watch
 from flows.approval import check_version
 from flows.cli import app
 from flows.erase import erase, prepare_folder
+from flows.settings import ERASURES
 from tasks import _tracking
 from tasks._tracking import AdapterVersion
 from tests.figures import counted
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
-PROMPT = "a cat image in thermal style."
+PROMPT = "a cat image in oil style."
 FAST = {
     "distill.learning_rate": 0.02,
     "distill.precision": "fp32",
@@ -65,7 +66,7 @@ def client(workspace: Path) -> MlflowClient:
 
 @pytest.fixture(scope="module")
 def pair(workspace: Path, client: MlflowClient) -> tuple[AdapterVersion, AdapterVersion]:
-    return _erased("thermal", "photo"), _erased("cat", "horse")
+    return _erased("oil", "photo"), _erased("cat", "horse")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def nothing_approved(client: MlflowClient) -> Iterator[None]:
 
 @pytest.fixture
 def runtime(pair: tuple[AdapterVersion, AdapterVersion], tmp_path: Path) -> Runtime:
-    base = load_request(release.ERASURES / _id(pair[0])).base
+    base = load_request(ERASURES / _id(pair[0])).base
     sd = load_base(base)
     folder = release.open_release(base, sd.sha256)
     return Runtime(sd, folder, public_key=released.KEYS / "public.pem", state=tmp_path / "state.json")
@@ -219,8 +220,8 @@ def test_changed_files_are_refused_and_do_not_hold_up_the_others(
     better["drift"] = 0.0
     for path, changed, said in (
         (weights, weights.read_bytes()[:-1] + b"\x01", "was changed"),
-        (metrics, json.dumps(better).encode(), "one of them was changed"),
-        (metrics, b"{}", "is no evaluation"),
+        (metrics, json.dumps(better).encode(), "metrics.json was changed since it was logged"),
+        (metrics, b"{}", "metrics.json was changed since it was logged"),
     ):
         kept = path.read_bytes()
         assert changed != kept
@@ -240,7 +241,7 @@ def test_figures_changed_everywhere_but_in_the_log_are_refused(
 ) -> None:
     one, _ = pair
     stored = next(Path(".fade/mlartifacts").rglob(f"{one.run_id}/artifacts/metrics.json"))
-    local = release.ERASURES / _id(one) / "evaluation/metrics.json"
+    local = ERASURES / _id(one) / "evaluation/metrics.json"
     kept = stored.read_bytes()
     assert kept == local.read_bytes()
     better = json.dumps({**json.loads(kept), "drift": 0.0}).encode()
@@ -311,7 +312,7 @@ def test_the_page_says_what_a_reviewer_needs(
     assert "still brings the concept back in **25%**" in said
     assert f"![the attack](get-artifact?path=attack.png&run_uuid={one.run_id})" in said
     assert "passes the gate with 1 other" in said, "what was said stays"
-    assert "thermal" not in said.replace(_id(one), "")
+    assert "oil" not in said.replace(_id(one), "")
 
 
 def test_what_fails_together_is_distilled_into_one_which_goes_live_for_both(

@@ -24,6 +24,8 @@ def load_card(folder: Path) -> dict[str, Any]:
     if not (folder / CARD_NAME).is_file():
         raise AdapterFormatError(f"No adapter in {folder}: {CARD_NAME} is missing.")
     card = read_json(folder / CARD_NAME)
+    if not isinstance(card, dict):
+        raise AdapterFormatError(f"{folder / CARD_NAME} is no card: expected a JSON object. Fetch it again.")
     weights = weights_path(folder, card)
     if not weights.is_file():
         raise AdapterFormatError(f"No adapter in {folder}: {weights.name} is missing.")

@@ -26,6 +26,8 @@ from fade.signing import read_signed, write_signed
 
 EVIDENCE_KIND = "fade-evidence/1"
 JSON_NAME, PAGE_NAME = "evidence.json", "evidence.html"
+_REGISTERED = ("adapter_sha256", "base_sha256", "metrics_sha256", "code", "parameters")
+"""What the row of the registration says too, under the same names."""
 LIMITS = (
     "An adapter suppresses: whoever holds the base model without the adapter, or switches it off, has the base again.",
     "Unlearn accuracy was measured by the concept's name and by the judges named here; an attacker with the weights "
@@ -33,6 +35,8 @@ LIMITS = (
     "Purge receipts cover this project's work tree, DVC cache and remotes, MLflow artifacts and what Prefect keeps. "
     "Backups made elsewhere are covered when they are restored and purged again.",
     "Times are those of the machine that wrote the log.",
+    "Who acted is the account of the program that gave the command, and the one it has with MLflow where it has one. "
+    "An alias that was set in MLflow's page names nobody: it stands here as unknown.",
 )
 
 
@@ -62,7 +66,8 @@ def verify_evidence(folder: Path, key: Ed25519PublicKey) -> dict[str, Any]:
     """Check a bundle with the public key alone; give its content.
 
     Raises:
-        SignatureError: a file is missing or was changed, or a row of the log does not have its hash; says which.
+        SignatureError: a file is missing or was changed, a row of the log does not have its hash, or the content says
+            something else than the row that registered the erasure; says which.
     """
     content = read_signed(folder / JSON_NAME, EVIDENCE_KIND, key)
     page = folder / PAGE_NAME
@@ -71,7 +76,16 @@ def verify_evidence(folder: Path, key: Ed25519PublicKey) -> dict[str, Any]:
     for row in content["chain"]["rows"]:
         if chain.row_hash({**row, "at": datetime.fromisoformat(row["at"])}) != row["hash"]:
             raise SignatureError(f"{folder / JSON_NAME}: row {row['seq']} of the log does not have its hash.")
+    _check_registered(content, folder / JSON_NAME)
     return content
+
+
+def _check_registered(content: Mapping[str, Any], path: Path) -> None:
+    """Thresholds, settings, code and hashes are those of a row of the log that is in the bundle."""
+    said = {name: content[name] for name in _REGISTERED} | {"gate": content["gate"]["thresholds"]}
+    rows = [json.loads(row["details"]) for row in content["chain"]["rows"] if row["event"] == "registered"]
+    if not any(all(row.get(name) == value for name, value in said.items()) for row in rows):
+        raise SignatureError(f"{path}: no row of the log registered what it says of {', '.join(sorted(said))}.")
 
 
 def as_page(content: Mapping[str, Any]) -> str:

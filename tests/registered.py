@@ -1,0 +1,84 @@
+"""A finished erasure that nobody had to train or judge: its adapter, figures and files as an import leaves them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+
+from fade.adapters.store import save_adapter
+from fade.config import Gate, load_settings, make_request
+from fade.evaluation import accuracy
+from fade.files import write_json
+from fade.models.source import base_sha256
+from flows.erase import prepare_folder
+from tasks._tracking import AdapterVersion
+from tasks.erasure import register_version
+
+BASE = Path("data/base/canvas")
+
+
+def rate(hits: int, count: int) -> dict[str, Any]:
+    return asdict(accuracy.rate(hits, count))
+
+
+def report(ua: int, of: int) -> dict[str, Any]:
+    """What a judge says of an erasure that lost nothing: UA is ``ua`` of ``of``."""
+    kept = {"ira": rate(550, 550), "cra": rate(550, 550), "neighbours": {}}
+    lost = {"lost": 0, "gained": 0, "count": 550}
+    return {
+        "before": {**kept, "ua": rate(0, of), "erased": {"it": {"ua": rate(0, of)}}},
+        "after": {**kept, "ua": rate(ua, of), "erased": {"it": {"ua": rate(ua, of)}}},
+        "paired": {"ira": lost, "cra": lost, "neighbours": {}},
+    }
+
+
+def finished(concept: str, surrogate: str, *, ua: int = 98, of: int = 100, gate: Gate | None = None) -> Path:
+    """The folder of an erasure that is ready to be registered; UA 0.98 against a gate that asks 0.9 if not told."""
+    settings = load_settings(Path("params.yaml"))
+    request = make_request(
+        **{name: getattr(settings, name) for name in type(settings).model_fields if name != "gate"},
+        gate=gate or Gate(ua=0.9, ira_loss=0.1, cra_loss=0.1),
+        concept=concept,
+        surrogate=surrogate,
+        kind="object",
+        imported="0" * 64,
+        base=BASE.as_posix(),
+        base_sha256=base_sha256(BASE),
+        catalog="data/catalog/canvas",
+        judges="data/judges",
+    )
+    folder = prepare_folder(request)
+    seed = int(request.id[1:], 16) % 1000
+    place = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        f"{place}.lora_A.weight": torch.randn(2, 32, generator=generator),
+        f"{place}.lora_B.weight": torch.randn(32, 2, generator=generator),
+    }
+    sha256 = save_adapter(folder / "adapter", tensors, {"base_sha256": request.base_sha256})
+    from fade.steps.evaluate import judge_gate
+
+    figures = report(ua, of)
+    metrics = {
+        "judges": {"report": figures},
+        "adapter_sha256": sha256,
+        "drift": 0.01,
+        "adapter_bytes": 9,
+        "samples": of,
+    }
+    write_json(folder / "evaluation" / "metrics.json", {**metrics, "gate": judge_gate(figures, request.gate)})
+    write_json(folder / "timings.json", {})
+    pd.DataFrame({"step": []}).to_csv(folder / "curve.csv")
+    outs = [{"path": f"{folder.as_posix()}/adapter", "md5": "0" * 32}]
+    (folder / "dvc.lock").write_text(yaml.safe_dump({"stages": {"foreign": {"outs": outs}}}))
+    return folder
+
+
+def registered(concept: str, surrogate: str, **given: Any) -> tuple[Path, AdapterVersion]:
+    folder = finished(concept, surrogate, **given)
+    return folder, register_version(folder, {})
