@@ -159,11 +159,11 @@ def test_files_are_read_and_deleted_where_the_project_keeps_them_alone(project: 
         for act in (
             _tracking.fetch_adapter,
             lambda one: _tracking.run_file(one, "metrics.json"),
-            lambda one: _traces.run_files(one.run_id, ["metrics.json"]),
             lambda one: _traces.delete_run_file(one.run_id, "metrics.json"),
         ):
             with pytest.raises(LineageError, match="this project keeps none"):
                 act(version)
+        assert _traces.run_files(version.run_id, ["metrics.json"]) == []
         assert _traces.runs_of(version.erasure) == [], "somebody else's run holds up no purge"
     assert (elsewhere / "metrics.json").is_file()
     sql("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", kept, version.run_id)
