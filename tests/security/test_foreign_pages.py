@@ -114,7 +114,9 @@ def _as_they_are(folder: Path, prefect_port: int, mlflow_port: int) -> dict[str,
     services.STATE.mkdir(exist_ok=True)
     started = {}
     for name, command in commands.items():
-        environment = {**os.environ, "PREFECT_HOME": str(folder / "old-home"), "MLFLOW_DISABLE_TELEMETRY": "true"}
+        # Not what another test's project set for its own servers.
+        kept = {one: value for one, value in os.environ.items() if not one.startswith(("PREFECT_", "MLFLOW_"))}
+        environment = {**kept, "PREFECT_HOME": str(folder / "old-home"), "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (services.STATE / f"{name}.log").open("wb") as log:
             started[name] = subprocess.Popen(
                 [sys.executable, "-m", *command],
