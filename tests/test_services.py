@@ -49,7 +49,7 @@ def _environment(services: Services) -> dict[str, str]:
 def erased(services: Services, workspace: Path) -> dict[str, Any]:
     figures = workspace / "figures.json"
     result = run(
-        *("erase", "--concept", "thermal", "--surrogate", "photo", "--json", str(figures)),
+        *("erase", "--concept", "oil", "--surrogate", "photo", "--json", str(figures)),
         folder=workspace,
         **_environment(services),
     )
@@ -76,7 +76,7 @@ def test_approve_and_roll_back_through_a_real_mlflow_server(
             result = run(command, model, folder=workspace, **environment)
             assert result.returncode == 0, result.stderr
         out = tmp_path / f"{state}.png"
-        prompt = "a cat image in thermal style."
+        prompt = "a cat image in oil style."
         result = run("generate", "--prompt", prompt, "-o", str(out), "--live", folder=workspace, **environment)
         assert result.returncode == 0, result.stderr
         pictures[state] = out.read_bytes()
