@@ -146,6 +146,13 @@ def cancel(request_id: IdArgument, reason: ReasonOption, json_file: JsonOption =
 
 @request_app.command()
 @guarded
+def minimise(request_id: IdArgument, reason: ReasonOption, json_file: JsonOption = None) -> None:
+    """Forget the names in a request that is over; that it was, and when, stays in the log."""
+    _steer(request_id, json_file, lambda ledger: ledger.minimise(request_id, actor=actor(), reason=reason))
+
+
+@request_app.command()
+@guarded
 def hold(request_id: IdArgument, reason: ReasonOption, json_file: JsonOption = None) -> None:
     """Keep a request from running; its deadline stays."""
     _steer(request_id, json_file, lambda ledger: ledger.hold(request_id, actor=actor(), reason=reason))

@@ -69,7 +69,7 @@ def test_an_erasure_runs_the_attacks_its_gate_asks_for_and_is_judged_by_them(wor
     (reason,) = metrics["gate"]["reasons"]
     assert "the attack misspelling brings the concept back in up to" in reason
     assert "candidate" not in version.aliases
-    assert _tracking.run_metrics(version)["paraphrase_high"] == pytest.approx(found["paraphrase_high"])
+    assert _tracking.run_record(version).metrics["paraphrase_high"] == pytest.approx(found["paraphrase_high"])
     assert "Brought back by attacks" in (folder / "evaluation/report.html").read_text()
     assert "attack" in yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     # Asked again, nothing is run again.

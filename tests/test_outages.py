@@ -69,11 +69,11 @@ def test_a_dvc_that_was_killed_while_it_wrote_its_locks_stops_nobody(
         cut_off.write_text(content)
         with pytest.raises(RWLockFileCorruptedError), _edit_rwlock(str(cut_off.parent), LocalFileSystem(), False):
             pass
-        with _versioning._repo():
+        with _versioning.open_repo():
             assert not cut_off.exists()
     whole = '{"read": {}, "write": {}}'
     cut_off.write_text(whole)
-    with _versioning._repo():
+    with _versioning.open_repo():
         assert cut_off.read_text() == whole
 
 

@@ -28,7 +28,13 @@ from tests.databases import missing
 GROUP: Any = typer.main.get_command(app)
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "infra/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FOREIGN = {*INFRA_NAMES, "MLFLOW_TRACKING_URI", "PREFECT_API_DATABASE_CONNECTION_URL"}
+FOREIGN = {
+    *INFRA_NAMES,
+    "MLFLOW_TRACKING_URI",
+    "PREFECT_API_DATABASE_CONNECTION_URL",
+    "PREFECT_API_AUTH_STRING",
+    "FADE_PUBLIC_KEY",
+}
 """Variables that commands set and no setting of ours is."""
 MADE = {"infra/.env", ".fade/native.env", "my-secret.yaml", "prefect.yaml", ".venv/bin/activate"}
 """Files that a command names and that a person or another command makes."""
@@ -150,7 +156,8 @@ def _honcho(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    for one in arguments:
+    # What a shell puts in place of $(...) is no variable, though it may hold blanks.
+    for one in shlex.split(re.sub(r"\$\(.*?\)", "value", shlex.join(arguments).replace("'", ""))):
         _set(one.partition("=")[0])
 
 

@@ -100,9 +100,9 @@ def test_a_sweep_has_a_row_for_each_erasure_a_table_and_a_picture(workspace: Pat
 def test_a_sweep_on_one_base_has_the_rows_of_processes(workspace: Path, tmp_path: Path) -> None:
     file, rows = tmp_path / "sweep.json", []
     asked = ["sweep", "--concepts", "cat:horse,oil:photo", "--vary", "mask.density=0.3", "--json", str(file)]
-    for more in (["--parallel", "2"], ["--parallel", "2", "--one-base"]):
+    for more in ([], ["--one-base"]):
         shutil.rmtree(TRIALS, ignore_errors=True)
-        _invoke(*asked, *more)
+        _invoke(*asked, "--parallel", "2", *more)
         found = json.loads(file.read_text())["rows"]
         rows.append([{k: v for k, v in row.items() if not k.endswith(("seconds", "_mib"))} for row in found])
         logs = list(TRIALS.glob("*.log"))
@@ -123,7 +123,7 @@ def test_one_failure_does_not_lose_the_others(workspace: Path, tmp_path: Path) -
     found = json.loads(file.read_text())
     assert [row["distill.learning_rate"] for row in found["rows"]] == [0.001]
     (reason,) = found["failures"].values()
-    assert "not finite" in reason
+    assert "must be finite" in reason
 
 
 @pytest.mark.parametrize(

@@ -99,12 +99,15 @@ def entered(folder: Path) -> Iterator[Path]:
     """Work in a project until the end: it is the current folder, and the one that commands work on."""
     from flows.settings import configure
 
-    before, root = Path.cwd(), os.environ.get("FADE_ROOT")
+    before, variables = Path.cwd(), dict(os.environ)
+    # MLflow's client names its store there as soon as it is asked: a project before this one may have been asked.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ["FADE_ROOT"] = str(folder)
     configure()
     try:
         yield folder
     finally:
         os.chdir(before)
-        if root is not None:
-            os.environ["FADE_ROOT"] = root
+        for name in ("FADE_ROOT", "MLFLOW_TRACKING_URI"):
+            os.environ.pop(name, None)
+            os.environ |= {name: variables[name]} if name in variables else {}

@@ -26,7 +26,7 @@ from fade.signing import read_signed, write_signed
 
 EVIDENCE_KIND = "fade-evidence/1"
 JSON_NAME, PAGE_NAME = "evidence.json", "evidence.html"
-_REGISTERED = ("adapter_sha256", "base_sha256", "metrics_sha256", "code", "parameters")
+REGISTERED = ("adapter_sha256", "base_sha256", "metrics_sha256", "code", "parameters")
 """What the row of the registration says too, under the same names."""
 LIMITS = (
     "An adapter suppresses: whoever holds the base model without the adapter, or switches it off, has the base again.",
@@ -82,7 +82,9 @@ def verify_evidence(folder: Path, key: Ed25519PublicKey) -> dict[str, Any]:
 
 def _check_registered(content: Mapping[str, Any], path: Path) -> None:
     """Thresholds, settings, code and hashes are those of a row of the log that is in the bundle."""
-    said = {name: content[name] for name in _REGISTERED} | {"gate": content["gate"]["thresholds"]}
+    said = {name: content.get(name) for name in REGISTERED} | {"gate": content.get("gate", {}).get("thresholds")}
+    if missing := sorted(name for name, value in said.items() if value is None):
+        raise SignatureError(f"{path} says nothing of {', '.join(missing)}: seal it again with this version.")
     rows = [json.loads(row["details"]) for row in content["chain"]["rows"] if row["event"] == "registered"]
     if not any(all(row.get(name) == value for name, value in said.items()) for row in rows):
         raise SignatureError(f"{path}: no row of the log registered what it says of {', '.join(sorted(said))}.")

@@ -32,7 +32,7 @@ from fade.method.masks import make_mask, save_mask
 from fade.method.saliency import random_saliency
 from fade.models.family import load_base
 from fade.requests import tables
-from fade.requests.evidence import chain_rows, seal, verify_evidence
+from fade.requests.evidence import REGISTERED, chain_rows, seal, verify_evidence
 from fade.requests.ledger import Ledger
 from fade.signing import read_signed
 from tests.chaos.arguments import run_and_write
@@ -95,13 +95,16 @@ def _proofs(folder: Path, key: Ed25519PrivateKey) -> list[Target]:
     with Ledger(f"sqlite:///{folder / 'ledger.db'}") as ledger:
         for number in range(6):
             ledger.append("release.live", actor="test", erasure_id="e1", details={"manifest": number})
+        registered = {name: f"of {name}" for name in REGISTERED}
+        ledger.append("registered", actor="test", erasure_id="e1", details={**registered, "gate": {"ua": 0.99}})
         rows = chain_rows(ledger, erasure_id="e1")
     log = folder / "log.jsonl"
     # No byte of this text is without meaning, so that every change of a byte changes the log.
     lines = [{**row, "at": round(1e6 * datetime.fromisoformat(row["at"]).timestamp())} for row in rows]
     log.write_text("\n".join(json.dumps(line, separators=(",", ":")) for line in lines))
     bundle = folder / "evidence"
-    seal(bundle, {"erasure": {"id": "e1"}, "figures": {"ua": 1.0}, "chain": {"rows": rows}}, key)
+    said = {"erasure": {"id": "e1"}, "figures": {"ua": 1.0}, **registered, "gate": {"thresholds": {"ua": 0.99}}}
+    seal(bundle, {**said, "chain": {"rows": rows}}, key)
     return [
         Target("ledger", log, lambda: _load_log(log, folder / "ledger.db")),
         *(Target("evidence", bundle / name, lambda: verify_evidence(bundle, key.public_key())) for name in PARTS),

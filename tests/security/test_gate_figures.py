@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 from fade.config import Gate, Sure
 from fade.errors import DataError, LineageError
 from fade.evaluation.gate import verdict
-from flows.approval import _check_gate
-from tasks import _tracking
+from fade.requests.ledger import Ledger
+from flows.approval import judged
 from tests.figures import counted, judged_figures
 
 GATE = Gate(sure=Sure(), attacks={"paraphrase": 0.1})
@@ -125,14 +126,19 @@ def test_forged_figures_are_refused_and_never_passed(name: str) -> None:
 
 
 def test_forged_figures_in_the_registry_are_refused_on_approval(tmp_path: Path) -> None:
-    version = _tracking.AdapterVersion(
-        "erasure-e0", 1, "run", "a", "b", "object", "passed", (), ua=1.0, ira=1.0, cra=1.0, drift=0.0
-    )
-    request: Any = SimpleNamespace(gate=Gate(sure=Sure()))
+    def asked(figures: dict[str, Any], *, logged: bytes | None = None) -> dict[str, Any]:
+        content = json.dumps({"judges": {"report": figures}, "adapter_sha256": "a"}).encode()
+        row: Any = SimpleNamespace(
+            thresholds=Gate(sure=Sure()), metrics_sha256=hashlib.sha256(logged or content).hexdigest()
+        )
+        with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
+            return judged(ledger, row, "e0", content)
+
     figures = judged_figures({"it": (50, 0, 50)})
-    honest = json.dumps({"judges": {"report": figures}, "adapter_sha256": "a"}).encode()
-    _check_gate(version, request, tmp_path, honest)
+    assert asked(figures)["passed"]
     figures["after"]["erased"]["it"]["ua"] = counted(9, 9)
-    forged = json.dumps({"judges": {"report": figures}, "adapter_sha256": "a"}).encode()
-    with pytest.raises(LineageError, match="was changed"):
-        _check_gate(version, request, tmp_path, forged)
+    with pytest.raises(LineageError, match="was changed since it was logged"):
+        asked(figures, logged=b"what was measured")
+    # Also where the log itself holds their hash.
+    with pytest.raises(DataError, match="These are no figures of an evaluation"):
+        asked(figures)
