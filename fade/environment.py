@@ -75,7 +75,9 @@ class Environment(BaseSettings):
         "public addresses need none",
     )
     signing_key: SecretStr | None = Field(
-        None, description="Ed25519 private key as PEM text; if unset, `.fade/keys/signing.pem`, made at first use"
+        None,
+        description="Ed25519 private key as PEM text; if unset, `.fade/keys/signing.pem`, made when something is first "
+        "signed and no `public.pem` is there",
     )
     ledger_key: SecretStr | None = Field(
         None,

@@ -20,6 +20,7 @@ from fade.errors import LineageError, RegistryError, listing, nearest
 from fade.evaluation.gate import BORDERLINE, UNJUDGED
 from fade.files import sha256_file
 from fade.requests.ledger import Ledger
+from fade.temporary import temporary_folder
 from tasks._mlflow import STUDIES, fetch_files, files_of, mlflow_client, read_file
 from tasks._page import ATTACK, Page, page
 from tasks._registration import ATTACKED, REJUDGED, registration_of, registrations
@@ -357,10 +358,10 @@ def log_attack(version: AdapterVersion, figures: Mapping[str, float | None], she
 def show_attack(version: AdapterVersion, figures: Mapping[str, float | None], sheet: Path | None) -> None:
     """Attacks as metrics and a picture of the version's run, and a tag for each on its page."""
     known = {key: value for key, value in figures.items() if value is not None}
-    with mlflow_client() as client, tempfile.TemporaryDirectory() as folder:
+    with mlflow_client() as client, temporary_folder("attack") as folder:
         if sheet is not None:
-            shutil.copyfile(sheet, Path(folder) / ATTACK)
-            client.log_artifact(version.run_id, str(Path(folder) / ATTACK))
+            shutil.copyfile(sheet, folder / ATTACK)
+            client.log_artifact(version.run_id, str(folder / ATTACK))
         client.log_batch(version.run_id, metrics=[Metric(key, value, 0, 0) for key, value in known.items()])
         for name in (key for key in known if f"base_{key}" in known or key == "inversion"):
             client.set_model_version_tag(version.model, str(version.version), name, f"{known[name]:.4f}")
