@@ -18,13 +18,14 @@ from pydantic import BaseModel
 from fade import config
 from fade.config import Settings, load_settings, save_request
 from fade.files import read_json
-from fade.lineage import ROOT
+from fade.lineage import ROOT, processor_kind
 from fade.steps.distill import distill_adapter
 from fade.steps.evaluate import evaluate
 from fade.steps.mask import mask
 from fade.steps.request import prepare_request
 from fade.steps.saliency import saliency
 from fade.steps.split import split
+from flows.doctor import recorded
 from tasks._validation import validate
 from tasks._versioning import STAGES
 
@@ -66,6 +67,12 @@ def _stale(status: dict[str, Any]) -> list[str]:
                     if how not in ("deleted", "not in cache"):
                         found.append(f"{stage}: {kind}: {path}: {how}")
     return found
+
+
+def test_in_a_fresh_clone_nothing_is_stale(clone: Path) -> None:
+    status = _status(clone)
+    assert any("data/catalog/canvas" in str(changes) for changes in status.values()), "the catalog is not in git"
+    assert _stale(status) == []
 
 
 def test_a_fresh_clone_with_other_code_or_parameters_says_so(clone: Path) -> None:
@@ -150,3 +157,20 @@ def test_every_setting_that_a_stage_reads_is_among_its_parameters(
         assert reads, f"{name} reads no setting at all"
         missing = {read for read in reads if not {read, read.partition(".")[0]} & declared[name]}
         assert not missing, f"{name} reads {sorted(missing)}, which its stage does not name"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_fresh_clone_gives_the_recorded_hashes_on_the_recorded_kind_of_processor(clone: Path) -> None:
+    _git("add", "--all", cwd=clone)
+    command = [sys.executable, "-m", "dvc", "repro"]
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "2"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    environment.pop("FADE_ROOT", None)
+    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (clone / "data/erasures/example/evaluation/metrics.json").is_file()
+    same = read_json(ROOT / "data/recorded-on.json")["processor"] == processor_kind()
+    assert (recorded(clone).verdict == "ok") == same
+    if same:
+        assert _git("diff", "--name-only", cwd=clone).split() == []
