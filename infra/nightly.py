@@ -13,7 +13,7 @@ from flows.settings import configure
 configure()
 
 from fade.errors import ConfigError
-from flows.erase import erase
+from flows.erase import erase_flow
 from flows.schedules import checked_cron
 
 if __name__ == "__main__":
@@ -24,4 +24,4 @@ if __name__ == "__main__":
         cron = checked_cron(cron)
     except ConfigError as error:
         sys.exit(str(error))
-    erase.serve(name="nightly", cron=cron, parameters={"erasure_id": sys.argv[1]}, limit=1)
+    erase_flow.serve(name="nightly", cron=cron, parameters={"erasure_id": sys.argv[1]}, limit=1)

@@ -30,7 +30,7 @@ from tests.test_services import _free_port as free_port
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
 TOKEN = "a-token-for-tests-alone"
-SHELL = [{"prefect.deployments.steps.run_shell_script": {"script": "touch /tmp/a-page-was-here"}}]
+SHELL = [{"prefect.deployments.steps.run_shell_script": {"script": "touch a-page-was-here"}}]
 STRANGER = "rebinding.test"
 ASK = """async ([url, method, body, headers]) => {
     const how = {method, headers, body: body && JSON.stringify(body)};
