@@ -34,7 +34,7 @@ format: install
 # The lock file says what was made; the file beside it, on which kind of processor.
 repro: install
 	dvc repro
-	python -m tasks._versioning --recorded-here
+	python -m tasks.dvc.versioning --recorded-here
 
 install: $(VENV)/installed
 

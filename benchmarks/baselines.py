@@ -24,13 +24,13 @@ import pandas as pd
 import torch
 
 from fade.adapters.store import activate, apply_adapter, restore_base
-from fade.config import Request, load_settings, save_request
+from fade.config import Spec, load_settings, save_spec
 from fade.data.catalog import find_concept, load_concepts
 from fade.evaluation.accuracy import canvas_protocol, drift, naming_none, summary
-from fade.evaluation.baselines.fade import PAPER_SETTINGS
 from fade.evaluation.judges import load_judge
 from fade.files import read_json, write_json
 from fade.lineage import made_on
+from fade.methods.plain_fade import PAPER_SETTINGS
 from fade.models.family import Base, load_base
 from fade.models.generate import generate
 from fade.steps.baseline import METHODS, baseline_settings, material
@@ -38,8 +38,8 @@ from fade.steps.catalog import ensure_catalog
 from fade.steps.distill import distill_adapter
 from fade.steps.evaluate import domains, named_by
 from fade.steps.mask import mask
-from fade.steps.request import AUTO, CATALOG, prepare_request
 from fade.steps.saliency import saliency
+from fade.steps.spec import AUTO, CATALOG, prepare_spec
 from fade.steps.split import split
 
 FADE = "fade"
@@ -75,16 +75,16 @@ SEEDS = (188, 288)
 class Check:
     """Draws and judges a base as it is now: the concept's prompts at two seeds, the rest at one."""
 
-    def __init__(self, sd: Base, request: Request) -> None:
-        concepts = load_concepts(Path(request.catalog))
-        self._sd, self._request = sd, request
-        self._concept = find_concept(concepts, request.concept)
+    def __init__(self, base: Base, spec: Spec) -> None:
+        concepts = load_concepts(Path(spec.catalog))
+        self._sd, self._request = base, spec
+        self._concept = find_concept(concepts, spec.concept)
         everything = canvas_protocol(*domains(concepts), SEEDS)
         rest = naming_none(everything, [self._concept])
         named = everything[~everything.index.isin(rest.index)]
         self._rows = pd.concat([named, rest[rest["seed"] == SEEDS[0]]], ignore_index=True)
         self._kept = self._rows.index >= len(named)
-        self._judge = load_judge(Path(request.judges), "development")
+        self._judge = load_judge(Path(spec.judges), "development")
         self._before = self._drawn()
 
     def _drawn(self) -> Any:
@@ -120,23 +120,23 @@ def tried(concept: str, methods: list[str], known: list[dict[str, Any]]) -> Iter
     with tempfile.TemporaryDirectory() as temporary:
         request = _request(concept, {})
         torch.set_num_threads(request.threads)
-        sd = load_base(request.base, expected_sha256=request.base_sha256)
-        check, folder = Check(sd, request), Path(temporary) / "splits"
-        save_request(request, folder)
+        base = load_base(request.base, expected_sha256=request.base_sha256)
+        check, folder = Check(base, request), Path(temporary) / "splits"
+        save_spec(request, folder)
         split(folder)
-        given = material(sd, request, folder)
+        given = material(base, request, folder)
         for method, changes in cells:
             begun = time.process_time()
             if method == FADE:
-                _plain_fade(sd, concept, changes, Path(temporary))
+                _plain_fade(base, concept, changes, Path(temporary))
             else:
                 settings = baseline_settings(method, changes)
                 how = {"precision": request.distill.precision, "seed": request.distill.seed}
-                for _ in METHODS[method].make(sd, given, settings, **how):
+                for _ in METHODS[method].make(base, given, settings, **how):
                     pass
             seconds = round(time.process_time() - begun, 1)  # one thread: what it takes where nothing else runs
             row = {"method": method, "concept": concept, "settings": _full(method, changes), **check.figures()}
-            restore_base(sd)
+            restore_base(base)
             yield row | {"cpu_seconds": seconds}
 
 
@@ -151,21 +151,21 @@ def _cell(row: Mapping[str, Any]) -> str:
     return json.dumps(row["settings"], sort_keys=True)
 
 
-def _request(concept: str, changes: Mapping[str, Any]) -> Request:
+def _request(concept: str, changes: Mapping[str, Any]) -> Spec:
     settings = load_settings(Path("params.yaml"), changes={"threads": 1, **changes})
-    return prepare_request(concept, AUTO, settings=settings)
+    return prepare_spec(concept, AUTO, settings=settings)
 
 
-def _plain_fade(sd: Base, concept: str, changes: Mapping[str, Any], root: Path) -> None:
+def _plain_fade(base: Base, concept: str, changes: Mapping[str, Any], root: Path) -> None:
     folder = root / str(len(list(root.iterdir())))
-    save_request(_request(concept, {**PAPER_SETTINGS, **changes}), folder)
+    save_spec(_request(concept, {**PAPER_SETTINGS, **changes}), folder)
     split(folder)
     saliency(folder)
     mask(folder)
     for _ in distill_adapter(folder):
         pass
-    apply_adapter(sd, folder / "adapter", name="plain")
-    activate(sd, {"plain": 1.0})
+    apply_adapter(base, folder / "adapter", name="plain")
+    activate(base, {"plain": 1.0})
 
 
 def best(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

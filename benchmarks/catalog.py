@@ -97,7 +97,7 @@ def made_up(count: int, place: Path) -> Path:
 
 def validated(count: int, place: Path) -> dict[str, float]:
     """Great Expectations over a catalog of made-up rows."""
-    from tasks._validation import validate_catalog
+    from tasks.expectations.validation import validate_catalog
 
     folder = made_up(count, place / "catalog")
     begun = time.perf_counter()

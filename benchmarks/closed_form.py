@@ -27,8 +27,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from fade.config import ClosedFormSettings
 from fade.lineage import made_on
-from fade.method.closed_form import closed_form, distinct, text_moments
-from fade.method.masks import Mask, modules_within
+from fade.methods.closed_form import closed_form, distinct, text_moments
+from fade.methods.fade.masks import Mask, modules_within
 from fade.models.family import load_base
 
 BASE = Path("data/base/canvas")
@@ -89,14 +89,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    sd = load_base(BASE)
+    base = load_base(BASE)
     styles = [f"a {{}} image in {style} style." for style in ("photo", "oil", "neon", "sketch")]
     told = [[form.format(name) for form in styles] for name in ("cat", "horse")]
     others = [form.format(name) for form in styles for name in ("rocket", "flower", "temple", "coins", "clock")]
-    canvas = tuple(sd.encode_prompts(prompts).embeds for prompts in (*told, others))
-    found: dict[str, Any] = {"canvas": timed(sd.unet, canvas, 1, given.rounds)}
+    canvas = tuple(base.encode_prompts(prompts).embeds for prompts in (*told, others))
+    found: dict[str, Any] = {"canvas": timed(base.unet, canvas, 1, given.rounds)}
     tokens, width = canvas[0].shape[1:]
-    found["canvas_vocabulary"] = timed(sd.unet, vocabulary(tokens, width), CONCEPTS, given.rounds)
+    found["canvas_vocabulary"] = timed(base.unet, vocabulary(tokens, width), CONCEPTS, given.rounds)
     unet: UNet2DConditionModel = build_unet("fp32")
     found["sd15"] = timed(unet, tuple(part[:40] for part in vocabulary(TOKENS, WIDTH)), 1, given.rounds)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -63,11 +63,11 @@ def plain(scheduler: type, steps: int, guidance: float) -> Callable[[Sequence[st
 
 def ours(settings: EvaluateSettings) -> Callable[[Sequence[str], Sequence[int]], Pictures]:
     """Batches, as the step ``evaluate`` draws them."""
-    sd = load_base(BASE)
+    base = load_base(BASE)
     how = settings.model_dump(include={"batch", "steps", "guidance", "solver", "precision"})
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
-        return np.concatenate(list(generate(sd, prompts, seeds, **how)))
+        return np.concatenate(list(generate(base, prompts, seeds, **how)))
 
     return draw
 

@@ -119,7 +119,7 @@ def status(ledger: Ledger, url: str, count: int) -> dict[str, Any]:
     """The query alone, best and worst of five, and the whole command with its start."""
     fill(ledger, count)
     looks = [timed(lambda: overview(ledger, limit=20)) for _ in range(5)]
-    command = [sys.executable, "-m", "flows.cli", "status"]
+    command = [sys.executable, "-m", "flows.cli.app", "status"]
     environment = {**os.environ, "FADE_LEDGER_URL": url, "FADE_ROOT": str(ROOT), "PYTHONPATH": str(ROOT)}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     whole = timed(lambda: subprocess.run(command, env=environment, check=True, capture_output=True))

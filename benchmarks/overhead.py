@@ -134,29 +134,32 @@ def measured(concepts: tuple[str, ...], threads: int) -> list[dict[str, float]]:
     clock = Clock()
     with clock.within("imports"):
         from fade.config import load_settings
-        from fade.steps.request import AUTO, prepare_request
-        from flows import erase
-        from tasks import _runs, _tracking, _validation, _versioning, erasure
+        from fade.steps.spec import AUTO, prepare_spec
+        from flows.erasing import erase
+        from tasks import erasure
+        from tasks.dvc import versioning
+        from tasks.expectations import validation
+        from tasks.mlflow import runs, tracking
 
     for name in ("split", "saliency", "mask"):
         clock.count(getattr(erasure, f"{name}_step"), name, "method")
     clock.count(erasure.distill_step, "distill_adapter", "method")
     clock.count(erasure.evaluate_step, "evaluate", "method")
-    clock.count(_validation, "validate", "gx")
+    clock.count(validation, "validate", "gx")
     for name in ("is_current", "record", "lock_record"):
-        clock.count(_versioning, name, "dvc")
+        clock.count(versioning, name, "dvc")
     for name in ("refresh_page", "page_of", "file_address"):
-        clock.count(_tracking, name, "mlflow")
-    clock.count(_runs, "register", "mlflow")
-    clock.count_curve(_runs)
+        clock.count(tracking, name, "mlflow")
+    clock.count(runs, "register", "mlflow")
+    clock.count_curve(runs)
     found = []
     for concept in concepts:
         with clock.within("request"):
             settings = load_settings(Path("params.yaml"), changes={**SHORT, "threads": threads})
-            request = prepare_request(concept, AUTO, settings=settings)
-            erase.prepare_folder(request)
+            spec = prepare_spec(concept, AUTO, settings=settings)
+            erase.prepare_folder(spec)
         with clock.within("prefect"):
-            erase.erase(request.id)
+            erase.erase(spec.id)
         found.append(dict(clock.seconds))
         clock.seconds.clear()
     return found

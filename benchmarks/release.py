@@ -41,8 +41,8 @@ from fade.adapters.runtime import Runtime
 from fade.adapters.store import save_adapter
 from fade.files import read_json, write_json
 from fade.lineage import ROOT
-from fade.method.masks import Mask
-from fade.method.sparse_lora import adapter_tensors, add_sparse_lora
+from fade.methods.fade.masks import Mask
+from fade.methods.fade.sparse_lora import adapter_tensors, add_sparse_lora
 from fade.models.deltas import plain_modules
 from fade.models.family import load_base
 from fade.models.generate import generate_batch
@@ -152,17 +152,17 @@ def alias_to_picture(folder: Path, *, repeats: int) -> dict[str, Any]:
     from mlflow import MlflowClient
 
     from fade.config import load_settings
-    from fade.steps.request import prepare_request
-    from flows import release, released
-    from flows.erase import erase, prepare_folder
-    from flows.watch import Watch
+    from fade.steps.spec import prepare_spec
+    from flows.erasing.erase import erase, prepare_folder
+    from flows.releasing import release, released
+    from flows.releasing.watch import Watch
 
     changes = {"distill.learning_rate": 0.02, "distill.precision": "fp32", "evaluate.precision": "fp32"}
-    request = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml"), changes=changes))
-    prepare_folder(request)
-    version = erase(request.id)
-    sd = load_base(request.base)
-    where = release.open_release(request.base, sd.sha256)
+    spec = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml"), changes=changes))
+    prepare_folder(spec)
+    version = erase(spec.id)
+    sd = load_base(spec.base)
+    where = release.open_release(spec.base, sd.sha256)
     runtime = Runtime(sd, where, public_key=released.KEYS / "public.pem", state=folder / "state.json")
 
     def picture() -> bytes:

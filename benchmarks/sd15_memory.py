@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from fade.method.distillation import Sets, distill
-from fade.method.examples import Examples
-from fade.method.masks import make_mask
-from fade.method.saliency import accumulate_saliency, noisy_groups
-from fade.method.sparse_lora import adapter_tensors, add_sparse_lora
-from fade.method.targeting import power_law
+from fade.methods.fade.distillation import Sets, distill
+from fade.methods.fade.examples import Examples
+from fade.methods.fade.masks import make_mask
+from fade.methods.fade.saliency import accumulate_saliency, noisy_groups
+from fade.methods.fade.sparse_lora import adapter_tensors, add_sparse_lora
+from fade.methods.fade.targeting import power_law
 from fade.models.conditioning import Conditioning
 from fade.models.diffusion import make_noise_scheduler
 

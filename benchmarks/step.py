@@ -31,22 +31,22 @@ from plain_loop import PUBLISHED, PlainSet, Recipe, loop, prepare
 from sd15_memory import TOKENS, WIDTH, build_unet, examples, peak_gb
 from torch.utils.flop_counter import FlopCounterMode
 
-from fade.config import Request, load_settings, save_request
+from fade.config import Spec, load_settings, save_spec
 from fade.data.catalog import load_pictures
 from fade.lineage import made_on
-from fade.method.distillation import Sets, distill
-from fade.method.masks import Mask, load_mask
-from fade.method.saliency import salient_parameters
-from fade.method.sparse_lora import add_sparse_lora, computed_whole
-from fade.method.targeting import power_law
+from fade.methods.fade.distillation import Sets, distill
+from fade.methods.fade.masks import Mask, load_mask
+from fade.methods.fade.saliency import salient_parameters
+from fade.methods.fade.sparse_lora import add_sparse_lora, computed_whole
+from fade.methods.fade.targeting import power_law
 from fade.models.conditioning import Conditioning
 from fade.models.diffusion import make_noise_scheduler
 from fade.models.family import load_base
 from fade.steps.catalog import ensure_catalog
 from fade.steps.distill import add_student, loop_settings, train_student, training_sets
 from fade.steps.mask import mask as mask_step
-from fade.steps.request import CATALOG, prepare_request
 from fade.steps.saliency import saliency as saliency_step
+from fade.steps.spec import CATALOG, prepare_spec
 from fade.steps.split import split as split_step
 
 PARAMS = Path("params.yaml")
@@ -55,29 +55,27 @@ WARM_UP = 2
 SD15_STEPS = 3
 
 
-def begin(folder: Path, threads: int, changes: dict[str, Any]) -> Request:
+def begin(folder: Path, threads: int, changes: dict[str, Any]) -> Spec:
     """An erasure of the default settings, up to its mask."""
     ensure_catalog(Path(CATALOG))
-    request = prepare_request(
-        CONCEPT, SURROGATE, settings=load_settings(PARAMS, changes={**changes, "threads": threads})
-    )
-    save_request(request, folder)
+    spec = prepare_spec(CONCEPT, SURROGATE, settings=load_settings(PARAMS, changes={**changes, "threads": threads}))
+    save_spec(spec, folder)
     for step in (split_step, saliency_step, mask_step):
         step(folder)
-    return request
+    return spec
 
 
-def plain_set(request: Request, folder: Path, name: str) -> PlainSet:
+def plain_set(spec: Spec, folder: Path, name: str) -> PlainSet:
     """Pictures and captions of a split."""
     table = pd.read_parquet(folder / "splits" / f"{name}.parquet")
     captions = table["caption"].tolist()
     told = table["surrogate_caption"].tolist() if "surrogate_caption" in table else captions
-    return PlainSet(load_pictures(request.picture_catalog(folder), table), captions, told)
+    return PlainSet(load_pictures(spec.picture_catalog(folder), table), captions, told)
 
 
-def same_as_ours(request: Request, modules: tuple[str, ...]) -> Recipe:
+def same_as_ours(spec: Spec, modules: tuple[str, ...]) -> Recipe:
     """Our settings as a recipe of the plain loop."""
-    ours = request.distill.in_force
+    ours = spec.distill.in_force
     return Recipe(
         targets=modules,
         rank=ours.rank,
@@ -97,13 +95,13 @@ def same_as_ours(request: Request, modules: tuple[str, ...]) -> Recipe:
     )
 
 
-def ours(request: Request, folder: Path) -> Iterator[object]:
+def ours(spec: Spec, folder: Path) -> Iterator[object]:
     """Our own steps, as the step ``distill`` takes them."""
-    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
-    sets = training_sets(sd, request, folder)
-    _, parameters = add_student(sd, request, folder)
+    base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
+    sets = training_sets(base, spec, folder)
+    _, parameters = add_student(base, spec, folder)
     yield None
-    yield from train_student(sd, parameters, request, folder, sets=sets)
+    yield from train_student(base, parameters, spec, folder, sets=sets)
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -37,21 +37,21 @@ from plain_loop import PUBLISHED, Recipe, loop, prepare
 from step import PARAMS, plain_set, same_as_ours
 
 from fade.concepts import Concept
-from fade.config import Request, load_settings, save_request
+from fade.config import Spec, load_settings, save_spec
 from fade.data.catalog import load_concepts
 from fade.evaluation.accuracy import canvas_protocol, drift, naming_none, summary
 from fade.evaluation.judges import load_judge
 from fade.lineage import made_on
-from fade.method.masks import load_mask
+from fade.methods.fade.masks import load_mask
+from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
 from fade.models.generate import generate
-from fade.models.sd import StableDiffusion
 from fade.steps.catalog import ensure_catalog
 from fade.steps.distill import add_student, train_student
 from fade.steps.evaluate import domains, named_by
 from fade.steps.mask import mask as mask_step
-from fade.steps.request import AUTO, CATALOG, prepare_request
 from fade.steps.saliency import saliency as saliency_step
+from fade.steps.spec import AUTO, CATALOG, prepare_spec
 from fade.steps.split import split as split_step
 
 SIX = ("astronaut", "cat", "motorcycle", "neon", "oil", "mosaic")
@@ -66,22 +66,22 @@ RATIOS = {"ours": "ratio", "defaults": "defaults_ratio"}
 class Check:
     """Whether a base with its adapters on has forgotten the concept and kept the rest."""
 
-    def __init__(self, request: Request, concept: Concept, surrogate: str | None) -> None:
-        self._request, self._concept, self._surrogate = request, concept, surrogate
-        self._judge = load_judge(Path(request.judges), "report")
-        everything = canvas_protocol(*domains(load_concepts(Path(request.catalog))), SEEDS)
+    def __init__(self, spec: Spec, concept: Concept, surrogate: str | None) -> None:
+        self._request, self._concept, self._surrogate = spec, concept, surrogate
+        self._judge = load_judge(Path(spec.judges), "report")
+        everything = canvas_protocol(*domains(load_concepts(Path(spec.catalog))), SEEDS)
         rest = naming_none(everything, [concept])
         self._named = everything[~everything.index.isin(rest.index)].reset_index(drop=True)
         # One seed of the rest, so that a check costs seconds; every pair of object and style is in it.
         self._rest = rest[rest["seed"] == SEEDS[0]].reset_index(drop=True)
-        sd = load_base(request.base)
-        self._base = {name: self._drawn(sd, rows) for name, rows in (("named", self._named), ("rest", self._rest))}
+        base = load_base(spec.base)
+        self._base = {name: self._drawn(base, rows) for name, rows in (("named", self._named), ("rest", self._rest))}
         self._before = self._figures(self._base["named"], self._base["rest"])
 
-    def _drawn(self, sd: Any, rows: Any) -> Any:
+    def _drawn(self, base: Any, rows: Any) -> Any:
         how = self._request.evaluate
         parts = generate(
-            sd,
+            base,
             rows["prompt"].tolist(),
             rows["seed"].tolist(),
             batch=how.batch,
@@ -97,38 +97,38 @@ class Check:
         found = summary(pd.concat(seen, ignore_index=True), [(self._concept, self._surrogate)], [])
         return {name: found[name]["value"] for name in ("ua", "ira", "cra")}
 
-    def __call__(self, sd: Any) -> tuple[bool, dict[str, float]]:
+    def __call__(self, base: Any) -> tuple[bool, dict[str, float]]:
         """Whether it has passed, and the figures; the rest is drawn only once the concept is gone."""
         gate = self._request.gate
-        named = self._drawn(sd, self._named)
+        named = self._drawn(base, self._named)
         reached = self._figures(named, self._base["rest"])
         if reached["ua"] < gate.ua:
             return False, {"ua": reached["ua"]}
-        rest = self._drawn(sd, self._rest)
+        rest = self._drawn(base, self._rest)
         reached = {**self._figures(named, rest), "drift": drift(self._base["rest"], rest)}
         kept = all(reached[name] >= self._before[name] - getattr(gate, f"{name}_loss") for name in ("ira", "cra"))
         return kept and reached["drift"] <= DRIFT, reached
 
 
-def plain(request: Request, folder: Path, recipe: Recipe) -> Iterator[Any]:
+def plain(spec: Spec, folder: Path, recipe: Recipe) -> Iterator[Any]:
     """The plain loop; gives the base with its adapter on when it is ready, then after each step."""
-    ready = prepare(Path(request.base), recipe)
-    sets = [plain_set(request, folder, name) for name in ("forget", "surrogate", "retain")]
-    sd = StableDiffusion(ready.pipeline, request.base_sha256, Path(request.base))
+    ready = prepare(Path(spec.base), recipe)
+    sets = [plain_set(spec, folder, name) for name in ("forget", "surrogate", "retain")]
+    sd = StableDiffusion(ready.pipeline, spec.base_sha256, Path(spec.base))
     yield sd
     for _ in loop(ready, *sets):
         yield sd
 
 
-def ours(request: Request, folder: Path) -> Iterator[Any]:
+def ours(spec: Spec, folder: Path) -> Iterator[Any]:
     """Our steps from the request on; gives the base with its adapter on when it is ready, then after each step."""
-    save_request(request, folder)
+    save_spec(spec, folder)
     for step in (split_step, saliency_step, mask_step):
         step(folder)
-    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
-    _, parameters = add_student(sd, request, folder)
+    sd = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
+    _, parameters = add_student(sd, spec, folder)
     yield sd
-    for _ in train_student(sd, parameters, request, folder):
+    for _ in train_student(sd, parameters, spec, folder):
         yield sd
 
 
@@ -139,12 +139,12 @@ def seconds_to_pass(
     spent, count, reached = 0.0, 0, {}
     while True:
         begun = time.perf_counter()
-        sd = next(steps, None)
+        base = next(steps, None)
         spent += time.perf_counter() - begun
-        if sd is None:
+        if base is None:
             return {"worked_seconds": spent, "steps": count, **reached}
         if count % every == 0:
-            passed, reached = check(sd)
+            passed, reached = check(base)
             say(f"{count} steps, {spent:.1f} s: " + ", ".join(f"{name} {value:.3f}" for name, value in reached.items()))
             if passed:
                 return {"seconds": spent, "steps": count, **reached}
@@ -157,16 +157,14 @@ def compare(concept: str, arguments: argparse.Namespace, changes: dict[str, Any]
     """One concept by every program."""
     name, _, surrogate = concept.partition(":")
     fixed = {"threads": arguments.threads}
-    default = prepare_request(name, surrogate or AUTO, settings=load_settings(PARAMS, changes={**changes, **fixed}))
-    warm = prepare_request(
-        name, default.surrogate, settings=load_settings(PARAMS, changes={**WARM, **changes, **fixed})
-    )
-    plainly = prepare_request(name, default.surrogate, settings=load_settings(PARAMS, changes=fixed))
+    default = prepare_spec(name, surrogate or AUTO, settings=load_settings(PARAMS, changes={**changes, **fixed}))
+    warm = prepare_spec(name, default.surrogate, settings=load_settings(PARAMS, changes={**WARM, **changes, **fixed}))
+    plainly = prepare_spec(name, default.surrogate, settings=load_settings(PARAMS, changes=fixed))
     concepts = load_concepts(Path(default.catalog))
     check = Check(default, concepts[name], default.surrogate if default.surrogate in concepts else None)
     row: dict[str, Any] = {"concept": name, "surrogate": default.surrogate}
     with tempfile.TemporaryDirectory() as place:
-        save_request(plainly, Path(place))
+        save_spec(plainly, Path(place))
         for step in (split_step, saliency_step, mask_step):
             step(Path(place))
         same = same_as_ours(plainly, load_mask(Path(place) / "mask").modules)

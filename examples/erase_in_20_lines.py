@@ -11,11 +11,11 @@ from fade.models.family import load_base
 from fade.models.generate import generate_batch
 from fade.sheets import contact_sheet
 from fade.steps.catalog import ensure_catalog
-from fade.steps.request import prepare_request
+from fade.steps.spec import prepare_spec
 from fade.steps.trial import TRIALS, run_trial
 
 ensure_catalog(Path("data/catalog/canvas"))
-request = prepare_request("astronaut", "cameraman", settings=load_settings(Path("params.yaml")))
+request = prepare_spec("astronaut", "cameraman", settings=load_settings(Path("params.yaml")))
 row = run_trial(request, say=print)
 print({name: row[name] for name in ("ua", "ira", "cra", "drift", "adapter_bytes", "method_seconds")})
 base = load_base(request.base)

@@ -82,7 +82,7 @@ class MaskSettings(_Settings):
 
 
 class DeepSettings(_Settings):
-    """Training against inversion, for ``depth: deep`` (fade/method/adversary.py)."""
+    """Training against inversion, for ``depth: deep`` (fade/methods/fade/adversary.py)."""
 
     steps: int = Field(240, ge=1, description="in the place of distill.steps")
     retain_weight: float = Field(2.0, gt=0, description="in the place of distill.retain_weight")
@@ -107,7 +107,7 @@ class DeepSettings(_Settings):
 
 
 class ClosedFormSettings(_Settings):
-    """The linear change of the text path that training may begin with (fade/method/closed_form.py)."""
+    """The linear change of the text path that training may begin with (fade/methods/closed_form.py)."""
 
     retain_weight: float = Field(3.0, gt=0, description="of the other texts against the concept's")
     ridge: float = Field(1e-3, gt=0, description="share of the mean square of a text state's entries")
@@ -191,7 +191,7 @@ class EvaluateSettings(_Settings):
 
 
 class InversionSettings(_Settings):
-    """White-box inversion (fade/evaluation/attacks/inversion.py): its budget, and how many pictures it draws."""
+    """White-box inversion (fade/attacks/inversion.py): its budget, and how many pictures it draws."""
 
     seed: int = Field(42, description="of every draw of this step")
     steps: int = Field(100, ge=1, description="of Adam on the text states")
@@ -325,7 +325,7 @@ class Pair(_Settings):
         return self
 
 
-class Request(Settings, Pair):
+class Spec(Settings, Pair):
     """One erasure, whole: what, instead of what, from which base and pictures, and how.
 
     Paths are relative to the project's root.
@@ -347,7 +347,7 @@ class Request(Settings, Pair):
     judges: str
 
     @model_validator(mode="after")
-    def _apart(self) -> Request:
+    def _apart(self) -> Spec:
         erased = [name_key(pair.concept) for pair in self.pairs]
         if twice := sorted({name for name in erased if erased.count(name) > 1}):
             raise ValueError(f"a concept is erased once: got {', '.join(twice)} more than once")
@@ -390,14 +390,14 @@ def _explain(error: ValidationError, where: str) -> ConfigError:
     return ConfigError(f"{where}: {faults}.")
 
 
-def make_request(**fields: Any) -> Request:
+def make_spec(**fields: Any) -> Spec:
     """Build a request.
 
     Raises:
         ConfigError: names every faulty field, what was got and what is expected.
     """
     try:
-        return Request(**fields)
+        return Spec(**fields)
     except ValidationError as error:
         raise _explain(error, "The request is not valid") from None
 
@@ -433,12 +433,12 @@ def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Se
         raise _explain(error, f"Section 'erasure' of {path}") from None
 
 
-def load_request(folder: Path) -> Request:
-    """The request in an erasure's folder (``request.yaml``)."""
-    return make_request(**read_yaml(folder / "request.yaml"))
+def load_spec(folder: Path) -> Spec:
+    """The request in an erasure's folder (``spec.yaml``)."""
+    return make_spec(**read_yaml(folder / "spec.yaml"))
 
 
-def save_request(request: Request, folder: Path) -> None:
-    """Write ``request.yaml``."""
-    with writing(folder / "request.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(request.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+def save_spec(spec: Spec, folder: Path) -> None:
+    """Write ``spec.yaml``."""
+    with writing(folder / "spec.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

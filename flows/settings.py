@@ -49,7 +49,7 @@ def configure() -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "PREFECT_LOGGING_LEVEL": "WARNING",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS": "tasks._console.OneMessage",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS": "tasks.console.OneMessage",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # Prefect's own choice is pickle
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",

@@ -13,8 +13,8 @@ from flows.settings import configure
 configure()
 
 from fade.errors import ConfigError
-from flows.erase import erase_flow
-from flows.schedules import checked_cron
+from flows.erasing.erase import erase_flow
+from flows.queue.schedules import checked_cron
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:

@@ -1,1 +1,1 @@
-"""Thin Prefect tasks, and the files that touch MLflow (_mlflow, _runs, _tracking), DVC and Great Expectations."""
+"""Thin Prefect tasks, and a room for each tool they touch: MLflow, DVC, Great Expectations."""

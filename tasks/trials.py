@@ -11,7 +11,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from fade.config import load_request
+from fade.config import load_spec
 from fade.errors import FadeError
 from fade.steps.baseline import BASELINE_NAME
 from fade.steps.trial import figures, run_trial
@@ -26,7 +26,7 @@ class TrialError(FadeError, RuntimeError):
 def trial(
     folder: Path, *, attacks: Sequence[str] = (), here: bool = False, say: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Run the trial of a folder that holds ``request.yaml``; give its figures.
+    """Run the trial of a folder that holds ``spec.yaml``; give its figures.
 
     Args:
         folder: a baseline's trial if ``baseline.json`` lies in it, else one of ours.
@@ -40,14 +40,14 @@ def trial(
 
     def told(step: str) -> None:
         if say is not None:
-            say(f"{load_request(folder).concept}: {step}")
+            say(f"{load_spec(folder).concept}: {step}")
 
     if here and not (folder / BASELINE_NAME).is_file():
         from fade.hardware import compute_device
         from fade.models.sharing import own_stream
 
         with own_stream(compute_device()):
-            return run_trial(load_request(folder), attacks=attacks, root=folder.parent, say=told)
+            return run_trial(load_spec(folder), attacks=attacks, root=folder.parent, say=told)
     step = "baseline" if (folder / BASELINE_NAME).is_file() else "trial"
     command = [sys.executable, "-m", f"fade.steps.{step}", str(folder), *(f"--attack={kind}" for kind in attacks)]
     log = folder.with_suffix(".log")  # beside it: a trial of other code empties its folder

@@ -26,8 +26,8 @@ os.environ.setdefault("FADE_LEDGER_KEY", "a key of the tests alone")
 
 import torch
 
+from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
-from fade.models.sd import StableDiffusion
 from tests.tiny import entered, make_workspace, save_tiny_base
 
 

@@ -19,17 +19,17 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorDeviceMismatchError, FakeTensorMode
 from torch.utils import backend_registration
 
-from fade.method import saliency
-from fade.method.adversary import Adversary
-from fade.method.distillation import distill
-from fade.method.masks import Mask
-from fade.method.saliency import salient_parameters
-from fade.method.sparse_lora import add_sparse_lora, computed_whole
-from fade.method.targeting import power_law
+from fade.methods.fade import saliency
+from fade.methods.fade.adversary import Adversary
+from fade.methods.fade.distillation import distill
+from fade.methods.fade.masks import Mask
+from fade.methods.fade.saliency import salient_parameters
+from fade.methods.fade.sparse_lora import add_sparse_lora, computed_whole
+from fade.methods.fade.targeting import power_law
 from fade.models import generate
 from fade.models.conditioning import Conditioning
+from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.generate import sample_latents
-from fade.models.sd import StableDiffusion
 from tests.test_fast_step import distill_settings
 from tests.test_method import _examples
 
@@ -77,22 +77,22 @@ def _moved(module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) ->
 
 
 @pytest.fixture
-def on_gpu(sd: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> Iterator[StableDiffusion]:
+def on_gpu(base: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> Iterator[StableDiffusion]:
     def to(module: nn.Module, *where: Any, **options: Any) -> nn.Module:
         return _moved(module, lambda tensor: tensor.to(*where, **options))
 
     monkeypatch.setattr(nn.Module, "to", to)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        for part in sd.pipeline.components.values():
+        for part in base.pipeline.components.values():
             if isinstance(part, nn.Module):
                 _moved(part, lambda tensor: mode.from_tensor(tensor).to(GPU))
-        assert sd.device == GPU
-        yield sd
+        assert base.device == GPU
+        yield base
 
 
-def _mask(sd: StableDiffusion, kind: str) -> Mask:
-    names = tuple(sorted(salient_parameters(sd.unet)))[::3]
-    weights = {name: sd.unet.get_submodule(name).weight for name in names}
+def _mask(base: StableDiffusion, kind: str) -> Mask:
+    names = tuple(sorted(salient_parameters(base.unet)))[::3]
+    weights = {name: base.unet.get_submodule(name).weight for name in names}
     if kind == "weight":
         chosen = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
         return Mask("weight", names, 1, 1, weights=chosen)

@@ -11,13 +11,13 @@ import torch
 import yaml
 
 from fade.adapters.store import save_adapter
-from fade.config import Gate, load_settings, make_request
+from fade.config import Gate, load_settings, make_spec
 from fade.evaluation import accuracy
 from fade.files import write_json
 from fade.models.source import base_sha256
-from flows.erase import prepare_folder
-from tasks._tracking import AdapterVersion
+from flows.erasing.erase import prepare_folder
 from tasks.erasure import register_version
+from tasks.mlflow.tracking import AdapterVersion
 
 BASE = Path("data/base/canvas")
 
@@ -40,7 +40,7 @@ def report(ua: int, of: int) -> dict[str, Any]:
 def finished(concept: str, surrogate: str, *, ua: int = 98, of: int = 100, gate: Gate | None = None) -> Path:
     """The folder of an erasure that is ready to be registered; UA 0.98 against a gate that asks 0.9 if not told."""
     settings = load_settings(Path("params.yaml"))
-    request = make_request(
+    spec = make_spec(
         **{name: getattr(settings, name) for name in type(settings).model_fields if name != "gate"},
         gate=gate or Gate(ua=0.9, ira_loss=0.1, cra_loss=0.1),
         concept=concept,
@@ -52,15 +52,15 @@ def finished(concept: str, surrogate: str, *, ua: int = 98, of: int = 100, gate:
         catalog="data/catalog/canvas",
         judges="data/judges",
     )
-    folder = prepare_folder(request)
-    seed = int(request.id[1:], 16) % 1000
+    folder = prepare_folder(spec)
+    seed = int(spec.id[1:], 16) % 1000
     place = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         f"{place}.lora_A.weight": torch.randn(2, 32, generator=generator),
         f"{place}.lora_B.weight": torch.randn(32, 2, generator=generator),
     }
-    sha256 = save_adapter(folder / "adapter", tensors, {"base_sha256": request.base_sha256})
+    sha256 = save_adapter(folder / "adapter", tensors, {"base_sha256": spec.base_sha256})
     from fade.steps.evaluate import judge_gate
 
     figures = report(ua, of)
@@ -71,7 +71,7 @@ def finished(concept: str, surrogate: str, *, ua: int = 98, of: int = 100, gate:
         "adapter_bytes": 9,
         "samples": of,
     }
-    write_json(folder / "evaluation" / "metrics.json", {**metrics, "gate": judge_gate(figures, request.gate)})
+    write_json(folder / "evaluation" / "metrics.json", {**metrics, "gate": judge_gate(figures, spec.gate)})
     write_json(folder / "timings.json", {})
     pd.DataFrame({"step": []}).to_csv(folder / "curve.csv")
     outs = [{"path": f"{folder.as_posix()}/adapter", "md5": "0" * 32}]

@@ -13,12 +13,12 @@ from fade.adapters.card import CARD_NAME, DELTA_NAME, WEIGHTS_NAME, load_card
 from fade.adapters.store import activate, apply_adapter, put_in, restore_base, save_adapter
 from fade.errors import AdapterFormatError, ConfigError
 from fade.files import sha256_file
-from fade.method.masks import Mask, make_mask
-from fade.method.saliency import random_saliency
-from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
+from fade.methods.fade.masks import Mask, make_mask
+from fade.methods.fade.saliency import random_saliency
+from fade.methods.fade.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
 from fade.models.deltas import delta_weights
+from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
 from fade.models.family import load_base
-from fade.models.sd import StableDiffusion, weights_sha256
 
 MODULES = ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "up_blocks.1.resnets.0.conv1")
 
@@ -53,31 +53,31 @@ def _delta_adapter(base: Path, folder: Path) -> tuple[Path, Tensor]:
 
 
 def test_a_weight_masks_adapter_loads_stacks_and_leaves_the_bases_bits(
-    sd: StableDiffusion, tiny_base: Path, tmp_path: Path
+    base: StableDiffusion, tiny_base: Path, tmp_path: Path
 ) -> None:
     folder, trained = _delta_adapter(tiny_base, tmp_path / "delta")
     assert load_card(folder)["type"] == "delta"
-    base_output, bits = _predict(sd.unet), weights_sha256(sd.unet)
+    base_output, bits = _predict(base.unet), weights_sha256(base.unet)
     assert not torch.allclose(trained, base_output, atol=1e-3)
-    apply_adapter(sd, folder, name="delta")
-    assert torch.equal(_predict(sd.unet), base_output)
-    activate(sd, {"delta": 1.0})
-    torch.testing.assert_close(_predict(sd.unet), trained, rtol=1e-2, atol=1e-2)  # stored as float16
-    alone = _predict(sd.unet)
-    apply_adapter(sd, _adapter(tiny_base, tmp_path / "lora"), name="lora")
-    assert torch.equal(_predict(sd.unet), alone)
-    activate(sd, {"delta": 1.0, "lora": 1.0})
-    assert not torch.allclose(_predict(sd.unet), alone, atol=1e-3)
-    activate(sd, {"delta": 0.5})
-    assert not torch.allclose(_predict(sd.unet), alone, atol=1e-3)
-    activate(sd, {})
-    assert torch.equal(_predict(sd.unet), base_output)
-    restore_base(sd)
-    assert weights_sha256(sd.unet) == bits
+    apply_adapter(base, folder, name="delta")
+    assert torch.equal(_predict(base.unet), base_output)
+    activate(base, {"delta": 1.0})
+    torch.testing.assert_close(_predict(base.unet), trained, rtol=1e-2, atol=1e-2)  # stored as float16
+    alone = _predict(base.unet)
+    apply_adapter(base, _adapter(tiny_base, tmp_path / "lora"), name="lora")
+    assert torch.equal(_predict(base.unet), alone)
+    activate(base, {"delta": 1.0, "lora": 1.0})
+    assert not torch.allclose(_predict(base.unet), alone, atol=1e-3)
+    activate(base, {"delta": 0.5})
+    assert not torch.allclose(_predict(base.unet), alone, atol=1e-3)
+    activate(base, {})
+    assert torch.equal(_predict(base.unet), base_output)
+    restore_base(base)
+    assert weights_sha256(base.unet) == bits
 
 
 def test_a_weight_masks_adapter_of_another_network_is_refused(
-    sd: StableDiffusion, tiny_base: Path, tmp_path: Path
+    base: StableDiffusion, tiny_base: Path, tmp_path: Path
 ) -> None:
     folder, _ = _delta_adapter(tiny_base, tmp_path / "delta")
     tensors = load_file(folder / DELTA_NAME)
@@ -88,7 +88,7 @@ def test_a_weight_masks_adapter_of_another_network_is_refused(
         ({key: value for key, value in tensors.items() if key != some}, "lacks positions or values"),
     ):
         with pytest.raises(AdapterFormatError, match=message):
-            put_in(sd, broken, name="broken", origin="a test")
+            put_in(base, broken, name="broken", origin="a test")
 
 
 def test_equal_adapters_are_equal_bytes(tiny_base: Path, tmp_path: Path) -> None:
@@ -99,48 +99,48 @@ def test_equal_adapters_are_equal_bytes(tiny_base: Path, tmp_path: Path) -> None
         assert sha256_file(one / name) != sha256_file(other / name)
 
 
-def test_loading_switching_stacking_and_restoring(sd: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
-    base_output, bits = _predict(sd.unet), weights_sha256(sd.unet)
+def test_loading_switching_stacking_and_restoring(base: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
+    base_output, bits = _predict(base.unet), weights_sha256(base.unet)
     for number in (1, 2):
-        apply_adapter(sd, _adapter(tiny_base, tmp_path / str(number), seed=number), name=f"a{number}")
-        assert torch.equal(_predict(sd.unet), base_output), "a loaded adapter is off until it is activated"
-    activate(sd, {"a1": 1.0})
-    first = _predict(sd.unet)
-    activate(sd, {"a2": 1.0})
-    second = _predict(sd.unet)
-    activate(sd, {"a1": 1.0, "a2": 1.0})
-    both = _predict(sd.unet)
+        apply_adapter(base, _adapter(tiny_base, tmp_path / str(number), seed=number), name=f"a{number}")
+        assert torch.equal(_predict(base.unet), base_output), "a loaded adapter is off until it is activated"
+    activate(base, {"a1": 1.0})
+    first = _predict(base.unet)
+    activate(base, {"a2": 1.0})
+    second = _predict(base.unet)
+    activate(base, {"a1": 1.0, "a2": 1.0})
+    both = _predict(base.unet)
     outputs = (base_output, first, second, both)
     assert all(not torch.allclose(a, b, atol=1e-3) for i, a in enumerate(outputs) for b in outputs[i + 1 :])
-    activate(sd, {"a1": 1.0, "a2": 0.0})
-    torch.testing.assert_close(_predict(sd.unet), first)
-    activate(sd, {})
-    assert torch.equal(_predict(sd.unet), base_output)
-    restore_base(sd)
-    assert not lora_layers(sd.unet)
-    assert weights_sha256(sd.unet) == bits
-    assert torch.equal(_predict(sd.unet), base_output)
+    activate(base, {"a1": 1.0, "a2": 0.0})
+    torch.testing.assert_close(_predict(base.unet), first)
+    activate(base, {})
+    assert torch.equal(_predict(base.unet), base_output)
+    restore_base(base)
+    assert not lora_layers(base.unet)
+    assert weights_sha256(base.unet) == bits
+    assert torch.equal(_predict(base.unet), base_output)
 
 
 def test_active_adapters_stay_active_when_another_is_loaded(
-    sd: StableDiffusion, tiny_base: Path, tmp_path: Path
+    base: StableDiffusion, tiny_base: Path, tmp_path: Path
 ) -> None:
-    apply_adapter(sd, _adapter(tiny_base, tmp_path / "1"), name="one")
-    activate(sd, {"one": 0.7})
-    output = _predict(sd.unet)
-    apply_adapter(sd, _adapter(tiny_base, tmp_path / "2", seed=2), name="two")
-    assert sd.active == {"one": 0.7}
-    torch.testing.assert_close(_predict(sd.unet), output)
+    apply_adapter(base, _adapter(tiny_base, tmp_path / "1"), name="one")
+    activate(base, {"one": 0.7})
+    output = _predict(base.unet)
+    apply_adapter(base, _adapter(tiny_base, tmp_path / "2", seed=2), name="two")
+    assert base.active == {"one": 0.7}
+    torch.testing.assert_close(_predict(base.unet), output)
 
 
 def test_stock_diffusers_loads_an_adapter_to_the_same_output(
-    sd: StableDiffusion, tiny_base: Path, tmp_path: Path
+    base: StableDiffusion, tiny_base: Path, tmp_path: Path
 ) -> None:
     folder = _adapter(tiny_base, tmp_path / "a")
-    base_output = _predict(sd.unet)
-    apply_adapter(sd, folder, name="ours")
-    activate(sd, {"ours": 1.0})
-    ours = _predict(sd.unet)
+    base_output = _predict(base.unet)
+    apply_adapter(base, folder, name="ours")
+    activate(base, {"ours": 1.0})
+    ours = _predict(base.unet)
     assert not torch.allclose(ours, base_output, atol=1e-3)
     stock = StableDiffusionPipeline.from_pretrained(tiny_base, dtype=torch.float32)
     stock.load_lora_weights(folder)
@@ -148,7 +148,7 @@ def test_stock_diffusers_loads_an_adapter_to_the_same_output(
 
 
 @pytest.mark.parametrize("name", [WEIGHTS_NAME, CARD_NAME])
-def test_a_changed_byte_is_refused(sd: StableDiffusion, tiny_base: Path, tmp_path: Path, name: str) -> None:
+def test_a_changed_byte_is_refused(base: StableDiffusion, tiny_base: Path, tmp_path: Path, name: str) -> None:
     folder = _adapter(tiny_base, tmp_path / "a")
     load_card(folder)
     content = bytearray((folder / name).read_bytes())
@@ -156,8 +156,8 @@ def test_a_changed_byte_is_refused(sd: StableDiffusion, tiny_base: Path, tmp_pat
     content[position] ^= 1
     (folder / name).write_bytes(content)
     with pytest.raises(AdapterFormatError, match="was changed"):
-        apply_adapter(sd, folder, name="a")
-    assert not lora_layers(sd.unet)
+        apply_adapter(base, folder, name="a")
+    assert not lora_layers(base.unet)
 
 
 def test_an_adapter_of_another_base_is_refused(sd: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
@@ -166,16 +166,16 @@ def test_an_adapter_of_another_base_is_refused(sd: StableDiffusion, tiny_base: P
         apply_adapter(sd, folder, name="a")
 
 
-def test_a_tensor_that_finds_no_module_is_an_error(sd: StableDiffusion, tmp_path: Path) -> None:
+def test_a_tensor_that_finds_no_module_is_an_error(base: StableDiffusion, tmp_path: Path) -> None:
     tensors = {
         "unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3),
         "unet.conv_in.lora_B.weight": torch.ones(16, 2, 1, 1),
         "unet.nowhere.to_q.lora_A.weight": torch.ones(2, 4),
         "unet.nowhere.to_q.lora_B.weight": torch.ones(4, 2),
     }
-    save_adapter(tmp_path / "a", tensors, {"base_sha256": sd.sha256})
+    save_adapter(tmp_path / "a", tensors, {"base_sha256": base.sha256})
     with pytest.raises(AdapterFormatError, match="not used to its last tensor"):
-        apply_adapter(sd, tmp_path / "a", name="a")
+        apply_adapter(base, tmp_path / "a", name="a")
 
 
 def test_values_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_values_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_missing_files_and_unknown_names_are_named(sd: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
+def test_missing_files_and_unknown_names_are_named(base: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(AdapterFormatError, match=r"card\.json is missing"):
         load_card(tmp_path)
     folder = _adapter(tiny_base, tmp_path / "a")
@@ -193,4 +193,4 @@ def test_missing_files_and_unknown_names_are_named(sd: StableDiffusion, tiny_bas
     with pytest.raises(AdapterFormatError, match="has the format 'other/9'"):
         load_card(folder)
     with pytest.raises(ConfigError, match="No adapter ghost is loaded"):
-        activate(sd, {"ghost": 1.0})
+        activate(base, {"ghost": 1.0})

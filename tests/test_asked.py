@@ -8,23 +8,23 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fade.config import Gate, Request, Sure, load_settings, save_request
+from fade.config import Gate, Spec, Sure, load_settings, save_spec
 from fade.data.catalog import given_names, load_catalog, load_concepts
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, DataError
 from fade.evaluation.aliases import alias_figures, alias_samples
 from fade.evaluation.gate import recognition, verdict
-from fade.steps.request import Wanted, asked_again, prepare_request
+from fade.steps.spec import Wanted, asked_again, prepare_spec
 from fade.steps.split import split
-from flows.erase import asked_together
-from flows.rebase import on_base
+from flows.erasing.erase import asked_together
+from flows.erasing.rebase import on_base
 from tests.figures import counted, judged_figures
 
 CATALOG = Path("data/catalog/canvas")
 
 
-def _request(concept: str = "cat", surrogate: str = "horse", **asked: Any) -> Request:
-    return prepare_request(concept, surrogate, settings=load_settings(Path("params.yaml")), **asked)
+def _request(concept: str = "cat", surrogate: str = "horse", **asked: Any) -> Spec:
+    return prepare_spec(concept, surrogate, settings=load_settings(Path("params.yaml")), **asked)
 
 
 def test_further_names_are_in_the_forget_set(workspace: Path, tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_further_names_are_in_the_forget_set(workspace: Path, tmp_path: Path) ->
     assert request.aliases == (*known, "Moggy")  # each once, in any spelling
     assert request.id != _request().id
     assert find_pairs(load_concepts(CATALOG), request.pairs)[0][0].aliases == request.aliases
-    save_request(request, tmp_path)
+    save_spec(request, tmp_path)
     split(tmp_path)
     forget, surrogate = (pd.read_parquet(tmp_path / f"splits/{name}.parquet") for name in ("forget", "surrogate"))
     for table in (forget, surrogate):

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from fade.adapters.store import restore_base
+from fade.attacks.noised import draw_from_noised
+from fade.attacks.prompts import PROMPT_ATTACKS, TOGETHER, misspellings, of_whole_words, prompt_attacks
+from fade.attacks.relearning import relearn
 from fade.concepts import Concept, caption_variants
-from fade.config import Request, load_settings
+from fade.config import Spec, load_settings
 from fade.data.canvas import OBJECTS
 from fade.data.styles import STYLES
 from fade.errors import ConfigError
-from fade.evaluation.attacks.noised import draw_from_noised
-from fade.evaluation.attacks.prompts import PROMPT_ATTACKS, TOGETHER, misspellings, of_whole_words, prompt_attacks
-from fade.evaluation.attacks.relearning import relearn
 from fade.evaluation.review import review_page
 from fade.files import read_json
-from fade.models.sd import StableDiffusion, weights_sha256
+from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
 from fade.steps.attacks import KINDS, attack_figures, run
-from fade.steps.request import prepare_request
+from fade.steps.spec import prepare_spec
 from fade.steps.trial import run_trial
 
 CAT = Concept("cat", "object", ("kitten",))
@@ -62,47 +62,49 @@ def test_a_misspelling_is_one_slip_and_never_the_name() -> None:
     assert "aa" not in misspellings("aaa") or "aaa" not in misspellings("aaa")
 
 
-def test_a_closed_vocabulary_knows_its_words_and_spells_others(sd: StableDiffusion) -> None:
-    tokenizer = sd.pipeline.tokenizer
+def test_a_closed_vocabulary_knows_its_words_and_spells_others(base: StableDiffusion) -> None:
+    tokenizer = base.pipeline.tokenizer
     assert of_whole_words(tokenizer, "a cat image in neon style")
     assert not of_whole_words(tokenizer, "a Katze image")
 
 
-def test_from_a_little_noise_the_picture_comes_back(sd: StableDiffusion) -> None:
-    told = sd.encode_prompts(["a cat", "a horse"])
-    latents = torch.randn(2, *sd.latent_shape, generator=torch.Generator().manual_seed(1))
-    plain = ((sd.decode(latents).clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).detach().numpy()
+def test_from_a_little_noise_the_picture_comes_back(base: StableDiffusion) -> None:
+    told = base.encode_prompts(["a cat", "a horse"])
+    latents = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(1))
+    plain = ((base.decode(latents).clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).detach().numpy()
 
     def far(strength: float) -> float:
-        drawn = draw_from_noised(sd, latents, told, strength=strength, steps=20, guidance=1.0, precision="fp32", seed=1)
+        drawn = draw_from_noised(
+            base, latents, told, strength=strength, steps=20, guidance=1.0, precision="fp32", seed=1
+        )
         return float(np.abs(drawn.astype(float) - plain).mean())
 
     assert far(0.05) < far(0.95)
 
 
-def test_relearning_moves_the_attention_and_leaves_no_trace(sd: StableDiffusion) -> None:
-    untouched = weights_sha256(sd.unet)
-    latents = torch.randn(4, *sd.latent_shape, generator=torch.Generator().manual_seed(1))
+def test_relearning_moves_the_attention_and_leaves_no_trace(base: StableDiffusion) -> None:
+    untouched = weights_sha256(base.unet)
+    latents = torch.randn(4, *base.latent_shape, generator=torch.Generator().manual_seed(1))
     stops = list(
-        relearn(sd, latents, sd.encode_prompts(["a cat"] * 4), stops=(1, 3), batch=2, learning_rate=1e-3,
+        relearn(base, latents, base.encode_prompts(["a cat"] * 4), stops=(1, 3), batch=2, learning_rate=1e-3,
                 precision="fp32", seed=1)
     )  # fmt: skip
     assert [step for step, _ in stops] == [1, 3]
-    assert weights_sha256(sd.unet) != untouched
-    restore_base(sd)
-    assert weights_sha256(sd.unet) == untouched
+    assert weights_sha256(base.unet) != untouched
+    restore_base(base)
+    assert weights_sha256(base.unet) == untouched
 
 
 @pytest.fixture(scope="module")
-def erased(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Request]:
+def erased(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Spec]:
     root = tmp_path_factory.mktemp("attacked")
-    request = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml"), changes=FEW))
-    run_trial(request, root=root)
-    return root / request.id, request
+    spec = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml"), changes=FEW))
+    run_trial(spec, root=root)
+    return root / spec.id, spec
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "inversion"])
-def test_an_attack_counts_its_pictures_by_both_judges_and_on_the_base(erased: tuple[Path, Request], kind: str) -> None:
+def test_an_attack_counts_its_pictures_by_both_judges_and_on_the_base(erased: tuple[Path, Spec], kind: str) -> None:
     folder, _ = erased
     list(run(folder, kind))
     found = read_json(folder / "attacks" / f"{kind}.json")
@@ -127,7 +129,7 @@ def test_an_attack_counts_its_pictures_by_both_judges_and_on_the_base(erased: tu
 
 
 def test_the_bases_pictures_of_an_attack_are_drawn_once(
-    erased: tuple[Path, Request], monkeypatch: pytest.MonkeyPatch
+    erased: tuple[Path, Spec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = erased
     list(run(folder, "noised"))
@@ -142,12 +144,12 @@ def test_the_bases_pictures_of_an_attack_are_drawn_once(
     assert read_json(folder / "attacks" / "noised.json") == first
 
 
-def test_an_unknown_attack_is_refused(erased: tuple[Path, Request]) -> None:
+def test_an_unknown_attack_is_refused(erased: tuple[Path, Spec]) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'prompts'"):
         next(run(erased[0], "prompt"))
 
 
-def test_the_reviewers_report_is_one_file_that_says_first_what_the_gate_says(erased: tuple[Path, Request]) -> None:
+def test_the_reviewers_report_is_one_file_that_says_first_what_the_gate_says(erased: tuple[Path, Spec]) -> None:
     folder, request = erased
     page = (folder / "evaluation" / "report.html").read_text()
     assert f"Erasure {request.id}: <span class=passed>passed" in page
@@ -167,9 +169,9 @@ def test_the_reviewers_report_is_one_file_that_says_first_what_the_gate_says(era
 def test_the_gate_draws_more_pictures_until_it_is_sure_or_has_the_most(workspace: Path, tmp_path: Path) -> None:
     sure = {"gate.sure": {"ua": 0.9, "ira_loss": 1.0, "cra_loss": 1.0, "neighbours_loss": None, "round": 2, "most": 4}}
     settings = load_settings(Path("params.yaml"), changes={**sure, "evaluate.steps": 1})
-    request = prepare_request("astronaut", "cameraman", settings=settings)
-    run_trial(request, root=tmp_path)
-    metrics = read_json(tmp_path / request.id / "evaluation" / "metrics.json")
+    spec = prepare_spec("astronaut", "cameraman", settings=settings)
+    run_trial(spec, root=tmp_path)
+    metrics = read_json(tmp_path / spec.id / "evaluation" / "metrics.json")
     # A tiny base shows no astronaut: 4 of 4, which is not sure to be 0.9, nor are 16 of 16.
     ua = metrics["judges"]["report"]["after"]["ua"]
     assert metrics["seeds"] == [188, 288, 388, 488]

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from fade.errors import ConfigError, LineageError, ResourceError
 from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
-from flows import backup as backups
-from flows.backup import MANIFEST, backup, restore
 from flows.cli import app
-from tasks import _versioning
+from flows.operations import backup as backups
+from flows.operations.backup import MANIFEST, backup, restore
+from tasks.dvc import versioning
 from tests.databases import database
 
 
@@ -105,7 +105,7 @@ def test_a_cache_that_projects_share_is_backed_up_and_restored_where_it_lies(pro
         settings["cache"] = {"dir": str(shared)}
     (project / "data/catalog/mine").mkdir(parents=True)
     (project / "data/catalog/mine/1.png").write_bytes(b"a picture")
-    assert _versioning.track(Path("data/catalog/mine"))
+    assert versioning.track(Path("data/catalog/mine"))
     assert not (project / ".dvc/cache").exists()
     mine = sorted(path.relative_to(shared) for path in shared.rglob("*") if path.is_file())
     assert len(mine) == 2, "the picture, and the list of the folder"
@@ -135,7 +135,7 @@ def test_newer_receipts_win_and_every_one_is_purged_again(
     (tmp_path / "saved/b/purge.json").write_text("new")
     (project / "data/erasures/d/purge-begun.json").write_text("cut off")
     purged = []
-    monkeypatch.setattr(backups._tracking, "find_version", lambda name: name)
+    monkeypatch.setattr(backups.tracking, "find_version", lambda name: name)
     monkeypatch.setattr(
         backups,
         "purge_erasure",

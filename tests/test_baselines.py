@@ -16,8 +16,12 @@ from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.config import load_settings
 from fade.errors import ConfigError, NoMatchingModulesError
-from fade.evaluation.baselines import salun as salun_file
-from fade.evaluation.baselines.common import (
+from fade.files import read_json
+from fade.methods import salun as salun_file
+from fade.methods.concept_ablation import ConceptAblationSettings, ablation_losses, concept_ablation
+from fade.methods.esd import EsdSettings, esd, esd_target
+from fade.methods.salun import SalunSettings, salient, salun
+from fade.methods.trained_difference import (
     CROSS_ATTENTION,
     KEYS_AND_VALUES,
     NAME,
@@ -28,14 +32,10 @@ from fade.evaluation.baselines.common import (
     noised,
     trained_difference,
 )
-from fade.evaluation.baselines.concept_ablation import ConceptAblationSettings, ablation_losses, concept_ablation
-from fade.evaluation.baselines.esd import EsdSettings, esd, esd_target
-from fade.evaluation.baselines.salun import SalunSettings, salient, salun
-from fade.evaluation.baselines.uce import UceSettings, solve, uce
-from fade.files import read_json
+from fade.methods.uce import UceSettings, solve, uce
 from fade.models.conditioning import Conditioning, denoise
 from fade.models.deltas import delta_weights, plain_modules
-from fade.models.sd import StableDiffusion, weights_sha256
+from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
 from fade.steps.baseline import (
     METHODS,
     baseline_adapter,
@@ -44,58 +44,60 @@ from fade.steps.baseline import (
     run_baseline_trial,
     save_baseline,
 )
-from fade.steps.request import prepare_request
+from fade.steps.spec import prepare_spec
 
 
 @pytest.fixture
-def material(sd: StableDiffusion) -> Material:
+def material(base: StableDiffusion) -> Material:
     generator = torch.Generator().manual_seed(3)
 
     def pictures(count: int) -> Tensor:
-        return torch.randn((count, *sd.latent_shape), generator=generator)
+        return torch.randn((count, *base.latent_shape), generator=generator)
 
     def told(name: str) -> Conditioning:
-        return sd.encode_prompts([f"a {name} image in {style} style." for style in ("neon", "oil", "mosaic", "photo")])
+        return base.encode_prompts(
+            [f"a {name} image in {style} style." for style in ("neon", "oil", "mosaic", "photo")]
+        )
 
-    others = sd.encode_prompts([f"a {name} image in oil style." for name in ("horse", "coffee", "rocket", "flower")])
+    others = base.encode_prompts([f"a {name} image in oil style." for name in ("horse", "coffee", "rocket", "flower")])
     cat, horse = told("cat"), told("horse")
-    return Material(pictures(4), cat, horse, pictures(4), cat, horse, pictures(4), others, sd.unconditional())
+    return Material(pictures(4), cat, horse, pictures(4), cat, horse, pictures(4), others, base.unconditional())
 
 
-def _changed(sd: StableDiffusion) -> set[str]:
+def _changed(base: StableDiffusion) -> set[str]:
     return {
         name
-        for name, delta in delta_weights(sd.unet).items()
+        for name, delta in delta_weights(base.unet).items()
         if NAME in delta.parts and bool(delta.parts[NAME]().any())
     }
 
 
-def test_esds_target_is_the_frozen_teachers_opposite(sd: StableDiffusion, material: Material) -> None:
-    noisy, timestep = torch.randn(4, *sd.latent_shape), torch.tensor(600)
+def test_esds_target_is_the_frozen_teachers_opposite(base: StableDiffusion, material: Material) -> None:
+    noisy, timestep = torch.randn(4, *base.latent_shape), torch.tensor(600)
     with torch.no_grad():
-        without = denoise(sd.unet, noisy, timestep, sd.unconditional().expand(4))
-        named = denoise(sd.unet, noisy, timestep, material.concept)
+        without = denoise(base.unet, noisy, timestep, base.unconditional().expand(4))
+        named = denoise(base.unet, noisy, timestep, material.concept)
     assert (without - named).abs().max() > 1e-4
-    list(esd(sd, material, EsdSettings(steps=2, batch=2, learning_rate=1e-2), part="x", precision="fp32", seed=1))
+    list(esd(base, material, EsdSettings(steps=2, batch=2, learning_rate=1e-2), part="x", precision="fp32", seed=1))
     with torch.no_grad():
-        assert not torch.equal(denoise(sd.unet, noisy, timestep, material.concept), named)  # the student has moved
+        assert not torch.equal(denoise(base.unet, noisy, timestep, material.concept), named)  # the student has moved
     for eta in (1.0, 3.0):
-        found = esd_target(sd, noisy, timestep, material.concept, eta=eta, precision="fp32")
+        found = esd_target(base, noisy, timestep, material.concept, eta=eta, precision="fp32")
         torch.testing.assert_close(found, without - eta * (named - without), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("part", "in_cross_attention"), [("x", True), ("u", False)])
 def test_esd_x_moves_the_cross_attention_alone_and_esd_u_the_rest(
-    sd: StableDiffusion, material: Material, part: Any, in_cross_attention: bool
+    base: StableDiffusion, material: Material, part: Any, in_cross_attention: bool
 ) -> None:
-    steps = list(esd(sd, material, EsdSettings(steps=3, batch=2), part=part, precision="fp32", seed=1))
+    steps = list(esd(base, material, EsdSettings(steps=3, batch=2), part=part, precision="fp32", seed=1))
     assert [step.step for step in steps] == [1, 2, 3]
-    changed = _changed(sd)
+    changed = _changed(base)
     assert changed
     assert all(bool(CROSS_ATTENTION.search(name)) == in_cross_attention for name in changed)
 
 
-def test_uce_is_what_numpy_solves(sd: StableDiffusion, material: Material) -> None:
+def test_uce_is_what_numpy_solves(base: StableDiffusion, material: Material) -> None:
     generator = np.random.default_rng(4)
     weight, c, s, r = (generator.normal(size=shape) for shape in ((5, 8), (11, 8), (11, 8), (30, 8)))
     settings = UceSettings(erase_scale=0.7, preserve_scale=2.0, damping=0.3)
@@ -117,28 +119,32 @@ def test_uce_sends_the_concept_and_keeps_preserved_directions() -> None:
     torch.testing.assert_close(found @ r.T, weight @ r.T, rtol=1e-6, atol=1e-6)
 
 
-def test_uce_moves_keys_and_values_alone(sd: StableDiffusion, material: Material) -> None:
-    (step,) = uce(sd, material, UceSettings(), precision="fp32", seed=1)
+def test_uce_moves_keys_and_values_alone(base: StableDiffusion, material: Material) -> None:
+    (step,) = uce(base, material, UceSettings(), precision="fp32", seed=1)
     assert step.forget_loss > 0
-    assert _changed(sd) == set(modules_like(sd.unet, KEYS_AND_VALUES))
+    assert _changed(base) == set(modules_like(base.unet, KEYS_AND_VALUES))
 
 
-def test_concept_ablation_moves_the_concept_to_the_anchor_and_not_back(sd: StableDiffusion, material: Material) -> None:
-    parameters = list(trained_difference(sd.unet, modules_like(sd.unet, KEYS_AND_VALUES)).values())
+def test_concept_ablation_moves_the_concept_to_the_anchor_and_not_back(
+    base: StableDiffusion, material: Material
+) -> None:
+    parameters = list(trained_difference(base.unet, modules_like(base.unet, KEYS_AND_VALUES)).values())
     rows = torch.arange(4)
-    noisy, timesteps, noise = noised(material.anchor, sd.alphas_cumprod, torch.Generator().manual_seed(1), sd.device)
+    noisy, timesteps, noise = noised(
+        material.anchor, base.alphas_cumprod, torch.Generator().manual_seed(1), base.device
+    )
     drawn = material.anchor, noisy, timesteps, noise
     forget, kept = ablation_losses(
-        sd, drawn, material.anchor_concept[rows], material.anchor_surrogate, precision="fp32"
+        base, drawn, material.anchor_concept[rows], material.anchor_surrogate, precision="fp32"
     )
     assert forget > 0
     # With the gradient stopped it is that of the distance to a constant.
     (mine,) = torch.autograd.grad(forget, parameters[:1], retain_graph=True)
-    constant = denoise(sd.unet, noisy, timesteps, material.anchor_surrogate).detach()
-    plain = (constant - denoise(sd.unet, noisy, timesteps, material.anchor_concept)).square().mean()
+    constant = denoise(base.unet, noisy, timesteps, material.anchor_surrogate).detach()
+    plain = (constant - denoise(base.unet, noisy, timesteps, material.anchor_concept)).square().mean()
     (expected,) = torch.autograd.grad(plain, parameters[:1])
-    both = denoise(sd.unet, noisy, timesteps, material.anchor_surrogate) - denoise(
-        sd.unet, noisy, timesteps, material.anchor_concept
+    both = denoise(base.unet, noisy, timesteps, material.anchor_surrogate) - denoise(
+        base.unet, noisy, timesteps, material.anchor_concept
     )
     (unstopped,) = torch.autograd.grad(both.square().mean(), parameters[:1])
     torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-8)
@@ -148,23 +154,23 @@ def test_concept_ablation_moves_the_concept_to_the_anchor_and_not_back(sd: Stabl
     assert of_anchor.abs().max() > 0
 
 
-def test_concept_ablation_brings_the_two_captions_together(sd: StableDiffusion, material: Material) -> None:
-    noisy, timesteps, _ = noised(material.anchor, sd.alphas_cumprod, torch.Generator().manual_seed(9), sd.device)
+def test_concept_ablation_brings_the_two_captions_together(base: StableDiffusion, material: Material) -> None:
+    noisy, timesteps, _ = noised(material.anchor, base.alphas_cumprod, torch.Generator().manual_seed(9), base.device)
 
     @torch.no_grad()
     def apart() -> float:
-        answers = [denoise(sd.unet, noisy, timesteps, told) for told in (material.concept, material.surrogate)]
+        answers = [denoise(base.unet, noisy, timesteps, told) for told in (material.concept, material.surrogate)]
         return float((answers[0] - answers[1]).square().mean())
 
     before = apart()
     settings = ConceptAblationSettings(steps=15, batch=4, learning_rate=5e-3, regularisation=0.01)
-    list(concept_ablation(sd, material, settings, precision="fp32", seed=1))
+    list(concept_ablation(base, material, settings, precision="fp32", seed=1))
     assert 0 < apart() < 0.8 * before
-    assert _changed(sd) <= set(modules_like(sd.unet, KEYS_AND_VALUES))
+    assert _changed(base) <= set(modules_like(base.unet, KEYS_AND_VALUES))
 
 
 def test_salun_changes_only_the_masked_weights(
-    sd: StableDiffusion, material: Material, monkeypatch: pytest.MonkeyPatch
+    base: StableDiffusion, material: Material, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks: dict[str, Tensor] = {}
 
@@ -174,10 +180,10 @@ def test_salun_changes_only_the_masked_weights(
 
     monkeypatch.setattr(salun_file, "salient", kept)
     settings = SalunSettings(steps=3, batch=2, density=0.2, mask_batches=2)
-    list(salun(sd, material, settings, precision="fp32", seed=1))
-    assert set(masks) == set(plain_modules(sd.unet))
+    list(salun(base, material, settings, precision="fp32", seed=1))
+    assert set(masks) == set(plain_modules(base.unet))
     moved = 0
-    for name, delta in delta_weights(sd.unet).items():
+    for name, delta in delta_weights(base.unet).items():
         change = delta.parts[NAME]().detach()
         assert not change[masks[name] == 0].any(), name
         moved += int((change != 0).sum())
@@ -227,12 +233,12 @@ def test_settings_are_checked_by_name_type_and_range() -> None:
 def trials(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a method's finished trial with few steps."""
     root = tmp_path_factory.mktemp("trials")
-    request = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml")))
+    spec = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml")))
 
     def make(method: str) -> Path:
         settings = baseline_settings(method, {} if method == "uce" else {"steps": 2, "batch": 2})
-        run_baseline_trial(request, method, settings, root=root)
-        return root / baseline_id(request, method, settings)
+        run_baseline_trial(spec, method, settings, root=root)
+        return root / baseline_id(spec, method, settings)
 
     return make
 
@@ -277,20 +283,20 @@ def test_a_baselines_bytes_do_not_pay_for_positions_it_does_not_need(trials: Cal
 
 
 def test_a_folder_that_asks_for_no_baseline_is_refused(workspace: Path, tmp_path: Path) -> None:
-    request = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml")))
+    spec = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml")))
     folder = tmp_path / "b0"
-    save_baseline(folder, request, "uce", baseline_settings("uce"))
+    save_baseline(folder, spec, "uce", baseline_settings("uce"))
     content = read_json(folder / "baseline.json")
     (folder / "baseline.json").write_text(json.dumps({**content, "method": "uec"}))
     with pytest.raises(ConfigError, match="Did you mean 'uce'"):
         next(baseline_adapter(folder))
 
 
-def test_what_float16_cannot_hold_is_left_out_of_the_file(sd: StableDiffusion) -> None:
-    changes = trained_difference(sd.unet, modules_like(sd.unet, KEYS_AND_VALUES)[:1])
+def test_what_float16_cannot_hold_is_left_out_of_the_file(base: StableDiffusion) -> None:
+    changes = trained_difference(base.unet, modules_like(base.unet, KEYS_AND_VALUES)[:1])
     (change,) = changes.values()
     with torch.no_grad():
         change.view(-1)[:3] = torch.tensor([0.5, 1e-12, -0.25])
-    tensors = difference_tensors(sd.unet)
+    tensors = difference_tensors(base.unet)
     (positions,) = (tensor for key, tensor in tensors.items() if key.endswith(".positions"))
     assert positions.tolist() == [0, 2]

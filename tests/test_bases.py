@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fade.errors import BaseModelError, DataError
+from fade.models.families.stable_diffusion import weights_sha256
 from fade.models.family import load_base
 from fade.models.generate import first_latents, sample_latents
 from fade.models.prompts import names_unread, readers
-from fade.models.sd import weights_sha256
 from fade.models.source import base_sha256, deciding_files, find_base
 from fade.models.tensors import check_weights
 from flows.cli import app
-from flows.doctor_base import examine_base
-from tasks._console import OneMessage
+from flows.operations.doctor_base import examine_base
+from tasks.console import OneMessage
 from tests.test_families import _single_file, save_tiny
 
 PROMPT = "a cat image in neon style."

@@ -19,19 +19,20 @@ import httpx
 import pytest
 
 from fade.adapters.runtime import Runtime
-from fade.config import Request, load_settings
+from fade.config import Spec, load_settings
 from fade.files import write_json
 from fade.lineage import ROOT
 from fade.models.family import load_base
 from fade.requests.ledger import Ledger
-from fade.steps.request import prepare_request
-from flows import release, released, service
-from flows.erase import erase, prepare_folder
-from flows.purge import purge
-from flows.services import running
+from fade.steps.spec import prepare_spec
+from flows.erasing.erase import erase, prepare_folder
+from flows.proving.purge import purge
+from flows.releasing import release, released
+from flows.releasing.watch import Watch, serving
+from flows.services import runtime_http
+from flows.services.local import running
 from flows.settings import ERASURES
-from flows.watch import Watch, serving
-from tasks import _tracking
+from tasks.mlflow import tracking
 from tests.tiny import entered, make_workspace
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
@@ -81,19 +82,19 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def erased(workspace: Path) -> Iterator[tuple[str, Request, _tracking.AdapterVersion]]:
+def erased(workspace: Path) -> Iterator[tuple[str, Spec, tracking.AdapterVersion]]:
     """MLflow's address, and an erasure that is registered there."""
     with running(mlflow_port=_free_port(), prefect_port=_free_port()) as services, pytest.MonkeyPatch.context() as set_:
         set_.setenv("MLFLOW_TRACKING_URI", services.mlflow)
         set_.setenv("PREFECT_API_URL", f"{services.prefect}/api")
         fast = {"distill.learning_rate": 0.02, "distill.precision": "fp32", "evaluate.precision": "fp32", "threads": 1}
-        request = prepare_request("mosaic", "photo", settings=load_settings(Path("params.yaml"), changes=fast))
-        prepare_folder(request)
-        yield services.mlflow, request, erase(request.id)
+        spec = prepare_spec("mosaic", "photo", settings=load_settings(Path("params.yaml"), changes=fast))
+        prepare_folder(spec)
+        yield services.mlflow, spec, erase(spec.id)
 
 
 def test_a_click_in_mlflow_changes_the_picture_and_another_brings_the_bases_back(
-    erased: tuple[str, Request, _tracking.AdapterVersion], tmp_path: Path, page: Any
+    erased: tuple[str, Spec, tracking.AdapterVersion], tmp_path: Path, page: Any
 ) -> None:
     server, request, version = erased
     sd = load_base(request.base)
@@ -115,12 +116,12 @@ def test_a_click_in_mlflow_changes_the_picture_and_another_brings_the_bases_back
         page.wait_for_function("document.querySelector('#live').dataset.counter && !said.textContent", timeout=120_000)
         page.screenshot(path=SHOTS / f"{name}-page.png")
 
-    with serving(service.make_app(runtime, token=TOKEN, compare=True), host="127.0.0.1", port=port):
+    with serving(runtime_http.make_app(runtime, token=TOKEN, compare=True), host="127.0.0.1", port=port):
         thread.start()
         base = picture()
         _edit_alias(page, server, version, "approved", name="approved")
         live_after = _until(lambda: picture() != base, "the picture did not change")
-        _until(lambda: _tracking.find_version(version.model).release == "live", "the page does not say so")
+        _until(lambda: tracking.find_version(version.model).release == "live", "the page does not say so")
         draw_in_the_page("approved")
         assert version.model in page.inner_text("#adapters")
         _edit_alias(page, server, version, None, name="rolled-back")
@@ -133,17 +134,17 @@ def test_a_click_in_mlflow_changes_the_picture_and_another_brings_the_bases_back
 
 
 def test_the_page_of_what_was_purged_says_so_and_shows_nothing_that_is_gone(
-    erased: tuple[str, Request, _tracking.AdapterVersion], page: Any
+    erased: tuple[str, Spec, tracking.AdapterVersion], page: Any
 ) -> None:
     server, request, version = erased
-    _tracking.approve(version.model)
+    tracking.approve(version.model)
     release.reconcile()
     address = f"{server}/#/models/{version.model}/versions/{version.version}"
     page.goto(address)
     page.wait_for_function("[...document.images].some((one) => one.src.includes('sheet.png') && one.naturalWidth)")
     page.screenshot(path=SHOTS / "before-purge.png", full_page=True)
     with Ledger() as ledger:
-        purge(_tracking.find_version(version.model), ERASURES / request.id, ledger)
+        purge(tracking.find_version(version.model), ERASURES / request.id, ledger)
     page.goto("about:blank")
     page.goto(address)
     page.get_by_text("Purged", exact=True).wait_for()
@@ -152,7 +153,7 @@ def test_the_page_of_what_was_purged_says_so_and_shows_nothing_that_is_gone(
     assert "sheet.png" not in page.content()
 
 
-def _edit_alias(page: Any, server: str, version: _tracking.AdapterVersion, alias: str | None, *, name: str) -> None:
+def _edit_alias(page: Any, server: str, version: tracking.AdapterVersion, alias: str | None, *, name: str) -> None:
     """Open the version's page and set its aliases by hand: one added, or all but the candidate's removed."""
     page.goto(f"{server}/#/models/{version.model}/versions/{version.version}")
     # The page never falls idle: it asks the server again and again.

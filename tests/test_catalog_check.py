@@ -14,7 +14,7 @@ from fade.data.sets import Item, PictureSet
 from fade.errors import DataError
 from fade.files import read_json, write_json
 from flows.cli import app
-from tasks._validation import validate_catalog
+from tasks.expectations.validation import validate_catalog
 
 LEAVES, PARTS = "one concept can be erased and others stay", "some pictures are to train on and some are held out"
 

@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 
 from fade.errors import ConfigError, ResourceError
 from flows.cli import app
-from flows.services import check_port
+from flows.services.local import check_port
 from flows.settings import project_root
 
 
 def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line as a user has it; wide enough that no message is wrapped."""
     return subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
+        [sys.executable, "-m", "flows.cli.app", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -146,7 +146,7 @@ def test_what_only_looks_things_up_does_not_load_torch(workspace: Path) -> None:
     def found(before: str) -> str:
         """The commands in one process, which stops at the first that loads something heavy."""
         code = (
-            f"{before}import sys\nfrom flows.cli import app\n"
+            f"{before}import sys\nfrom flows.cli.app import app\n"
             f"for command in {commands!r}:\n"
             "    try: app(command)\n"
             "    except SystemExit: pass\n"

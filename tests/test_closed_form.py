@@ -15,11 +15,11 @@ from torch import Tensor
 from fade.config import load_settings
 from fade.errors import ConfigError, DataError, MaskMismatchError
 from fade.files import read_json
-from fade.method.closed_form import LowRank, closed_form, distinct, text_moments
-from fade.method.masks import Mask, modules_within
-from fade.method.sparse_lora import add_sparse_lora, begin_with, check_inside_mask, lora_layers
-from fade.models.sd import StableDiffusion
-from fade.steps.request import prepare_request
+from fade.methods.closed_form import LowRank, closed_form, distinct, text_moments
+from fade.methods.fade.masks import Mask, modules_within
+from fade.methods.fade.sparse_lora import add_sparse_lora, begin_with, check_inside_mask, lora_layers
+from fade.models.families.stable_diffusion import StableDiffusion
+from fade.steps.spec import prepare_spec
 from fade.steps.trial import run_trial
 
 RETAIN_WEIGHT, RIDGE = 2.0, 1e-3
@@ -31,8 +31,8 @@ def _states(width: int = 32) -> tuple[Tensor, Tensor, Tensor]:
     return concept, surrogate, retain
 
 
-def _mask(sd: StableDiffusion, **parts: dict[str, Tensor]) -> Mask:
-    names = [name for name, module in sd.unet.named_modules() if isinstance(module, torch.nn.Linear)]
+def _mask(base: StableDiffusion, **parts: dict[str, Tensor]) -> Mask:
+    names = [name for name, module in base.unet.named_modules() if isinstance(module, torch.nn.Linear)]
     modules = tuple(sorted(modules_within(names, "cross_attention")))
     assert len(modules) >= 2
     return Mask("neuron" if parts else "none", modules, len(modules), len(modules), **parts)
@@ -69,17 +69,17 @@ def _moments(width: int) -> object:
 
 def test_many_prompts_are_summed_up_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _moments(32)
-    monkeypatch.setattr("fade.method.closed_form.PROMPTS_AT_ONCE", 4)
+    monkeypatch.setattr("fade.methods.closed_form.PROMPTS_AT_ONCE", 4)
     assert len(_states()[2]) > 2 * 4, "more than two parts"
     parted = _moments(32)
     torch.testing.assert_close(parted.metric, whole.metric, rtol=1e-12, atol=1e-14)  # type: ignore[attr-defined]
     torch.testing.assert_close(parted.towards, whole.towards, rtol=1e-12, atol=1e-14)  # type: ignore[attr-defined]
 
 
-def test_of_full_rank_it_is_the_least_squares_solution(sd: StableDiffusion) -> None:
-    mask, modules = _mask(sd), dict(sd.unet.named_modules())
+def test_of_full_rank_it_is_the_least_squares_solution(base: StableDiffusion) -> None:
+    mask, modules = _mask(base), dict(base.unet.named_modules())
     width = modules[mask.modules[0]].weight.shape[1]
-    found = closed_form(sd.unet, _moments(width), mask, rank=1000)  # type: ignore[arg-type]
+    found = closed_form(base.unet, _moments(width), mask, rank=1000)  # type: ignore[arg-type]
     assert set(found) == set(mask.modules)
     for name in mask.modules:
         expected = _by_least_squares(modules[name].weight.detach(), np.ones(width, dtype=bool))
@@ -87,15 +87,15 @@ def test_of_full_rank_it_is_the_least_squares_solution(sd: StableDiffusion) -> N
         np.testing.assert_allclose(_whole(found[name]), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_within_a_mask_it_is_the_least_squares_solution_of_the_mask(sd: StableDiffusion) -> None:
-    mask, modules = _mask(sd), dict(sd.unet.named_modules())
+def test_within_a_mask_it_is_the_least_squares_solution_of_the_mask(base: StableDiffusion) -> None:
+    mask, modules = _mask(base), dict(base.unet.named_modules())
     generator = torch.Generator().manual_seed(2)
     rows = {name: torch.rand(modules[name].weight.shape[0], generator=generator) < 0.5 for name in mask.modules}
     columns = {name: torch.rand(modules[name].weight.shape[1], generator=generator) < 0.5 for name in mask.modules}
     masked = replace(mask, granularity="neuron", rows=rows, columns=columns)
     width = modules[mask.modules[0]].weight.shape[1]
-    found = closed_form(sd.unet, _moments(width), masked, rank=1000)  # type: ignore[arg-type]
-    unmasked = closed_form(sd.unet, _moments(width), mask, rank=1000)  # type: ignore[arg-type]
+    found = closed_form(base.unet, _moments(width), masked, rank=1000)  # type: ignore[arg-type]
+    unmasked = closed_form(base.unet, _moments(width), mask, rank=1000)  # type: ignore[arg-type]
     for name in mask.modules:
         kept = columns[name].numpy()
         expected = _by_least_squares(modules[name].weight.detach(), kept)
@@ -106,15 +106,15 @@ def test_within_a_mask_it_is_the_least_squares_solution_of_the_mask(sd: StableDi
         assert np.abs(struck - expected).max() > 1e-4
 
 
-def test_cut_to_a_rank_it_is_the_best_of_that_rank_on_the_states_it_sees(sd: StableDiffusion) -> None:
-    mask, modules = _mask(sd), dict(sd.unet.named_modules())
+def test_cut_to_a_rank_it_is_the_best_of_that_rank_on_the_states_it_sees(base: StableDiffusion) -> None:
+    mask, modules = _mask(base), dict(base.unet.named_modules())
     width = modules[mask.modules[0]].weight.shape[1]
     moments = _moments(width)
     metric = moments.metric.numpy()  # type: ignore[attr-defined]
     values, vectors = np.linalg.eigh(metric)
     root = vectors * np.sqrt(values) @ vectors.T  # symmetric, where the code takes a triangular one
-    whole = closed_form(sd.unet, moments, mask, rank=1000)  # type: ignore[arg-type]
-    found = closed_form(sd.unet, moments, mask, rank=2)  # type: ignore[arg-type]
+    whole = closed_form(base.unet, moments, mask, rank=1000)  # type: ignore[arg-type]
+    found = closed_form(base.unet, moments, mask, rank=2)  # type: ignore[arg-type]
     for name in mask.modules:
         change = _whole(whole[name])
         left, singular, right = np.linalg.svd(change @ root, full_matrices=False)
@@ -126,15 +126,15 @@ def test_cut_to_a_rank_it_is_the_best_of_that_rank_on_the_states_it_sees(sd: Sta
         assert lost[0] < lost[1]
 
 
-def test_what_must_stay_stays_the_more_the_more_it_weighs(sd: StableDiffusion) -> None:
-    mask, modules = _mask(sd), dict(sd.unet.named_modules())
+def test_what_must_stay_stays_the_more_the_more_it_weighs(base: StableDiffusion) -> None:
+    mask, modules = _mask(base), dict(base.unet.named_modules())
     name = mask.modules[0]
     width = modules[name].weight.shape[1]
     concept, surrogate, retain = _states(width)
     moved, missed = [], []
     for weight in (0.1, 1.0, 100.0):
         moments = text_moments(concept, surrogate, retain, retain_weight=weight, ridge=RIDGE)
-        change = closed_form(sd.unet, moments, mask, rank=1000)[name]
+        change = closed_form(base.unet, moments, mask, rank=1000)[name]
         matrix = change.B @ change.A
         moved.append(float((retain @ matrix.T).square().mean()))
         aim = (surrogate - concept) @ modules[name].weight.detach().T
@@ -143,26 +143,26 @@ def test_what_must_stay_stays_the_more_the_more_it_weighs(sd: StableDiffusion) -
     assert missed[0] < missed[1] < missed[2]
 
 
-def test_an_adapter_begins_with_it_and_stays_inside_its_mask(sd: StableDiffusion) -> None:
-    modules = dict(sd.unet.named_modules())
-    mask = _mask(sd)
+def test_an_adapter_begins_with_it_and_stays_inside_its_mask(base: StableDiffusion) -> None:
+    modules = dict(base.unet.named_modules())
+    mask = _mask(base)
     rows = {name: torch.arange(modules[name].weight.shape[0]) % 2 == 0 for name in mask.modules}
     columns = {name: torch.arange(modules[name].weight.shape[1]) % 3 > 0 for name in mask.modules}
     masked = replace(mask, granularity="neuron", rows=rows, columns=columns)
     width = modules[mask.modules[0]].weight.shape[1]
-    changes = closed_form(sd.unet, _moments(width), masked, rank=2)  # type: ignore[arg-type]
-    add_sparse_lora(sd.unet, masked, rank=3, alpha=6.0, seed=1, name="student")
-    begin_with(sd.unet, "student", changes)
-    for name, layer in lora_layers(sd.unet).items():
+    changes = closed_form(base.unet, _moments(width), masked, rank=2)  # type: ignore[arg-type]
+    add_sparse_lora(base.unet, masked, rank=3, alpha=6.0, seed=1, name="student")
+    begin_with(base.unet, "student", changes)
+    for name, layer in lora_layers(base.unet).items():
         expected = changes[name].B @ changes[name].A
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(layer.get_delta_weight("student"), expected, rtol=1e-5, atol=1e-6)
-    check_inside_mask(sd.unet, masked, "student")
+    check_inside_mask(base.unet, masked, "student")
     with pytest.raises(MaskMismatchError, match="of rank 5; the adapter holds rank 3"):
-        begin_with(sd.unet, "student", closed_form(sd.unet, _moments(width), masked, rank=5))  # type: ignore[arg-type]
+        begin_with(base.unet, "student", closed_form(base.unet, _moments(width), masked, rank=5))  # type: ignore[arg-type]
 
 
-def test_what_it_cannot_do_is_an_error_that_says_so(sd: StableDiffusion) -> None:
+def test_what_it_cannot_do_is_an_error_that_says_so(base: StableDiffusion) -> None:
     concept, surrogate, retain = _states()
     with pytest.raises(DataError, match="must be paired"):
         text_moments(concept[:3], surrogate, retain, retain_weight=1.0, ridge=RIDGE)
@@ -170,7 +170,7 @@ def test_what_it_cannot_do_is_an_error_that_says_so(sd: StableDiffusion) -> None
         text_moments(concept, surrogate, retain[:0], retain_weight=1.0, ridge=RIDGE)
     elsewhere = Mask("module", ("conv_in",), 1, 1)
     with pytest.raises(MaskMismatchError, match=r"holds 0 of them.*distill\.start"):
-        closed_form(sd.unet, _moments(32), elsewhere, rank=1)  # type: ignore[arg-type]
+        closed_form(base.unet, _moments(32), elsewhere, rank=1)  # type: ignore[arg-type]
 
 
 def test_captions_that_occur_twice_count_once() -> None:
@@ -192,9 +192,9 @@ INSTANT = {
 
 def test_without_training_the_adapter_is_the_closed_form_alone(workspace: Path, tmp_path: Path) -> None:
     settings = load_settings(Path("params.yaml"), changes=INSTANT)
-    request = prepare_request("astronaut", "cameraman", settings=settings)
-    row = run_trial(request, root=tmp_path)
-    folder = tmp_path / request.id
+    spec = prepare_spec("astronaut", "cameraman", settings=settings)
+    row = run_trial(spec, root=tmp_path)
+    folder = tmp_path / spec.id
     assert (row["steps"], read_json(folder / "adapter" / "card.json")["steps"]) == (0, 0)
     assert pd.read_csv(folder / "curve.csv").empty
     tensors = load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from fade.errors import ConfigError, ResourceError
 from flows.cli import app
-from flows.runners import side_by_side
-from flows.services import stop
+from flows.services.local import stop
+from flows.studies.runners import side_by_side
 from tests.test_services import _free_port as free_port
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -92,7 +92,7 @@ def test_a_cluster_that_cannot_be_used_is_said_before_anything_runs(
         side_by_side(1, address)
     with cluster(tmp_path, logs=workspace) as address, pytest.raises(ConfigError, match=f"runs in {tmp_path}"):
         side_by_side(1, address)
-    monkeypatch.setattr("flows.runners.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("flows.studies.runners.CONNECT_SECONDS", 1)
     with pytest.raises(ResourceError, match="No Dask cluster can be reached"):
         side_by_side(1, f"tcp://127.0.0.1:{free_port()}")
     with pytest.raises(ResourceError, match="No Dask cluster can be reached"):

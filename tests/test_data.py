@@ -14,14 +14,14 @@ from dvc.repo import Repo
 from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
-from fade.config import load_settings, make_request
+from fade.config import load_settings, make_spec
 from fade.errors import LineageError
 from fade.files import sha256_file
 from fade.lineage import ROOT
 from fade.steps.split import hashes, split
 from flows.cli import app
-from flows.erase import prepare_folder
-from tasks import _objects, _versioning
+from flows.erasing.erase import prepare_folder
+from tasks.dvc import objects, versioning
 from tests.test_loaders import _save
 
 
@@ -40,13 +40,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             _save(tmp_path / "in" / name / f"{number}.jpg", name, number)
     run("catalog", "build", "folder", str(tmp_path / "in"), "--out", "data/catalog/mine", "--size", "64")
     settings = load_settings(Path("params.yaml"))
-    request = make_request(
+    spec = make_spec(
         **{"concept": "cat", "kind": "object", "surrogate": "horse", "base": "b", "base_sha256": "0" * 64},
         **{"catalog": "data/catalog/mine", "judges": "j", **settings.model_dump()},
     )
-    erasure = prepare_folder(request)
+    erasure = prepare_folder(spec)
     split(erasure)
-    _versioning.record(erasure, "split")
+    versioning.record(erasure, "split")
     return folder
 
 
@@ -104,10 +104,10 @@ def there_and_back() -> None:
 
 def test_a_folder_as_remote(project: Path, tmp_path: Path) -> None:
     with pytest.raises(LineageError, match="No DVC remote is the default"):
-        _versioning.push()
+        versioning.push()
     add_remote(str(tmp_path / "store"))
     with pytest.raises(LineageError, match="No DVC remote 'other': known are store"):
-        _versioning.pull("other")
+        versioning.pull("other")
     there_and_back()
 
 
@@ -118,11 +118,11 @@ def test_an_s3_server_as_remote_which_may_be_gone(project: Path, s3: str) -> Non
     assert objects["KeyCount"] > 10
     add_remote("s3://nobody/pictures", endpointurl=s3)
     with pytest.raises(LineageError, match="DVC could not push"):
-        _versioning.push()
+        versioning.push()
 
 
 def _places_of(md5: str) -> list[str]:
-    with _objects.stores() as stores:
+    with objects.stores() as stores:
         return [place for place, _ in stores.places(md5)]
 
 
@@ -130,13 +130,13 @@ def test_a_deleted_picture_leaves_cache_and_remote_and_does_not_come_back(projec
     add_remote(str(tmp_path / "store"))
     run("data", "push")
     gone = Path("data/catalog/mine/pictures/cat/2.png")
-    md5 = _objects.md5_of(gone)
+    md5 = objects.md5_of(gone)
     for path in (gone, Path("data/catalog/mine/sheet.png")):
-        assert _places_of(_objects.md5_of(path)) == ["dvc cache", "dvc remote store"]
+        assert _places_of(objects.md5_of(path)) == ["dvc cache", "dvc remote store"]
     run("catalog", "delete", "data/catalog/mine", "--image-id", "cat/2")
     assert figures() == {"deleted": 1, "copies": 4}, "the picture, and the sheet that may have shown it"
     assert _places_of(md5) == []
-    assert _places_of(_objects.md5_of(Path("data/catalog/mine/sheet.png"))) == ["dvc cache"], "the one of now is there"
+    assert _places_of(objects.md5_of(Path("data/catalog/mine/sheet.png"))) == ["dvc cache"], "the one of now is there"
     run("data", "push")
     shutil.rmtree("data/catalog/mine")
     run("data", "pull")

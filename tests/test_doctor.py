@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from fade.files import read_json, write_json
 from fade.requests.ledger import Ledger
-from flows import doctor, doctor_servers
 from flows.cli import app
-from flows.findings import Finding
+from flows.operations import doctor, doctor_servers
+from flows.operations.findings import Finding
 
 
 @pytest.fixture

@@ -30,16 +30,19 @@ from fade.requests.overview import near_deadlines, overview
 from fade.requests.records import utc_now
 from fade.requests.states import State
 from fade.steps.further import FURTHER, forget_too, further_hashes
-from fade.steps.request import CATALOG, prepare_request
-from flows import drain as drained
-from flows import erase as erasing
-from flows import traces
-from flows.drain import Pace, alive, drain
-from flows.intake_http import make_app, token
-from flows.schedules import MISSED, cancel_missed
-from tasks import _mlflow, _runs, _tracking, erasure
-from tasks._mlflow import mlflow_client
-from tasks._objects import stores
+from fade.steps.spec import CATALOG, prepare_spec
+from flows.erasing import erase as erasing
+from flows.proving import traces
+from flows.queue import drain as drained
+from flows.queue.drain import Pace, alive, drain
+from flows.queue.schedules import MISSED, cancel_missed
+from flows.services.intake_http import make_app, token
+from tasks import erasure
+from tasks.dvc.objects import stores
+from tasks.mlflow import client as mlflow_reached
+from tasks.mlflow import runs as mlflow_runs
+from tasks.mlflow import tracking
+from tasks.mlflow.client import mlflow_client
 
 TOKEN = "a token of the test"
 KEY = b"a key of the test"
@@ -61,7 +64,7 @@ def ask(ledger: Ledger, concept: str = "cat", **changes: Any) -> str:
 def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(
     ledger: Ledger, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_runs, "LIVE_SECONDS", 0)
+    monkeypatch.setattr(mlflow_runs, "LIVE_SECONDS", 0)
     good, wrong = ask(ledger), ask(ledger, "astronot")
     nowhere = ask(ledger, base="data/base/nowhere")
     held = ask(ledger, "coffee")
@@ -70,7 +73,7 @@ def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(
     record = ledger.get(good)
     assert record.state is State.CANDIDATE
     assert (workspace / "data/erasures" / str(record.erasure_id) / "adapter/card.json").is_file()
-    (version,) = [one for one in _tracking.versions() if one.erasure == record.erasure_id]
+    (version,) = [one for one in tracking.versions() if one.erasure == record.erasure_id]
     with mlflow_client() as client:
         curve = client.get_metric_history(version.run_id, "forget_loss")
         runs = client.search_runs(
@@ -163,7 +166,7 @@ def test_a_worker_that_lost_its_lease_changes_nothing(ledger: Ledger, monkeypatc
 
 
 def aliases() -> set[str]:
-    return {alias for version in _tracking.versions() for alias in version.aliases}
+    return {alias for version in tracking.versions() for alias in version.aliases}
 
 
 @pytest.mark.services
@@ -172,7 +175,7 @@ def test_what_was_withdrawn_is_not_on_offer_and_asked_again_it_is(
     ledger: Ledger, workspace: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     concept = {"between two steps": "temple"}.get(when, "cat")
-    before = {version.model for version in _tracking.versions()}
+    before = {version.model for version in tracking.versions()}
     name = ask(ledger, concept)
 
     def cancelling(function: Any) -> Any:
@@ -197,15 +200,15 @@ def test_what_was_withdrawn_is_not_on_offer_and_asked_again_it_is(
         assert ended == {"lost": 1}
     record = ledger.get(name)
     assert record.state is State.CANCELLED
-    made = [version for version in _tracking.versions() if version.erasure == record.erasure_id]
+    made = [version for version in tracking.versions() if version.erasure == record.erasure_id]
     if when == "between two steps":
-        assert {version.model for version in _tracking.versions()} == before  # it stopped before it was trained
+        assert {version.model for version in tracking.versions()} == before  # it stopped before it was trained
         return
     assert [version.offered for version in made] == [False]
     assert "every request for it was cancelled" in made[0].release
     ask(ledger, concept)
     assert drain() == {"candidate": 1}
-    assert [version.offered for version in _tracking.versions() if version.erasure == record.erasure_id] == [True]
+    assert [version.offered for version in tracking.versions() if version.erasure == record.erasure_id] == [True]
     ledger.verify()
 
 
@@ -333,11 +336,11 @@ def test_auto_takes_for_a_surrogate_nothing_that_another_request_has_erased(
     chosen: list[tuple[str, str]] = []
 
     def stop(concept: str, surrogate: str, **given: Any) -> None:
-        request = prepare_request(concept, surrogate, **given)
-        chosen.append((request.concept, request.surrogate))
+        spec = prepare_spec(concept, surrogate, **given)
+        chosen.append((spec.concept, spec.surrogate))
         raise ConfigError("far enough")
 
-    monkeypatch.setattr(drained, "prepare_request", stop)
+    monkeypatch.setattr(drained, "prepare_spec", stop)
     first = ask(ledger, "cat", surrogate="auto")
     lease = leases.take(ledger, "w", seconds=60)
     assert lease
@@ -366,11 +369,11 @@ def _forgets(folder: Path) -> set[str]:
 
 def test_own_pictures_of_what_is_erased_join_that_erasure_and_its_purge(ledger: Ledger, workspace: Path) -> None:
     """Another person's request is no duplicate: it has a deadline, an outcome, and its pictures leave with a purge."""
-    request = prepare_request("coins", "horse", settings=load_settings(Path("params.yaml")))
-    folder = erasing.prepare_folder(request)
+    spec = prepare_spec("coins", "horse", settings=load_settings(Path("params.yaml")))
+    folder = erasing.prepare_folder(spec)
     first = ask(ledger, "coins")
     for state in (State.RUNNING, State.CANDIDATE, State.LIVE):
-        ledger.transition(first, state, actor="test", reason="", erasure_id=request.id)
+        ledger.transition(first, state, actor="test", reason="", erasure_id=spec.id)
     table = load_catalog(Path(CATALOG))
     mine = table[table["object"] == "coins"].iloc[0]
     other = table[table["object"] == "cat"].iloc[0]
@@ -389,7 +392,7 @@ def test_own_pictures_of_what_is_erased_join_that_erasure_and_its_purge(ledger: 
     try:
         assert run() == "live"
         record = ledger.get(name)
-        assert (record.state, record.erasure_id) == (State.LIVE, request.id)
+        assert (record.state, record.erasure_id) == (State.LIVE, spec.id)
         assert "1 of its own pictures" in str(record.reason)
         assert further_hashes(folder) == {mine["sha256"]}
         nothing: Any = None  # no lock files, so no store is asked
@@ -445,7 +448,7 @@ def test_runs_that_were_missed_are_done_by_one(workspace: Path) -> None:
 def test_the_embedded_store_is_made_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(_mlflow, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(mlflow_reached, "WAIT_SECONDS", 0.1)
     with FileLock(".fade/mlflow.lock"), pytest.raises(Timeout), mlflow_client():
         pass
     assert not (tmp_path / "mlflow.db").exists()
@@ -457,7 +460,7 @@ def test_the_embedded_store_is_made_by_one_at_a_time(tmp_path: Path, monkeypatch
 
 FIRST_USE = """
 import pathlib, sys, time
-from tasks._mlflow import experiment, mlflow_client
+from tasks.mlflow.client import experiment, mlflow_client
 pathlib.Path(sys.argv[1]).touch()
 while len(list(pathlib.Path().glob("ready-*"))) < 2:
     time.sleep(0.005)

@@ -8,7 +8,7 @@ import pytest
 from fade.environment import Environment, environment, load_file, table, variables
 from fade.errors import ConfigError
 from fade.lineage import ROOT
-from flows import parameters
+from flows.erasing import parameters
 
 DOCS = ROOT / "docs/settings.md"
 EXAMPLE = ROOT / "infra/environment.example"
@@ -90,7 +90,7 @@ def test_the_documented_table_is_the_codes_own() -> None:
 
 def test_the_documented_settings_of_an_erasure_are_the_codes_own() -> None:
     found = parameters.table()
-    assert found in DOCS.read_text(), "write it anew: python -m flows.parameters"
+    assert found in DOCS.read_text(), "write it anew: python -m flows.erasing.parameters"
     rows = [row.split(" | ") for row in found.splitlines()[2:]]
     assert len(rows) > 70
     assert all(len(row) == 4 and row[3] != "|" for row in rows), "each has a description"

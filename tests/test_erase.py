@@ -15,36 +15,38 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from typer.testing import CliRunner
 
-from fade.config import Request, load_request, load_settings, save_request
+from fade.config import Spec, load_settings, load_spec, save_spec
 from fade.data.catalog import load_concepts
 from fade.errors import BaseModelError, ConfigError, DataError, RegistryError
 from fade.files import read_json, sha256_file
 from fade.steps.attack import attack
-from fade.steps.request import prepare_request
-from flows.cli import _base_of, app
-from flows.demo import prove_rollback
-from flows.erase import erase, prepare_folder
+from fade.steps.spec import prepare_spec
+from flows.cli.app import _base_of, app
+from flows.erasing.demo import prove_rollback
+from flows.erasing.erase import erase, prepare_folder
+from flows.releasing.pictures import draw, live_adapters, load_with, save_picture
 from flows.settings import ERASURES
-from flows.use import draw, live_adapters, load_with, save_picture
-from tasks import _tracking, _versioning, erasure
+from tasks import erasure
+from tasks.dvc import versioning
+from tasks.mlflow import tracking
 from tests.tiny import KEPT_STYLES
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
 
-def _request(concept: str = "astronaut", surrogate: str = "cameraman", **changes: object) -> Request:
+def _request(concept: str = "astronaut", surrogate: str = "cameraman", **changes: object) -> Spec:
     settings = load_settings(Path("params.yaml")).model_copy(update=changes)
-    return prepare_request(concept, surrogate, settings=settings)
+    return prepare_spec(concept, surrogate, settings=settings)
 
 
 @pytest.fixture(scope="module")
-def finished(workspace: Path) -> tuple[Path, _tracking.AdapterVersion]:
+def finished(workspace: Path) -> tuple[Path, tracking.AdapterVersion]:
     request = _request()
     folder = prepare_folder(request)
     return folder, erase(request.id)
 
 
-def test_an_erasure_ends_as_a_registered_candidate(finished: tuple[Path, _tracking.AdapterVersion]) -> None:
+def test_an_erasure_ends_as_a_registered_candidate(finished: tuple[Path, tracking.AdapterVersion]) -> None:
     folder, version = finished
     assert version.aliases == ("candidate",)
     assert not version.live
@@ -54,7 +56,7 @@ def test_an_erasure_ends_as_a_registered_candidate(finished: tuple[Path, _tracki
     assert metrics["drift"] > 0
     assert set(metrics["neighbours"]) == {"admiral"}
     assert (folder / "evaluation/sheet.png").stat().st_size > 10_000
-    assert set(read_json(folder / "timings.json")) == {stage.name for stage in _versioning.STAGES}
+    assert set(read_json(folder / "timings.json")) == {stage.name for stage in versioning.STAGES}
 
 
 @pytest.mark.parametrize(
@@ -80,16 +82,16 @@ def test_every_way_of_the_method_ends_as_a_live_adapter_that_is_taken_back(
     workspace: Path, changes: dict[str, object], kind: str
 ) -> None:
     settings = load_settings(Path("params.yaml"), changes=changes)
-    request = prepare_request("cat", "horse", settings=settings)
-    folder = prepare_folder(request)
-    version = erase(request.id)
+    spec = prepare_spec("cat", "horse", settings=settings)
+    folder = prepare_folder(spec)
+    version = erase(spec.id)
     assert read_json(folder / "adapter/card.json")["type"] == kind
     prompts = ["a cat image in photo style."]
-    before = draw(load_with(Path(request.base), []), prompts, seed=1)
-    _tracking.approve(version.model, version.version)
+    before = draw(load_with(Path(spec.base), []), prompts, seed=1)
+    tracking.approve(version.model, version.version)
     live = [one for one in live_adapters() if one.model == version.model]
-    assert not np.array_equal(draw(load_with(Path(request.base), live), prompts, seed=1), before)
-    _tracking.rollback(version.model)
+    assert not np.array_equal(draw(load_with(Path(spec.base), live), prompts, seed=1), before)
+    tracking.rollback(version.model)
     assert not [one for one in live_adapters() if one.model == version.model]
 
 
@@ -107,7 +109,7 @@ def test_several_concepts_share_an_adapter_and_are_judged_one_by_one(workspace: 
     assert metrics["ua"]["count"] == styles + 12 + styles
     # Every pair's prompt less those of two objects and one style; judged by object and by style.
     assert metrics["ira"]["count"] == 2 * 10 * (styles - 1)
-    version = _tracking.find_version(row["model_version"].split("/")[0])
+    version = tracking.find_version(row["model_version"].split("/")[0])
     assert version.kind == "person, style, object"
     assert version.aliases == ("candidate",)
     with pytest.raises(ConfigError, match="one concept"):
@@ -115,7 +117,7 @@ def test_several_concepts_share_an_adapter_and_are_judged_one_by_one(workspace: 
 
 
 def test_erasures_are_judged_together_and_consolidated(
-    finished: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
+    finished: tuple[Path, tracking.AdapterVersion], tmp_path: Path
 ) -> None:
     folder, _ = finished
     other = prepare_folder(_request("neon", "photo"))
@@ -134,7 +136,7 @@ def test_erasures_are_judged_together_and_consolidated(
     assert row["concept"] == "astronaut, neon"
     # Steps grow as the root of the number of concepts: 4 sqrt(2), rounded up; the batch with it.
     card = read_json(Path(row["folder"]) / "adapter/card.json")
-    assert (card["steps"], card["parameters"]["batch"]) == (6, 2 * load_request(folder).distill.batch)
+    assert (card["steps"], card["parameters"]["batch"]) == (6, 2 * load_spec(folder).distill.batch)
     twice = CliRunner().invoke(app, ["combine", folder.name, folder.name])
     assert twice.exit_code == 1
     assert "Give each concept once" in twice.output
@@ -149,13 +151,13 @@ def test_a_surrogate_is_chosen_that_is_nobodys_face(workspace: Path) -> None:
     assert concepts[chosen].kind == "object"
     assert not concepts[chosen].person
     settings = load_settings(Path("params.yaml"))
-    other = prepare_request("cat", "auto", settings=settings, protected=[chosen])
+    other = prepare_spec("cat", "auto", settings=settings, protected=[chosen])
     assert other.surrogate not in ("cat", chosen)
-    several = prepare_request("cat", "auto", settings=settings, also=[(chosen, "auto")])
+    several = prepare_spec("cat", "auto", settings=settings, also=[(chosen, "auto")])
     assert not {pair.surrogate for pair in several.pairs} & {"cat", chosen}
     everything = [name for name, concept in concepts.items() if concept.kind == "object" and not concept.person]
     with pytest.raises(ConfigError, match="No surrogate for 'cat'"):
-        prepare_request("cat", "auto", settings=settings, protected=everything)
+        prepare_spec("cat", "auto", settings=settings, protected=everything)
 
 
 def test_a_concept_can_give_way_to_nothing(workspace: Path, tmp_path: Path) -> None:
@@ -187,11 +189,11 @@ def test_pairs_that_cannot_be_erased_together_are_refused(
     workspace: Path, also: list[tuple[str, str]], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        prepare_request("astronaut", "cameraman", settings=load_settings(Path("params.yaml")), also=also)
+        prepare_spec("astronaut", "cameraman", settings=load_settings(Path("params.yaml")), also=also)
 
 
 def test_an_attack_counts_every_picture_and_on_the_base_only_those_not_begun_at_its_prompt(
-    finished: tuple[Path, _tracking.AdapterVersion],
+    finished: tuple[Path, tracking.AdapterVersion],
 ) -> None:
     folder, _ = finished
     steps = list(attack(folder))
@@ -204,7 +206,7 @@ def test_an_attack_counts_every_picture_and_on_the_base_only_those_not_begun_at_
 
 
 def test_a_registered_adapter_is_exported_by_the_command_line(
-    finished: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
+    finished: tuple[Path, tracking.AdapterVersion], tmp_path: Path
 ) -> None:
     _, version = finished
     for layout, out in (("kohya", "lora.safetensors"), ("merged", "model")):
@@ -216,15 +218,15 @@ def test_a_registered_adapter_is_exported_by_the_command_line(
     assert "Unknown layout 'pickle'" in refused.stderr
 
 
-def test_an_export_reads_the_base_that_its_erasure_names(finished: tuple[Path, _tracking.AdapterVersion]) -> None:
+def test_an_export_reads_the_base_that_its_erasure_names(finished: tuple[Path, tracking.AdapterVersion]) -> None:
     folder, version = finished
-    elsewhere = load_request(folder).model_copy(update={"base": "data/base/elsewhere"})
-    save_request(elsewhere, ERASURES / "e-elsewhere")
+    elsewhere = load_spec(folder).model_copy(update={"base": "data/base/elsewhere"})
+    save_spec(elsewhere, ERASURES / "e-elsewhere")
     assert _base_of("e-elsewhere") == Path("data/base/elsewhere") != _base_of(version.erasure)
     shutil.rmtree(ERASURES / "e-elsewhere")
 
 
-def test_lineage_is_on_the_run(finished: tuple[Path, _tracking.AdapterVersion]) -> None:
+def test_lineage_is_on_the_run(finished: tuple[Path, tracking.AdapterVersion]) -> None:
     import mlflow
 
     folder, version = finished
@@ -248,7 +250,7 @@ def test_lineage_is_on_the_run(finished: tuple[Path, _tracking.AdapterVersion]) 
 
 
 def test_a_persons_name_is_in_no_name_tag_parameter_or_artifact_list(
-    finished: tuple[Path, _tracking.AdapterVersion],
+    finished: tuple[Path, tracking.AdapterVersion],
 ) -> None:
     import mlflow
 
@@ -262,7 +264,7 @@ def test_a_persons_name_is_in_no_name_tag_parameter_or_artifact_list(
 
 
 def test_asking_again_runs_nothing_and_registers_nothing(
-    finished: tuple[Path, _tracking.AdapterVersion], monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, tracking.AdapterVersion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, version = finished
 
@@ -279,18 +281,18 @@ def test_asking_again_runs_nothing_and_registers_nothing(
     before = sha256_file(folder / "dvc.lock")
     assert erase(folder.name) == version
     assert sha256_file(folder / "dvc.lock") == before
-    assert len([one for one in _tracking.versions() if one.model == version.model]) == 1
+    assert len([one for one in tracking.versions() if one.model == version.model]) == 1
 
 
 @pytest.mark.slow
 def test_forced_reproduction_without_run_cache_gives_the_same_hashes(
-    finished: tuple[Path, _tracking.AdapterVersion],
+    finished: tuple[Path, tracking.AdapterVersion],
 ) -> None:
     folder, _ = finished
     lock = (folder / "dvc.lock").read_text()
     with Repo(".") as repo:
         again = repo.reproduce(f"{folder}/dvc.yaml", force=True, run_cache=False, single_item=True)
-    assert [stage.name for stage in again] == [stage.name for stage in _versioning.STAGES]
+    assert [stage.name for stage in again] == [stage.name for stage in versioning.STAGES]
     assert (folder / "dvc.lock").read_text() == lock
 
 
@@ -311,7 +313,7 @@ def test_a_run_that_died_goes_on_from_its_last_finished_task(workspace: Path, mo
     told = [str(run.state.message) for run in runs if run.state is not None]
     assert any("DataError" in message for message in told)
     assert not any("on purpose" in message for message in told), "Prefect keeps what it is told: no words"
-    assert _versioning.is_current(folder, "saliency")
+    assert versioning.is_current(folder, "saliency")
     assert not (folder / "adapter").exists()
     ran = []
     for name in ("split", "saliency", "mask"):
@@ -326,17 +328,17 @@ def test_changed_data_makes_its_steps_run_again(workspace: Path) -> None:
     request = _request("coins", "flower")
     folder = prepare_folder(request)
     erase(request.id)
-    assert _versioning.is_current(folder, "distill")
+    assert versioning.is_current(folder, "distill")
     path = folder / "mask" / "mask.json"
     content = read_json(path)
     path.write_text(json.dumps({**content, "modules": content["modules"][:5]}))
-    assert not _versioning.is_current(folder, "mask")
-    assert not _versioning.is_current(folder, "distill")
-    assert _versioning.is_current(folder, "saliency")
+    assert not versioning.is_current(folder, "mask")
+    assert not versioning.is_current(folder, "distill")
+    assert versioning.is_current(folder, "saliency")
 
 
 def test_the_same_request_from_nothing_gives_the_same_adapter(
-    finished: tuple[Path, _tracking.AdapterVersion],
+    finished: tuple[Path, tracking.AdapterVersion],
 ) -> None:
     folder, version = finished
     kept = folder.with_name("kept")
@@ -350,28 +352,28 @@ def test_the_same_request_from_nothing_gives_the_same_adapter(
 
 
 def test_approval_makes_live_and_rollback_gives_the_bases_bits_back(
-    finished: tuple[Path, _tracking.AdapterVersion],
+    finished: tuple[Path, tracking.AdapterVersion],
 ) -> None:
-    from flows.demo import Outcome
+    from flows.erasing.demo import Outcome
 
     _, version = finished
     said: list[str] = []
     assert prove_rollback(Outcome(_request(), version, {}), said.append)
     assert len(said) == 2
-    assert not _tracking.find_version(version.model).live
+    assert not tracking.find_version(version.model).live
     with pytest.raises(RegistryError, match="Nothing to roll back"):
-        _tracking.rollback(version.model)
+        tracking.rollback(version.model)
 
 
-def test_live_pictures_differ_from_the_bases(finished: tuple[Path, _tracking.AdapterVersion], tmp_path: Path) -> None:
+def test_live_pictures_differ_from_the_bases(finished: tuple[Path, tracking.AdapterVersion], tmp_path: Path) -> None:
     _, version = finished
     prompt = ["a astronaut image in photo style."]
     base = draw(load_with(Path("data/base/canvas"), []), prompt, seed=1, steps=3)
-    _tracking.approve(version.model)
+    tracking.approve(version.model)
     try:
         live = draw(load_with(Path("data/base/canvas"), live_adapters()), prompt, seed=1, steps=3)
     finally:
-        _tracking.rollback(version.model)
+        tracking.rollback(version.model)
     assert not np.array_equal(base, live)
     save_picture(live[0], tmp_path / "out.png")
     assert (tmp_path / "out.png").stat().st_size > 100
@@ -380,7 +382,7 @@ def test_live_pictures_differ_from_the_bases(finished: tuple[Path, _tracking.Ada
 
 
 def test_another_tools_adapter_is_judged_and_registered(
-    finished: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
+    finished: tuple[Path, tracking.AdapterVersion], tmp_path: Path
 ) -> None:
     folder, version = finished
     file, figures = tmp_path / "foreign.safetensors", tmp_path / "figures.json"
@@ -418,7 +420,7 @@ def test_a_failed_gate_registers_without_candidate_and_is_not_approved(
     assert version.aliases == ()
     assert read_json(folder / "evaluation/metrics.json")["gate"] == failed
     with pytest.raises(RegistryError, match="did not pass its gate"):
-        _tracking.approve(version.model)
+        tracking.approve(version.model)
 
 
 def test_another_base_under_the_same_path_stops_before_any_step(workspace: Path) -> None:
@@ -441,7 +443,7 @@ def test_another_base_under_the_same_path_stops_before_any_step(workspace: Path)
 
 
 def test_changed_files_in_the_registry_are_not_approved(
-    finished: tuple[Path, _tracking.AdapterVersion],
+    finished: tuple[Path, tracking.AdapterVersion],
 ) -> None:
     _, version = finished
     name = "pytorch_lora_weights.safetensors"
@@ -451,15 +453,15 @@ def test_changed_files_in_the_registry_are_not_approved(
         for path, content in originals.items():
             path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(Exception, match="was changed"):
-            _tracking.approve(version.model)
-        assert not _tracking.find_version(version.model).live
+            tracking.approve(version.model)
+        assert not tracking.find_version(version.model).live
     finally:
         for path, content in originals.items():
             path.write_bytes(content)
 
 
 def test_depth_is_said_to_be_unmeasured_until_it_is_measured(
-    finished: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
+    finished: tuple[Path, tracking.AdapterVersion], tmp_path: Path
 ) -> None:
     folder, version = finished
     run = CliRunner(env={"COLUMNS": "200"}).invoke
@@ -468,5 +470,5 @@ def test_depth_is_said_to_be_unmeasured_until_it_is_measured(
     result = run(app, ["attack", folder.name, "--json", str(tmp_path / "attack.json")])
     assert result.exit_code == 0, result.output
     assert "on the base in" in result.output
-    measured = _tracking.find_version(version.model).inversion
+    measured = tracking.find_version(version.model).inversion
     assert measured == pytest.approx(read_json(tmp_path / "attack.json")["inversion"], abs=1e-4)

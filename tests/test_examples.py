@@ -114,7 +114,7 @@ def test_the_service_answers_and_ends_with_its_manifest(workspace: Path, tmp_pat
     address = f"http://127.0.0.1:{port}"
     token = "a-token-for-this-test"
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "serve", "--port", str(port)],
+        [sys.executable, "-m", "flows.cli.app", "serve", "--port", str(port)],
         cwd=workspace,
         env={**os.environ, "FADE_SERVICE_TOKEN": token},
         stdout=(tmp_path / "log").open("w"),
@@ -131,11 +131,11 @@ def test_the_service_answers_and_ends_with_its_manifest(workspace: Path, tmp_pat
     try:
         assert wait_until(lambda: health() or process.poll() is not None, 180), (tmp_path / "log").read_text()
         body = json.dumps({"prompt": "a cat image.", "steps": 1}).encode()
-        request = urllib.request.Request(f"{address}/generate", data=body, headers={"content-type": "application/json"})
+        spec = urllib.request.Request(f"{address}/generate", data=body, headers={"content-type": "application/json"})
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(request, timeout=60)
-        request.add_header("authorization", f"Bearer {token}")
-        with urllib.request.urlopen(request, timeout=120) as answer:
+            urllib.request.urlopen(spec, timeout=60)
+        spec.add_header("authorization", f"Bearer {token}")
+        with urllib.request.urlopen(spec, timeout=120) as answer:
             assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
     finally:
         process.terminate()

@@ -23,11 +23,11 @@ from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, put_in, restore_base, save_adapter
 from fade.errors import AdapterFormatError, ConfigError
 from fade.files import sha256_file
-from fade.method.masks import Mask
-from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
+from fade.methods.fade.masks import Mask
+from fade.methods.fade.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
 from fade.models.deltas import delta_weights, plain_modules
+from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
 from fade.models.family import load_base
-from fade.models.sd import StableDiffusion, weights_sha256
 from fade.models.source import base_sha256
 from tests.tiny import save_tiny_base
 
@@ -45,9 +45,9 @@ def _predict(unet: torch.nn.Module) -> Tensor:
         return unet(latents, torch.tensor([500, 500]), states).sample
 
 
-def _mask(sd: StableDiffusion, kind: str) -> Mask:
+def _mask(base: StableDiffusion, kind: str) -> Mask:
     draw = torch.Generator().manual_seed(3)
-    weights = {name: plain_modules(sd.unet)[name].weight for name in MODULES}
+    weights = {name: plain_modules(base.unet)[name].weight for name in MODULES}
     if kind == "neuron":
         rows = {name: torch.arange(weight.shape[0]) % 3 == 0 for name, weight in weights.items()}
         columns = {name: torch.arange(weight.shape[1]) % 2 == 0 for name, weight in weights.items()}
@@ -55,7 +55,7 @@ def _mask(sd: StableDiffusion, kind: str) -> Mask:
     if kind == "weight":
         kept = {name: torch.rand(weight.shape, generator=draw) < 0.3 for name, weight in weights.items()}
         return Mask("weight", MODULES, 1, 1, weights=kept)
-    every = tuple(sorted(plain_modules(sd.unet)))
+    every = tuple(sorted(plain_modules(base.unet)))
     return Mask("module", every if kind == "every module" else MODULES, 1, 1)
 
 
@@ -180,17 +180,17 @@ def test_strength_scales_the_difference(
 
 @pytest.mark.parametrize("layout", LORA_LAYOUTS)
 def test_modules_of_different_ranks_keep_their_strength(
-    sd: StableDiffusion, tiny_base: Path, tmp_path: Path, adapters: dict[str, Path], layout: Layout
+    base: StableDiffusion, tiny_base: Path, tmp_path: Path, adapters: dict[str, Path], layout: Layout
 ) -> None:
     tensors = load_file(adapters["module"] / WEIGHTS_NAME)
     for part, dim in (("A", 0), ("B", 1)):
         key = f"unet.{QUERY}.lora_{part}.weight"
         tensors[key] = tensors[key].narrow(dim, 0, 1)
-    save_adapter(tmp_path / "a", tensors, {"base_sha256": sd.sha256})
-    plain = _predict(sd.unet)
-    put_in(sd, load_file(tmp_path / "a" / WEIGHTS_NAME), name="a", origin="test")
-    activate(sd, {"a": 1.0})
-    expected = _predict(sd.unet)
+    save_adapter(tmp_path / "a", tensors, {"base_sha256": base.sha256})
+    plain = _predict(base.unet)
+    put_in(base, load_file(tmp_path / "a" / WEIGHTS_NAME), name="a", origin="test")
+    activate(base, {"a": 1.0})
+    expected = _predict(base.unet)
     assert (expected - plain).abs().max() > 1e-2
     out = export_adapter(tmp_path / "a", _out(tmp_path, layout), layout=layout)
     torch.testing.assert_close(_stock_prediction(tiny_base, out, layout), expected, **CLOSE)
@@ -204,15 +204,15 @@ def test_modules_of_different_ranks_keep_their_strength(
 @pytest.mark.parametrize("kind", ["neuron", "every module"])
 @pytest.mark.parametrize("layout", LORA_LAYOUTS)
 def test_a_lora_comes_back_as_it_went(
-    sd: StableDiffusion, tmp_path: Path, adapters: dict[str, Path], layout: Layout, kind: str
+    base: StableDiffusion, tmp_path: Path, adapters: dict[str, Path], layout: Layout, kind: str
 ) -> None:
     before = load_file(adapters[kind] / WEIGHTS_NAME)
     out = export_adapter(adapters[kind], _out(tmp_path, layout), layout=layout)
-    back = import_adapter(out, sd)
+    back = import_adapter(out, base)
     assert set(back) == set(before)
     for key, tensor in before.items():
         assert torch.equal(back[key], tensor.float()), key
-    assert import_adapter(out, sd, layout=layout).keys() == back.keys()
+    assert import_adapter(out, base, layout=layout).keys() == back.keys()
 
 
 @pytest.mark.parametrize("kind", ["module", "weight"])
@@ -263,15 +263,15 @@ def _foreign(folder: Path, layout: str) -> tuple[Path, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("layout", LORA_LAYOUTS)
-def test_a_foreign_alpha_is_honoured(sd: StableDiffusion, tiny_base: Path, tmp_path: Path, layout: Layout) -> None:
+def test_a_foreign_alpha_is_honoured(base: StableDiffusion, tiny_base: Path, tmp_path: Path, layout: Layout) -> None:
     path, a, b = _foreign(tmp_path, layout)
-    tensors = import_adapter(path, sd)
+    tensors = import_adapter(path, base)
     assert torch.equal(tensors[f"unet.{QUERY}.lora_A.weight"], a)
     torch.testing.assert_close(tensors[f"unet.{QUERY}.lora_B.weight"], b / 2, rtol=1e-6, atol=0)
-    plain = _predict(sd.unet)
-    put_in(sd, tensors, name="foreign", origin="test")
-    activate(sd, {"foreign": 1.0})
-    found = _predict(sd.unet)
+    plain = _predict(base.unet)
+    put_in(base, tensors, name="foreign", origin="test")
+    activate(base, {"foreign": 1.0})
+    found = _predict(base.unet)
     assert (found - plain).abs().max() > 1e-2
     weight = (stock := _stock(tiny_base).unet).get_submodule(QUERY).weight
     weight.data += 0.5 * b @ a
@@ -280,15 +280,15 @@ def test_a_foreign_alpha_is_honoured(sd: StableDiffusion, tiny_base: Path, tmp_p
         torch.testing.assert_close(_stock_prediction(tiny_base, path, layout), found, **CLOSE)
 
 
-def test_rank_stabilised_scaling_is_honoured_and_dora_refused(sd: StableDiffusion, tmp_path: Path) -> None:
+def test_rank_stabilised_scaling_is_honoured_and_dora_refused(base: StableDiffusion, tmp_path: Path) -> None:
     path, _, b = _foreign(tmp_path, "peft")
     config = json.loads((path / "adapter_config.json").read_text())
     (path / "adapter_config.json").write_text(json.dumps({**config, "use_rslora": True}))
-    torch.testing.assert_close(import_adapter(path, sd)[f"unet.{QUERY}.lora_B.weight"], b, rtol=1e-6, atol=0)
+    torch.testing.assert_close(import_adapter(path, base)[f"unet.{QUERY}.lora_B.weight"], b, rtol=1e-6, atol=0)
     for change in ({"use_dora": True}, {"init_lora_weights": "pissa"}, {"rank_pattern": {}}):
         (path / "adapter_config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(AdapterFormatError, match=r"no plain LoRA|configuration says 8"):
-            import_adapter(path, sd)
+            import_adapter(path, base)
 
 
 @pytest.mark.parametrize("layout", [*LORA_LAYOUTS, "difference", "merged"])
@@ -311,13 +311,13 @@ def test_a_weight_level_adapter_is_refused_as_a_lora(tmp_path: Path, adapters: d
     assert not list(tmp_path.iterdir())
 
 
-def test_modules_that_kohyas_names_lose_are_named(sd: StableDiffusion, tmp_path: Path) -> None:
+def test_modules_that_kohyas_names_lose_are_named(base: StableDiffusion, tmp_path: Path) -> None:
     tensors = {
         f"unet.{module}.lora_{part}.weight": torch.ones(2, 2)
         for module in ("add_embedding.linear_1", "class_embedding.linear_2", "time_embedding.linear_1")
         for part in "AB"
     }
-    save_adapter(tmp_path / "a", tensors, {"base_sha256": sd.sha256})
+    save_adapter(tmp_path / "a", tensors, {"base_sha256": base.sha256})
     with pytest.raises(AdapterFormatError, match=r"hold add_embedding\.linear_1, class_embedding\.linear_2: diff"):
         export_adapter(tmp_path / "a", tmp_path / "k.safetensors", layout="kohya")
     assert not (tmp_path / "k.safetensors").exists()
@@ -450,19 +450,19 @@ def test_a_hundred_random_operations_leave_the_bases_bits(
 
 
 def test_a_kohya_alpha_of_several_numbers_is_refused(
-    sd: StableDiffusion, tmp_path: Path, adapters: dict[str, Path]
+    base: StableDiffusion, tmp_path: Path, adapters: dict[str, Path]
 ) -> None:
     file = export_adapter(adapters["module"], tmp_path / "kohya.safetensors", layout="kohya")
     tensors = load_file(file)
-    assert import_adapter(file, sd)
+    assert import_adapter(file, base)
     name = next(key for key in tensors if key.endswith(".alpha"))
     tensors[name] = torch.ones(2)
     save_file(tensors, file)
     with pytest.raises(AdapterFormatError, match="one finite number"):
-        import_adapter(file, sd)
+        import_adapter(file, base)
 
 
-def test_only_safetensors_are_read(sd: StableDiffusion, tmp_path: Path, adapters: dict[str, Path]) -> None:
+def test_only_safetensors_are_read(base: StableDiffusion, tmp_path: Path, adapters: dict[str, Path]) -> None:
     torch.save({"unet.conv_in.weight": torch.ones(1)}, tmp_path / "a.bin")
     (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.bin").read_bytes())
     for source, message in (
@@ -471,7 +471,7 @@ def test_only_safetensors_are_read(sd: StableDiffusion, tmp_path: Path, adapters
         (tmp_path / "none", "No safetensors file"),
         (tmp_path, "No adapter in"),
         (adapters["module"], "adapter of this library already"),
-        (sd.folder, "whole model"),
+        (base.folder, "whole model"),
     ):
         with pytest.raises(AdapterFormatError, match=message):
-            import_adapter(source, sd)
+            import_adapter(source, base)

@@ -30,29 +30,29 @@ from fade.adapters.exports import export_adapter
 from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, restore_base, save_adapter
 from fade.concepts import caption
-from fade.config import Request, load_settings, make_request, save_request
+from fade.config import Spec, load_settings, make_spec, save_spec
 from fade.data.canvas import OBJECTS
 from fade.data.styles import STYLES
 from fade.errors import AdapterFormatError, BaseModelError, DataError
 from fade.lineage import ROOT
-from fade.method.examples import Examples
-from fade.method.masks import Mask
-from fade.method.saliency import accumulate_saliency, noisy_groups, salient_parameters
-from fade.method.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
-from fade.method.targeting import power_law
-from fade.models import base as small
+from fade.methods.fade.examples import Examples
+from fade.methods.fade.masks import Mask
+from fade.methods.fade.saliency import accumulate_saliency, noisy_groups, salient_parameters
+from fade.methods.fade.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
+from fade.methods.fade.targeting import power_law
+from fade.models.families.stable_diffusion import weights_sha256
 from fade.models.family import Base, load_base
 from fade.models.generate import first_latents, generate_batch, sample_latents
-from fade.models.sd import weights_sha256
 from fade.models.source import base_sha256, find_base, is_hub_name
 from fade.models.supported import PARTS
+from fade.models.training import networks as small
 from fade.steps.catalog import build_catalog
 from fade.steps.distill import distill_adapter
 from fade.steps.mask import mask
-from fade.steps.request import prepare_request
 from fade.steps.saliency import saliency
+from fade.steps.spec import prepare_spec
 from fade.steps.split import split
-from tasks._versioning import STAGES, stage_definition
+from tasks.dvc.versioning import STAGES, stage_definition
 from tests.tiny import SETTINGS
 
 LENGTH, LATENT, CHANNELS = 16, 16, 4
@@ -498,11 +498,11 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _erase(folder: Path, base: Path, catalog: Path, **settings: Any) -> Request:
+def _erase(folder: Path, base: Path, catalog: Path, **settings: Any) -> Spec:
     """An erasure through its steps, up to the adapter."""
     chosen = SETTINGS | {"threads": 1} | settings
     chosen["distill"] = SETTINGS["distill"] | {"learning_rate": 0.05} | settings.get("distill", {})
-    request = make_request(
+    spec = make_spec(
         concept="astronaut",
         kind="object",
         surrogate="cameraman",
@@ -512,12 +512,12 @@ def _erase(folder: Path, base: Path, catalog: Path, **settings: Any) -> Request:
         judges="",
         **chosen,
     )
-    save_request(request, folder)
+    save_spec(spec, folder)
     split(folder)
     saliency(folder)
     mask(folder)
-    assert len(list(distill_adapter(folder))) == request.distill.steps
-    return request
+    assert len(list(distill_adapter(folder))) == spec.distill.steps
+    return spec
 
 
 def _latents(base: Base) -> torch.Tensor:
@@ -696,17 +696,17 @@ def test_saliency_never_holds_all_gradients_with_a_group_at_once(bases: dict[str
 
 def test_a_base_from_the_hub_is_a_parameter_of_the_pipeline_and_no_file(hub_cache: Path, catalog: Path) -> None:
     settings = load_settings(ROOT / "params.yaml")
-    request = prepare_request(
+    spec = prepare_spec(
         "astronaut", "cameraman", settings=settings, base="somebody/tiny", catalog=str(catalog), judges="data/judges"
     )
-    assert request.base == "somebody/tiny"
-    assert request.base_sha256 == base_sha256(hub_cache)
-    places = {"catalog": request.catalog, "judges": request.judges}
+    assert spec.base == "somebody/tiny"
+    assert spec.base_sha256 == base_sha256(hub_cache)
+    places = {"catalog": spec.catalog, "judges": spec.judges}
     stage = next(stage for stage in STAGES if stage.name == "distill")
-    named = stage_definition(stage, Path("erasure"), {**places, "base": request.base}, Path.cwd())
+    named = stage_definition(stage, Path("erasure"), {**places, "base": spec.base}, Path.cwd())
     local = stage_definition(stage, Path("erasure"), {**places, "base": "data/base/canvas"}, Path.cwd())
     assert [dep for dep in local["deps"] if dep not in named["deps"]] == ["data/base/canvas"]
-    assert "base_sha256" in named["params"][0]["erasure/request.yaml"]
+    assert "base_sha256" in named["params"][0]["erasure/spec.yaml"]
 
 
 def test_a_request_whose_pictures_do_not_fit_the_base_is_refused(
@@ -715,7 +715,7 @@ def test_a_request_whose_pictures_do_not_fit_the_base_is_refused(
     settings, folder = load_settings(ROOT / "params.yaml"), tmp_path / "base"
     shutil.copytree(bases["epsilon"], folder)
     names: dict[str, Any] = {"settings": settings, "base": str(folder), "catalog": str(catalog)}
-    assert prepare_request("astronaut", "cameraman", **names).base == str(folder)
+    assert prepare_spec("astronaut", "cameraman", **names).base == str(folder)
     _changed(folder, "unet/config.json", sample_size=64)
     with pytest.raises(DataError, match=r"are 64 x 64; the base in .* draws 256 x 256. Resize"):
-        prepare_request("astronaut", "cameraman", **names)
+        prepare_spec("astronaut", "cameraman", **names)

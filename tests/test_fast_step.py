@@ -12,14 +12,14 @@ from fade.adapters.store import activate
 from fade.config import load_settings
 from fade.errors import ConfigError
 from fade.lineage import ROOT
-from fade.method import distillation, sparse_lora
-from fade.method.distillation import DistillStep, Sets, distill
-from fade.method.masks import Mask
-from fade.method.saliency import salient_parameters
-from fade.method.sparse_lora import add_sparse_lora, computed_whole, lora_layers
-from fade.method.targeting import power_law
+from fade.methods.fade import distillation, sparse_lora
+from fade.methods.fade.distillation import DistillStep, Sets, distill
+from fade.methods.fade.masks import Mask
+from fade.methods.fade.saliency import salient_parameters
+from fade.methods.fade.sparse_lora import add_sparse_lora, computed_whole, lora_layers
+from fade.methods.fade.targeting import power_law
 from fade.models.conditioning import Conditioning, denoise
-from fade.models.sd import StableDiffusion
+from fade.models.families.stable_diffusion import StableDiffusion
 from tests.test_method import _examples
 
 CONVS_AND_LINEARS = (
@@ -30,25 +30,25 @@ CONVS_AND_LINEARS = (
 )
 
 
-def _moved(sd: StableDiffusion, mask: Mask) -> list[Tensor]:
+def _moved(base: StableDiffusion, mask: Mask) -> list[Tensor]:
     """An adapter whose B is no longer zero."""
-    parameters = add_sparse_lora(sd.unet, mask, rank=2, alpha=4.0, seed=1, name="student")
+    parameters = add_sparse_lora(base.unet, mask, rank=2, alpha=4.0, seed=1, name="student")
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for layer in lora_layers(sd.unet).values():
+        for layer in lora_layers(base.unet).values():
             weight = layer.lora_B["student"].weight
             weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
     return parameters
 
 
-def _everywhere(sd: StableDiffusion) -> Mask:
-    names = tuple(sorted(salient_parameters(sd.unet)))
+def _everywhere(base: StableDiffusion) -> Mask:
+    names = tuple(sorted(salient_parameters(base.unet)))
     return Mask("none", names, len(names), len(names))
 
 
-def _answer_and_gradients(sd: StableDiffusion, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _answer_and_gradients(base: StableDiffusion, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     examples = _examples(3)
-    answer = denoise(sd.unet, examples.latents, torch.tensor([10, 500, 900]), examples.prompts)
+    answer = denoise(base.unet, examples.latents, torch.tensor([10, 500, 900]), examples.prompts)
     loss = (answer - torch.ones_like(answer)).square().mean()
     return answer.detach(), list(torch.autograd.grad(loss, parameters))
 
@@ -78,21 +78,21 @@ def test_summed_weights_are_the_branches_and_leave_no_trace(
     assert torch.equal(_answer_and_gradients(sd, parameters)[0], before)
 
 
-def test_summed_weights_follow_which_adapters_are_on_and_how_strongly(sd: StableDiffusion) -> None:
+def test_summed_weights_follow_which_adapters_are_on_and_how_strongly(base: StableDiffusion) -> None:
     def answer() -> Tensor:
         examples = _examples(3)
         with torch.no_grad():
-            return denoise(sd.unet, examples.latents, torch.tensor([10, 500, 900]), examples.prompts)
+            return denoise(base.unet, examples.latents, torch.tensor([10, 500, 900]), examples.prompts)
 
-    everywhere = _everywhere(sd)
+    everywhere = _everywhere(base)
     for name in ("one", "two"):
-        for parameter in add_sparse_lora(sd.unet, everywhere, rank=2, alpha=2.0, seed=len(name), name=name):
+        for parameter in add_sparse_lora(base.unet, everywhere, rank=2, alpha=2.0, seed=len(name), name=name):
             torch.nn.init.normal_(parameter, std=0.1)
     seen = []
     for on in ({"one": 1.0}, {"one": 1.0, "two": -0.5}, {"two": 2.0}, {}):
-        activate(sd, on)
+        activate(base, on)
         branches = answer()
-        with computed_whole(sd.unet):
+        with computed_whole(base.unet):
             torch.testing.assert_close(answer(), branches, rtol=1e-4, atol=1e-5)
         assert all((branches - other).abs().max() > 0.01 for other in seen)
         seen.append(branches)
@@ -120,14 +120,14 @@ def distill_settings(sd: StableDiffusion, **changes: Any) -> dict[str, Any]:
     }
 
 
-def _run(sd: StableDiffusion, parameters: list[Tensor], **changes: Any) -> list[DistillStep]:
-    return list(distill(sd.unet, parameters, **distill_settings(sd, **changes)))
+def _run(base: StableDiffusion, parameters: list[Tensor], **changes: Any) -> list[DistillStep]:
+    return list(distill(base.unet, parameters, **distill_settings(base, **changes)))
 
 
 def test_the_teacher_is_asked_for_the_pool_alone_and_its_answers_are_those_of_fresh_forwards(
-    sd: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+    base: StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parameters = add_sparse_lora(sd.unet, _everywhere(sd), rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(base.unet, _everywhere(base), rank=2, alpha=2.0, seed=1, name="student")
     asked: list[int] = []
     answers = distillation._answers_of_teacher
 
@@ -136,13 +136,13 @@ def test_the_teacher_is_asked_for_the_pool_alone_and_its_answers_are_those_of_fr
         return answers(unet, drawn, part, precision)
 
     monkeypatch.setattr(distillation, "_answers_of_teacher", counted)
-    _run(sd, parameters)
+    _run(base, parameters)
     assert sum(asked) == 4 * 8
     asked.clear()
     seen: list[Any] = []
     draw = distillation._Batches.draw
     monkeypatch.setattr(distillation._Batches, "draw", lambda *arguments: seen.append(draw(*arguments)) or seen[-1])
-    first = _run(sd, parameters, pool=8)
+    first = _run(base, parameters, pool=8)
     assert sum(asked) == 2 * 8
     # Two batches are all of the pool, each row once; the next two are the same rows again in another order.
     epochs = [torch.cat([one.noisy.flatten(1).sum(1) for one in seen[i : i + 2]]).sort().values for i in (0, 2)]
@@ -151,7 +151,7 @@ def test_the_teacher_is_asked_for_the_pool_alone_and_its_answers_are_those_of_fr
     assert not torch.equal(seen[0].noisy, seen[2].noisy)
     for one in seen:
         with torch.no_grad():
-            fresh = answers(sd.unet, one, slice(0, 8), "fp32")
+            fresh = answers(base.unet, one, slice(0, 8), "fp32")
         torch.testing.assert_close(one.target, fresh, rtol=1e-4, atol=1e-5)
     assert first[0].forget_loss > 0
 

@@ -20,8 +20,8 @@ from fade.adapters.stock import LIMIT, _answers, check_stored
 from fade.adapters.store import put_in, save_adapter
 from fade.errors import AdapterFormatError, FadeError
 from fade.models.deltas import plain_modules
+from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import Base, load_base
-from fade.models.sd import StableDiffusion
 from fade.steps.foreign import take_in
 from tests.test_families import _stock, save_tiny
 
@@ -59,7 +59,7 @@ def _off(base: Base, file: Path, folder: Path, stock: Any) -> float:
 # --- read as stock libraries read them ---
 
 
-def test_what_diffusers_training_scripts_save_is_read(sd: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
+def test_what_diffusers_training_scripts_save_is_read(base: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
     trained = _stock(tiny_base)
     trained.unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     for name, weight in trained.unet.named_parameters():
@@ -68,12 +68,12 @@ def test_what_diffusers_training_scripts_save_is_read(sd: StableDiffusion, tiny_
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(trained.unet))
     StableDiffusionPipeline.save_lora_weights(tmp_path / "out", unet_lora_layers=layers)
     assert any(".lora.down.weight" in key for key in load_file(next((tmp_path / "out").glob("*.safetensors"))))
-    assert _off(sd, tmp_path / "out", tmp_path / "a", trained) < LIMIT
+    assert _off(base, tmp_path / "out", tmp_path / "a", trained) < LIMIT
 
 
 @pytest.mark.parametrize("alpha", [2, 4])
 def test_what_a_denoiser_saves_by_itself_keeps_its_alpha(
-    sd: StableDiffusion, tiny_base: Path, tmp_path: Path, alpha: int
+    base: StableDiffusion, tiny_base: Path, tmp_path: Path, alpha: int
 ) -> None:
     trained = _stock(tiny_base)
     trained.unet.add_adapter(LoraConfig(r=2, lora_alpha=alpha, target_modules=["to_q", "to_k"]), adapter_name="a")
@@ -81,7 +81,7 @@ def test_what_a_denoiser_saves_by_itself_keeps_its_alpha(
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(2))
     trained.unet.save_lora_adapter(tmp_path / "out", adapter_name="a")
-    assert _off(sd, tmp_path / "out", tmp_path / "a", trained) < LIMIT
+    assert _off(base, tmp_path / "out", tmp_path / "a", trained) < LIMIT
 
 
 def _published(name: str, layers: int) -> str:
@@ -132,15 +132,15 @@ def test_kohyas_names_of_sdxl_are_read(sdxl: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("std", [1.0, 1e-2, 1e-5])
-def test_a_small_alpha_beside_a_high_rank_loses_nothing(sd: StableDiffusion, tmp_path: Path, std: float) -> None:
+def test_a_small_alpha_beside_a_high_rank_loses_nothing(base: StableDiffusion, tmp_path: Path, std: float) -> None:
     made: dict[str, Tensor] = {}
-    for name, (a, b) in _pairs(sd.unet, rank=128, std=std).items():
+    for name, (a, b) in _pairs(base.unet, rank=128, std=std).items():
         if "attn" in name:
             key = f"lora_unet_{name.replace('.', '_')}"
             made |= {f"{key}.lora_down.weight": a, f"{key}.lora_up.weight": b, f"{key}.alpha": torch.tensor(1.0)}
     save_file(made, tmp_path / "k.safetensors")
-    take_in(tmp_path / "k.safetensors", sd, tmp_path / "a", {})
-    tensors = import_adapter(tmp_path / "k.safetensors", sd)
+    take_in(tmp_path / "k.safetensors", base, tmp_path / "a", {})
+    tensors = import_adapter(tmp_path / "k.safetensors", base)
     stored = load_file(next((tmp_path / "a").glob("*.safetensors")))
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32 if std == 1e-5 else torch.float16}
     one = f"unet.{QUERY}.lora_B.weight"
@@ -150,34 +150,34 @@ def test_a_small_alpha_beside_a_high_rank_loses_nothing(sd: StableDiffusion, tmp
         assert (off > 0.1) == (held == "half" and std == 1e-5)
         assert off < 1e-3 or held == "half"
     # A tensor that was lost is found, however little it changes.
-    save_adapter(tmp_path / "b", {**tensors, one: torch.zeros_like(tensors[one])}, {"base_sha256": sd.sha256})
+    save_adapter(tmp_path / "b", {**tensors, one: torch.zeros_like(tensors[one])}, {"base_sha256": base.sha256})
     with pytest.raises(AdapterFormatError, match=re.escape(f"({one} differ)")):
-        check_stored(sd, tensors, tmp_path / "b")
+        check_stored(base, tensors, tmp_path / "b")
 
 
-def test_an_adapter_that_changes_nothing_is_no_import_and_leaves_nothing(sd: StableDiffusion, tmp_path: Path) -> None:
+def test_an_adapter_that_changes_nothing_is_no_import_and_leaves_nothing(base: StableDiffusion, tmp_path: Path) -> None:
     zero = {f"unet.{QUERY}.lora_A.weight": torch.ones(2, 32), f"unet.{QUERY}.lora_B.weight": torch.zeros(32, 2)}
     save_file(zero, tmp_path / "zero.safetensors")
     with pytest.raises(AdapterFormatError, match="changes nothing"):
-        take_in(tmp_path / "zero.safetensors", sd, tmp_path / "a", {})
+        take_in(tmp_path / "zero.safetensors", base, tmp_path / "a", {})
     assert not (tmp_path / "a").exists()
 
 
 # --- refused by what they are ---
 
 
-def test_peft_names_in_one_file_ask_for_their_configuration(sd: StableDiffusion, tmp_path: Path) -> None:
+def test_peft_names_in_one_file_ask_for_their_configuration(base: StableDiffusion, tmp_path: Path) -> None:
     key = f"base_model.model.{QUERY}"
     tensors = {f"{key}.lora_A.weight": torch.ones(2, 32), f"{key}.lora_B.weight": torch.ones(32, 2)}
     save_file(tensors, tmp_path / "one.safetensors")
     with pytest.raises(AdapterFormatError, match=r"adapter_config\.json: give the folder"):
-        import_adapter(tmp_path / "one.safetensors", sd)
+        import_adapter(tmp_path / "one.safetensors", base)
     save_file(tensors, tmp_path / PEFT_WEIGHTS)
     with pytest.raises(FadeError, match=r"Missing file .*adapter_config\.json"):
-        import_adapter(tmp_path / PEFT_WEIGHTS, sd)
+        import_adapter(tmp_path / PEFT_WEIGHTS, base)
 
 
-def test_odd_metadata_is_said(sd: StableDiffusion, tmp_path: Path) -> None:
+def test_odd_metadata_is_said(base: StableDiffusion, tmp_path: Path) -> None:
     tensors = {f"unet.{QUERY}.lora_A.weight": torch.ones(2, 32), f"unet.{QUERY}.lora_B.weight": torch.ones(32, 2)}
     good = {"unet.r": 2, "unet.lora_alpha": 2}
     path = tmp_path / "m.safetensors"
@@ -190,17 +190,17 @@ def test_odd_metadata_is_said(sd: StableDiffusion, tmp_path: Path) -> None:
         text = odd if isinstance(odd, str) else json.dumps(odd)
         save_file(tensors, path, metadata={"lora_adapter_metadata": text})
         with pytest.raises(AdapterFormatError, match=r"configuration|metadata"):
-            import_adapter(path, sd)
+            import_adapter(path, base)
     save_file(tensors, path, metadata={"lora_adapter_metadata": json.dumps(good)})
-    assert import_adapter(path, sd)
+    assert import_adapter(path, base)
 
 
-def test_each_other_kind_is_refused_by_its_name(sd: StableDiffusion, tmp_path: Path) -> None:
+def test_each_other_kind_is_refused_by_its_name(base: StableDiffusion, tmp_path: Path) -> None:
     key = f"lora_unet_{QUERY.replace('.', '_')}"
     lora = {f"{key}.lora_down.weight": torch.ones(2, 32), f"{key}.lora_up.weight": torch.ones(32, 2)}
     one = torch.ones(2, 2)
     save_file(lora, tmp_path / "x.safetensors")
-    assert import_adapter(tmp_path / "x.safetensors", sd)
+    assert import_adapter(tmp_path / "x.safetensors", base)
     for extra, kind in (
         ({f"{key}.dora_scale": one}, "a DoRA"),
         ({f"unet.{QUERY}.lora_magnitude_vector": one}, "a DoRA"),
@@ -221,28 +221,28 @@ def test_each_other_kind_is_refused_by_its_name(sd: StableDiffusion, tmp_path: P
     ):
         save_file({**lora, **extra}, tmp_path / "x.safetensors")
         with pytest.raises(AdapterFormatError, match=kind):
-            import_adapter(tmp_path / "x.safetensors", sd)
+            import_adapter(tmp_path / "x.safetensors", base)
     # Two names of one place, of which one would win unsaid.
     twice = {f"unet.{QUERY}.{end}.weight": torch.ones(2, 32) for end in ("lora_A", "lora.down")}
     save_file(twice, tmp_path / "x.safetensors")
     with pytest.raises(AdapterFormatError, match="is a second lora_A"):
-        import_adapter(tmp_path / "x.safetensors", sd)
+        import_adapter(tmp_path / "x.safetensors", base)
 
 
-def test_whole_weights_are_no_difference(sd: StableDiffusion, tmp_path: Path) -> None:
-    weights = {f"unet.{name}.weight": module.weight.clone() for name, module in plain_modules(sd.unet).items()}
+def test_whole_weights_are_no_difference(base: StableDiffusion, tmp_path: Path) -> None:
+    weights = {f"unet.{name}.weight": module.weight.clone() for name, module in plain_modules(base.unet).items()}
     draw = torch.Generator().manual_seed(1)
     change = {key: 0.1 * weight.std() * torch.randn(weight.shape, generator=draw) for key, weight in weights.items()}
     path = tmp_path / "d.safetensors"
     save_file(change, path)
-    assert import_adapter(path, sd)
+    assert import_adapter(path, base)
     save_file({key: weights[key] + change[key] for key in weights}, path)
     with pytest.raises(AdapterFormatError, match=r"holds whole weights, no difference.*Subtract"):
-        import_adapter(path, sd)
+        import_adapter(path, base)
     some = f"unet.{QUERY}.weight"
     save_file({**change, some: weights[some]}, path)
     with pytest.raises(AdapterFormatError, match=f"difference: {re.escape(QUERY)} are"):
-        import_adapter(path, sd)
-    save_file({**change, "unet.conv_in.bias": sd.unet.conv_in.bias.clone()}, path)
+        import_adapter(path, base)
+    save_file({**change, "unet.conv_in.bias": base.unet.conv_in.bias.clone()}, path)
     with pytest.raises(AdapterFormatError, match="biases"):
-        import_adapter(path, sd)
+        import_adapter(path, base)

@@ -364,10 +364,10 @@ def test_a_judges_distances_grow_with_damage_and_its_control_is_called_nothing()
 
 
 def test_a_borderline_or_unjudged_version_passes_by_a_persons_reason_alone() -> None:
-    from flows.approval import _check_gate
-    from tasks import _tracking
+    from flows.releasing.approval import _check_gate
+    from tasks.mlflow import tracking
 
-    version = _tracking.AdapterVersion(
+    version = tracking.AdapterVersion(
         "erasure-e0", 1, "run", "a", "b", "object", "borderline", (), ua=1.0, ira=1.0, cra=1.0, drift=0.0
     )
     borderline = verdict(_figures(10, 10), SURE)

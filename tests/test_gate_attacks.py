@@ -12,9 +12,9 @@ from fade.config import ATTACKS, Gate, load_settings
 from fade.errors import ConfigError
 from fade.files import read_json
 from fade.steps.attacks import KINDS
-from fade.steps.request import prepare_request
-from flows.erase import erase, prepare_folder
-from tasks import _tracking
+from fade.steps.spec import prepare_spec
+from flows.erasing.erase import erase, prepare_folder
+from tasks.mlflow import tracking
 
 FEW: dict[str, Any] = {"attacks.seeds": [188], "attacks.names": []}
 
@@ -43,10 +43,10 @@ def test_an_attack_that_cannot_be_run_is_refused_before_training(
 ) -> None:
     settings = load_settings(Path("params.yaml"), changes={**FEW, "gate.attacks": {asked: 0.5}})
     with pytest.raises(ConfigError, match=said):
-        prepare_request(concept, "photo", settings=settings, also=also)
+        prepare_spec(concept, "photo", settings=settings, also=also)
     named = settings.model_copy(update={"attacks": settings.attacks.model_copy(update={"names": ("glow",)})})
     if asked == "synonym":
-        assert prepare_request(concept, "photo", settings=named).gate.attack_kinds == ("prompts",)
+        assert prepare_spec(concept, "photo", settings=named).gate.attack_kinds == ("prompts",)
 
 
 @pytest.mark.services
@@ -54,12 +54,12 @@ def test_an_attack_that_cannot_be_run_is_refused_before_training(
 def test_an_erasure_runs_the_attacks_its_gate_asks_for_and_is_judged_by_them(workspace: Path) -> None:
     # No figure of a tiny base says anything: of so few pictures an upper bound is never as low as that.
     changes = {**FEW, "gate.attacks": {"paraphrase": 1.0, "misspelling": 0.0}, "threads": 1}
-    request = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml"), changes=changes))
-    folder = prepare_folder(request)
+    spec = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml"), changes=changes))
+    folder = prepare_folder(spec)
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
     assert list(stages)[-2:] == ["attack", "evaluate"]
     assert f"{folder.as_posix()}/attacked.json" in stages["evaluate"]["deps"]
-    version = erase(request.id)
+    version = erase(spec.id)
     found = read_json(folder / "attacked.json")
     assert 0 <= found["paraphrase"] <= found["paraphrase_high"]
     assert "inversion" not in found  # nobody asked
@@ -69,10 +69,10 @@ def test_an_erasure_runs_the_attacks_its_gate_asks_for_and_is_judged_by_them(wor
     (reason,) = metrics["gate"]["reasons"]
     assert "the attack misspelling brings the concept back in up to" in reason
     assert "candidate" not in version.aliases
-    assert _tracking.run_record(version).metrics["paraphrase_high"] == pytest.approx(found["paraphrase_high"])
+    assert tracking.run_record(version).metrics["paraphrase_high"] == pytest.approx(found["paraphrase_high"])
     assert "Brought back by attacks" in (folder / "evaluation/report.html").read_text()
     assert "attack" in yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     # Asked again, nothing is run again.
     written = (folder / "attacks/prompts.json").stat().st_mtime_ns
-    assert erase(request.id).version == version.version
+    assert erase(spec.id).version == version.version
     assert (folder / "attacks/prompts.json").stat().st_mtime_ns == written

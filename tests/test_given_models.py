@@ -21,9 +21,9 @@ from fade.evaluation.distances import fid, kid
 from fade.evaluation.extractors import load_extractor
 from fade.evaluation.unlearncanvas import OBJECTS, STYLES, unlearncanvas_protocol
 from fade.files import write_json
-from fade.models import base
+from fade.models.training import networks
 from fade.steps.evaluate import by_given_models
-from fade.steps.request import prepare_request
+from fade.steps.spec import prepare_spec
 from fade.steps.unlearncanvas import judge
 
 PROMPTS = ["a cat image in neon style", "a horse image in oil style", "a cat"]
@@ -37,7 +37,7 @@ def pictures(count: int, *, height: int = 40, seed: int = 1) -> NDArray[np.uint8
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random CLIP of 16 x 16 pictures."""
     folder = tmp_path_factory.mktemp("clip") / "Tiny-CLIP"
-    tokenizer = base.build_tokenizer(PROMPTS, max_length=12)
+    tokenizer = networks.build_tokenizer(PROMPTS, max_length=12)
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -136,11 +136,11 @@ def test_a_classifiers_folder_gives_what_its_last_layer_decides_by(tmp_path: Pat
 
 def test_an_erasures_figures_carry_the_models_names(workspace: Path, clip: Path, script: Path) -> None:
     changes = {"evaluate.clip": str(clip), "evaluate.features": str(script)}
-    request = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml"), changes=changes))
+    spec = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml"), changes=changes))
     samples = pd.DataFrame({"object": ["cat", "horse", "horse", "coffee"], "style": ["photo"] * 4})
     samples["prompt"] = [f"a {name}" for name in samples["object"]]
     before, after = pictures(4, height=32), pictures(4, height=32, seed=2)
-    found = by_given_models(request, samples, before, after, [Concept("cat", "object")])
+    found = by_given_models(spec, samples, before, after, [Concept("cat", "object")])
     scores = ("clip_score_tiny_clip", "clip_score_tiny_clip_erased")
     assert set(found) == {"fid_inception_2015", "kid_inception_2015", *scores, *(f"{name}_base" for name in scores)}
     real, drawn = (load_extractor(script).features(shown[1:]) for shown in (before, after))
@@ -149,12 +149,12 @@ def test_an_erasures_figures_carry_the_models_names(workspace: Path, clip: Path,
     alone = clip_scores(load_clip(clip), after[:1], ["a cat"])[0]
     assert found["clip_score_tiny_clip_erased"] == pytest.approx(alone, abs=1e-3)
     # Who looks at the pictures does not decide them, and what is missing is said before anything runs.
-    plain = prepare_request("cat", "horse", settings=load_settings(Path("params.yaml")))
-    assert plain.evaluate.drawing == request.evaluate.drawing
+    plain = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml")))
+    assert plain.evaluate.drawing == spec.evaluate.drawing
     assert by_given_models(plain, samples, before, after, [Concept("cat", "object")]) == {}
     missing = load_settings(Path("params.yaml"), changes={"evaluate.clip": "nowhere"})
     with pytest.raises(ConfigError, match=r"evaluate.clip is nowhere"):
-        prepare_request("cat", "horse", settings=missing)
+        prepare_spec("cat", "horse", settings=missing)
 
 
 def test_unlearncanvas_is_judged_by_them_too(clip: Path, script: Path, tmp_path: Path) -> None:

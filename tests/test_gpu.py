@@ -11,7 +11,7 @@ from fade import hardware
 from fade.errors import ConfigError
 from fade.hardware import compute_device, fast_precision
 from fade.lineage import ROOT
-from flows import doctor
+from flows.operations import doctor
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from fade.lineage import ROOT
 from fade.requests.durations import Durations
 from fade.requests.ledger import Ledger
 from fade.requests.states import State
-from flows.intake_http import Requests
-from flows.service import Figures
+from flows.services.intake_http import Requests
+from flows.services.runtime_http import Figures
 from tests.databases import missing
 
 INFRA = ROOT / "infra"
@@ -262,7 +262,7 @@ def test_compose_gives_the_runtime_what_is_released_alone_and_starts_no_open_ser
     assert "GRAFANA_PASSWORD:?" in text
     native = (INFRA / "native/Procfile").read_text()
     commands = [" ".join(services["prefect"]["command"]), native]
-    assert all("flows.servers:prefect" in one and "prefect server start" not in one for one in commands)
+    assert all("flows.services.servers:prefect" in one and "prefect server start" not in one for one in commands)
     for one in (native, (INFRA / "docker/start.sh").read_text()):
         assert "--app-name fade-users" in one
 

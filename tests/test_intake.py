@@ -27,8 +27,8 @@ from fade.requests.intake import DEAD, QUEUE, take_in, transport
 from fade.requests.ledger import Ledger
 from fade.requests.messages import Message, read_message
 from fade.requests.states import State
-from flows import cli_queue, doctor
-from flows.cli import app
+from flows.cli import app, queue
+from flows.operations import doctor
 from tests.databases import database, missing
 
 BROKERS = {"rabbitmq": "amqp://guest:guest@127.0.0.1:5672//", "redis": "redis://127.0.0.1:6379/7"}
@@ -351,7 +351,7 @@ class Between:
 def test_a_broker_that_restarts_ends_no_intake_that_follows(
     rabbitmq: str, tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, told: bool
 ) -> None:
-    monkeypatch.setattr(cli_queue, "AGAIN_SECONDS", 0)
+    monkeypatch.setattr(queue, "AGAIN_SECONDS", 0)
     between = Between("127.0.0.1", 5672)
     monkeypatch.setenv("FADE_QUEUE_URL", f"amqp://guest:guest@127.0.0.1:{between.port}//")
     monkeypatch.setenv("FADE_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")

@@ -16,18 +16,18 @@ import yaml
 from pydantic import BaseModel
 
 from fade import config
-from fade.config import Settings, load_settings, save_request
+from fade.config import Settings, load_settings, save_spec
 from fade.files import read_json
 from fade.lineage import ROOT, processor_kind
 from fade.steps.distill import distill_adapter
 from fade.steps.evaluate import evaluate
 from fade.steps.mask import mask
-from fade.steps.request import prepare_request
 from fade.steps.saliency import saliency
+from fade.steps.spec import prepare_spec
 from fade.steps.split import split
-from flows.doctor import recorded
-from tasks._validation import validate
-from tasks._versioning import STAGES
+from flows.operations.doctor import recorded
+from tasks.dvc.versioning import STAGES
+from tasks.expectations.validation import validate
 
 FROZEN = {"base": ROOT / "data/base/canvas.card.json", "judges": ROOT / "data/judges.card.json"}
 
@@ -108,7 +108,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The settings that are read, as ``section.field``, from here on."""
     sections = {type(part): name for name, part in Settings() if isinstance(part, BaseModel)}
     found: set[str] = set()
-    made = config.make_request
+    made = config.make_spec
 
     def noted(self: BaseModel, name: str) -> Any:
         section = sections.get(type(self))
@@ -116,7 +116,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             found.add(f"{section}.{name}")
         return object.__getattribute__(self, name)
 
-    def unnoted(**fields: Any) -> config.Request:
+    def unnoted(**fields: Any) -> config.Spec:
         """A request's validators look at much that no step reads."""
         before = set(found)
         request = made(**fields)
@@ -124,7 +124,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         return request
 
     monkeypatch.setattr(config._Settings, "__getattribute__", noted, raising=False)
-    monkeypatch.setattr(config, "make_request", unnoted)
+    monkeypatch.setattr(config, "make_spec", unnoted)
     return found
 
 
@@ -147,8 +147,8 @@ def test_every_setting_that_a_stage_reads_is_among_its_parameters(
     workspace: Path, tmp_path: Path, reads: set[str], changes: dict[str, Any]
 ) -> None:
     settings = load_settings(Path("params.yaml"), changes=changes)
-    request = prepare_request("cat", "horse", settings=settings)
-    save_request(request, tmp_path)
+    spec = prepare_spec("cat", "horse", settings=settings)
+    save_spec(spec, tmp_path)
     declared = {stage.name: set(stage.params) for stage in STAGES}
     assert list(STEPS) == list(declared)
     for name, step in STEPS.items():

@@ -22,7 +22,7 @@ import skimage.data
 from PIL import Image
 from scipy.io import savemat
 
-from fade.config import make_request, save_request
+from fade.config import make_spec, save_spec
 from fade.data.canvas import photograph
 from fade.data.catalog import load_catalog, load_concepts, load_templates, stream_table
 from fade.data.deletion import delete, mark
@@ -603,7 +603,7 @@ def test_strict_refuses_what_would_be_set_aside(tmp_path: Path) -> None:
 
 def _splits_of(out: Path, **asked: Any) -> dict[str, Any]:
     folder_ = out.parent / "erasure"
-    request = make_request(
+    spec = make_spec(
         concept="cat",
         kind="object",
         surrogate="horse",
@@ -613,7 +613,7 @@ def _splits_of(out: Path, **asked: Any) -> dict[str, Any]:
         judges="j",
         **asked,
     )
-    save_request(request, folder_)
+    save_spec(spec, folder_)
     split(folder_)
     return {name: pd.read_parquet(folder_ / "splits" / f"{name}.parquet") for name in ("forget", "retain")}
 

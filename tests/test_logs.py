@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from fade import logs
 from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
-from flows.intake_http import make_app
+from flows.services.intake_http import make_app
 
 TOKEN = "a token of the test"
 
@@ -75,7 +75,7 @@ def test_a_request_over_http_is_followed_and_its_concept_is_in_no_line(
         "scheduled",
         "cancelled",
     ]
-    calls = [line for line in lines if line["logger"] == "flows.http_logs"]
+    calls = [line for line in lines if line["logger"] == "flows.services.http_logs"]
     assert [line["message"] for line in calls] == ["POST /requests 201", "GET /requests/{request_id} 200"]
     assert calls[0]["call_id"] == "call-1"
     assert "astronaut" not in text

@@ -10,19 +10,19 @@ import pandas as pd
 import pytest
 import torch
 
-from fade.config import Request, make_request, save_request
+from fade.config import Spec, make_spec, save_spec
 from fade.errors import DataError
-from fade.method.distillation import DistillStep
-from fade.models.sd import StableDiffusion
+from fade.methods.fade.distillation import DistillStep
+from fade.models.families.stable_diffusion import StableDiffusion
 from fade.steps.distill import check_changes, check_losses, distill_adapter
 from fade.steps.encoded import check_told_apart
 from fade.steps.saliency import saliency
 
 
-def _asked(folder: Path, *also: tuple[str, str]) -> Request:
+def _asked(folder: Path, *also: tuple[str, str]) -> Spec:
     """Two captions of each concept, paired with its surrogate's."""
     pairs = [("cat", "horse"), *also]
-    request = make_request(
+    spec = make_spec(
         **{"concept": "cat", "kind": "object", "surrogate": "horse", "base": "b", "base_sha256": "0" * 64},
         **{"catalog": "c", "judges": "j"},
         also=[{"concept": concept, "kind": "object", "surrogate": surrogate} for concept, surrogate in also],
@@ -32,52 +32,52 @@ def _asked(folder: Path, *also: tuple[str, str]) -> Request:
         for concept, instead in pairs
         for said in ("a {} image in neon style.", "a neon picture of a {}")
     ]
-    save_request(request, folder)
+    save_spec(spec, folder)
     (folder / "splits").mkdir(exist_ok=True)
     pd.DataFrame(rows).to_parquet(folder / "splits/forget.parquet")
-    return request
+    return spec
 
 
-def _blind(sd: StableDiffusion, name: str, other: str) -> None:
+def _blind(base: StableDiffusion, name: str, other: str) -> None:
     """The encoder no longer tells two words apart."""
-    one, two = (sd.pipeline.tokenizer(word, add_special_tokens=False).input_ids for word in (name, other))
+    one, two = (base.pipeline.tokenizer(word, add_special_tokens=False).input_ids for word in (name, other))
     assert len(one) == len(two) == 1
     with torch.no_grad():
-        weight = sd.pipeline.text_encoder.get_input_embeddings().weight
+        weight = base.pipeline.text_encoder.get_input_embeddings().weight
         weight[one[0]] = weight[two[0]]
 
 
-def test_captions_that_read_as_their_targets_are_refused(sd: StableDiffusion, tmp_path: Path) -> None:
+def test_captions_that_read_as_their_targets_are_refused(base: StableDiffusion, tmp_path: Path) -> None:
     request = _asked(tmp_path, ("dog", "coffee"))
-    check_told_apart(sd, request, tmp_path)  # told apart so far
-    _blind(sd, "cat", "horse")
+    check_told_apart(base, request, tmp_path)  # told apart so far
+    _blind(base, "cat", "horse")
     with pytest.raises(DataError, match="reads all 2 captions of concept 1 as it reads their targets"):
-        check_told_apart(sd, request, tmp_path)
+        check_told_apart(base, request, tmp_path)
     with pytest.raises(DataError, match="captions of the concept as"):
-        check_told_apart(sd, _asked(tmp_path), tmp_path)
+        check_told_apart(base, _asked(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("step", [saliency, lambda folder: list(distill_adapter(folder))])
 def test_that_is_found_before_anything_is_trained(
-    sd: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: Callable[[Path], Any]
+    base: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: Callable[[Path], Any]
 ) -> None:
     _asked(tmp_path)
-    _blind(sd, "cat", "horse")
+    _blind(base, "cat", "horse")
     for module in ("saliency", "distill"):
-        monkeypatch.setattr(f"fade.steps.{module}.load_base", lambda *_, **__: sd)
+        monkeypatch.setattr(f"fade.steps.{module}.load_base", lambda *_, **__: base)
     with pytest.raises(DataError, match="nothing to overwrite"):
         step(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["request.yaml", "splits"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["spec.yaml", "splits"]
 
 
 def test_one_caption_that_reads_alike_is_said_and_stops_nothing(
-    sd: StableDiffusion, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    base: StableDiffusion, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = _asked(tmp_path)
     table = pd.read_parquet(tmp_path / "splits/forget.parquet")
     table.loc[0, "surrogate_caption"] = table.loc[0, "caption"]
     table.to_parquet(tmp_path / "splits/forget.parquet")
-    check_told_apart(sd, request, tmp_path)
+    check_told_apart(base, request, tmp_path)
     assert caplog.messages == ["1 of 2 captions of concept 1 read as their targets do"]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fade.errors import ConfigError, MaskMismatchError
-from fade.method.masks import Mask, keep_most, load_mask, make_mask, save_mask
+from fade.methods.fade.masks import Mask, keep_most, load_mask, make_mask, save_mask
 
 values = st.lists(st.sampled_from([0.0, 0.0, 1e-9, 0.5, 0.5, 2.0]), min_size=1, max_size=12)
 scores = st.dictionaries(st.text("abcdef.", min_size=1, max_size=6), values, min_size=1, max_size=12)

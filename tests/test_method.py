@@ -14,11 +14,11 @@ from torch.func import functional_call, grad, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fade.errors import ConfigError, DataError, MaskMismatchError, NoMatchingModulesError
-from fade.method.adversary import Adversary
-from fade.method.distillation import DistillStep, Sets, distill
-from fade.method.examples import Examples, joined
-from fade.method.masks import Mask, make_mask
-from fade.method.saliency import (
+from fade.methods.fade.adversary import Adversary
+from fade.methods.fade.distillation import DistillStep, Sets, distill
+from fade.methods.fade.examples import Examples, joined
+from fade.methods.fade.masks import Mask, make_mask
+from fade.methods.fade.saliency import (
     NoisyGroup,
     accumulate_saliency,
     contrast,
@@ -28,19 +28,19 @@ from fade.method.saliency import (
     random_saliency,
     salient_parameters,
 )
-from fade.method.sparse_lora import (
+from fade.methods.fade.sparse_lora import (
     adapter_tensors,
     adapters_disabled,
     add_sparse_lora,
     check_inside_mask,
     lora_layers,
 )
-from fade.method.targeting import draw_timesteps, in_proportion, power_law, teacher_disagreement
+from fade.methods.fade.targeting import draw_timesteps, in_proportion, power_law, teacher_disagreement
 from fade.models.conditioning import Conditioning
 from fade.models.deltas import delta_weights
 from fade.models.diffusion import add_noise
+from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
 from fade.models.inversion import Search
-from fade.models.sd import StableDiffusion, weights_sha256
 from fade.seeding import torch_generator
 
 MODULES = ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "up_blocks.1.resnets.0.conv1")
@@ -104,31 +104,31 @@ def _cast(unet: nn.Module) -> nn.Module:
     return Wrapped()
 
 
-def test_saliency_leaves_weights_flags_and_gradients_as_found(sd: StableDiffusion) -> None:
-    before = weights_sha256(sd.unet)
+def test_saliency_leaves_weights_flags_and_gradients_as_found(base: StableDiffusion) -> None:
+    before = weights_sha256(base.unet)
     groups = noisy_groups(_examples(4), groups=2, group_size=2, timesteps=power_law(1000, 1.0), seed=0)
-    found = accumulate_saliency(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod)
-    assert weights_sha256(sd.unet) == before
-    assert not any(p.requires_grad or p.grad is not None for p in sd.unet.parameters())
-    assert set(found) == set(salient_parameters(sd.unet))
+    found = accumulate_saliency(base.unet, groups, alphas_cumprod=base.alphas_cumprod)
+    assert weights_sha256(base.unet) == before
+    assert not any(p.requires_grad or p.grad is not None for p in base.unet.parameters())
+    assert set(found) == set(salient_parameters(base.unet))
     assert all((values >= 0).all() for values in found.values())
     assert sum(float(values.sum()) for values in found.values()) > 0
 
 
-def test_saliency_does_not_depend_on_the_order_of_groups(sd: StableDiffusion) -> None:
+def test_saliency_does_not_depend_on_the_order_of_groups(base: StableDiffusion) -> None:
     groups = noisy_groups(_examples(4), groups=3, group_size=2, timesteps=power_law(1000, 1.0), seed=0)
-    one = accumulate_saliency(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod)
-    other = accumulate_saliency(sd.unet, groups[::-1], alphas_cumprod=sd.alphas_cumprod)
+    one = accumulate_saliency(base.unet, groups, alphas_cumprod=base.alphas_cumprod)
+    other = accumulate_saliency(base.unet, groups[::-1], alphas_cumprod=base.alphas_cumprod)
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-9)
 
 
-def test_distillation_saliency_is_zero_when_the_surrogate_is_the_concept(sd: StableDiffusion) -> None:
+def test_distillation_saliency_is_zero_when_the_surrogate_is_the_concept(base: StableDiffusion) -> None:
     examples = _examples(4)
     same = Examples(examples.latents, examples.prompts, examples.prompts)
     for given, zero in ((examples, False), (same, True)):
         groups = noisy_groups(given, groups=1, group_size=4, timesteps=power_law(1000, 1.0), seed=0)
-        found = accumulate_saliency(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod, against="teacher")
+        found = accumulate_saliency(base.unet, groups, alphas_cumprod=base.alphas_cumprod, against="teacher")
         assert (max(float(values.max()) for values in found.values()) == 0) is zero
 
 
@@ -144,64 +144,64 @@ def test_saliency_of_no_examples_is_an_error() -> None:
         noisy_groups(_examples(1)[:0], groups=1, group_size=1, timesteps=power_law(10, 1.0), seed=0)
 
 
-def _predict(sd: StableDiffusion, examples: Examples) -> Tensor:
+def _predict(base: StableDiffusion, examples: Examples) -> Tensor:
     with torch.no_grad():
-        return sd.unet(examples.latents, torch.full((len(examples),), 500), examples.prompts.embeds).sample
+        return base.unet(examples.latents, torch.full((len(examples),), 500), examples.prompts.embeds).sample
 
 
-def _moved(sd: StableDiffusion, name: str = "student") -> list[Tensor]:
+def _moved(base: StableDiffusion, name: str = "student") -> list[Tensor]:
     """A student whose adapter changes the output."""
-    parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=4.0, seed=1, name=name)
+    parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=4.0, seed=1, name=name)
     with torch.no_grad():
-        for layer in lora_layers(sd.unet).values():
+        for layer in lora_layers(base.unet).values():
             layer.lora_B[name].weight.normal_(generator=torch.Generator().manual_seed(3))
     return parameters
 
 
-def test_a_fresh_student_is_the_teacher_and_only_the_mask_is_trainable(sd: StableDiffusion) -> None:
+def test_a_fresh_student_is_the_teacher_and_only_the_mask_is_trainable(base: StableDiffusion) -> None:
     examples = _examples(2)
-    before = _predict(sd, examples)
-    parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
-    assert torch.equal(_predict(sd, examples), before)
-    assert set(lora_layers(sd.unet)) == set(MODULES)
+    before = _predict(base, examples)
+    parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
+    assert torch.equal(_predict(base, examples), before)
+    assert set(lora_layers(base.unet)) == set(MODULES)
     assert len(parameters) == 2 * len(MODULES)
-    names = [name for name, parameter in sd.unet.named_parameters() if parameter.requires_grad]
+    names = [name for name, parameter in base.unet.named_parameters() if parameter.requires_grad]
     assert all("lora_" in name for name in names)
 
 
-def test_disabling_gives_the_teacher_nests_and_survives_an_exception(sd: StableDiffusion) -> None:
+def test_disabling_gives_the_teacher_nests_and_survives_an_exception(base: StableDiffusion) -> None:
     examples = _examples(2)
-    teacher = _predict(sd, examples)
-    _moved(sd)
-    student = _predict(sd, examples)
+    teacher = _predict(base, examples)
+    _moved(base)
+    student = _predict(base, examples)
     assert not torch.allclose(student, teacher, atol=1e-3)
-    with adapters_disabled(sd.unet):
-        assert torch.equal(_predict(sd, examples), teacher)
-        with adapters_disabled(sd.unet):
+    with adapters_disabled(base.unet):
+        assert torch.equal(_predict(base, examples), teacher)
+        with adapters_disabled(base.unet):
             pass
-        assert torch.equal(_predict(sd, examples), teacher)
-    assert torch.equal(_predict(sd, examples), student)
-    with pytest.raises(RuntimeError, match="on purpose"), adapters_disabled(sd.unet):
+        assert torch.equal(_predict(base, examples), teacher)
+    assert torch.equal(_predict(base, examples), student)
+    with pytest.raises(RuntimeError, match="on purpose"), adapters_disabled(base.unet):
         raise RuntimeError("on purpose")
-    assert torch.equal(_predict(sd, examples), student)
+    assert torch.equal(_predict(base, examples), student)
 
 
-def test_saved_tensors_carry_the_scaling(sd: StableDiffusion) -> None:
-    _moved(sd)
-    tensors = adapter_tensors(sd.unet, "student")
-    layer = lora_layers(sd.unet)[MODULES[1]]
+def test_saved_tensors_carry_the_scaling(base: StableDiffusion) -> None:
+    _moved(base)
+    tensors = adapter_tensors(base.unet, "student")
+    layer = lora_layers(base.unet)[MODULES[1]]
     expected = layer.get_delta_weight("student")
     assert layer.scaling["student"] == 2.0
     product = tensors[f"unet.{MODULES[1]}.lora_B.weight"] @ tensors[f"unet.{MODULES[1]}.lora_A.weight"]
     torch.testing.assert_close(product, expected)
 
 
-def test_unknown_target_modules_are_named_with_the_nearest(sd: StableDiffusion) -> None:
+def test_unknown_target_modules_are_named_with_the_nearest(base: StableDiffusion) -> None:
     with pytest.raises(NoMatchingModulesError, match=r"conv_inn.*Did you mean 'conv_in'"):
-        add_sparse_lora(sd.unet, Mask("module", ("conv_inn",), 1, 1), rank=2, alpha=2.0, seed=1, name="student")
+        add_sparse_lora(base.unet, Mask("module", ("conv_inn",), 1, 1), rank=2, alpha=2.0, seed=1, name="student")
 
 
-def _run(sd: StableDiffusion, parameters: list[Tensor], steps: int = 3, **changes: object) -> list[DistillStep]:
+def _run(base: StableDiffusion, parameters: list[Tensor], steps: int = 3, **changes: object) -> list[DistillStep]:
     retained = _examples(6)
     sets = {
         "forget": _examples(5),
@@ -213,8 +213,8 @@ def _run(sd: StableDiffusion, parameters: list[Tensor], steps: int = 3, **change
     settings: dict = {
         "sets": Sets(**sets),
         "empty": Conditioning(torch.zeros(1, 16, 32)),
-        "timesteps": power_law(len(sd.alphas_cumprod), 0.25),
-        "alphas_cumprod": sd.alphas_cumprod,
+        "timesteps": power_law(len(base.alphas_cumprod), 0.25),
+        "alphas_cumprod": base.alphas_cumprod,
         "steps": steps,
         "batch": 4,
         "learning_rate": 5e-3,
@@ -228,21 +228,21 @@ def _run(sd: StableDiffusion, parameters: list[Tensor], steps: int = 3, **change
         "seed": 7,
         **changes,
     }
-    return list(distill(sd.unet, parameters, **settings))
+    return list(distill(base.unet, parameters, **settings))
 
 
-def test_the_first_retain_loss_is_zero_and_the_forget_loss_is_not(sd: StableDiffusion) -> None:
-    parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
-    first = _run(sd, parameters, steps=1)[0]
+def test_the_first_retain_loss_is_zero_and_the_forget_loss_is_not(base: StableDiffusion) -> None:
+    parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
+    first = _run(base, parameters, steps=1)[0]
     assert first.retain_loss == 0
     assert first.forget_loss > 0
 
 
-def test_no_loss_at_all_when_the_surrogate_is_the_concept(sd: StableDiffusion) -> None:
-    parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
+def test_no_loss_at_all_when_the_surrogate_is_the_concept(base: StableDiffusion) -> None:
+    parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
     examples = _examples(5)
     same = Examples(examples.latents, examples.prompts, examples.prompts)
-    first = _run(sd, parameters, steps=1, forget=same, surrogate=same)[0]
+    first = _run(base, parameters, steps=1, forget=same, surrogate=same)[0]
     assert first.forget_loss == first.retain_loss == 0
 
 
@@ -265,17 +265,17 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(tiny_base: object, p
 
     results = []
     for seed in (7, 7, 8):
-        sd = load_base(tiny_base)  # type: ignore[arg-type]
-        parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=seed, name="student")
-        _run(sd, parameters, seed=seed, precision=precision)
+        base = load_base(tiny_base)  # type: ignore[arg-type]
+        parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=2.0, seed=seed, name="student")
+        _run(base, parameters, seed=seed, precision=precision)
         results.append(torch.cat([p.detach().flatten() for p in parameters]))
     assert not torch.equal(results[0], results[2])
     assert torch.equal(results[0], results[1])
 
 
-def test_clipping_clips(sd: StableDiffusion) -> None:
-    parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
-    step = _run(sd, parameters, steps=1, clip_norm=1e-6)[0]
+def test_clipping_clips(base: StableDiffusion) -> None:
+    parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
+    step = _run(base, parameters, steps=1, clip_norm=1e-6)[0]
     assert step.gradient_norm > 1e-5
     norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]))
     assert float(norm) <= 1.01e-6
@@ -300,22 +300,24 @@ def test_timesteps_follow_the_disagreement_and_never_fall_where_there_is_none() 
     assert abs(drawn.double().mean() - 749.5) < 10
 
 
-def test_disagreement_is_what_a_plain_loop_over_timesteps_measures(sd: StableDiffusion) -> None:
+def test_disagreement_is_what_a_plain_loop_over_timesteps_measures(base: StableDiffusion) -> None:
     examples = _examples(1)
     at, apart = teacher_disagreement(
-        sd.unet, examples, alphas_cumprod=sd.alphas_cumprod, points=4, group_size=2, seed=5
+        base.unet, examples, alphas_cumprod=base.alphas_cumprod, points=4, group_size=2, seed=5
     )
     assert at.tolist() == [125, 375, 625, 875]
     assert apart.min() > 0
     same = Examples(examples.latents, examples.prompts, examples.prompts)
-    _, nothing = teacher_disagreement(sd.unet, same, alphas_cumprod=sd.alphas_cumprod, points=4, group_size=2, seed=5)
+    _, nothing = teacher_disagreement(
+        base.unet, same, alphas_cumprod=base.alphas_cumprod, points=4, group_size=2, seed=5
+    )
     assert not nothing.any()
     with pytest.raises(ConfigError, match="nothing to overwrite"):
         in_proportion(at, nothing, 1000)
 
 
-def _sparse_mask(sd: StableDiffusion, granularity: str) -> Mask:
-    saliency = random_saliency(sd.unet, granularity, seed=1)  # type: ignore[arg-type]
+def _sparse_mask(base: StableDiffusion, granularity: str) -> Mask:
+    saliency = random_saliency(base.unet, granularity, seed=1)  # type: ignore[arg-type]
     return make_mask(saliency, 0.1, granularity=granularity)  # type: ignore[arg-type]
 
 
@@ -338,16 +340,16 @@ def test_training_stays_inside_the_mask_and_changes_something(sd: StableDiffusio
     assert weights_sha256(sd.unet) != base  # the adapter's own tensors are there until it is taken out
 
 
-def test_a_change_outside_the_mask_is_found_after_training(sd: StableDiffusion) -> None:
-    mask = _sparse_mask(sd, "neuron")
-    add_sparse_lora(sd.unet, mask, rank=2, alpha=4.0, seed=1, name="student")
-    check_inside_mask(sd.unet, mask, "student")
+def test_a_change_outside_the_mask_is_found_after_training(base: StableDiffusion) -> None:
+    mask = _sparse_mask(base, "neuron")
+    add_sparse_lora(base.unet, mask, rank=2, alpha=4.0, seed=1, name="student")
+    check_inside_mask(base.unet, mask, "student")
     with torch.no_grad():
-        for layer in lora_layers(sd.unet).values():
+        for layer in lora_layers(base.unet).values():
             layer.lora_A["student"].weight.fill_(1.0)
             layer.lora_B["student"].weight.fill_(1.0)
     with pytest.raises(MaskMismatchError, match="its mask leaves out"):
-        check_inside_mask(sd.unet, mask, "student")
+        check_inside_mask(base.unet, mask, "student")
 
 
 def test_a_weight_mask_of_ones_is_a_plain_lora_and_of_another_shape_is_refused(sd: StableDiffusion) -> None:
@@ -365,14 +367,14 @@ def test_a_weight_mask_of_ones_is_a_plain_lora_and_of_another_shape_is_refused(s
         add_sparse_lora(sd.unet, wrong, rank=2, alpha=2.0, seed=1, name="other")
 
 
-def test_saliency_of_a_coarser_granularity_is_the_mean_of_the_finer(sd: StableDiffusion) -> None:
+def test_saliency_of_a_coarser_granularity_is_the_mean_of_the_finer(base: StableDiffusion) -> None:
     groups = noisy_groups(_examples(4), groups=2, group_size=4, timesteps=power_law(1000, 1.0), seed=0)
 
     def found(granularity: str, at_once: int | None = None) -> dict[str, Tensor]:
         return accumulate_saliency(
-            sd.unet,
+            base.unet,
             groups,
-            alphas_cumprod=sd.alphas_cumprod,
+            alphas_cumprod=base.alphas_cumprod,
             granularity=granularity,  # type: ignore[arg-type]
             at_once=at_once,
         )
@@ -388,29 +390,31 @@ def test_saliency_of_a_coarser_granularity_is_the_mean_of_the_finer(sd: StableDi
         torch.testing.assert_close(values, weights[name], rtol=1e-3, atol=1e-7)
 
 
-def test_training_stops_early_when_little_disagreement_is_left(sd: StableDiffusion) -> None:
-    everywhere = Mask("none", tuple(sorted(salient_parameters(sd.unet))), 1, 1)
-    parameters = add_sparse_lora(sd.unet, everywhere, rank=4, alpha=4.0, seed=1, name="student")
-    steps = _run(sd, parameters, steps=100, learning_rate=1e-2, stop_at=0.97, check_every=5, held_out=_examples(5))
+def test_training_stops_early_when_little_disagreement_is_left(base: StableDiffusion) -> None:
+    everywhere = Mask("none", tuple(sorted(salient_parameters(base.unet))), 1, 1)
+    parameters = add_sparse_lora(base.unet, everywhere, rank=4, alpha=4.0, seed=1, name="student")
+    steps = _run(base, parameters, steps=100, learning_rate=1e-2, stop_at=0.97, check_every=5, held_out=_examples(5))
     measured = [step.held_out for step in steps if step.held_out is not None]
     assert len(steps) < 100
     assert measured[0] > 0
     assert min(measured) <= 0.97
 
 
-def test_an_empty_set_is_refused_before_training(sd: StableDiffusion) -> None:
-    parameters = add_sparse_lora(sd.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
+def test_an_empty_set_is_refused_before_training(base: StableDiffusion) -> None:
+    parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
     with pytest.raises(DataError, match="surrogate set is empty"):
-        _run(sd, parameters, surrogate=_examples(1)[:0])
+        _run(base, parameters, surrogate=_examples(1)[:0])
 
 
-def test_the_adversary_finds_states_that_denoise_better_keeps_the_old_ones_and_begins_anew(sd: StableDiffusion) -> None:
+def test_the_adversary_finds_states_that_denoise_better_keeps_the_old_ones_and_begins_anew(
+    base: StableDiffusion,
+) -> None:
     examples = _examples(6)
     adversary = Adversary(
         examples.latents,
         starts=examples.prompts,
-        empty=sd.encode_prompts([""]),
-        alphas_cumprod=sd.alphas_cumprod,
+        empty=base.encode_prompts([""]),
+        alphas_cumprod=base.alphas_cumprod,
         states=4,
         lifetime=6,
         batch=8,
@@ -421,16 +425,16 @@ def test_the_adversary_finds_states_that_denoise_better_keeps_the_old_ones_and_b
         retain_share=0.0,
         precision="fp32",
         prediction_type="epsilon",
-        device=sd.device,
+        device=base.device,
         seed=1,
     )
-    weights = weights_sha256(sd.unet)
+    weights = weights_sha256(base.unet)
     begun = adversary.known.embeds.clone()
     sizes = []
     for _ in range(15):
-        adversary.advance(sd.unet)
+        adversary.advance(base.unet)
         sizes.append(len(adversary.known))
-    assert weights_sha256(sd.unet) == weights
+    assert weights_sha256(base.unet) == weights
     assert not torch.equal(adversary.known.embeds[:4], begun)
     # Four under search; each of different age goes to the bank in its turn, which holds five.
     assert sizes[0] == 4
@@ -442,18 +446,18 @@ def test_the_adversary_finds_states_that_denoise_better_keeps_the_old_ones_and_b
     assert torch.equal(retain.prompts.embeds, examples.prompts.embeds)
 
 
-def test_a_search_lowers_the_loss_and_a_restart_forgets(sd: StableDiffusion) -> None:
+def test_a_search_lowers_the_loss_and_a_restart_forgets(base: StableDiffusion) -> None:
     examples = _examples(4)
     search = Search(
         examples.latents,
         examples.prompts[:2],
-        alphas_cumprod=sd.alphas_cumprod,
+        alphas_cumprod=base.alphas_cumprod,
         learning_rate=0.1,
         precision="fp32",
         prediction_type="epsilon",
-        device=sd.device,
+        device=base.device,
     )
-    losses = [search.step(sd.unet, batch=32, generator=torch_generator(7, "same draws")) for _ in range(12)]
+    losses = [search.step(base.unet, batch=32, generator=torch_generator(7, "same draws")) for _ in range(12)]
     assert losses[-1] < losses[0]
     assert not torch.equal(search.states.embeds[0], examples.prompts.embeds[0])
     search.restart(0, examples.prompts[:1])
@@ -461,12 +465,12 @@ def test_a_search_lowers_the_loss_and_a_restart_forgets(sd: StableDiffusion) -> 
     assert not torch.equal(search.states.embeds[1], examples.prompts.embeds[1])
 
 
-def test_gain_is_the_squared_gradient_of_the_whole_and_grows_with_a_part(sd: StableDiffusion) -> None:
+def test_gain_is_the_squared_gradient_of_the_whole_and_grows_with_a_part(base: StableDiffusion) -> None:
     examples = _examples(8)
     groups = noisy_groups(examples, groups=2, group_size=4, timesteps=power_law(1000, 0.5), seed=0)
-    fine = expected_gain(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod, granularity="weight")
-    module = expected_gain(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod, granularity="module")
-    rows = expected_gain(sd.unet, groups, alphas_cumprod=sd.alphas_cumprod, granularity="neuron")
+    fine = expected_gain(base.unet, groups, alphas_cumprod=base.alphas_cumprod, granularity="weight")
+    module = expected_gain(base.unet, groups, alphas_cumprod=base.alphas_cumprod, granularity="module")
+    rows = expected_gain(base.unet, groups, alphas_cumprod=base.alphas_cumprod, granularity="neuron")
     name = max(fine, key=lambda key: float(fine[key].sum()))
     assert float(fine[name].sum()) > 0
     torch.testing.assert_close(module[name], fine[name].sum(), rtol=1e-4, atol=0.0)
@@ -478,27 +482,27 @@ def test_gain_is_the_squared_gradient_of_the_whole_and_grows_with_a_part(sd: Sta
         torch.cat([group.timesteps for group in groups]),
         torch.cat([group.noise for group in groups]),
     )
-    again = expected_gain(sd.unet, [whole], alphas_cumprod=sd.alphas_cumprod, granularity="module")
+    again = expected_gain(base.unet, [whole], alphas_cumprod=base.alphas_cumprod, granularity="module")
     torch.testing.assert_close(again[name], module[name], rtol=1e-3, atol=0.0)
 
 
-def test_decrement_is_the_best_step_along_the_gradient_under_the_whole_curvature(sd: StableDiffusion) -> None:
+def test_decrement_is_the_best_step_along_the_gradient_under_the_whole_curvature(base: StableDiffusion) -> None:
     """Against forward-mode derivatives: J g_P exactly, where the score takes random directions."""
     count = 48
     forget, retain = (
         noisy_groups(_examples(size), groups=1, group_size=4, timesteps=power_law(1000, 0.5), seed=size)[0]
         for size in (4, 5)
     )
-    options: dict[str, Any] = {"alphas_cumprod": sd.alphas_cumprod, "granularity": "module"}
-    found = expected_decrement(sd.unet, [forget] * count, [retain] * count, seed=3, **options)
-    gain = expected_gain(sd.unet, [forget], **options)
-    parameters = dict(sd.unet.named_parameters())
+    options: dict[str, Any] = {"alphas_cumprod": base.alphas_cumprod, "granularity": "module"}
+    found = expected_decrement(base.unet, [forget] * count, [retain] * count, seed=3, **options)
+    gain = expected_gain(base.unet, [forget], **options)
+    parameters = dict(base.unet.named_parameters())
 
     def answers(group: NoisyGroup, changed: dict[str, Tensor]) -> Tensor:
-        noisy = add_noise(group.examples.latents, group.noise, group.timesteps, sd.alphas_cumprod)
+        noisy = add_noise(group.examples.latents, group.noise, group.timesteps, base.alphas_cumprod)
         given = (noisy, group.timesteps, group.examples.prompts.embeds)
         with sdpa_kernel(SDPBackend.MATH):
-            answer: Tensor = functional_call(sd.unet, parameters | changed, given).sample
+            answer: Tensor = functional_call(base.unet, parameters | changed, given).sample
         return answer
 
     with torch.no_grad():

@@ -17,15 +17,15 @@ from fade.errors import BaseModelError, ConfigError
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.hardware import fast_precision
 from fade.lineage import ROOT
-from fade.models import base, training
 from fade.models.conditioning import Conditioning, denoise
 from fade.models.diffusion import add_noise, denoising_target, make_noise_scheduler, min_snr_weights
+from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
 from fade.models.family import load_base
 from fade.models.generate import first_latents, generate, generate_batch
 from fade.models.inversion import invert
 from fade.models.latents import encode_pictures
-from fade.models.sd import StableDiffusion, weights_sha256
 from fade.models.source import base_sha256
+from fade.models.training import loop, networks
 
 SHIPPED = ROOT / "data/base/canvas"
 
@@ -52,16 +52,16 @@ def test_the_velocity_target_equals_diffusers_and_unknown_types_are_refused() ->
         denoising_target(*given, "sample")
 
 
-def test_inversion_finds_states_that_denoise_better_and_leaves_the_network_alone(sd: StableDiffusion) -> None:
-    bits = weights_sha256(sd.unet)
+def test_inversion_finds_states_that_denoise_better_and_leaves_the_network_alone(base: StableDiffusion) -> None:
+    bits = weights_sha256(base.unet)
     latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     start = Conditioning(torch.zeros(2, 16, 32))
     steps = list(
         invert(
-            sd.unet,
+            base.unet,
             latents,
             start=start,
-            alphas_cumprod=sd.alphas_cumprod,
+            alphas_cumprod=base.alphas_cumprod,
             steps=60,
             batch=8,
             learning_rate=0.1,
@@ -70,19 +70,19 @@ def test_inversion_finds_states_that_denoise_better_and_leaves_the_network_alone
     )
     generator = torch.Generator().manual_seed(3)
     timesteps, noise = torch.randint(1000, (32,), generator=generator), torch.randn(32, 4, 16, 16, generator=generator)
-    noisy = add_noise(latents.repeat(8, 1, 1, 1), noise, timesteps, sd.alphas_cumprod)
+    noisy = add_noise(latents.repeat(8, 1, 1, 1), noise, timesteps, base.alphas_cumprod)
 
     def loss(states: Conditioning) -> float:
         with torch.no_grad():
-            return float((denoise(sd.unet, noisy, timesteps, states.expand(32)) - noise).square().mean())
+            return float((denoise(base.unet, noisy, timesteps, states.expand(32)) - noise).square().mean())
 
     found = steps[-1].states.embeds
     for number in range(2):
         assert loss(steps[-1].states[number : number + 1]) < loss(start[:1])
     assert not torch.allclose(found, start.embeds)
     assert not torch.allclose(found[0], found[1])
-    assert weights_sha256(sd.unet) == bits
-    assert not any(p.requires_grad or p.grad is not None for p in sd.unet.parameters())
+    assert weights_sha256(base.unet) == bits
+    assert not any(p.requires_grad or p.grad is not None for p in base.unet.parameters())
 
 
 def test_min_snr_weights_are_one_at_high_noise_and_fall_below() -> None:
@@ -91,10 +91,10 @@ def test_min_snr_weights_are_one_at_high_noise_and_fall_below() -> None:
     assert weights[0] < weights[1] <= 1
 
 
-def test_generation_equals_the_stock_pipeline(sd: StableDiffusion, tiny_base: Path) -> None:
+def test_generation_equals_the_stock_pipeline(base: StableDiffusion, tiny_base: Path) -> None:
     prompt = "a cat image in neon style."
     settings = {"steps": 4, "guidance": 3.0}
-    ours = generate_batch(sd, [prompt], [188], solver="ddim", **settings)
+    ours = generate_batch(base, [prompt], [188], solver="ddim", **settings)
     stock = StableDiffusionPipeline.from_pretrained(tiny_base, dtype=torch.float32)
     stock.set_progress_bar_config(disable=True)
     stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)
@@ -102,22 +102,22 @@ def test_generation_equals_the_stock_pipeline(sd: StableDiffusion, tiny_base: Pa
         prompt, num_inference_steps=4, guidance_scale=3.0, latents=first_latents([188], (4, 16, 16)), output_type="np"
     ).images
     assert np.abs(ours[0].astype(int) - np.round(theirs[0] * 255).astype(int)).max() <= 1
-    other = generate_batch(sd, ["a horse image in oil style."], [188], solver="ddim", **settings)
+    other = generate_batch(base, ["a horse image in oil style."], [188], solver="ddim", **settings)
     assert not np.array_equal(ours, other)
 
 
-def test_pictures_depend_on_seed_and_not_on_batches(sd: StableDiffusion) -> None:
+def test_pictures_depend_on_seed_and_not_on_batches(base: StableDiffusion) -> None:
     prompts, seeds = ["a cat image in neon style."] * 3, [1, 1, 2]
     settings = {"steps": 2, "guidance": 3.0, "solver": "dpm++"}
-    whole = np.concatenate(list(generate(sd, prompts, seeds, batch=3, **settings)))
-    parts = np.concatenate(list(generate(sd, prompts, seeds, batch=2, **settings)))
+    whole = np.concatenate(list(generate(base, prompts, seeds, batch=3, **settings)))
+    parts = np.concatenate(list(generate(base, prompts, seeds, batch=2, **settings)))
     assert np.array_equal(whole[0], whole[1])
     assert not np.array_equal(whole[0], whole[2])
     assert np.abs(whole.astype(int) - parts.astype(int)).max() <= 1
 
 
-def test_equal_prompts_are_encoded_equally_and_different_ones_are_not(sd: StableDiffusion) -> None:
-    states = sd.encode_prompts(["a cat", "a horse", "a cat"]).embeds
+def test_equal_prompts_are_encoded_equally_and_different_ones_are_not(base: StableDiffusion) -> None:
+    states = base.encode_prompts(["a cat", "a horse", "a cat"]).embeds
     assert torch.equal(states[0], states[2])
     assert not torch.allclose(states[0], states[1])
 
@@ -162,21 +162,21 @@ def test_every_word_of_a_caption_is_one_token() -> None:
 def test_training_the_parts_lowers_their_losses(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     pictures = np.kron(generator.integers(0, 255, (8, 4, 4, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
-    base.seed_weights(0, "test")
-    vae = base.make_autoencoder([16, 16, 16], size=32)
+    networks.seed_weights(0, "test")
+    vae = networks.make_autoencoder([16, 16, 16], size=32)
     settings = {"steps": 80, "batch": 4, "learning_rate": 3e-3, "seed": 0}
-    kept = training.Checkpoint(tmp_path / "vae.safetensors", 1000, "noise")
-    losses = [s.loss for s in training.train_autoencoder(vae, pictures, checkpoint=kept, **settings)]
+    kept = loop.Checkpoint(tmp_path / "vae.safetensors", 1000, "noise")
+    losses = [s.loss for s in loop.train_autoencoder(vae, pictures, checkpoint=kept, **settings)]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     latents = encode_pictures(vae, pictures)
     assert 0.3 < float(latents.std()) < 3
     captions = [("a cat",), ("a horse",)] * 4
-    tokenizer = base.build_tokenizer(["a cat", "a horse"], max_length=8)
-    text_encoder = base.make_text_encoder(tokenizer, width=32, layers=1)
-    unet = base.make_unet([16, 32], latent_size=8, text_width=32)
+    tokenizer = networks.build_tokenizer(["a cat", "a horse"], max_length=8)
+    text_encoder = networks.make_text_encoder(tokenizer, width=32, layers=1)
+    unet = networks.make_unet([16, 32], latent_size=8, text_width=32)
     settings = {"steps": 120, "batch": 8, "learning_rate": 3e-3, "ema_decay": 0.9, "seed": 0}
-    settings["checkpoint"] = training.Checkpoint(tmp_path / "unet.safetensors", 1000, "noise")
-    losses = [s.loss for s in training.train_denoiser(unet, text_encoder, tokenizer, latents, captions, **settings)]
+    settings["checkpoint"] = loop.Checkpoint(tmp_path / "unet.safetensors", 1000, "noise")
+    losses = [s.loss for s in loop.train_denoiser(unet, text_encoder, tokenizer, latents, captions, **settings)]
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
 
 

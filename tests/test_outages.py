@@ -27,9 +27,9 @@ from fade.requests.intake import take_in, transport
 from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.states import State
-from flows import drain as drained
-from flows.drain import Pace, alive
-from tasks import _versioning
+from flows.queue import drain as drained
+from flows.queue.drain import Pace, alive
+from tasks.dvc import versioning
 from tests.databases import cluster
 from tests.test_services import _free_port as free_port
 
@@ -69,11 +69,11 @@ def test_a_dvc_that_was_killed_while_it_wrote_its_locks_stops_nobody(
         cut_off.write_text(content)
         with pytest.raises(RWLockFileCorruptedError), _edit_rwlock(str(cut_off.parent), LocalFileSystem(), False):
             pass
-        with _versioning.open_repo():
+        with versioning.open_repo():
             assert not cut_off.exists()
     whole = '{"read": {}, "write": {}}'
     cut_off.write_text(whole)
-    with _versioning.open_repo():
+    with versioning.open_repo():
         assert cut_off.read_text() == whole
 
 
@@ -127,21 +127,21 @@ def test_a_record_that_was_cut_off_is_as_if_it_had_not_begun(tmp_path: Path, mon
         with monkeypatch.context() as patched:
             patched.setattr(Repo, "commit", commit)
             with pytest.raises(KeyboardInterrupt):
-                _versioning.record(folder, second if (folder / "dvc.lock").is_file() else first)
+                versioning.record(folder, second if (folder / "dvc.lock").is_file() else first)
 
     killed("")
     assert drained.step_of(folder) == first
-    assert not _versioning.is_current(folder, first)
-    _versioning.record(folder, first)
+    assert not versioning.is_current(folder, first)
+    versioning.record(folder, first)
     whole = (folder / "dvc.lock").read_text()
     assert drained.step_of(folder) == second
     for content in ("", whole[: len(whole) // 2], "schema: '2.0'\nstages:\n"):
         killed(content)
         assert (folder / "dvc.lock").read_text() != whole
         assert drained.step_of(folder) in drained.STEPS
-        assert _versioning.is_current(folder, first)
-        assert not _versioning.is_current(folder, second)
+        assert versioning.is_current(folder, first)
+        assert not versioning.is_current(folder, second)
         assert (folder / "dvc.lock").read_text() == whole
-    _versioning.record(folder, second)
-    assert _versioning.is_current(folder, second)
+    versioning.record(folder, second)
+    assert versioning.is_current(folder, second)
     assert sorted(path.name for path in folder.glob("dvc.*")) == ["dvc.lock", "dvc.yaml"]

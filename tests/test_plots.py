@@ -14,7 +14,7 @@ import yaml
 
 from fade.files import read_json
 from fade.lineage import ROOT
-from tasks._versioning import root_pipeline, write_pipeline
+from tasks.dvc.versioning import root_pipeline, write_pipeline
 
 CURVE = "step,forget_loss,retain_loss,gradient_norm,held_out\n1,0.5,0.1,1.0,\n2,0.25,0.1,1.0,\n3,0.2,0.1,1.0,0.4\n"
 PLACES = {"catalog": "data/catalog/canvas", "base": "data/base/canvas", "judges": "data/judges"}

@@ -15,16 +15,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fade.adapters.store import WEIGHTS_NAME
-from fade.config import load_settings, save_request
+from fade.config import load_settings, save_spec
 from fade.errors import ConfigError
 from fade.files import read_json
-from fade.method.processes import ALONE, Processes
-from fade.method.sparse_lora import add_sparse_lora
-from fade.models.sd import StableDiffusion
+from fade.methods.fade.processes import ALONE, Processes
+from fade.methods.fade.sparse_lora import add_sparse_lora
+from fade.models.families.stable_diffusion import StableDiffusion
 from fade.steps.distill import distill_adapter
 from fade.steps.mask import mask
-from fade.steps.request import prepare_request
 from fade.steps.saliency import saliency
+from fade.steps.spec import prepare_spec
 from fade.steps.split import split
 from tests.test_fast_step import _everywhere, _run
 
@@ -41,9 +41,9 @@ def test_shares_are_all_rows_once_and_nearly_even() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"micro_batch": 3}, {"pool": 8}])
 def test_the_halves_differ_and_add_up_to_the_whole(
-    sd: StableDiffusion, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    base: StableDiffusion, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    parameters = add_sparse_lora(sd.unet, _everywhere(sd), rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(base.unet, _everywhere(base), rank=2, alpha=2.0, seed=1, name="student")
     begin = [parameter.detach().clone() for parameter in parameters]
     told: list[list[Tensor]] = []
     monkeypatch.setattr(
@@ -53,7 +53,7 @@ def test_the_halves_differ_and_add_up_to_the_whole(
         with torch.no_grad():
             for parameter, value in zip(parameters, begin, strict=True):
                 parameter.copy_(value)
-        _run(sd, parameters, steps=1, processes=processes, **changes)
+        _run(base, parameters, steps=1, processes=processes, **changes)
     if "pool" in changes:
         whole, *parts = told[0::2]  # the teacher's answers: none is in both parts
         torch.testing.assert_close(parts[0][0] + parts[1][0], whole[0], rtol=1e-4, atol=1e-5)
@@ -67,10 +67,10 @@ def test_the_halves_differ_and_add_up_to_the_whole(
         torch.testing.assert_close(a + b, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_more_processes_than_rows_are_refused(sd: StableDiffusion) -> None:
-    parameters = add_sparse_lora(sd.unet, _everywhere(sd), rank=2, alpha=2.0, seed=1, name="student")
+def test_more_processes_than_rows_are_refused(base: StableDiffusion) -> None:
+    parameters = add_sparse_lora(base.unet, _everywhere(base), rank=2, alpha=2.0, seed=1, name="student")
     with pytest.raises(ConfigError, match="9 processes share 8 rows"):
-        _run(sd, parameters, processes=Processes(0, 9))
+        _run(base, parameters, processes=Processes(0, 9))
 
 
 @pytest.mark.services
@@ -81,7 +81,7 @@ def test_two_processes_make_the_adapter_of_one(workspace: Path, tmp_path: Path, 
     halves = {"distill.batch": 4, "distill.micro_batch": 4}
     settings = load_settings(Path("params.yaml"), changes={"threads": 1, "distill.steps": 8, **halves, **changes})
     one, two = tmp_path / "one", tmp_path / "two"
-    save_request(prepare_request("astronaut", "cameraman", settings=settings), one)
+    save_spec(prepare_spec("astronaut", "cameraman", settings=settings), one)
     for step in (split, saliency, mask):
         step(one)
     shutil.copytree(one, two)

@@ -22,7 +22,7 @@ from prefect.settings import get_current_settings
 from typer.testing import CliRunner
 
 from fade.adapters.manifest import read_manifest
-from fade.config import load_request, load_settings
+from fade.config import load_settings, load_spec
 from fade.data.deletion import delete
 from fade.errors import ConfigError, SignatureError
 from fade.files import read_json, sha256_file, write_json
@@ -30,17 +30,18 @@ from fade.requests.evidence import verify_evidence
 from fade.requests.ledger import Ledger
 from fade.signing import public_key
 from fade.steps.attack import reference_path
-from fade.steps.request import prepare_request
+from fade.steps.spec import prepare_spec
 from fade.steps.trial import TRIALS
-from flows import audit as audits
-from flows import released
 from flows.cli import app
-from flows.erase import erase_flow, prepare_folder
-from flows.purge import Receipt, purge
-from flows.rebase import on_base, rebase
+from flows.erasing.erase import erase_flow, prepare_folder
+from flows.erasing.rebase import on_base, rebase
+from flows.proving import audit as audits
+from flows.proving.purge import Receipt, purge
+from flows.proving.traces import RUN
+from flows.releasing import released
 from flows.settings import ERASURES
-from flows.traces import RUN
-from tasks import _tracking, _versioning
+from tasks.dvc import versioning
+from tasks.mlflow import tracking
 from tests.tiny import KEPT_STYLES, entered, make_workspace, save_tiny_base
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
@@ -66,14 +67,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def erased(workspace: Path) -> Iterator[tuple[Path, _tracking.AdapterVersion]]:
+def erased(workspace: Path) -> Iterator[tuple[Path, tracking.AdapterVersion]]:
     collector = _Collector()
     logging.getLogger().addHandler(collector)
     settings = load_settings(Path("params.yaml"), changes={**FAST, **OWN_SEED})
-    request = prepare_request(*PERSONS, settings=settings)
+    spec = prepare_spec(*PERSONS, settings=settings)
     # As for whoever tells Prefect to keep results; without that it keeps none.
     keeping = erase_flow.with_options(persist_result=True, result_serializer="json")
-    yield prepare_folder(request), keeping(request.id)
+    yield prepare_folder(spec), keeping(spec.id)
     logging.getLogger().removeHandler(collector)
 
 
@@ -82,7 +83,7 @@ def _run(*arguments: str) -> Any:
 
 
 def test_an_audit_finds_what_differs_and_by_how_much(
-    erased: tuple[Path, _tracking.AdapterVersion], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    erased: tuple[Path, tracking.AdapterVersion], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder, version = erased
     changed = tmp_path / "other"
@@ -109,11 +110,11 @@ def test_an_audit_finds_what_differs_and_by_how_much(
     assert report["different"] == 1
     assert next(row for row in report["rows"] if not row["equal"])["largest_difference"] == pytest.approx(0.25)
     assert report["compared"] > 20
-    assert (changed / "request.yaml").read_bytes() == (folder / "request.yaml").read_bytes()
+    assert (changed / "spec.yaml").read_bytes() == (folder / "spec.yaml").read_bytes()
     assert "1 hashes differ" in (audits.AUDITS / folder.name / "report.md").read_text()
 
 
-def test_a_clean_clone_makes_every_hash_again(erased: tuple[Path, _tracking.AdapterVersion]) -> None:
+def test_a_clean_clone_makes_every_hash_again(erased: tuple[Path, tracking.AdapterVersion]) -> None:
     folder, _ = erased
     result = _run("audit", folder.name)
     report = read_json(audits.AUDITS / folder.name / "report.json")
@@ -125,11 +126,11 @@ def test_a_clean_clone_makes_every_hash_again(erased: tuple[Path, _tracking.Adap
 
 
 def test_an_audit_outlives_what_was_deleted_from_the_catalog_for_others(
-    erased: tuple[Path, _tracking.AdapterVersion], tmp_path: Path
+    erased: tuple[Path, tracking.AdapterVersion], tmp_path: Path
 ) -> None:
     folder, _ = erased
-    request = load_request(folder)
-    catalog = Path(request.catalog)
+    spec = load_spec(folder)
+    catalog = Path(spec.catalog)
     used = {path for split in (folder / "splits").glob("*.parquet") for path in pd.read_parquet(split)["path"]}
     table = pd.read_parquet(catalog / "catalog.parquet")
     unused = table[~table["path"].isin(used)].iloc[0]
@@ -156,11 +157,11 @@ def test_an_audit_outlives_what_was_deleted_from_the_catalog_for_others(
 
 
 def test_what_another_erasure_needs_is_kept_and_said(
-    erased: tuple[Path, _tracking.AdapterVersion], monkeypatch: pytest.MonkeyPatch
+    erased: tuple[Path, tracking.AdapterVersion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, version = erased
     other = ERASURES / "e0ther000000"
-    monkeypatch.setattr("flows.purge.live_versions", lambda _: [version.version])
+    monkeypatch.setattr("flows.proving.purge.live_versions", lambda _: [version.version])
 
     def listed() -> dict[str, list[Receipt]]:
         with Ledger() as ledger:
@@ -216,23 +217,23 @@ def _holding(needles: dict[str, bytes], *places: Path) -> dict[str, set[str]]:
 
 
 def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
-    erased: tuple[Path, _tracking.AdapterVersion], remote: Path, tmp_path: Path
+    erased: tuple[Path, tracking.AdapterVersion], remote: Path, tmp_path: Path
 ) -> None:
     folder, version = erased
     with Ledger() as ledger, pytest.raises(ConfigError, match="is not live"):
         purge(version, folder, ledger)
     assert _run("approve", folder.name).exit_code == 0
-    version = _tracking.find_version(folder.name)
+    version = tracking.find_version(folder.name)
     with Repo(".") as repo:
         repo.push(targets=[f"{folder.as_posix()}/dvc.yaml"], remote="store")
-    _tracking.log_attack(
+    tracking.log_attack(
         version, {"inversion": 0.25, "inversion_low": 0.1, "inversion_high": 0.5, "base_inversion": 1.0}, None
     )
     trial = TRIALS / "ta1"
     trial.mkdir(parents=True)
-    for name in ("request.yaml", "saliency.safetensors"):
+    for name in ("spec.yaml", "saliency.safetensors"):
         shutil.copyfile(folder / name, trial / name)
-    attacked = reference_path(load_request(folder), folder)
+    attacked = reference_path(load_spec(folder), folder)
     write_json(attacked, {"pictures": "of an attack on the base"})
     with Ledger() as ledger:
         registered, approved, row, logged = ledger.history(erasure_id=folder.name)
@@ -311,7 +312,7 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
         assert ledger.verify().rows >= 4
 
 
-def test_nobody_is_named_where_names_may_not_stand(erased: tuple[Path, _tracking.AdapterVersion]) -> None:
+def test_nobody_is_named_where_names_may_not_stand(erased: tuple[Path, tracking.AdapterVersion]) -> None:
     """After erasure, release, purge and evidence: run names, tags, parameters, logs and file names."""
     folder, version = erased
     assert (folder / "purge.json").is_file()
@@ -327,10 +328,10 @@ def test_nobody_is_named_where_names_may_not_stand(erased: tuple[Path, _tracking
     assert said["flow run logs"]
     named = {where for where, text in said.items() for name in PERSONS if name in text.lower()}
     assert not named
-    assert PERSONS[0] in (folder / "request.yaml").read_text(), "the request itself does name her"
+    assert PERSONS[0] in (folder / "spec.yaml").read_text(), "the request itself does name her"
 
 
-def _said_in_mlflow(version: _tracking.AdapterVersion) -> dict[str, str]:
+def _said_in_mlflow(version: tracking.AdapterVersion) -> dict[str, str]:
     client = MlflowClient(f"sqlite:///{Path('.fade/mlflow.db').resolve()}")
     run = client.get_run(version.run_id)
     found = client.get_model_version(version.model, str(version.version))
@@ -358,21 +359,21 @@ def _said_in_prefect(erasure: str) -> dict[str, str]:
 
 
 def test_live_erasures_are_made_again_on_another_base_and_none_is_approved(
-    erased: tuple[Path, _tracking.AdapterVersion],
+    erased: tuple[Path, tracking.AdapterVersion],
 ) -> None:
     folder, _ = erased
-    if not _tracking.find_version(folder.name).live:
+    if not tracking.find_version(folder.name).live:
         assert _run("approve", folder.name).exit_code == 0
-    for model in _tracking.approved_now():
+    for model in tracking.approved_now():
         if model != f"erasure-{folder.name}":
-            _tracking.rollback(model)
+            tracking.rollback(model)
     save_tiny_base(Path("data/base/other"), seed=7)
     (one,) = rebase("data/base/other", lambda _: None)
     assert one.passed, one.reason
     assert one.new is not None
-    assert one.new.base_sha256 != _tracking.find_version(folder.name).base_sha256
+    assert one.new.base_sha256 != tracking.find_version(folder.name).base_sha256
     assert not one.new.live
-    old, new = load_request(folder), load_request(ERASURES / one.new.model.removeprefix("erasure-"))
+    old, new = load_spec(folder), load_spec(ERASURES / one.new.model.removeprefix("erasure-"))
     assert new.model_dump(exclude={"base", "base_sha256"}) == old.model_dump(exclude={"base", "base_sha256"})
     (again,) = rebase(old.base, lambda _: None)
     assert "is live on the base" in again.reason
@@ -381,4 +382,4 @@ def test_live_erasures_are_made_again_on_another_base_and_none_is_approved(
     assert "Do not switch yet: 1 of 1 did not pass" in listed.output
     with pytest.raises(ConfigError, match="Another tool made this adapter"):
         on_base(old.model_copy(update={"imported": "0" * 64}), "data/base/other")
-    assert _versioning.lock_record(folder)
+    assert versioning.lock_record(folder)

@@ -251,7 +251,7 @@ def test_every_path_of_the_readme_is_there() -> None:
     assert named
     for path in named:
         if not path.startswith(("splits/", "adapter/", "evaluation/", "docs/index", "data/erasures")):
-            assert (ROOT / path).exists() or (ROOT / "fade/method" / path).exists(), path
+            assert (ROOT / path).exists() or (ROOT / "fade/methods" / path).exists(), path
     for picture in re.findall(r"\]\((docs/[^)]+)\)", README):
         assert (ROOT / picture).is_file(), picture
 

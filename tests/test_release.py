@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from fade.adapters.runtime import Runtime
-from fade.config import Gate, load_request, load_settings
+from fade.config import Gate, load_settings, load_spec
 from fade.errors import ConfigError, RefusedError
 from fade.files import read_json
 from fade.models.family import load_base
@@ -28,14 +28,16 @@ from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.states import State
 from fade.steps.evaluate import judged
-from fade.steps.request import prepare_request
-from flows import release, released, service, together, watch
-from flows.approval import check_version
+from fade.steps.spec import prepare_spec
 from flows.cli import app
-from flows.erase import erase, prepare_folder
+from flows.erasing import together
+from flows.erasing.erase import erase, prepare_folder
+from flows.releasing import release, released, watch
+from flows.releasing.approval import check_version
+from flows.services import runtime_http
 from flows.settings import ERASURES
-from tasks import _tracking
-from tasks._tracking import AdapterVersion
+from tasks.mlflow import tracking
+from tasks.mlflow.tracking import AdapterVersion
 from tests.figures import counted
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
@@ -52,14 +54,14 @@ TOKEN = "a-token-for-tests-alone"
 
 def _erased(concept: str, surrogate: str, **changes: Any) -> AdapterVersion:
     settings = load_settings(Path("params.yaml"), changes={**FAST, **changes})
-    request = prepare_request(concept, surrogate, settings=settings)
-    prepare_folder(request)
-    return erase(request.id)
+    spec = prepare_spec(concept, surrogate, settings=settings)
+    prepare_folder(spec)
+    return erase(spec.id)
 
 
 @pytest.fixture(scope="module")
 def client(workspace: Path) -> MlflowClient:
-    _tracking.versions()
+    tracking.versions()
     uri = f"sqlite:///{Path('.fade/mlflow.db').resolve()}"
     return MlflowClient(uri, uri)
 
@@ -77,7 +79,7 @@ def third(workspace: Path, client: MlflowClient) -> AdapterVersion:
 @pytest.fixture(autouse=True)
 def nothing_approved(client: MlflowClient) -> Iterator[None]:
     def clear() -> None:
-        for model in _tracking.approved_now():
+        for model in tracking.approved_now():
             client.delete_registered_model_alias(model, "approved")
         release.reconcile(consolidate=False)
 
@@ -88,7 +90,7 @@ def nothing_approved(client: MlflowClient) -> Iterator[None]:
 
 @pytest.fixture
 def runtime(pair: tuple[AdapterVersion, AdapterVersion], tmp_path: Path) -> Runtime:
-    base = load_request(ERASURES / _id(pair[0])).base
+    base = load_spec(ERASURES / _id(pair[0])).base
     sd = load_base(base)
     folder = release.open_release(base, sd.sha256)
     return Runtime(sd, folder, public_key=released.KEYS / "public.pem", state=tmp_path / "state.json")
@@ -109,7 +111,7 @@ def _picture(runtime: Runtime) -> bytes:
 
 
 def _tag(version: AdapterVersion) -> str:
-    return _tracking.find_version(version.model, version.version).release
+    return tracking.find_version(version.model, version.version).release
 
 
 def test_the_alias_makes_it_live_and_its_removal_brings_the_bases_bits_back(
@@ -146,7 +148,7 @@ def test_an_approval_that_falls_into_a_look_and_is_taken_back_at_once_goes_out_a
     one, _ = pair
     base = _picture(runtime)
     watcher = watch.Watch(valid_seconds=0, rehearse=False)
-    asked = _tracking.approved_now
+    asked = tracking.approved_now
 
     def clicked_after_it_was_asked() -> dict[str, int]:
         found = asked()
@@ -154,7 +156,7 @@ def test_an_approval_that_falls_into_a_look_and_is_taken_back_at_once_goes_out_a
         return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(_tracking, "approved_now", clicked_after_it_was_asked)
+        patched.setattr(tracking, "approved_now", clicked_after_it_was_asked)
         watcher.look()
     assert _picture(runtime) != base
     client.delete_registered_model_alias(one.model, "approved")
@@ -307,7 +309,7 @@ def test_the_page_says_what_a_reviewer_needs(
     assert "passes the gate with 1 other (UA " in said
     sheet = tmp_path / "sheet.png"
     sheet.write_bytes(b"a picture")
-    _tracking.log_attack(one, {"inversion": 0.25}, sheet)
+    tracking.log_attack(one, {"inversion": 0.25}, sheet)
     said = client.get_model_version(one.model, "1").description
     assert "still brings the concept back in **25%**" in said
     assert f"![the attack](get-artifact?path=attack.png&run_uuid={one.run_id})" in said
@@ -337,7 +339,7 @@ def test_what_fails_together_is_distilled_into_one_which_goes_live_for_both(
     assert _tag(other).startswith("waiting: together with what is live")
     together.wait_for_consolidations()
     (change,) = release.reconcile()
-    whole = _tracking.versions()[-1]
+    whole = tracking.versions()[-1]
     assert whole.model not in (one.model, other.model), Path(".fade/consolidate.log").read_text()[-2000:]
     assert f"approve {whole.model}/1, which erases all of it at once" in change.waiting[f"{other.model}/1"]
     assert "candidate" in whole.aliases
@@ -531,7 +533,7 @@ def test_the_service_draws_what_the_runtime_draws_and_nothing_without_a_token(
 
     _set(client, pair[0])
     release.reconcile()
-    http = TestClient(service.make_app(runtime, token=TOKEN), base_url="http://127.0.0.1")
+    http = TestClient(runtime_http.make_app(runtime, token=TOKEN), base_url="http://127.0.0.1")
     asked = {"prompt": PROMPT, "seed": 1, "steps": 2, "guidance": 2.0}
     for path in ("/live", "/metrics"):
         assert http.get(path).status_code == 401
@@ -545,7 +547,9 @@ def test_the_service_draws_what_the_runtime_draws_and_nothing_without_a_token(
     assert answer.headers["x-fade-counter"] == str(http.get("/live").json()["counter"])
     assert http.post("/generate", json={**asked, "base": True}).status_code == 403
     open_ = TestClient(
-        service.make_app(runtime, token=TOKEN, compare=True), base_url="http://127.0.0.1", headers=dict(http.headers)
+        runtime_http.make_app(runtime, token=TOKEN, compare=True),
+        base_url="http://127.0.0.1",
+        headers=dict(http.headers),
     )
     base = np.asarray(Image.open(io.BytesIO(open_.post("/generate", json={**asked, "base": True}).content)))
     assert not np.array_equal(base, drawn)

@@ -24,9 +24,9 @@ from fade.adapters.store import activate, apply_adapter
 from fade.errors import AdapterFormatError, BaseModelError, ConfigError, RefusedError, SignatureError
 from fade.files import read_json
 from fade.lineage import ROOT
+from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
 from fade.models.family import load_base
 from fade.models.generate import generate_batch
-from fade.models.sd import StableDiffusion, weights_sha256
 from fade.signing import KEY_VARIABLE, canonical, public_key, read_signed, sign, signing_key, verify, write_signed
 from tests.chaos import swap
 from tests.test_adapters import _adapter, _delta_adapter, _predict
@@ -148,10 +148,10 @@ def test_the_signing_key_is_made_once_for_its_owner_alone_or_comes_by_the_enviro
 
 
 def test_the_overlay_answers_what_peft_answers_and_leaves_the_bases_bits(
-    sd: StableDiffusion, tiny_base: Path, adapters: list[Path]
+    base: StableDiffusion, tiny_base: Path, adapters: list[Path]
 ) -> None:
-    modules, bits, plain = list(dict(sd.unet.named_modules())), weights_sha256(sd.unet), _predict(sd.unet)
-    overlay = Overlay(sd.unet)
+    modules, bits, plain = list(dict(base.unet.named_modules())), weights_sha256(base.unet), _predict(base.unet)
+    overlay = Overlay(base.unet)
     tensors = [load_file(weights_path(folder, load_card(folder))) for folder in adapters]
     for chosen in ([0], [2], [0, 1], [0, 1, 2]):
         peft = load_base(tiny_base)
@@ -161,36 +161,36 @@ def test_the_overlay_answers_what_peft_answers_and_leaves_the_bases_bits(
         expected = _predict(peft.unet)
         prepared = overlay.prepare([(f"a{i}", 0.5, tensors[i]) for i in chosen])
         with using(prepared):
-            answer = _predict(sd.unet)
+            answer = _predict(base.unet)
         assert not torch.allclose(answer, plain, atol=1e-3)
         torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4)
         with using(overlay.prepare([])):
-            assert torch.equal(_predict(sd.unet), plain)
+            assert torch.equal(_predict(base.unet), plain)
     with pytest.raises(RefusedError, match="computes only for its requests"):
-        _predict(sd.unet)
+        _predict(base.unet)
     overlay.remove()
-    assert torch.equal(_predict(sd.unet), plain)
-    assert weights_sha256(sd.unet) == bits
-    assert list(dict(sd.unet.named_modules())) == modules
+    assert torch.equal(_predict(base.unet), plain)
+    assert weights_sha256(base.unet) == bits
+    assert list(dict(base.unet.named_modules())) == modules
 
 
 def test_many_low_rank_adapters_cost_no_more_memory_than_the_weights_they_change(
-    sd: StableDiffusion, adapters: list[Path]
+    base: StableDiffusion, adapters: list[Path]
 ) -> None:
-    overlay = Overlay(sd.unet)
+    overlay = Overlay(base.unet)
     tensors = load_file(weights_path(adapters[0], load_card(adapters[0])))
     one = overlay.prepare([("a", 1.0, tensors)])
     assert any(isinstance(change, Factors) for change in one.changes.values())
     many = overlay.prepare([("a", 0.01, tensors)] * 100)
     assert all(isinstance(change, Changed) for change in many.changes.values())
     with using(one):
-        expected = _predict(sd.unet)
+        expected = _predict(base.unet)
     with using(many):
-        torch.testing.assert_close(_predict(sd.unet), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(_predict(base.unet), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_tensor_that_does_not_fit_is_refused(sd: StableDiffusion, adapters: list[Path]) -> None:
-    overlay = Overlay(sd.unet)
+def test_a_tensor_that_does_not_fit_is_refused(base: StableDiffusion, adapters: list[Path]) -> None:
+    overlay = Overlay(base.unet)
     low, delta = (load_file(weights_path(folder, load_card(folder))) for folder in (adapters[0], adapters[2]))
     down = next(name for name in low if name.endswith("lora_A.weight"))
     some = next(name for name in delta if name.endswith(".positions"))

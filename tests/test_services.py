@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from fade.lineage import ROOT
-from flows.services import Services, running
+from flows.services.local import Services, running
 from tests.conftest import PREFECT_AUTH
 from tests.test_cli import run
 
@@ -106,12 +106,12 @@ def test_a_server_that_is_down_is_said_and_nothing_is_lost(workspace: Path, eras
 
 
 def _flow_runs(services: Services) -> list[dict[str, Any]]:
-    request = urllib.request.Request(
+    spec = urllib.request.Request(
         f"{services.prefect}/api/flow_runs/filter",
         data=json.dumps({"sort": "START_TIME_DESC"}).encode(),
         headers={"content-type": "application/json", **AUTH},
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(spec, timeout=10) as answer:
         found: list[dict[str, Any]] = json.load(answer)
     return found
 
@@ -123,10 +123,10 @@ def _prefect(services: Services, *arguments: str) -> subprocess.CompletedProcess
 
 
 def _deployments(services: Services) -> dict[str, Any]:
-    request = urllib.request.Request(
+    spec = urllib.request.Request(
         f"{services.prefect}/api/deployments/filter", data=b"{}", headers={"content-type": "application/json", **AUTH}
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(spec, timeout=60) as answer:
         return {one["name"]: one for one in json.load(answer)}
 
 
@@ -193,7 +193,7 @@ def test_fade_ui_in_the_background_ends_with_both_servers_however_often_it_is_to
     ports = [part for name in ("mlflow", "prefect") for part in (f"--{name}-port", str(_free_port()))]
     process = subprocess.Popen(
         # As a shell starts its background jobs: they ignore SIGINT.
-        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "flows.cli", "ui", *ports],
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "flows.cli.app", "ui", *ports],
         cwd=tmp_path,
         env={**os.environ, "FADE_ROOT": str(tmp_path), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,

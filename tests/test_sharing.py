@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from fade.adapters.store import activate, apply_adapter
-from fade.config import Request, load_settings
+from fade.config import Spec, load_settings
 from fade.errors import BaseModelError
 from fade.files import sha256_file
 from fade.models import family
 from fade.models.family import load_base
 from fade.models.sharing import bases_shared
-from fade.steps.request import prepare_request
+from fade.steps.spec import prepare_spec
 from fade.steps.trial import run_trial
 from tests.test_adapters import _adapter, _predict
 
@@ -72,8 +72,8 @@ def test_whoever_writes_into_shared_weights_is_found_out(tiny_base: Path) -> Non
 def test_erasures_side_by_side_are_those_made_alone(workspace: Path, tmp_path: Path, loads: list[object]) -> None:
     """The whole trial: saliency, adapters drawn by peft from the one generator of all threads, figures."""
 
-    def request(concept: str, surrogate: str, **changes: object) -> Request:
-        return prepare_request(concept, surrogate, settings=load_settings(Path("params.yaml"), changes=changes))
+    def request(concept: str, surrogate: str, **changes: object) -> Spec:
+        return prepare_spec(concept, surrogate, settings=load_settings(Path("params.yaml"), changes=changes))
 
     asked = [
         request("astronaut", "cameraman"),

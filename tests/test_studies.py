@@ -14,29 +14,29 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fade.config import Request, load_request, load_settings, save_request
+from fade.config import Spec, load_settings, load_spec, save_spec
 from fade.errors import ConfigError, DataError
 from fade.evaluation.tradeoff import means
 from fade.lineage import ROOT
 from fade.steps import trial as trial_step
 from fade.steps.distill import distill_adapter
 from fade.steps.mask import mask
-from fade.steps.request import prepare_request
 from fade.steps.saliency import saliency
+from fade.steps.spec import prepare_spec
 from fade.steps.split import split
 from fade.steps.trial import TRIALS, run_trial
-from flows.calibrate import LADDER, _smallest, calibrate
 from flows.cli import app
-from flows.studies import plan
+from flows.studies.calibrate import LADDER, _smallest, calibrate
+from flows.studies.study import plan
 from tasks.trials import trial
 from tests.tiny import SETTINGS
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
 
-def _request(**changes: object) -> Request:
+def _request(**changes: object) -> Spec:
     settings = load_settings(Path("params.yaml"), changes=changes)
-    return prepare_request("astronaut", "cameraman", settings=settings)
+    return prepare_spec("astronaut", "cameraman", settings=settings)
 
 
 def test_a_finished_trial_is_not_run_again_and_a_torn_one_goes_on(workspace: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_the_ladder_climbs_in_bytes(workspace: Path, tmp_path: Path) -> None:
         changes = {"mask.granularity": "none", "mask.within": within, "distill.rank": rank, "distill.steps": 1}
         request = _request(**changes)
         folder = tmp_path / request.id
-        save_request(request, folder)
+        save_spec(request, folder)
         if splits.is_dir():
             shutil.copytree(splits, folder / "splits")
         else:
@@ -200,7 +200,7 @@ def test_the_ladder_climbs_in_bytes(workspace: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibration's trials without a process each: that they may have one is a sweep's test."""
-    monkeypatch.setattr("flows.calibrate.trial", partial(trial, here=True))
+    monkeypatch.setattr("flows.studies.calibrate.trial", partial(trial, here=True))
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -219,12 +219,12 @@ def test_calibration_counts_the_steps_that_the_depth_asks_for(workspace: Path, m
     taken: list[int] = []
 
     def trained(folder: Path) -> dict[str, Any]:
-        taken.append(load_request(folder).distill.in_force.steps)
+        taken.append(load_spec(folder).distill.in_force.steps)
         return {}
 
-    monkeypatch.setattr("flows.calibrate.trial", trained)
-    monkeypatch.setattr("flows.calibrate.read_json", lambda _: {"judges": {"development": {}}})
-    monkeypatch.setattr("flows.calibrate.judge_gate", lambda *_: {"passed": True})
+    monkeypatch.setattr("flows.studies.calibrate.trial", trained)
+    monkeypatch.setattr("flows.studies.calibrate.read_json", lambda _: {"judges": {"development": {}}})
+    monkeypatch.setattr("flows.studies.calibrate.judge_gate", lambda *_: {"passed": True})
     changes = {"distill.depth": "deep", "distill.deep.steps": 100}
     found = calibrate.fn("cat", "horse", 900.0, changes)
     assert taken[0] == 100
@@ -235,7 +235,7 @@ def test_calibration_counts_the_steps_that_the_depth_asks_for(workspace: Path, m
 @pytest.mark.usefixtures("in_this_process")
 def test_calibration_that_finds_nothing_says_what_it_tried(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No gate refuses what a tiny base makes: it shows no concept, before or after.
-    monkeypatch.setattr("flows.calibrate.judge_gate", lambda *_: {"passed": False, "reasons": ["ua"]})
+    monkeypatch.setattr("flows.studies.calibrate.judge_gate", lambda *_: {"passed": False, "reasons": ["ua"]})
     result = CliRunner().invoke(app, ["calibrate", "--concept", "cat", "--surrogate", "horse"])
     assert result.exit_code == 1
     assert "No setting passed the gate" in result.output

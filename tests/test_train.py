@@ -22,8 +22,8 @@ from fade.data.sets import Item, PictureSet
 from fade.errors import ConfigError, DataError
 from fade.evaluation.judges import load_judge
 from fade.files import read_json, sha256_file
-from fade.models import base, training
-from fade.models.training import Checkpoint
+from fade.models.training import loop, networks
+from fade.models.training.loop import Checkpoint
 from fade.steps import train
 from fade.steps.catalog import build_catalog
 from tests.tiny import JUDGES
@@ -52,7 +52,7 @@ def _pixels() -> np.ndarray:
 
 
 def _autoencoder(loop: Any, **options: Any) -> dict[str, torch.Tensor]:
-    vae = training.new_autoencoder(BASE, size=32)
+    vae = loop.new_autoencoder(BASE, size=32)
     losses = [step.loss for step in loop(vae, _pixels(), steps=6, batch=4, learning_rate=1e-3, seed=3, **options)]
     assert len(losses) > 0
     return {**vae.state_dict(), "scaling_factor": torch.tensor(vae.config.scaling_factor)}
@@ -60,10 +60,10 @@ def _autoencoder(loop: Any, **options: Any) -> dict[str, torch.Tensor]:
 
 def _denoiser(loop: Any, **options: Any) -> dict[str, torch.Tensor]:
     captions = [("a cat", "cat"), ("a dog", "dog")] * 4
-    tokenizer = base.build_tokenizer(["a cat", "cat", "a dog", "dog"], max_length=8)
-    base.seed_weights(3, "denoiser")
-    text_encoder = base.make_text_encoder(tokenizer, width=32, layers=1)
-    unet = base.make_unet([16, 32], latent_size=8, text_width=32)
+    tokenizer = networks.build_tokenizer(["a cat", "cat", "a dog", "dog"], max_length=8)
+    networks.seed_weights(3, "denoiser")
+    text_encoder = networks.make_text_encoder(tokenizer, width=32, layers=1)
+    unet = networks.make_unet([16, 32], latent_size=8, text_width=32)
     latents = torch.randn((8, 4, 8, 8), generator=torch.Generator().manual_seed(1))
     for _ in loop(
         *(unet, text_encoder, tokenizer, latents, captions),
@@ -74,11 +74,9 @@ def _denoiser(loop: Any, **options: Any) -> dict[str, torch.Tensor]:
     return {**unet.state_dict(), **{f"text.{n}": t for n, t in text_encoder.state_dict().items()}}
 
 
-@pytest.mark.parametrize(
-    ("whole", "loop"), [(_autoencoder, training.train_autoencoder), (_denoiser, training.train_denoiser)]
-)
+@pytest.mark.parametrize(("whole", "loop"), [(_autoencoder, loop.train_autoencoder), (_denoiser, loop.train_denoiser)])
 def test_a_training_gives_the_same_bytes_cut_off_or_not(whole: Any, loop: Any, tmp_path: Path) -> None:
-    untrained = whole(lambda *_, **__: iter([training.StepStats("", 0, 0, 0.0)]))
+    untrained = whole(lambda *_, **__: iter([loop.StepStats("", 0, 0, 0.0)]))
     checkpoint = Checkpoint(tmp_path / "kept.safetensors", 2, "these pictures")
     through = whole(loop, checkpoint=checkpoint)
     assert any(not torch.equal(untrained[name], through[name]) for name in through)

@@ -38,12 +38,12 @@ class Up:
     environment: dict[str, str]
 
     def api(self, path: str, **body: Any) -> Any:
-        request = urllib.request.Request(
+        spec = urllib.request.Request(
             f"http://127.0.0.1:{self.ports['prefect']}/api/{path}",
             data=json.dumps(body).encode(),
             headers={"content-type": "application/json", **AUTH},
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(spec, timeout=20) as answer:
             return json.load(answer)
 
 
@@ -58,7 +58,7 @@ def up(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up
         }
         options = [part for name, port in ports.items() for part in (f"--{name}-port", str(port))]
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "up", *options, "--cron", "0 3 * * *"],
+            [sys.executable, "-m", "flows.cli.app", "up", *options, "--cron", "0 3 * * *"],
             cwd=workspace,
             env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", **environment},
             stdout=subprocess.PIPE,
@@ -108,11 +108,11 @@ def test_requests_come_in_over_http_and_by_the_queue(up: Up, workspace: Path) ->
     token = (workspace / ".fade/intake-token").read_text()
     assert (workspace / ".fade/intake-token").stat().st_mode & 0o777 == 0o600
     address = f"http://127.0.0.1:{up.ports['intake']}/requests"
-    request = urllib.request.Request(address, data=json.dumps(by_http).encode())
+    spec = urllib.request.Request(address, data=json.dumps(by_http).encode())
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(request, timeout=20)
-    request.add_header("authorization", f"Bearer {token}")
-    with urllib.request.urlopen(request, timeout=20) as answer:
+        urllib.request.urlopen(spec, timeout=20)
+    spec.add_header("authorization", f"Bearer {token}")
+    with urllib.request.urlopen(spec, timeout=20) as answer:
         assert answer.status == 201
     (workspace / ".fade/queue").mkdir(exist_ok=True)
     partial = workspace / ".fade/queue/one.partial"

@@ -12,22 +12,22 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fade.config import load_request, load_settings, make_request, save_request
+from fade.config import load_settings, load_spec, make_spec, save_spec
 from fade.data.catalog import SCHEMA
 from fade.data.pictures import prepare
 from fade.data.sets import generated_by
 from fade.errors import ConfigError, DataError
-from fade.steps.request import prepare_request, read_overwrite
+from fade.steps.spec import prepare_spec, read_overwrite
 from fade.steps.split import split
-from tasks._validation import validate
+from tasks.expectations.validation import validate
 
 
 @pytest.fixture
 def folder(workspace: Path, tmp_path: Path) -> Path:
     """An erasure's folder with splits, over a catalog that a test may damage."""
     shutil.copytree(workspace / "data/catalog/canvas", tmp_path / "catalog")
-    request = prepare_request("astronaut", "cameraman", settings=load_settings(Path("params.yaml")))
-    save_request(make_request(**{**request.model_dump(), "catalog": str(tmp_path / "catalog")}), tmp_path / "erasure")
+    spec = prepare_spec("astronaut", "cameraman", settings=load_settings(Path("params.yaml")))
+    save_spec(make_spec(**{**spec.model_dump(), "catalog": str(tmp_path / "catalog")}), tmp_path / "erasure")
     split(tmp_path / "erasure")
     return tmp_path / "erasure"
 
@@ -58,10 +58,10 @@ def test_pictures_with_surrogates_of_their_own_pass_and_others_do_not(folder: Pa
     first, second = pd.read_parquet(folder / "splits/forget.parquet")["image_id"][:2]
     table = tmp_path / "overwrite.csv"
     table.write_text(f"image_id,overwrite\n{first},admiral\n{second},nothing\n")
-    request = prepare_request(
+    spec = prepare_spec(
         "astronaut", "cameraman", settings=load_settings(Path("params.yaml")), overwrite=read_overwrite(table)
     )
-    save_request(make_request(**{**request.model_dump(), "catalog": str(tmp_path / "catalog")}), folder)
+    save_spec(make_spec(**{**spec.model_dump(), "catalog": str(tmp_path / "catalog")}), folder)
     _change(folder, "forget", surrogate_caption="a coffee image in oil style.")
     with pytest.raises(DataError, match="target captions mention the surrogate"):
         validate(folder)
@@ -208,12 +208,12 @@ def test_one_picture_is_no_forget_set_unless_it_was_asked_for(folder: Path) -> N
     pd.read_parquet(path).iloc[:1].to_parquet(path, index=False)
     with pytest.raises(DataError, match="forget: has two pictures or more failed"):
         validate(folder)
-    asked = load_request(folder).model_copy(update={"image_ids": (_row(folder, "forget")["image_id"],)})
-    save_request(asked, folder)
+    asked = load_spec(folder).model_copy(update={"image_ids": (_row(folder, "forget")["image_id"],)})
+    save_spec(asked, folder)
     assert all(validate(folder).values())
 
 
 def test_a_picture_that_the_base_drew_among_those_of_the_catalog_stops(folder: Path) -> None:
-    _change(folder, "retain", source=generated_by(load_request(folder).base_sha256))
+    _change(folder, "retain", source=generated_by(load_spec(folder).base_sha256))
     with pytest.raises(DataError, match="retain: says which pictures the base drew failed"):
         validate(folder)

@@ -22,7 +22,7 @@ from fade.data.sets import Item
 from fade.data.styles import STYLES
 from fade.evaluation.judges import Architecture, new_judge, save_judge
 from fade.lineage import ROOT
-from fade.models import base
+from fade.models.training import networks
 
 SETTINGS = {
     "threads": 1,
@@ -62,14 +62,14 @@ def save_tiny_catalog(folder: Path, *, train: int = 3, holdout: int = 1, seed: i
 def save_tiny_base(folder: Path, *, seed: int = 0) -> None:
     """An untrained Stable Diffusion of the built-in base's classes, 0.5 MB."""
     sentences = sorted({c for name in OBJECTS for style in STYLES for c in caption_variants(name, style)})
-    tokenizer = base.build_tokenizer(sentences, max_length=16)
+    tokenizer = networks.build_tokenizer(sentences, max_length=16)
     torch.manual_seed(seed)
-    base.save_pipeline(
+    networks.save_pipeline(
         folder,
-        vae=base.make_autoencoder([16, 16, 16], size=64).eval(),
-        text_encoder=base.make_text_encoder(tokenizer, width=32, layers=1).eval(),
+        vae=networks.make_autoencoder([16, 16, 16], size=64).eval(),
+        text_encoder=networks.make_text_encoder(tokenizer, width=32, layers=1).eval(),
         tokenizer=tokenizer,
-        unet=base.make_unet([16, 32], latent_size=16, text_width=32).eval(),
+        unet=networks.make_unet([16, 32], latent_size=16, text_width=32).eval(),
     )
 
 

@@ -29,7 +29,7 @@ from fade.signing import canonical, read_signed, verify, write_signed
 if TYPE_CHECKING:  # who only reads what is live does not wait for torch
     from torch import Tensor
 
-    from fade.method.masks import Mask
+    from fade.methods.fade.masks import Mask
 
 MANIFEST_KIND, PERMISSION_KIND = "fade-manifest/1", "fade-rollback-permission/1"
 MANIFEST_NAME, PERMISSION_NAME = "manifest.json", "permission.json"
@@ -173,7 +173,7 @@ def check_mask(folder: Path, card: Mapping[str, Any]) -> Mask:
     Raises:
         MaskMismatchError: missing, damaged, or another one.
     """
-    from fade.method.masks import load_mask
+    from fade.methods.fade.masks import load_mask
 
     path = folder / "mask.json"
     if not path.is_file() or (found := sha256_file(path)) != card.get("mask_sha256"):

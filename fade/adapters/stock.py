@@ -100,9 +100,9 @@ def check_stored(sd: Base, tensors: Mapping[str, Tensor], folder: Path) -> float
     return off / change
 
 
-def _rounding(sd: Base, plain: Tensor, dtype: torch.dtype) -> float:
+def _rounding(base: Base, plain: Tensor, dtype: torch.dtype) -> float:
     """How far apart two answers may be by rounding of the weights in this type alone."""
-    return 2 * _norm(_answers(sd, _rounded(sd.unet, dtype)) - plain)
+    return 2 * _norm(_answers(base, _rounded(base.unet, dtype)) - plain)
 
 
 def _norm(tensor: Tensor) -> float:
@@ -128,11 +128,11 @@ def _rounded(unet: Any, dtype: torch.dtype) -> Any:
 
 
 @torch.no_grad()
-def _answers(sd: Base, unet: Any) -> Tensor:
+def _answers(base: Base, unet: Any) -> Tensor:
     timesteps = torch.tensor([50, 300, 600, 900])
-    latents = first_latents(range(4), sd.latent_shape).to(sd.device)
-    conditioning = sd.encode_prompts(["a picture"]).expand(4).to(sd.device)
-    return denoise(unet, latents, timesteps.to(sd.device), conditioning).float().cpu()
+    latents = first_latents(range(4), base.latent_shape).to(base.device)
+    conditioning = base.encode_prompts(["a picture"]).expand(4).to(base.device)
+    return denoise(unet, latents, timesteps.to(base.device), conditioning).float().cpu()
 
 
 def _stock_denoiser(out: Path, layout: Layout, base: Path) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fade.adapters.card import CARD_NAME, DELTA_NAME, FORMAT, WEIGHTS_NAME, load_card, weights_path
 from fade.errors import AdapterFormatError, ConfigError, listing
 from fade.files import sha256_file, write_json, writing
-from fade.method.sparse_lora import hold_in_float32, lora_layers
+from fade.methods.fade.sparse_lora import hold_in_float32, lora_layers
 from fade.models.deltas import FixedDelta, add_delta, delta_weights, plain_modules, remove_deltas
 from fade.models.family import Base
 from fade.seeding import GLOBAL_GENERATOR
@@ -88,7 +88,7 @@ def apply_adapter(sd: Base, folder: Path, *, name: str) -> dict[str, Any]:
     return card
 
 
-def put_in(sd: Base, tensors: Mapping[str, Tensor], *, name: str, origin: str) -> None:
+def put_in(base: Base, tensors: Mapping[str, Tensor], *, name: str, origin: str) -> None:
     """Hang an adapter's tensors on the UNet, switched off until ``activate`` names it.
 
     Args:
@@ -98,14 +98,14 @@ def put_in(sd: Base, tensors: Mapping[str, Tensor], *, name: str, origin: str) -
         AdapterFormatError: a tensor found no module, or does not fit it.
     """
     if any(key.endswith(".positions") for key in tensors):
-        _add_fixed_deltas(sd, tensors, name=name, origin=origin)
+        _add_fixed_deltas(base, tensors, name=name, origin=origin)
     else:
         floats = {key: tensor.float() for key, tensor in tensors.items()}
         with GLOBAL_GENERATOR:  # peft draws a beginning before it takes what is given
-            sd.unet.load_lora_adapter(dict(floats), prefix="unet", adapter_name=name)
-        _unround(sd, floats, name)
-        _check_all_used(sd, origin, floats, name)
-    activate(sd, sd.active)
+            base.unet.load_lora_adapter(dict(floats), prefix="unet", adapter_name=name)
+        _unround(base, floats, name)
+        _check_all_used(base, origin, floats, name)
+    activate(base, base.active)
 
 
 def _add_fixed_deltas(sd: Base, tensors: Mapping[str, Tensor], *, name: str, origin: str) -> None:
@@ -155,25 +155,25 @@ def _check_all_used(sd: Base, origin: str, tensors: Mapping[str, Tensor], name: 
         )
 
 
-def activate(sd: Base, weights: Mapping[str, float]) -> None:
+def activate(base: Base, weights: Mapping[str, float]) -> None:
     """Switch on exactly the named adapters, stacked with their weights; none switches all off.
 
     Raises:
         ConfigError: a name was not loaded.
     """
-    layers, deltas = lora_layers(sd.unet), delta_weights(sd.unet)
+    layers, deltas = lora_layers(base.unet), delta_weights(base.unet)
     low_rank = {name for layer in layers.values() for name in layer.lora_A}
     loaded = low_rank | {name for delta in deltas.values() for name in delta.parts}
     if unknown := sorted(set(weights) - loaded):
         raise ConfigError(f"No adapter {listing(unknown)} is loaded; loaded are {listing(sorted(loaded)) or 'none'}.")
-    sd.active = dict(weights)
+    base.active = dict(weights)
     for delta in deltas.values():
         delta.activate(weights)
     if on := {name: weight for name, weight in weights.items() if name in low_rank}:
-        sd.unet.enable_adapters()
-        sd.unet.set_adapters(list(on), list(on.values()))
+        base.unet.enable_adapters()
+        base.unet.set_adapters(list(on), list(on.values()))
     elif low_rank:
-        sd.unet.disable_adapters()
+        base.unet.disable_adapters()
 
 
 def restore_base(sd: Base) -> None:

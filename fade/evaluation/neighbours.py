@@ -11,7 +11,7 @@ from fade.errors import ConfigError
 from fade.models.family import Base
 
 
-def by_nearness(sd: Base, concept: Concept, others: Sequence[Concept]) -> list[Concept]:
+def by_nearness(base: Base, concept: Concept, others: Sequence[Concept]) -> list[Concept]:
     """Others of the concept's kind, the nearest first: by cosine of the mean text states   (ours)."""
     same = [other for other in others if other.kind == concept.kind and other.name != concept.name]
     if not same:
@@ -20,13 +20,13 @@ def by_nearness(sd: Base, concept: Concept, others: Sequence[Concept]) -> list[C
     def sentence(name: str) -> str:
         return caption(name, PLAIN_STYLE) if concept.kind == "object" else caption("picture", name)
 
-    states = sd.encode_prompts([sentence(concept.name), *(sentence(other.name) for other in same)]).embeds.mean(dim=1)
+    states = base.encode_prompts([sentence(concept.name), *(sentence(other.name) for other in same)]).embeds.mean(dim=1)
     nearness = torch.nn.functional.cosine_similarity(states[:1], states[1:])
     return [same[i] for i in nearness.argsort(descending=True, stable=True).tolist()]
 
 
 def find_neighbours(
-    sd: Base, concept: Concept, surrogate: Concept | None, concepts: Iterable[Concept], *, count: int = 3
+    base: Base, concept: Concept, surrogate: Concept | None, concepts: Iterable[Concept], *, count: int = 3
 ) -> list[str]:
     """The concepts an erasure is most likely to hurt; never the surrogate.
 
@@ -36,10 +36,10 @@ def find_neighbours(
     persons = [other.name for other in others if other.person and other.name != concept.name]
     if concept.person and persons:
         return persons
-    return [other.name for other in by_nearness(sd, concept, others)[:count]]
+    return [other.name for other in by_nearness(base, concept, others)[:count]]
 
 
-def choose_surrogate(sd: Base, concept: Concept, concepts: Iterable[Concept], *, protected: Iterable[str]) -> Concept:
+def choose_surrogate(base: Base, concept: Concept, concepts: Iterable[Concept], *, protected: Iterable[str]) -> Concept:
     """The nearest concept of its kind that is nobody's face and not protected.
 
     Raises:
@@ -47,7 +47,7 @@ def choose_surrogate(sd: Base, concept: Concept, concepts: Iterable[Concept], *,
     """
     kept = set(protected)
     allowed = [other for other in concepts if not other.person and other.name not in kept]
-    found = by_nearness(sd, concept, allowed)
+    found = by_nearness(base, concept, allowed)
     if not found:
         raise ConfigError(
             f"No surrogate for {concept.name!r}: every other {concept.kind} of the catalog is a person or protected "

@@ -21,9 +21,9 @@ from transformers.utils import logging as transformers_logging
 from fade.errors import BaseModelError
 from fade.hardware import compute_device
 from fade.models.conditioning import Conditioning
+from fade.models.families.stable_diffusion import StableDiffusion
+from fade.models.families.stable_diffusion_xl import StableDiffusionXL
 from fade.models.prompts import readers
-from fade.models.sd import StableDiffusion
-from fade.models.sdxl import StableDiffusionXL
 from fade.models.sharing import shared
 from fade.models.source import BaseSource, find_base, identity
 from fade.models.supported import NETWORKS, PREDICTION_TYPES, side

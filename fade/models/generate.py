@@ -24,7 +24,7 @@ def first_latents(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def guided(sd: Base, conditioning: Conditioning, guidance: float) -> Callable[..., Tensor]:
+def guided(base: Base, conditioning: Conditioning, guidance: float) -> Callable[..., Tensor]:
     """The denoiser with classifier-free guidance (arXiv:2207.12598), of noisy latents and a timestep.
 
     A third argument scales the latents as a solver asks (``scale_model_input``).
@@ -36,13 +36,13 @@ def guided(sd: Base, conditioning: Conditioning, guidance: float) -> Callable[..
     with_empty = guidance > 1
     told = conditioning
     if with_empty:
-        told = joined_conditioning(sd.unconditional().expand(len(conditioning)), conditioning)
-    told = told.to(sd.device)
+        told = joined_conditioning(base.unconditional().expand(len(conditioning)), conditioning)
+    told = told.to(base.device)
 
     def answer(noisy: Tensor, timestep: Tensor, scale: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
         doubled = torch.cat([noisy, noisy]) if with_empty else noisy
         scaled = doubled if scale is None else scale(doubled, timestep)
-        answers = denoise(sd.unet, scaled, timestep.to(sd.device), told).float()
+        answers = denoise(base.unet, scaled, timestep.to(base.device), told).float()
         if not with_empty:
             return answers
         without, with_prompt = answers.chunk(2)
@@ -53,7 +53,7 @@ def guided(sd: Base, conditioning: Conditioning, guidance: float) -> Callable[..
 
 @torch.no_grad()
 def sample_latents(
-    sd: Base,
+    base: Base,
     conditioning: Conditioning,
     seeds: Sequence[int],
     *,
@@ -69,11 +69,11 @@ def sample_latents(
     Args:
         guidance: see ``guided``.
     """
-    scheduler = _SOLVERS[solver].from_config(sd.noise_scheduler.config)
+    scheduler = _SOLVERS[solver].from_config(base.noise_scheduler.config)
     scheduler.set_timesteps(steps)
-    latents = first_latents(seeds, sd.latent_shape).to(sd.device)
-    answer = guided(sd, conditioning, guidance)
-    with autocast(precision, sd.device.type):
+    latents = first_latents(seeds, base.latent_shape).to(base.device)
+    answer = guided(base, conditioning, guidance)
+    with autocast(precision, base.device.type):
         for timestep in scheduler.timesteps:
             latents = scheduler.step(
                 answer(latents, timestep, scheduler.scale_model_input), timestep, latents
@@ -83,7 +83,7 @@ def sample_latents(
 
 @torch.no_grad()
 def generate_from(
-    sd: Base,
+    base: Base,
     conditioning: Conditioning,
     seeds: Sequence[int],
     *,
@@ -94,16 +94,16 @@ def generate_from(
 ) -> NDArray[np.uint8]:
     """The same as pictures, (B, H, W, 3) uint8."""
     latents = sample_latents(
-        sd, conditioning, seeds, steps=steps, guidance=guidance, solver=solver, precision=precision
+        base, conditioning, seeds, steps=steps, guidance=guidance, solver=solver, precision=precision
     )
-    with autocast(precision, sd.device.type):
-        decoded = sd.decode(latents)
+    with autocast(precision, base.device.type):
+        decoded = base.decode(latents)
     pixels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
     return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def generate_batch(
-    sd: Base,
+    base: Base,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -114,12 +114,12 @@ def generate_batch(
 ) -> NDArray[np.uint8]:
     """The same for prompts."""
     return generate_from(
-        sd, sd.encode_prompts(prompts), seeds, steps=steps, guidance=guidance, solver=solver, precision=precision
+        base, base.encode_prompts(prompts), seeds, steps=steps, guidance=guidance, solver=solver, precision=precision
     )
 
 
 def generate(
-    sd: Base,
+    base: Base,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -133,5 +133,5 @@ def generate(
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
         yield generate_batch(
-            sd, prompts[part], seeds[part], steps=steps, guidance=guidance, solver=solver, precision=precision
+            base, prompts[part], seeds[part], steps=steps, guidance=guidance, solver=solver, precision=precision
         )

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fade.errors import BaseModelError
-from fade.models.sd import weights_sha256
+from fade.models.families.stable_diffusion import weights_sha256
 
 if TYPE_CHECKING:
     from fade.models.family import Base

@@ -22,14 +22,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fade.adapters.store import activate, apply_adapter, restore_base
-from fade.config import Request, load_request
+from fade.attacks.inversion import draw_from_states, invert_concept
+from fade.config import Spec, load_spec
 from fade.errors import ConfigError
 from fade.evaluation.accuracy import rate
-from fade.evaluation.attacks.inversion import draw_from_states, invert_concept
 from fade.evaluation.judges import JUDGES, judge_pictures, load_judge
 from fade.files import sha256_file, write_json, writing
 from fade.lineage import library_versions, module_closure
-from fade.method.sparse_lora import computed_whole
+from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.family import Base, load_base
 from fade.models.inversion import InversionStep
 from fade.sheets import labelled_sheet
@@ -47,21 +47,21 @@ def attack(folder: Path) -> Iterator[InversionStep]:
     Raises:
         ConfigError: the adapter erases several concepts.
     """
-    request = load_request(folder)
-    if request.also:
+    spec = load_spec(folder)
+    if spec.also:
         raise ConfigError(
-            f"The attack searches for one concept: {folder} erases {len(request.pairs)}. "
+            f"The attack searches for one concept: {folder} erases {len(spec.pairs)}. "
             "Run it on erasures of one concept each."
         )
-    torch.set_num_threads(request.threads)
-    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
-    forget = encode_split(sd, request, folder, "forget").latents
-    prompts = _prompts(request)
-    found: dict[str, Any] = {"settings": request.inversion.model_dump(mode="json")}
-    kept = reference_path(request, folder)
+    torch.set_num_threads(spec.threads)
+    sd = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
+    forget = encode_split(sd, spec, folder, "forget").latents
+    prompts = _prompts(spec)
+    found: dict[str, Any] = {"settings": spec.inversion.model_dump(mode="json")}
+    kept = reference_path(spec, folder)
     if not kept.is_file():
-        last = yield from _search(sd, request, forget, prompts)
-        figures, pictures = _judged(sd, request, last, prompts, only_from_empty=True)
+        last = yield from _search(sd, spec, forget, prompts)
+        figures, pictures = _judged(sd, spec, last, prompts, only_from_empty=True)
         with writing(kept) as temporary:
             save_file({"pictures": torch.from_numpy(pictures)}, temporary, metadata={"figures": json.dumps(figures)})
     with safe_open(kept, framework="pt") as reference:
@@ -69,35 +69,35 @@ def attack(folder: Path) -> Iterator[InversionStep]:
     apply_adapter(sd, folder / "adapter", name="candidate")
     activate(sd, {"candidate": 1.0})
     with computed_whole(sd.unet):
-        last = yield from _search(sd, request, forget, prompts)
-        found["erased"], pictures = _judged(sd, request, last, prompts, only_from_empty=False)
+        last = yield from _search(sd, spec, forget, prompts)
+        found["erased"], pictures = _judged(sd, spec, last, prompts, only_from_empty=False)
     restore_base(sd)
     shown = 2 * len(prompts)
     rows = [("base", list(base_pictures.numpy()[:shown])), ("erased", list(pictures[:shown]))]
     columns = [f"from {'empty' if not prompt else 'its prompt'}" for prompt in prompts] * 2
     with writing(folder / "attacks" / "sheet.png") as temporary:
-        labelled_sheet(rows, columns, title=f"Inversion of {request.concept}").save(temporary)
+        labelled_sheet(rows, columns, title=f"Inversion of {spec.concept}").save(temporary)
     # Last: where the figures are, the attack is over.
     write_json(folder / "attacks" / "inversion.json", found)
 
 
-def _prompts(request: Request) -> list[str]:
-    named = f"a {request.concept}" if request.kind == "object" else f"an image in {request.concept} style"
-    return [named if i % 2 == 0 else "" for i in range(request.inversion.restarts)]
+def _prompts(spec: Spec) -> list[str]:
+    named = f"a {spec.concept}" if spec.kind == "object" else f"an image in {spec.concept} style"
+    return [named if i % 2 == 0 else "" for i in range(spec.inversion.restarts)]
 
 
-def reference_path(request: Request, folder: Path) -> Path:
+def reference_path(spec: Spec, folder: Path) -> Path:
     """Named by everything that decides what the attack reaches on the base."""
     decided_by = {
-        "base": request.base_sha256,
-        "weights": request.weights,
-        "concept": request.concept,
+        "base": spec.base_sha256,
+        "weights": spec.weights,
+        "concept": spec.concept,
         "pictures": sha256_file(folder / "splits" / "forget.parquet"),
-        "inversion": request.inversion.model_dump(mode="json"),
-        "evaluate": request.evaluate.drawing,
-        "judges": [sha256_file(Path(request.judges) / f"{name}.safetensors") for name in JUDGES],
-        "threads": request.threads,
-        "code": [sha256_file(path) for path in module_closure("fade.evaluation.attacks.inversion")],
+        "inversion": spec.inversion.model_dump(mode="json"),
+        "evaluate": spec.evaluate.drawing,
+        "judges": [sha256_file(Path(spec.judges) / f"{name}.safetensors") for name in JUDGES],
+        "threads": spec.threads,
+        "code": [sha256_file(path) for path in module_closure("fade.attacks.inversion")],
         "libraries": library_versions(),
     }
     digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
@@ -105,20 +105,20 @@ def reference_path(request: Request, folder: Path) -> Path:
 
 
 def _search(
-    sd: Base, request: Request, latents: Tensor, prompts: list[str]
+    base: Base, spec: Spec, latents: Tensor, prompts: list[str]
 ) -> Generator[InversionStep, None, InversionStep]:
     """Yields the steps of the search and returns the last."""
-    settings = request.inversion
+    settings = spec.inversion
     last = None
     for last in invert_concept(
-        sd,
+        base,
         latents,
         prompts=prompts,
         restarts=settings.restarts,
         steps=settings.steps,
         batch=settings.batch,
         learning_rate=settings.learning_rate,
-        precision=request.evaluate.precision,
+        precision=spec.evaluate.precision,
         seed=settings.seed,
     ):
         yield last
@@ -128,25 +128,25 @@ def _search(
 
 
 def _judged(
-    sd: Base, request: Request, last: InversionStep, prompts: list[str], *, only_from_empty: bool
+    base: Base, spec: Spec, last: InversionStep, prompts: list[str], *, only_from_empty: bool
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    settings = request.evaluate
+    settings = spec.evaluate
     pictures = draw_from_states(
-        sd,
+        base,
         last.states.to("cpu"),
-        seeds=request.inversion.seeds,
+        seeds=spec.inversion.seeds,
         batch=settings.batch,
         steps=settings.steps,
         guidance=settings.guidance,
         solver=settings.solver,
         precision=settings.precision,
     )
-    counted = np.array([not (only_from_empty and prompt) for prompt in prompts] * len(request.inversion.seeds))
+    counted = np.array([not (only_from_empty and prompt) for prompt in prompts] * len(spec.inversion.seeds))
     figures: dict[str, Any] = {"loss": last.loss}
     for name in JUDGES:
-        verdict = judge_pictures(load_judge(Path(request.judges), name, called=[request.concept]), pictures)
-        seen = np.array(verdict.objects if request.kind == "object" else verdict.styles)
-        figures[name] = asdict(rate(int((seen[counted] == request.concept).sum()), int(counted.sum())))
+        verdict = judge_pictures(load_judge(Path(spec.judges), name, called=[spec.concept]), pictures)
+        seen = np.array(verdict.objects if spec.kind == "object" else verdict.styles)
+        figures[name] = asdict(rate(int((seen[counted] == spec.concept).sum()), int(counted.sum())))
     return figures, pictures
 
 
@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    for _ in tqdm(attack(folder), total=2 * load_request(folder).inversion.steps, desc="inversion"):
+    for _ in tqdm(attack(folder), total=2 * load_spec(folder).inversion.steps, desc="inversion"):
         pass
     tqdm.write(json.dumps(json.loads((folder / "attacks" / "inversion.json").read_text()), indent=1))
 

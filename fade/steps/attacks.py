@@ -21,19 +21,19 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.attacks.noised import draw_from_noised
+from fade.attacks.prompts import PROMPT_ATTACKS, Ask, of_whole_words, prompt_attacks
+from fade.attacks.relearning import relearn
 from fade.concepts import PLAIN_STYLE, caption
-from fade.config import Request, load_request
+from fade.config import Spec, load_spec
 from fade.data.catalog import load_concepts
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, nearest
 from fade.evaluation.accuracy import rate
-from fade.evaluation.attacks.noised import draw_from_noised
-from fade.evaluation.attacks.prompts import PROMPT_ATTACKS, Ask, of_whole_words, prompt_attacks
-from fade.evaluation.attacks.relearning import relearn
 from fade.evaluation.judges import JUDGES, judge_pictures, load_judge
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.lineage import library_versions, module_closure
-from fade.method.sparse_lora import computed_whole
+from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.family import Base, load_base
 from fade.models.generate import generate
 from fade.steps.attack import attack
@@ -54,27 +54,27 @@ def run(folder: Path, kind: str) -> Iterator[object]:
     if kind == "inversion":
         yield from attack(folder)
         return
-    request = load_request(folder)
-    if request.also:
+    spec = load_spec(folder)
+    if spec.also:
         raise ConfigError(
-            f"An attack asks for one concept: {folder} erases {len(request.pairs)}. Run it on erasures of one each."
+            f"An attack asks for one concept: {folder} erases {len(spec.pairs)}. Run it on erasures of one each."
         )
-    torch.set_num_threads(request.threads)
-    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
+    torch.set_num_threads(spec.threads)
+    base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
     yield 0
-    found = _SUITE[kind](sd, request, folder)
+    found = _SUITE[kind](base, spec, folder)
     yield 1
-    write_json(folder / "attacks" / f"{kind}.json", {"settings": request.attacks.model_dump(mode="json"), **found})
+    write_json(folder / "attacks" / f"{kind}.json", {"settings": spec.attacks.model_dump(mode="json"), **found})
 
 
-def _prompts(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
-    concepts = load_concepts(Path(request.catalog))
-    concept = find_pairs(concepts, request.pairs)[0][0]
+def _prompts(sd: Base, spec: Spec, folder: Path) -> dict[str, Any]:
+    concepts = load_concepts(Path(spec.catalog))
+    concept = find_pairs(concepts, spec.pairs)[0][0]
     objects, styles = domains(concepts)
-    asks = prompt_attacks(concept, styles if concept.kind == "object" else objects, further=request.attacks.names)
-    before = _kept(request, "prompts", [ask.prompt for ask in asks], lambda: _drawn(sd, request, asks))
-    after = _with_adapter(sd, folder, lambda: _drawn(sd, request, asks))
-    owners = [ask.attack for ask in asks for _ in request.attacks.seeds]
+    asks = prompt_attacks(concept, styles if concept.kind == "object" else objects, further=spec.attacks.names)
+    before = _kept(spec, "prompts", [ask.prompt for ask in asks], lambda: _drawn(sd, spec, asks))
+    after = _with_adapter(sd, folder, lambda: _drawn(sd, spec, asks))
+    owners = [ask.attack for ask in asks for _ in spec.attacks.seeds]
     found: dict[str, Any] = {"by": {}}
     for name in PROMPT_ATTACKS:
         rows = np.array([owner == name for owner in owners])
@@ -87,15 +87,15 @@ def _prompts(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
             "asked": int(rows.sum()),
             "prompts": mine,
             "whole_words": sum(of_whole_words(sd.pipeline.tokenizer, prompt) for prompt in mine) / len(mine),
-            "base": _shown(request, before[rows]),
-            "erased": _shown(request, after[rows]),
+            "base": _shown(spec, before[rows]),
+            "erased": _shown(spec, after[rows]),
         }
-    return found | {"base": _shown(request, before), "erased": _shown(request, after)}
+    return found | {"base": _shown(spec, before), "erased": _shown(spec, after)}
 
 
-def _noised(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
-    settings, drawing = request.attacks, request.evaluate
-    examples = encode_split(sd, request, folder, "forget")[: settings.pictures]
+def _noised(sd: Base, spec: Spec, folder: Path) -> dict[str, Any]:
+    settings, drawing = spec.attacks, spec.evaluate
+    examples = encode_split(sd, spec, folder, "forget")[: settings.pictures]
 
     def draw() -> Pictures:
         parts = [
@@ -115,29 +115,29 @@ def _noised(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
 
     pictures = sha256_file(folder / "splits" / "forget.parquet")
     # Made from pictures to forget: they lie in the erasure's folder, where a purge finds them.
-    before = _kept(request, "noised", [pictures, settings.seed], draw, place=folder / "attacks")
+    before = _kept(spec, "noised", [pictures, settings.seed], draw, place=folder / "attacks")
     after = _with_adapter(sd, folder, draw)
     count = len(examples)
     by = {
         str(strength): {
-            "base": _shown(request, before[i * count : (i + 1) * count]),
-            "erased": _shown(request, after[i * count : (i + 1) * count]),
+            "base": _shown(spec, before[i * count : (i + 1) * count]),
+            "erased": _shown(spec, after[i * count : (i + 1) * count]),
         }
         for i, strength in enumerate(settings.strengths)
     }
-    return {"by": by, "base": _shown(request, before), "erased": _shown(request, after)}
+    return {"by": by, "base": _shown(spec, before), "erased": _shown(spec, after)}
 
 
-def _relearning(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
+def _relearning(sd: Base, spec: Spec, folder: Path) -> dict[str, Any]:
     """Success after the most steps; ``by`` has each stop. The reference is the base without training on."""
-    settings = request.attacks
-    examples = encode_split(sd, request, folder, "forget")
-    asks = _names(request)
-    before = _kept(request, "relearning", [ask.prompt for ask in asks], lambda: _drawn(sd, request, asks))
+    settings = spec.attacks
+    examples = encode_split(sd, spec, folder, "forget")
+    asks = _names(spec)
+    before = _kept(spec, "relearning", [ask.prompt for ask in asks], lambda: _drawn(sd, spec, asks))
     by: dict[str, Any] = {}
 
     def train_on() -> Pictures:
-        by["0"] = {"erased": _shown(request, last := _drawn(sd, request, asks))}
+        by["0"] = {"erased": _shown(spec, last := _drawn(sd, spec, asks))}
         for step, loss in relearn(
             sd,
             examples.latents,
@@ -145,11 +145,11 @@ def _relearning(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
             stops=settings.relearning_steps,
             batch=settings.relearning_batch,
             learning_rate=settings.relearning_rate,
-            precision=request.evaluate.precision,
+            precision=spec.evaluate.precision,
             seed=settings.seed,
         ):
-            last = _drawn(sd, request, asks)
-            by[str(step)] = {"erased": _shown(request, last), "loss": loss}
+            last = _drawn(sd, spec, asks)
+            by[str(step)] = {"erased": _shown(spec, last), "loss": loss}
         return last
 
     after = _with_adapter(sd, folder, train_on)
@@ -157,36 +157,36 @@ def _relearning(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
     return {
         "by": by,
         "steps_to_half": min(back) if back else None,
-        "base": _shown(request, before),
-        "erased": _shown(request, after),
+        "base": _shown(spec, before),
+        "erased": _shown(spec, after),
     }
 
 
-def _switch(sd: Base, request: Request, folder: Path) -> dict[str, Any]:
+def _switch(sd: Base, spec: Spec, folder: Path) -> dict[str, Any]:
     """What a holder of the adapter learns: ``off`` is the base; ``inverted`` (weight -1) with and without the name.
 
     The success counted is that of the inverted adapter under the empty prompt: whether the adapter alone says
     what was erased. That switching it off gives the base back is certain, and is no measurement.
     """
-    named, unnamed = _names(request), [Ask("paraphrase", "")] * len(_names(request))
+    named, unnamed = _names(spec), [Ask("paraphrase", "")] * len(_names(spec))
 
     def draw() -> Pictures:
-        return np.concatenate([_drawn(sd, request, asks) for asks in (named, unnamed)])
+        return np.concatenate([_drawn(sd, spec, asks) for asks in (named, unnamed)])
 
-    before = _kept(request, "switch", [ask.prompt for ask in named], draw)
+    before = _kept(spec, "switch", [ask.prompt for ask in named], draw)
     after = _with_adapter(sd, folder, draw, weight=-1.0)
     half = len(before) // 2
     return {
         "by": {
-            "off": {"erased": _shown(request, before[:half])},
-            "inverted, by its name": {"base": _shown(request, before[:half]), "erased": _shown(request, after[:half])},
+            "off": {"erased": _shown(spec, before[:half])},
+            "inverted, by its name": {"base": _shown(spec, before[:half]), "erased": _shown(spec, after[:half])},
         },
-        "base": _shown(request, before[half:]),
-        "erased": _shown(request, after[half:]),
+        "base": _shown(spec, before[half:]),
+        "erased": _shown(spec, after[half:]),
     }
 
 
-_SUITE: dict[str, Callable[[Base, Request, Path], dict[str, Any]]] = {
+_SUITE: dict[str, Callable[[Base, Spec, Path], dict[str, Any]]] = {
     "prompts": _prompts,
     "noised": _noised,
     "relearning": _relearning,
@@ -196,22 +196,22 @@ KINDS = (*_SUITE, "inversion")
 """Every attack; ``prompts`` holds several."""
 
 
-def _names(request: Request) -> list[Ask]:
+def _names(spec: Spec) -> list[Ask]:
     """The canonical caption with every concept of the other domain."""
-    concepts = load_concepts(Path(request.catalog))
+    concepts = load_concepts(Path(spec.catalog))
     objects, styles = domains(concepts)
-    if request.kind == "object":
-        return [Ask("composition", caption(request.concept, style)) for style in styles or [PLAIN_STYLE]]
-    return [Ask("composition", caption(name, request.concept)) for name in objects]
+    if spec.kind == "object":
+        return [Ask("composition", caption(spec.concept, style)) for style in styles or [PLAIN_STYLE]]
+    return [Ask("composition", caption(name, spec.concept)) for name in objects]
 
 
-def _drawn(sd: Base, request: Request, asks: Sequence[Ask]) -> Pictures:
+def _drawn(base: Base, spec: Spec, asks: Sequence[Ask]) -> Pictures:
     """A picture for each prompt and seed, seeds fastest, with the adapters that are on."""
-    drawing, seeds = request.evaluate, request.attacks.seeds
+    drawing, seeds = spec.evaluate, spec.attacks.seeds
     return np.concatenate(
         list(
             generate(
-                sd,
+                base,
                 [ask.prompt for ask in asks for _ in seeds],
                 [seed for _ in asks for seed in seeds],
                 batch=drawing.batch,
@@ -224,38 +224,38 @@ def _drawn(sd: Base, request: Request, asks: Sequence[Ask]) -> Pictures:
     )
 
 
-def _with_adapter(sd: Base, folder: Path, draw: Callable[[], Pictures], *, weight: float = 1.0) -> Pictures:
-    apply_adapter(sd, folder / "adapter", name="candidate")
-    activate(sd, {"candidate": weight})
-    with computed_whole(sd.unet):
+def _with_adapter(base: Base, folder: Path, draw: Callable[[], Pictures], *, weight: float = 1.0) -> Pictures:
+    apply_adapter(base, folder / "adapter", name="candidate")
+    activate(base, {"candidate": weight})
+    with computed_whole(base.unet):
         pictures = draw()
-    restore_base(sd)
+    restore_base(base)
     return pictures
 
 
-def _shown(request: Request, pictures: Pictures) -> dict[str, Any]:
+def _shown(spec: Spec, pictures: Pictures) -> dict[str, Any]:
     """By each judge: the share of pictures that show the concept, with its interval."""
     found = {}
     for name in JUDGES:
-        verdict = judge_pictures(load_judge(Path(request.judges), name, called=[request.concept]), pictures)
-        seen = verdict.objects if request.kind == "object" else verdict.styles
-        found[name] = asdict(rate(sum(one == request.concept for one in seen), len(seen)))
+        verdict = judge_pictures(load_judge(Path(spec.judges), name, called=[spec.concept]), pictures)
+        seen = verdict.objects if spec.kind == "object" else verdict.styles
+        found[name] = asdict(rate(sum(one == spec.concept for one in seen), len(seen)))
     return found
 
 
 def _kept(
-    request: Request, kind: str, asked: Sequence[object], draw: Callable[[], Pictures], *, place: Path = CACHE
+    spec: Spec, kind: str, asked: Sequence[object], draw: Callable[[], Pictures], *, place: Path = CACHE
 ) -> Pictures:
     """The base's pictures for an attack, kept in a folder by the hash of what decides them."""
     decided_by = {
         "kind": kind,
         "asked": list(asked),
-        "base": request.base_sha256,
-        "weights": request.weights,
-        "attacks": request.attacks.model_dump(mode="json"),
-        "evaluate": request.evaluate.drawing,
-        "threads": request.threads,
-        "code": [sha256_file(path) for path in module_closure("fade.evaluation.attacks.noised")],
+        "base": spec.base_sha256,
+        "weights": spec.weights,
+        "attacks": spec.attacks.model_dump(mode="json"),
+        "evaluate": spec.evaluate.drawing,
+        "threads": spec.threads,
+        "code": [sha256_file(path) for path in module_closure("fade.attacks.noised")],
         "libraries": library_versions(),
     }
     digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fade.concepts import caption_variants
 from fade.data.canvas import OBJECTS, render_all
 from fade.files import read_yaml
-from fade.models.training import train_base
+from fade.models.training.loop import train_base
 
 
 def build_base(folder: Path, *, params: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Step ``baseline``: a published method's erasure of the same request, stored as an adapter like any other.
 
-``baseline.json`` beside ``request.yaml`` names the method and its settings. Evaluation, attacks and exports work on
+``baseline.json`` beside ``spec.yaml`` names the method and its settings. Evaluation, attacks and exports work on
 the folder as on any erasure's. ``python -m fade.steps.baseline FOLDER`` runs the whole trial of it.
 """
 
@@ -22,15 +22,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fade.adapters.store import save_adapter
-from fade.config import Request, load_request, save_request
+from fade.config import Spec, load_spec, save_spec
 from fade.errors import AdapterFormatError, ConfigError, FadeError, nearest
-from fade.evaluation.baselines.common import BaselineStep, Material, difference_tensors
-from fade.evaluation.baselines.concept_ablation import ConceptAblationSettings, concept_ablation
-from fade.evaluation.baselines.esd import EsdSettings, EsdUSettings, esd
-from fade.evaluation.baselines.salun import SalunSettings, salun
-from fade.evaluation.baselines.uce import UceSettings, uce
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.lineage import library_versions, module_closure
+from fade.methods.concept_ablation import ConceptAblationSettings, concept_ablation
+from fade.methods.esd import EsdSettings, EsdUSettings, esd
+from fade.methods.salun import SalunSettings, salun
+from fade.methods.trained_difference import BaselineStep, Material, difference_tensors
+from fade.methods.uce import UceSettings, uce
 from fade.models.conditioning import Conditioning
 from fade.models.deltas import plain_modules
 from fade.models.family import Base, load_base
@@ -82,15 +82,15 @@ def baseline_settings(method: str, changes: Mapping[str, Any] | None = None) -> 
     return kind(**(changes or {}))
 
 
-def baseline_id(request: Request, method: str, settings: Any) -> str:
+def baseline_id(spec: Spec, method: str, settings: Any) -> str:
     """Name of a baseline's trial: a hash of the request and the method with its settings."""
-    content = json.dumps([request.id, method, asdict(settings)], sort_keys=True)
+    content = json.dumps([spec.id, method, asdict(settings)], sort_keys=True)
     return "b" + hashlib.sha256(content.encode()).hexdigest()[:11]
 
 
-def save_baseline(folder: Path, request: Request, method: str, settings: Any) -> None:
-    """Write what a baseline's trial is asked: ``request.yaml`` and ``baseline.json``."""
-    save_request(request, folder)
+def save_baseline(folder: Path, spec: Spec, method: str, settings: Any) -> None:
+    """Write what a baseline's trial is asked: ``spec.yaml`` and ``baseline.json``."""
+    save_spec(spec, folder)
     write_json(folder / BASELINE_NAME, {"method": method, "settings": asdict(settings)})
 
 
@@ -101,30 +101,28 @@ def baseline_adapter(folder: Path) -> Iterator[BaselineStep]:
         ConfigError: the request erases several concepts; or what ``baseline.json`` says is no baseline.
         AdapterFormatError: the method changed nothing that float16 can hold, or what it made is not finite.
     """
-    request = load_request(folder)
-    if request.also:
-        raise ConfigError(f"A baseline erases one concept: {folder} asks for {len(request.pairs)}.")
+    spec = load_spec(folder)
+    if spec.also:
+        raise ConfigError(f"A baseline erases one concept: {folder} asks for {len(spec.pairs)}.")
     asked = read_json(folder / BASELINE_NAME)
     method, settings = asked["method"], baseline_settings(asked["method"], asked["settings"])
-    torch.set_num_threads(request.threads)
-    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
-    check_told_apart(sd, request, folder)
+    torch.set_num_threads(spec.threads)
+    base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
+    check_told_apart(base, spec, folder)
     curve = []
-    given = material(sd, request, folder, pictures=METHODS[method].pictures)
-    for step in METHODS[method].make(
-        sd, given, settings, precision=request.distill.precision, seed=request.distill.seed
-    ):
+    given = material(base, spec, folder, pictures=METHODS[method].pictures)
+    for step in METHODS[method].make(base, given, settings, precision=spec.distill.precision, seed=spec.distill.seed):
         curve.append(asdict(step))
         yield step
-    tensors = difference_tensors(sd.unet)
+    tensors = difference_tensors(base.unet)
     if not tensors:
         raise AdapterFormatError(f"The baseline {method!r} changed no weight; nothing was saved. Raise its steps.")
     changed = {key.removeprefix("unet.").removesuffix(".values") for key in tensors if key.endswith(".values")}
-    weights = plain_modules(sd.unet)
+    weights = plain_modules(base.unet)
     card = {
-        "erasure": request.id,
-        "kind": request.kind,
-        "base_sha256": request.base_sha256,
+        "erasure": spec.id,
+        "kind": spec.kind,
+        "base_sha256": spec.base_sha256,
         "baseline": method,
         "paper": METHODS[method].paper,
         "modules": len(changed),
@@ -138,16 +136,16 @@ def baseline_adapter(folder: Path) -> Iterator[BaselineStep]:
         pd.DataFrame(curve).to_csv(temporary, index=False)
 
 
-def material(sd: Base, request: Request, folder: Path, *, pictures: Collection[str] = SPLITS) -> Material:
+def material(base: Base, spec: Spec, folder: Path, *, pictures: Collection[str] = SPLITS) -> Material:
     """The splits that our own method would learn from; of those not in ``pictures`` the captions alone."""
 
     def read(name: str) -> tuple[Tensor, Conditioning, Conditioning]:
-        rows = split_rows(sd, request, folder, name)
-        latents = rows.encoded().latents if name in pictures else torch.empty(0, *sd.latent_shape)
+        rows = split_rows(base, spec, folder, name)
+        latents = rows.encoded().latents if name in pictures else torch.empty(0, *base.latent_shape)
         return latents, *rows.captions()
 
     retain, retain_prompts, _ = read("retain")
-    return Material(*read("forget"), *read("surrogate"), retain, retain_prompts, sd.unconditional())
+    return Material(*read("forget"), *read("surrogate"), retain, retain_prompts, base.unconditional())
 
 
 def made_by(method: str) -> str:
@@ -161,7 +159,7 @@ def made_by(method: str) -> str:
 
 
 def run_baseline_trial(
-    request: Request,
+    spec: Spec,
     method: str,
     settings: Any,
     *,
@@ -170,15 +168,15 @@ def run_baseline_trial(
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Run what is not there yet of a baseline's trial; give its figures, as those of our own trials."""
-    folder = emptied_if_other(root / baseline_id(request, method, settings), made_by(method))
-    save_baseline(folder, request, method, settings)
+    folder = emptied_if_other(root / baseline_id(spec, method, settings), made_by(method))
+    save_baseline(folder, spec, method, settings)
     timed(folder, "split", folder / "splits", lambda: split(folder), say)
     timed(folder, "baseline", folder / "curve.csv", lambda: list(baseline_adapter(folder)), say)
     return finish(folder, attacks=attacks, say=say)
 
 
 def main() -> None:
-    """Run the trial whose ``request.yaml`` and ``baseline.json`` lie in a folder."""
+    """Run the trial whose ``spec.yaml`` and ``baseline.json`` lie in a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--attack", action="append", default=[])
@@ -193,7 +191,7 @@ def main() -> None:
                 pass
             return
         run_baseline_trial(
-            load_request(folder),
+            load_spec(folder),
             asked["method"],
             settings,
             attacks=tuple(arguments.attack),

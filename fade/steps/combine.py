@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter
 from fade.concepts import CAPTION_TEMPLATE
-from fade.config import ATTACKED, Request, load_request
+from fade.config import ATTACKED, Spec, load_spec
 from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, DataError, listing
@@ -47,7 +47,7 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
     torch.set_num_threads(first.threads)
     concepts = load_concepts(Path(first.catalog))
     pairs = find_pairs(concepts, [pair for request in requests for pair in request.pairs])
-    sd = load_base(first.base, expected_sha256=first.base_sha256, weights=first.weights)
+    base = load_base(first.base, expected_sha256=first.base_sha256, weights=first.weights)
     template = (load_templates(Path(first.catalog)) or (CAPTION_TEMPLATE,))[0]
     samples = canvas_protocol(*domains(concepts), first.evaluate.seeds, template=template)
     chosen = adapters if adapters is not None else [folder / "adapter" for folder in folders]
@@ -55,13 +55,13 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
 
     def switch_on() -> None:
         for i, adapter in enumerate(chosen):
-            apply_adapter(sd, adapter, name=f"erasure{i}")
-        activate(sd, {f"erasure{i}": 1.0 for i in range(len(chosen))})
+            apply_adapter(base, adapter, name=f"erasure{i}")
+        activate(base, {f"erasure{i}": 1.0 for i in range(len(chosen))})
 
-    neighbours = neighbours_of(sd, pairs, concepts)
+    neighbours = neighbours_of(base, pairs, concepts)
     gate = strictest([request.gate for request in requests])
     samples, before, after, metrics = yield from measured(
-        sd,
+        base,
         first,
         samples,
         switch_on,
@@ -81,16 +81,16 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         sheet.save(temporary / "sheet.png")
 
 
-def worst_attacks(folders: Sequence[Path], requests: Sequence[Request]) -> dict[str, float]:
+def worst_attacks(folders: Sequence[Path], specs: Sequence[Spec]) -> dict[str, float]:
     """Of each attack that a gate asks for, the figures with the highest bound among the erasures.
 
     An attack is of one concept and was run on its own adapter: it is asked of each, not anew of all of them at once.
     One that an erasure's gate asks for and that was not run is left out, so that the gate misses it.
     """
     worst: dict[str, float] = {}
-    for name in {name for request in requests for name in request.gate.attacks or {}}:
+    for name in {name for spec in specs for name in spec.gate.attacks or {}}:
         asked = [
-            folder / ATTACKED for folder, one in zip(folders, requests, strict=True) if name in (one.gate.attacks or {})
+            folder / ATTACKED for folder, one in zip(folders, specs, strict=True) if name in (one.gate.attacks or {})
         ]
         found = [read_json(path) if path.is_file() else {} for path in asked]
         if any(f"{name}_high" not in one for one in found):
@@ -101,7 +101,7 @@ def worst_attacks(folders: Sequence[Path], requests: Sequence[Request]) -> dict[
     return worst
 
 
-def check_alike(folders: Sequence[Path]) -> list[Request]:
+def check_alike(folders: Sequence[Path]) -> list[Spec]:
     """The erasures' requests, if they can be judged together.
 
     Raises:
@@ -109,18 +109,18 @@ def check_alike(folders: Sequence[Path]) -> list[Request]:
     """
     if not folders:
         raise DataError("A combination needs at least one erasure: got none.")
-    requests = [load_request(folder) for folder in folders]
+    specs = [load_spec(folder) for folder in folders]
     for name in SHARED:
-        if len({str(getattr(request, name)) for request in requests}) > 1:
+        if len({str(getattr(spec, name)) for spec in specs}) > 1:
             raise ConfigError(
                 f"The erasures differ in {name!r}, so they cannot be judged together: "
-                f"{listing(f'{request.id}: {getattr(request, name)}' for request in requests)}. "
+                f"{listing(f'{spec.id}: {getattr(spec, name)}' for spec in specs)}. "
                 "Ask for them again with equal settings."
             )
-    named = [pair.concept for request in requests for pair in request.pairs]
+    named = [pair.concept for spec in specs for pair in spec.pairs]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise ConfigError(f"Erased twice in one combination: {listing(twice)}. Give each concept once.")
-    return requests
+    return specs
 
 
 def main() -> None:

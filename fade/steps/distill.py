@@ -14,16 +14,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fade.adapters.store import save_adapter
-from fade.config import DistillSettings, Request, load_request
+from fade.config import DistillSettings, Spec, load_spec
 from fade.errors import DataError
 from fade.files import sha256_file, write_json, writing
-from fade.method.adversary import Adversary
-from fade.method.closed_form import LowRank, closed_form, distinct, text_moments
-from fade.method.distillation import CURVE, DistillStep, Sets, distill
-from fade.method.examples import Examples, joined
-from fade.method.masks import Mask, load_mask, narrowed
-from fade.method.processes import ALONE, Processes, launched
-from fade.method.sparse_lora import (
+from fade.methods.closed_form import LowRank, closed_form, distinct, text_moments
+from fade.methods.fade.adversary import Adversary
+from fade.methods.fade.distillation import CURVE, DistillStep, Sets, distill
+from fade.methods.fade.examples import Examples, joined
+from fade.methods.fade.masks import Mask, load_mask, narrowed
+from fade.methods.fade.processes import ALONE, Processes, launched
+from fade.methods.fade.sparse_lora import (
     adapter_tensors,
     adapters_disabled,
     add_sparse_lora,
@@ -31,7 +31,7 @@ from fade.method.sparse_lora import (
     check_inside_mask,
     computed_whole,
 )
-from fade.method.targeting import in_proportion, power_law, teacher_disagreement
+from fade.methods.fade.targeting import in_proportion, power_law, teacher_disagreement
 from fade.models.conditioning import joined_conditioning
 from fade.models.family import Base, load_base
 from fade.models.generate import sample_latents
@@ -56,26 +56,26 @@ def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Dist
         MaskMismatchError: training moved what the mask leaves out (checked before the adapter is saved).
         DataError: captions and targets read alike, a loss is not finite, or nothing was learnt.
     """
-    request = load_request(folder)
-    settings = request.distill.in_force
-    torch.set_num_threads(request.threads)
-    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
-    check_told_apart(sd, request, folder)
-    mask, parameters = add_student(sd, request, folder)
+    spec = load_spec(folder)
+    settings = spec.distill.in_force
+    torch.set_num_threads(spec.threads)
+    base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
+    check_told_apart(base, spec, folder)
+    mask, parameters = add_student(base, spec, folder)
     curve = []
-    for step in train_student(sd, parameters, request, folder, processes=processes):
+    for step in train_student(base, parameters, spec, folder, processes=processes):
         curve.append(step)
         if step.losses.device.type == "cpu":
             check_losses(curve[-1:])
         yield step
     check_losses(curve, ended=True)
-    check_inside_mask(sd.unet, mask, "student")
+    check_inside_mask(base.unet, mask, "student")
     if not processes.first:
         return
     card = {
-        "erasure": request.id,
-        "kind": request.kind,
-        "base_sha256": request.base_sha256,
+        "erasure": spec.id,
+        "kind": spec.kind,
+        "base_sha256": spec.base_sha256,
         "mask_sha256": sha256_file(folder / "mask" / "mask.json"),
         "granularity": mask.granularity,
         "modules": len(mask.modules),
@@ -85,7 +85,7 @@ def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Dist
         "parameters": settings.model_dump(mode="json"),
         **({"processes": processes.count} if processes.count > 1 else {}),
     }
-    tensors = adapter_tensors(sd.unet, "student")
+    tensors = adapter_tensors(base.unet, "student")
     check_changes(tensors)
     save_adapter(folder / "adapter", tensors, card)
     with writing(folder / "curve.csv") as temporary:
@@ -129,28 +129,28 @@ def check_changes(tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def add_student(sd: Base, request: Request, folder: Path) -> tuple[Mask, list[Tensor]]:
+def add_student(base: Base, spec: Spec, folder: Path) -> tuple[Mask, list[Tensor]]:
     """Put the adapter on, as training finds it: no change yet, or the closed form's, for which captions suffice.
 
     Returns:
         The mask of what the adapter may hold, and its trainable tensors.
     """
-    settings, mask = request.distill.in_force, load_mask(folder / "mask")
-    changes = closed_form_changes(sd, request, folder, mask) if settings.start == "closed_form" else {}
+    settings, mask = spec.distill.in_force, load_mask(folder / "mask")
+    changes = closed_form_changes(base, spec, folder, mask) if settings.start == "closed_form" else {}
     if settings.steps == 0:
         # What training does not reach stays zero: it is left out of the file.
         mask = narrowed(mask, changes)
     parameters = add_sparse_lora(
-        sd.unet, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
+        base.unet, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
     )
-    begin_with(sd.unet, "student", changes)
+    begin_with(base.unet, "student", changes)
     return mask, parameters
 
 
 def train_student(
-    sd: Base,
+    base: Base,
     parameters: Sequence[Tensor],
-    request: Request,
+    spec: Spec,
     folder: Path,
     *,
     sets: Sets | None = None,
@@ -161,24 +161,24 @@ def train_student(
     Args:
         sets: what to learn from, where it is encoded already.
     """
-    settings = request.distill.in_force
+    settings = spec.distill.in_force
     if settings.steps == 0:
         if processes.first:
             write_json(folder / "timesteps.json", {"distribution": settings.timesteps})
         return
-    with adapters_disabled(sd.unet):
-        sets = sets or training_sets(sd, request, folder)
-        probabilities = timestep_probabilities(sd, sets, settings, folder if processes.first else None)
-    adversary = make_adversary(sd, sets, settings) if settings.depth == "deep" else None
+    with adapters_disabled(base.unet):
+        sets = sets or training_sets(base, spec, folder)
+        probabilities = timestep_probabilities(base, sets, settings, folder if processes.first else None)
+    adversary = make_adversary(base, sets, settings) if settings.depth == "deep" else None
     if settings.gradient_checkpointing:
-        sd.unet.enable_gradient_checkpointing()
-    with computed_whole(sd.unet):
+        base.unet.enable_gradient_checkpointing()
+    with computed_whole(base.unet):
         yield from distill(
-            sd.unet,
+            base.unet,
             parameters,
             sets=sets,
-            empty=sd.unconditional(),
-            alphas_cumprod=sd.alphas_cumprod,
+            empty=base.unconditional(),
+            alphas_cumprod=base.alphas_cumprod,
             timesteps=probabilities,
             surrogate_share={"forget": 0.0, "surrogate": 1.0}.get(settings.pictures, settings.surrogate_share),
             adversary=adversary,
@@ -188,14 +188,14 @@ def train_student(
 
 
 def loop_settings(settings: DistillSettings) -> dict[str, Any]:
-    """The settings that ``fade.method.distillation.distill`` takes as they are."""
+    """The settings that ``fade.methods.fade.distillation.distill`` takes as they are."""
     return settings.model_dump(include=_LOOP)
 
 
-def training_sets(sd: Base, request: Request, folder: Path) -> Sets:
+def training_sets(sd: Base, spec: Spec, folder: Path) -> Sets:
     """The splits, encoded; with ``pictures: generated`` the base, its adapters off, draws what z_t is made of."""
-    settings = request.distill
-    encoded = {name: encode_split(sd, request, folder, name) for name in ("forget", "surrogate", "retain")}
+    settings = spec.distill
+    encoded = {name: encode_split(sd, spec, folder, name) for name in ("forget", "surrogate", "retain")}
     if settings.pictures == "generated":
         encoded["forget"], encoded["surrogate"] = (
             _redrawn(sd, encoded["forget"], settings.seed, of_target=False),
@@ -203,7 +203,7 @@ def training_sets(sd: Base, request: Request, folder: Path) -> Sets:
         )
     held_out = None
     if settings.stop_at is not None:
-        held_out = encode_split(sd, request, folder, "held_out")
+        held_out = encode_split(sd, spec, folder, "held_out")
     return Sets(encoded["forget"], encoded["surrogate"], encoded["retain"], held_out)
 
 
@@ -222,27 +222,27 @@ def _redrawn(sd: Base, examples: Examples, seed: int, *, of_target: bool) -> Exa
     return Examples(torch.cat(parts), examples.prompts, examples.targets)
 
 
-def closed_form_changes(sd: Base, request: Request, folder: Path, mask: Mask) -> dict[str, LowRank]:
+def closed_form_changes(base: Base, spec: Spec, folder: Path, mask: Mask) -> dict[str, LowRank]:
     """The closed form over the captions that training would see, the empty prompt among those to retain."""
-    settings = request.distill.in_force
-    told, taught = split_rows(sd, request, folder, "forget").captions()
+    settings = spec.distill.in_force
+    told, taught = split_rows(base, spec, folder, "forget").captions()
     concept, surrogate = distinct(told.embeds, taught.embeds)
-    kept, _ = split_rows(sd, request, folder, "retain").captions()
-    (retain,) = distinct(torch.cat([kept.embeds, sd.unconditional().embeds]))
+    kept, _ = split_rows(base, spec, folder, "retain").captions()
+    (retain,) = distinct(torch.cat([kept.embeds, base.unconditional().embeds]))
     given = settings.closed_form
     moments = text_moments(concept, surrogate, retain, retain_weight=given.retain_weight, ridge=given.ridge)
-    return closed_form(sd.unet, moments, mask, rank=settings.rank)
+    return closed_form(base.unet, moments, mask, rank=settings.rank)
 
 
-def timestep_probabilities(sd: Base, sets: Sets, settings: DistillSettings, folder: Path | None) -> Tensor:
+def timestep_probabilities(base: Base, sets: Sets, settings: DistillSettings, folder: Path | None) -> Tensor:
     """P(t) of the forget half; the measured disagreement is kept in a folder's ``timesteps.json``."""
-    total = len(sd.alphas_cumprod)
+    total = len(base.alphas_cumprod)
     measured: dict[str, Sequence[float]] = {}
     if settings.timesteps == "disagreement":
         at, apart = teacher_disagreement(
-            sd.unet,
+            base.unet,
             joined(sets.forget, sets.surrogate),
-            alphas_cumprod=sd.alphas_cumprod,
+            alphas_cumprod=base.alphas_cumprod,
             points=DISAGREEMENT_POINTS,
             group_size=DISAGREEMENT_GROUP,
             seed=settings.seed,
@@ -256,17 +256,17 @@ def timestep_probabilities(sd: Base, sets: Sets, settings: DistillSettings, fold
     return probabilities
 
 
-def make_adversary(sd: Base, sets: Sets, settings: DistillSettings) -> Adversary:
+def make_adversary(base: Base, sets: Sets, settings: DistillSettings) -> Adversary:
     """The search begins at the concept's captions, at others' and at the empty prompt."""
-    deep, empty = settings.deep, sd.unconditional()
+    deep, empty = settings.deep, base.unconditional()
     return Adversary(
         sets.forget.latents,
         starts=joined_conditioning(sets.forget.prompts, sets.retain.prompts, empty.expand(len(sets.forget))),
         empty=empty,
-        alphas_cumprod=sd.alphas_cumprod,
+        alphas_cumprod=base.alphas_cumprod,
         precision=settings.precision,
-        prediction_type=sd.prediction_type,
-        device=sd.device,
+        prediction_type=base.prediction_type,
+        device=base.device,
         seed=settings.seed,
         **deep.model_dump(exclude={"steps", "retain_weight", "distill_batch"}),
     )
@@ -277,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    total = load_request(folder).distill.in_force.steps
+    total = load_spec(folder).distill.in_force.steps
     with launched() as processes:
         steps = distill_adapter(folder, processes)
         for _ in tqdm(steps, total=total, desc="distill", disable=not processes.first):

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fade.config import Request
+from fade.config import Spec
 from fade.data.catalog import load_pictures
 from fade.errors import DataError
-from fade.method.examples import Examples
+from fade.methods.fade.examples import Examples
 from fade.models.conditioning import Conditioning
 from fade.models.diffusion import autocast
 from fade.models.family import Base
@@ -30,7 +30,7 @@ class SplitRows:
     """
 
     sd: Base
-    request: Request
+    request: Spec
     folder: Path
     table: pd.DataFrame
 
@@ -60,7 +60,7 @@ ALIKE = 1e-6
 """Text states that differ by less than this share of their greatest entry say the same."""
 
 
-def check_told_apart(sd: Base, request: Request, folder: Path) -> None:
+def check_told_apart(sd: Base, spec: Spec, folder: Path) -> None:
     """Refuse, before anything is trained, an erasure whose captions and targets the base reads alike.
 
     Student and teacher are then asked the same: every loss is 0, and what training leaves is the base. That is so
@@ -69,15 +69,15 @@ def check_told_apart(sd: Base, request: Request, folder: Path) -> None:
     Raises:
         DataError: of a concept no caption differs from its target; says how many there are, and what to do.
     """
-    table = split_rows(sd, request, folder, "forget").table
-    for number, pair in enumerate(request.pairs, start=1):
+    table = split_rows(sd, spec, folder, "forget").table
+    for number, pair in enumerate(spec.pairs, start=1):
         rows = table[table[pair.kind] == pair.concept][["caption", "surrogate_caption"]].drop_duplicates()
         if rows.empty:
             continue
         told, taught = (sd.encode_prompts(rows[name].tolist()) for name in ("caption", "surrogate_caption"))
         alike = int(_equal(told, taught).sum())
         if alike == len(rows):
-            which = f"concept {number}" if request.also else "the concept"
+            which = f"concept {number}" if spec.also else "the concept"
             raise DataError(
                 f"The base's text encoder reads all {len(rows)} captions of {which} as it reads their targets: there "
                 "is nothing to overwrite, and training would change nothing. Put the name early in the caption (the "
@@ -97,12 +97,12 @@ def _equal(one: Conditioning, other: Conditioning) -> Tensor:
     return found
 
 
-def encode_split(sd: Base, request: Request, folder: Path, name: str) -> Examples:
+def encode_split(base: Base, spec: Spec, folder: Path, name: str) -> Examples:
     """All examples of one split."""
-    return split_rows(sd, request, folder, name).encoded()
+    return split_rows(base, spec, folder, name).encoded()
 
 
-def split_rows(sd: Base, request: Request, folder: Path, *names: str) -> SplitRows:
+def split_rows(base: Base, spec: Spec, folder: Path, *names: str) -> SplitRows:
     """The rows of some splits, in order; all of them with surrogate captions, or none."""
     tables = [pd.read_parquet(folder / "splits" / f"{name}.parquet") for name in names]
-    return SplitRows(sd, request, folder, pd.concat(tables, ignore_index=True))
+    return SplitRows(base, spec, folder, pd.concat(tables, ignore_index=True))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.concepts import CAPTION_TEMPLATE, Concept
-from fade.config import ATTACKED, Gate, Request, load_request
+from fade.config import ATTACKED, Gate, Spec, load_spec
 from fade.data.catalog import given_names, load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import LineageError
@@ -37,10 +37,10 @@ from fade.evaluation.report import erasure_sheet
 from fade.evaluation.review import failures_sheet, review_page
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.lineage import module_closure
-from fade.method.sparse_lora import computed_whole
+from fade.methods.fade.sparse_lora import computed_whole
+from fade.models.families.stable_diffusion import weights_sha256
 from fade.models.family import Base, load_base
 from fade.models.generate import generate
-from fade.models.sd import weights_sha256
 
 CACHE = Path(".fade/cache")
 
@@ -54,14 +54,14 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     Raises:
         LineageError: the base's weights changed while adapters came and went.
     """
-    request = load_request(folder)
-    settings = request.evaluate
-    torch.set_num_threads(request.threads)
-    concepts = load_concepts(Path(request.catalog))
-    pairs = find_pairs(concepts, request.pairs)
-    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
+    spec = load_spec(folder)
+    settings = spec.evaluate
+    torch.set_num_threads(spec.threads)
+    concepts = load_concepts(Path(spec.catalog))
+    pairs = find_pairs(concepts, spec.pairs)
+    sd = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
     untouched = weights_sha256(sd.unet)
-    template = (load_templates(Path(request.catalog)) or (CAPTION_TEMPLATE,))[0]
+    template = (load_templates(Path(spec.catalog)) or (CAPTION_TEMPLATE,))[0]
     samples = canvas_protocol(*domains(concepts), settings.seeds, template=template)
     neighbours = neighbours_of(sd, pairs, concepts)
     card = load_card(folder / "adapter")
@@ -71,13 +71,13 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
         activate(sd, {"candidate": 1.0})
 
     samples, before, after, metrics = yield from measured(
-        sd, request, samples, switch_on, pairs=pairs, neighbours=neighbours, gate=request.gate
+        sd, spec, samples, switch_on, pairs=pairs, neighbours=neighbours, gate=spec.gate
     )
     if (restored := weights_sha256(sd.unet)) != untouched:
         raise LineageError(f"Taking the adapter out left other base weights: {restored[:12]}, were {untouched[:12]}.")
-    if request.gate.attacks and (folder / ATTACKED).is_file():
+    if spec.gate.attacks and (folder / ATTACKED).is_file():
         metrics["attacks"] = read_json(folder / ATTACKED)
-        metrics["gate"] = judge_gate({**metrics["judges"]["report"], "attacks": metrics["attacks"]}, request.gate)
+        metrics["gate"] = judge_gate({**metrics["judges"]["report"], "attacks": metrics["attacks"]}, spec.gate)
     metrics["adapter_sha256"] = card["adapter_sha256"]
     metrics["adapter_bytes"] = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
     sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=settings.seeds[0])
@@ -88,7 +88,7 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
         sheet.save(temporary / "sheet.png")
         worst = failures_sheet(samples, before, after, [concept for concept, _ in pairs])
         pages = {"Before and after": sheet} | ({"What the report judge calls wrong": worst} if worst else {})
-        page = review_page(request.id, metrics, card, pages)
+        page = review_page(spec.id, metrics, card, pages)
         (temporary / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -97,7 +97,7 @@ Pictures = NDArray[np.uint8]
 
 def measured(
     sd: Base,
-    request: Request,
+    spec: Spec,
     samples: pd.DataFrame,
     switch_on: Callable[[], None],
     *,
@@ -115,27 +115,27 @@ def measured(
         All samples with what the judges saw, the pictures of each, and the metrics with the gate's verdict.
     """
     rounds: list[tuple[pd.DataFrame, Pictures, Pictures]] = []
-    wanted, seeds = samples, list(request.evaluate.seeds)
+    wanted, seeds = samples, list(spec.evaluate.seeds)
     while True:
-        before = yield from base_pictures(sd, request, wanted)
+        before = yield from base_pictures(sd, spec, wanted)
         switch_on()
         with computed_whole(sd.unet):
-            after = yield from pictures_now(sd, request, wanted, done=len(before))
+            after = yield from pictures_now(sd, spec, wanted, done=len(before))
         restore_base(sd)
         rounds.append((wanted, before, after))
         everything = pd.concat([part for part, _, _ in rounds], ignore_index=True)
         befores, afters = (np.concatenate([one[i] for one in rounds]) for i in (1, 2))
-        metrics = judged(Path(request.judges), everything, befores, afters, pairs=pairs, neighbours=neighbours)
+        metrics = judged(Path(spec.judges), everything, befores, afters, pairs=pairs, neighbours=neighbours)
         metrics["gate"] = judge_gate(metrics["judges"]["report"], gate)
         unsure = undecided(metrics["judges"]["report"], gate)
         if not unsure or gate.sure is None or len(seeds) >= gate.sure.most:
             metrics["seeds"] = seeds
-            if names := given_names([concept for concept, _ in pairs], load_concepts(Path(request.catalog))):
-                yield from judge_names(sd, request, names, switch_on, metrics=metrics, seeds=seeds)
+            if names := given_names([concept for concept, _ in pairs], load_concepts(Path(spec.catalog))):
+                yield from judge_names(sd, spec, names, switch_on, metrics=metrics, seeds=seeds)
                 metrics["gate"] = judge_gate(metrics["judges"]["report"], gate)
-            metrics |= by_given_models(request, everything, befores, afters, [concept for concept, _ in pairs])
+            metrics |= by_given_models(spec, everything, befores, afters, [concept for concept, _ in pairs])
             return everything, befores, afters, metrics
-        more = further_seeds(request.evaluate.seeds, len(seeds), min(gate.sure.round, gate.sure.most - len(seeds)))
+        more = further_seeds(spec.evaluate.seeds, len(seeds), min(gate.sure.round, gate.sure.most - len(seeds)))
         seeds += more
         wanted = pd.concat([samples[samples["seed"] == samples["seed"].iloc[0]].assign(seed=one) for one in more])
         if all(map(of_the_concept, unsure)):
@@ -146,8 +146,8 @@ def measured(
 
 
 def judge_names(
-    sd: Base,
-    request: Request,
+    base: Base,
+    spec: Spec,
     names: Sequence[tuple[Concept, str]],
     switch_on: Callable[[], None],
     *,
@@ -155,16 +155,16 @@ def judge_names(
     seeds: Sequence[int],
 ) -> Iterator[tuple[int, int]]:
     """Add to each judge's figures ``names``: UA by every name that the request brings, before and after."""
-    catalog = Path(request.catalog)
+    catalog = Path(spec.catalog)
     template = (load_templates(catalog) or (CAPTION_TEMPLATE,))[0]
     samples = alias_samples(names, *domains(load_concepts(catalog)), seeds, template=template)
-    before = yield from base_pictures(sd, request, samples)
+    before = yield from base_pictures(base, spec, samples)
     switch_on()
-    with computed_whole(sd.unet):
-        after = yield from pictures_now(sd, request, samples, done=len(before))
-    restore_base(sd)
+    with computed_whole(base.unet):
+        after = yield from pictures_now(base, spec, samples, done=len(before))
+    restore_base(base)
     for name, found in metrics["judges"].items():
-        judge = load_judge(Path(request.judges), name, called=[concept.name for concept, _ in names])
+        judge = load_judge(Path(spec.judges), name, called=[concept.name for concept, _ in names])
         for when, pictures in (("before", before), ("after", after)):
             found[when]["names"] = alias_figures(named_by(judge, pictures, samples))
         found["recognised"] = recognised(found)
@@ -184,27 +184,25 @@ def domains(concepts: dict[str, Concept]) -> tuple[list[str], list[str]]:
     )
 
 
-def base_pictures(
-    sd: Base, request: Request, samples: pd.DataFrame
-) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
+def base_pictures(sd: Base, spec: Spec, samples: pd.DataFrame) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
     """The protocol's pictures by the base alone, kept by the hash of what makes them; yields progress."""
-    kept = _cache_path(request, samples)
+    kept = _cache_path(spec, samples)
     if kept.is_file():
         return load_file(kept)["pictures"].numpy()
-    before = yield from pictures_now(sd, request, samples, done=0)
+    before = yield from pictures_now(sd, spec, samples, done=0)
     with writing(kept) as temporary:
         save_file({"pictures": torch.from_numpy(before)}, temporary)
     return before
 
 
 def pictures_now(
-    sd: Base, request: Request, samples: pd.DataFrame, *, done: int
+    base: Base, spec: Spec, samples: pd.DataFrame, *, done: int
 ) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
     """The protocol's pictures with the adapters that are on; yields (pictures done, of before and after)."""
-    settings = request.evaluate
+    settings = spec.evaluate
     parts: list[NDArray[np.uint8]] = []
     for batch in generate(
-        sd,
+        base,
         samples["prompt"].tolist(),
         samples["seed"].tolist(),
         batch=settings.batch,
@@ -218,15 +216,15 @@ def pictures_now(
     return np.concatenate(parts)
 
 
-def _cache_path(request: Request, samples: pd.DataFrame) -> Path:
+def _cache_path(spec: Spec, samples: pd.DataFrame) -> Path:
     """Named by everything that decides the base's pictures: base, protocol, settings, threads and code."""
     made_by = {
-        "base": request.base_sha256,
-        "weights": request.weights,
+        "base": spec.base_sha256,
+        "weights": spec.weights,
         "prompts": samples["prompt"].tolist(),
         "seeds": samples["seed"].tolist(),
-        "settings": request.evaluate.drawing,
-        "threads": request.threads,
+        "settings": spec.evaluate.drawing,
+        "threads": spec.threads,
         "code": [sha256_file(path) for path in module_closure("fade.models.generate")],
         "torch": torch.__version__,
     }
@@ -235,12 +233,12 @@ def _cache_path(request: Request, samples: pd.DataFrame) -> Path:
 
 
 def neighbours_of(
-    sd: Base, pairs: Sequence[tuple[Concept, Concept | None]], concepts: Mapping[str, Concept]
+    base: Base, pairs: Sequence[tuple[Concept, Concept | None]], concepts: Mapping[str, Concept]
 ) -> list[str]:
     """Neighbours of all erased concepts that are not erased themselves."""
     erased = {concept.name for concept, _ in pairs}
     found = [
-        name for concept, surrogate in pairs for name in find_neighbours(sd, concept, surrogate, concepts.values())
+        name for concept, surrogate in pairs for name in find_neighbours(base, concept, surrogate, concepts.values())
     ]
     return [name for name in dict.fromkeys(found) if name not in erased]
 
@@ -295,7 +293,7 @@ def distances(judges: Path, before: Pictures, after: Pictures) -> dict[str, floa
 
 
 def by_given_models(
-    request: Request, samples: pd.DataFrame, before: Pictures, after: Pictures, erased: Sequence[Concept]
+    spec: Spec, samples: pd.DataFrame, before: Pictures, after: Pictures, erased: Sequence[Concept]
 ) -> dict[str, float]:
     """Figures by the models that the request names: distances of the retained pictures, and CLIP scores.
 
@@ -304,12 +302,12 @@ def by_given_models(
     """
     found: dict[str, float] = {}
     names_none = np.asarray(samples.index.isin(naming_none(samples, erased).index))
-    if request.evaluate.features is not None:
-        extractor = load_extractor(Path(request.evaluate.features))
+    if spec.evaluate.features is not None:
+        extractor = load_extractor(Path(spec.evaluate.features))
         real, drawn = (extractor.features(list(pictures[names_none])) for pictures in (before, after))
         found |= {f"fid_{extractor.name}": fid(real, drawn), f"kid_{extractor.name}": kid(real, drawn, paired=True)}
-    if request.evaluate.clip is not None:
-        clip, prompts = load_clip(Path(request.evaluate.clip)), samples["prompt"].tolist()
+    if spec.evaluate.clip is not None:
+        clip, prompts = load_clip(Path(spec.evaluate.clip)), samples["prompt"].tolist()
         for ending, pictures in (("", after), ("_base", before)):
             scores = score_figures(clip, list(pictures), prompts, ~names_none)
             found |= {f"{name}{ending}": value for name, value in scores.items()}

@@ -16,7 +16,7 @@ from fade.adapters.card import WEIGHTS_NAME
 from fade.adapters.exports import PEFT_CONFIG, PEFT_WEIGHTS, import_adapter
 from fade.adapters.stock import check_stored
 from fade.adapters.store import save_adapter
-from fade.config import load_request
+from fade.config import load_spec
 from fade.errors import AdapterFormatError, LineageError
 from fade.files import sha256_file, writing
 from fade.models.family import Base, load_base
@@ -66,29 +66,29 @@ def convert_foreign(folder: Path) -> str:
         AdapterFormatError: the file is damaged, of an unknown layout, or a tensor finds no module of the base.
         LineageError: the files are not those of the request.
     """
-    request = load_request(folder)
+    spec = load_spec(folder)
     source = _laid(folder)
-    if (found := foreign_sha256(source)) != request.imported:
+    if (found := foreign_sha256(source)) != spec.imported:
         raise LineageError(
             f"{folder / FOREIGN} was changed: its hash is {found[:12]}, the request names "
-            f"{str(request.imported)[:12]}. Import the adapter again."
+            f"{str(spec.imported)[:12]}. Import the adapter again."
         )
-    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
-    card = {"erasure": request.id, "kind": request.kind, "imported_sha256": request.imported, "steps": 0}
+    sd = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
+    card = {"erasure": spec.id, "kind": spec.kind, "imported_sha256": spec.imported, "steps": 0}
     return take_in(source, sd, folder / "adapter", card)
 
 
-def take_in(source: Path, sd: Base, folder: Path, card: Mapping[str, Any]) -> str:
+def take_in(source: Path, base: Base, folder: Path, card: Mapping[str, Any]) -> str:
     """Write another tool's adapter as one of this library, compare what the network answers; give its weights' hash.
 
     Raises:
         AdapterFormatError: as ``import_adapter`` and ``check_stored``; nothing was left there.
     """
-    tensors = import_adapter(source, sd)
+    tensors = import_adapter(source, base)
     modules = len({key.removeprefix("unet.").partition(".lora_")[0] for key in tensors})
-    sha256 = save_adapter(folder, tensors, {**card, "base_sha256": sd.sha256, "modules": modules})
+    sha256 = save_adapter(folder, tensors, {**card, "base_sha256": base.sha256, "modules": modules})
     try:
-        check_stored(sd, tensors, folder)
+        check_stored(base, tensors, folder)
     except AdapterFormatError:
         shutil.rmtree(folder)
         raise

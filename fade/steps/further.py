@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from fade.config import load_request
+from fade.config import load_spec
 from fade.data.catalog import stream_table
 from fade.errors import ConfigError, DataError, listing
 from fade.files import read_json, write_json
@@ -30,9 +30,9 @@ def forget_too(folder: Path, *, image_ids: Sequence[str], subjects: Sequence[str
         ConfigError: the erasure is not on this machine.
         DataError: a picture or subject is in no row of its catalog, or does not show a concept that it erases.
     """
-    if not (folder / "request.yaml").is_file():
+    if not (folder / "spec.yaml").is_file():
         raise ConfigError(f"The erasure's folder {folder} is not on this machine. Run the request where it was made.")
-    erased = load_request(folder)
+    erased = load_spec(folder)
     rows = _named(Path(erased.catalog), image_ids, subjects)
     shown = {(pair.kind, pair.concept) for pair in erased.pairs}
     others = [row for row in rows if shown.isdisjoint((kind, row[kind]) for kind in ("object", "style"))]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fade.config import ATTACKED, load_request
+from fade.config import ATTACKED, load_spec
 from fade.files import write_json
 from fade.steps.attacks import attack_figures, run
 
 
 def gate_attacks(folder: Path) -> Iterator[str]:
     """Run them on a finished adapter; yields the kind of attack that is at work, as it goes."""
-    kinds = load_request(folder).gate.attack_kinds
+    kinds = load_spec(folder).gate.attack_kinds
     for kind in kinds:
         for _ in run(folder, kind):
             yield kind

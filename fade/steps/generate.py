@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from fade.concepts import Concept, caption, slug
-from fade.config import DRAWN_BY, GENERATED, Request, load_request
+from fade.config import DRAWN_BY, GENERATED, Spec, load_spec
 from fade.data.catalog import load_concepts, load_templates, read_concepts_file
 from fade.data.intake import build
 from fade.data.sets import PHOTO_TEMPLATES, STYLE_TEMPLATES, Item, PictureSet, generated_by
@@ -31,18 +31,18 @@ def generate_catalog(folder: Path) -> Iterator[tuple[int, int]]:
 
     Deterministic: a picture is a function of the base, its prompt, the seed of the splits and its number.
     """
-    request = load_request(folder)
-    torch.set_num_threads(request.threads)
-    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
-    concepts = load_concepts(Path(request.catalog))
-    wanted = list(_wanted(request, concepts))
-    templates = load_templates(Path(request.catalog)) or _templates(concepts)
+    spec = load_spec(folder)
+    torch.set_num_threads(spec.threads)
+    sd = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
+    concepts = load_concepts(Path(spec.catalog))
+    wanted = list(_wanted(spec, concepts))
+    templates = load_templates(Path(spec.catalog)) or _templates(concepts)
     pictures = PictureSet(
-        _items(sd, request, wanted, templates[0], concepts),
-        generated_by(request.base_sha256),
+        _items(sd, spec, wanted, templates[0], concepts),
+        generated_by(spec.base_sha256),
         templates=templates,
         licence="made by the base model",
-        concepts=tuple(read_concepts_file(Path(request.catalog))["concepts"]),
+        concepts=tuple(read_concepts_file(Path(spec.catalog))["concepts"]),
     )
     for done in build(folder / GENERATED, pictures, workers=1):
         yield done, len(wanted)
@@ -54,15 +54,15 @@ def _templates(concepts: dict[str, Concept]) -> tuple[str, ...]:
     return STYLE_TEMPLATES if len(styles) > 1 else PHOTO_TEMPLATES
 
 
-def _wanted(request: Request, concepts: dict[str, Concept]) -> Iterator[tuple[str, str, str, int]]:
+def _wanted(spec: Spec, concepts: dict[str, Concept]) -> Iterator[tuple[str, str, str, int]]:
     """Object, style, split and number of every picture that the splits will ask for."""
-    settings = request.split
-    erased = {pair.concept for pair in request.pairs}
-    stand_ins = {pair.surrogate for pair in request.pairs}
+    settings = spec.split
+    erased = {pair.concept for pair in spec.pairs}
+    stand_ins = {pair.surrogate for pair in spec.pairs}
     for one in (concept for concept in concepts.values() if concept.kind == "object"):
         for style in (concept for concept in concepts.values() if concept.kind == "style"):
             shown = {one.name, style.name}
-            retained = settings.retain_per_pair * (settings.neighbour_factor if shown & {*request.neighbours} else 1)
+            retained = settings.retain_per_pair * (settings.neighbour_factor if shown & {*spec.neighbours} else 1)
             if shown & erased:
                 count = settings.forget_per_pair
             elif shown & stand_ins:
@@ -75,17 +75,17 @@ def _wanted(request: Request, concepts: dict[str, Concept]) -> Iterator[tuple[st
 
 
 def _items(
-    sd: Base,
-    request: Request,
+    base: Base,
+    spec: Spec,
     wanted: list[tuple[str, str, str, int]],
     template: str,
     concepts: dict[str, Concept],
 ) -> Iterator[Item]:
-    drawn: dict[str, Any] = request.evaluate.model_dump(include=set(DRAWN_BY))
+    drawn: dict[str, Any] = spec.evaluate.model_dump(include=set(DRAWN_BY))
     prompts = [caption(one, style, template) for one, style, _, _ in wanted]
-    seeds = [derive_seed(request.split.seed, "data-free", *which) for which in wanted]
+    seeds = [derive_seed(spec.split.seed, "data-free", *which) for which in wanted]
     start = 0
-    for batch in generate(sd, prompts, seeds, **drawn):
+    for batch in generate(base, prompts, seeds, **drawn):
         for (one, style, split, index), pixels in zip(wanted[start:], batch, strict=False):
             name = f"{slug(style)}/{slug(one)}/{split}-{index:03d}"
             yield Item(name, f"generated/{name}", pixels, one, style, split=split, person=concepts[one].person)

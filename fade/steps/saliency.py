@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fade.config import load_request
+from fade.config import load_spec
 from fade.files import writing
-from fade.method.saliency import (
+from fade.methods.fade.saliency import (
     NoisyGroup,
     accumulate_saliency,
     contrast,
@@ -21,7 +21,7 @@ from fade.method.saliency import (
     noisy_groups,
     random_saliency,
 )
-from fade.method.targeting import power_law
+from fade.methods.fade.targeting import power_law
 from fade.models.diffusion import autocast
 from fade.models.family import load_base
 from fade.steps.encoded import check_told_apart, split_rows
@@ -33,19 +33,19 @@ from 8, about as with another seed (canvas; cat, neon, oil). Finer parts and the
 
 def saliency(folder: Path) -> dict[str, Tensor]:
     """Write ``saliency.safetensors``, at the granularity that the mask asks for."""
-    request = load_request(folder)
-    settings, granularity = request.saliency, request.mask.granularity
-    torch.set_num_threads(request.threads)
-    sd = load_base(request.base, expected_sha256=request.base_sha256, weights=request.weights)
-    check_told_apart(sd, request, folder)
+    spec = load_spec(folder)
+    settings, granularity = spec.saliency, spec.mask.granularity
+    torch.set_num_threads(spec.threads)
+    base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
+    check_told_apart(base, spec, folder)
     if settings.gradient_checkpointing:
-        sd.unet.enable_gradient_checkpointing()
+        base.unet.enable_gradient_checkpointing()
 
-    total = len(sd.alphas_cumprod)
+    total = len(base.alphas_cumprod)
     options: dict[str, Any] = {
-        "alphas_cumprod": sd.alphas_cumprod,
+        "alphas_cumprod": base.alphas_cumprod,
         "granularity": granularity,
-        "prediction_type": sd.prediction_type,
+        "prediction_type": base.prediction_type,
         "at_once": settings.at_once,
     }
 
@@ -53,29 +53,29 @@ def saliency(folder: Path) -> dict[str, Tensor]:
 
     def groups(*splits: str, power: float = 1.0) -> list[NoisyGroup]:
         return noisy_groups(
-            split_rows(sd, request, folder, *splits),
+            split_rows(base, spec, folder, *splits),
             groups=settings.groups or (FEW_GROUPS if whole and settings.score == "gain" else MANY_GROUPS),
             group_size=settings.group_size,
             timesteps=power_law(total, power),
             seed=settings.seed,
         )
 
-    with autocast(settings.precision, sd.device.type):
+    with autocast(settings.precision, base.device.type):
         if settings.score == "random":
-            scores = random_saliency(sd.unet, granularity, seed=settings.seed)
+            scores = random_saliency(base.unet, granularity, seed=settings.seed)
         elif settings.score == "gain":
             # The pictures and timesteps that training will see.
-            drawn = groups("forget", "surrogate", power=request.distill.timestep_power)
-            scores = expected_gain(sd.unet, drawn, **options)
+            drawn = groups("forget", "surrogate", power=spec.distill.timestep_power)
+            scores = expected_gain(base.unet, drawn, **options)
         elif settings.score == "decrement":
-            power = request.distill.timestep_power
+            power = spec.distill.timestep_power
             forget, retain = groups("forget", "surrogate", power=power), groups("retain", power=power)
-            scores = expected_decrement(sd.unet, forget, retain, seed=settings.seed, **options)
+            scores = expected_decrement(base.unet, forget, retain, seed=settings.seed, **options)
         else:
             against = "teacher" if settings.score == "distillation" else "noise"
-            scores = accumulate_saliency(sd.unet, groups("forget"), against=against, **options)
+            scores = accumulate_saliency(base.unet, groups("forget"), against=against, **options)
         if settings.score == "contrast":
-            scores = contrast(scores, accumulate_saliency(sd.unet, groups("retain"), against="noise", **options))
+            scores = contrast(scores, accumulate_saliency(base.unet, groups("retain"), against="noise", **options))
     with writing(folder / "saliency.safetensors") as temporary:
         save_file({name: scores[name].contiguous() for name in sorted(scores)}, temporary, metadata={"format": "pt"})
     return scores

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from fade.concepts import Concept
-from fade.config import Pair, load_request
+from fade.config import Pair, load_spec
 from fade.data.catalog import COLUMNS, find_concept, given_names, load_catalog, load_concepts, load_templates
 from fade.data.duplicates import leaked
 from fade.data.splits import NOTHING, find_pairs, make_splits
@@ -24,12 +24,12 @@ def split(folder: Path) -> dict[str, int]:
         DataError: the catalog is missing, or has no pictures to forget or to keep.
         ConfigError: the concept or the surrogate is not in the catalog.
     """
-    request = load_request(folder)
-    catalog = request.picture_catalog(folder)
+    spec = load_spec(folder)
+    catalog = spec.picture_catalog(folder)
     concepts = load_concepts(catalog)
-    settings = request.split
+    settings = spec.split
     table = load_catalog(catalog, further=("phash", "subject"))
-    pairs = find_pairs(concepts, request.pairs)
+    pairs = find_pairs(concepts, spec.pairs)
     splits = make_splits(
         table[list(COLUMNS)],
         pairs,
@@ -38,19 +38,19 @@ def split(folder: Path) -> dict[str, int]:
         holdout_per_pair=settings.holdout_per_pair,
         seed=settings.seed,
         templates=load_templates(catalog),
-        selected={pair.concept: _selected(pair, table) for pair in request.pairs},
+        selected={pair.concept: _selected(pair, table) for pair in spec.pairs},
         overwrite={
             pair.concept: {
                 name: None if instead == NOTHING else find_concept(concepts, instead)
                 for name, instead in pair.overwrite.items()
             }
-            for pair in request.pairs
+            for pair in spec.pairs
         },
         spoken=_spoken(pairs, concepts),
-        neighbours=frozenset(request.neighbours),
+        neighbours=frozenset(spec.neighbours),
         neighbour_factor=settings.neighbour_factor,
     )
-    splits["retain"] = _without_leaks(splits, table, catalog, {pair.kind for pair in request.pairs})
+    splits["retain"] = _without_leaks(splits, table, catalog, {pair.kind for pair in spec.pairs})
     with writing(folder / "splits") as temporary:
         temporary.mkdir(parents=True)
         for name, table in splits.items():

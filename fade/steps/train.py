@@ -22,7 +22,7 @@ from fade.errors import DataError
 from fade.evaluation.accuracy import canvas_protocol
 from fade.evaluation.judges import JUDGES, load_judge, new_judge, save_judge, train_judge
 from fade.files import write_json, writing
-from fade.models import training
+from fade.models.training import loop
 from fade.steps.base_report import report_pictures
 from fade.steps.judges import _figures
 
@@ -44,7 +44,7 @@ def train_base(catalog: Path, out: Path, *, params: dict[str, Any]) -> Iterator[
     table = _rows(catalog, "train")
     captions = captions_of(table, load_concepts(catalog), load_templates(catalog))
     used = {name: value for name, value in params.items() if name != "pictures_per_pair"}
-    for step in training.train_base(load_pictures(catalog, table), captions, out, params=used):
+    for step in loop.train_base(load_pictures(catalog, table), captions, out, params=used):
         yield step.part, step.step, step.steps, step.loss
 
 

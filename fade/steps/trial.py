@@ -24,9 +24,9 @@ from fade.config import (
     EvaluateSettings,
     Gate,
     InversionSettings,
-    Request,
-    load_request,
-    save_request,
+    Spec,
+    load_spec,
+    save_spec,
 )
 from fade.errors import FadeError
 from fade.files import read_json, sha256_file, write_json
@@ -49,7 +49,7 @@ EXTRA = ("perceptual_drift", "fid_", "kid_", "clip_score_")
 
 
 def run_trial(
-    request: Request,
+    spec: Spec,
     *,
     attacks: Sequence[str] = (),
     root: Path = TRIALS,
@@ -62,10 +62,10 @@ def run_trial(
         root: a folder per trial, named by the request's id.
         say: told the name of each step before it begins.
     """
-    folder = emptied_if_other(root / request.id, made_by())
-    save_request(request, folder)
+    folder = emptied_if_other(root / spec.id, made_by())
+    save_spec(spec, folder)
     if not (folder / "saliency.safetensors").is_file():
-        _share_saliency(request, folder, root, say)
+        _share_saliency(spec, folder, root, say)
     timed(folder, "mask", folder / "mask", lambda: mask(folder), say)
     timed(folder, "distill", folder / "curve.csv", lambda: _run_through(distill_adapter(folder)), say)
     return finish(folder, attacks=attacks, say=say)
@@ -73,7 +73,7 @@ def run_trial(
 
 def finish(folder: Path, *, attacks: Sequence[str], say: Callable[[str], None] | None) -> dict[str, Any]:
     """What follows once the adapter is there: attacks that its gate asks for, evaluation, attacks, figures."""
-    if load_request(folder).gate.attacks:
+    if load_spec(folder).gate.attacks:
         timed(folder, "gate-attacks", folder / ATTACKED, lambda: _run_through(gate_attacks(folder)), say)
     timed(folder, "evaluate", folder / "evaluation", lambda: _run_through(evaluate(folder)), say)
     for kind in dict.fromkeys(attacks):
@@ -100,12 +100,12 @@ def emptied_if_other(folder: Path, code: str) -> Path:
     return folder
 
 
-def _share_saliency(request: Request, folder: Path, root: Path, say: Callable[[str], None] | None) -> None:
+def _share_saliency(spec: Spec, folder: Path, root: Path, say: Callable[[str], None] | None) -> None:
     """Splits and saliency do not depend on density, distillation or evaluation: trials of a sweep share them."""
-    origin = request.model_copy(
+    origin = spec.model_copy(
         update={
-            "mask": request.mask.model_copy(update={"density": 1.0, "within": "all"}),
-            "distill": DistillSettings(timestep_power=request.distill.timestep_power),
+            "mask": spec.mask.model_copy(update={"density": 1.0, "within": "all"}),
+            "distill": DistillSettings(timestep_power=spec.distill.timestep_power),
             "evaluate": EvaluateSettings(),
             "inversion": InversionSettings(),
             "attacks": AttackSettings(),
@@ -113,7 +113,7 @@ def _share_saliency(request: Request, folder: Path, root: Path, say: Callable[[s
         }
     )
     source = emptied_if_other(root / "shared" / origin.id, made_by())
-    save_request(origin, source)
+    save_spec(origin, source)
     timed(source, "split", source / "splits", lambda: split(source), say)
     timed(source, "saliency", source / "saliency.safetensors", lambda: saliency(source), say)
     shutil.copytree(source / "splits", folder / "splits", dirs_exist_ok=True)
@@ -151,15 +151,15 @@ def figures(folder: Path) -> dict[str, Any]:
     method_seconds (all that made the adapter), peak_mib (of the process by then); adapter_bytes, adapter_sha256; of
     each attack that was run, its name with bounds and with ``base_`` before it.
     """
-    request = load_request(folder)
+    spec = load_spec(folder)
     metrics = read_json(folder / "evaluation" / "metrics.json")
     card = read_json(folder / "adapter" / "card.json")
     timings = read_json(folder / "timings.json")
     before, after = (metrics["judges"]["report"][when] for when in ("before", "after"))
     row: dict[str, Any] = {
-        "concept": ", ".join(pair.concept for pair in request.pairs),
-        "kind": "person" if request.person else request.kind,
-        "surrogate": ", ".join(pair.surrogate for pair in request.pairs),
+        "concept": ", ".join(pair.concept for pair in spec.pairs),
+        "kind": "person" if spec.person else spec.kind,
+        "surrogate": ", ".join(pair.surrogate for pair in spec.pairs),
     }
     for name in RATES:
         row[name] = after[name]["value"]
@@ -190,14 +190,14 @@ def report_progress(step: str) -> None:
 
 
 def main() -> None:
-    """Run the trial whose ``request.yaml`` lies in a folder; prints each step's name as it begins."""
+    """Run the trial whose ``spec.yaml`` lies in a folder; prints each step's name as it begins."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--attack", action="append", default=[], help="an attack to run, by name; may be repeated")
     arguments = parser.parse_args()
-    request = load_request(arguments.folder)
+    spec = load_spec(arguments.folder)
     try:
-        run_trial(request, attacks=arguments.attack, root=arguments.folder.parent, say=report_progress)
+        run_trial(spec, attacks=arguments.attack, root=arguments.folder.parent, say=report_progress)
     except FadeError as error:
         sys.exit(str(error))
 

@@ -12,7 +12,7 @@ prepare)
     mkdir -p data/release
     if [ -n "${PUBLIC_KEY_FOLDER:-}" ]; then
         # The runtime is given this folder, and never the one with the signing key.
-        python -c 'from fade.signing import signing_key; from flows.released import KEYS; signing_key(KEYS)'
+        python -c 'from fade.signing import signing_key; from flows.releasing.released import KEYS; signing_key(KEYS)'
         cp .fade/keys/public.pem "$PUBLIC_KEY_FOLDER"/
     fi
     exec fade ledger upgrade

@@ -40,7 +40,7 @@ def run(count: int, seed: int, folder: Path) -> dict[str, Any]:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
 
     def fade(*arguments: str) -> None:
-        call(sys.executable, "-m", "flows.cli", *arguments)
+        call(sys.executable, "-m", "flows.cli.app", *arguments)
 
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(project)], check=True)
     settings = yaml.safe_load((project / "params.yaml").read_text())
@@ -81,7 +81,7 @@ def run(count: int, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def _md5(path: Path) -> str:
-    from tasks._objects import md5_of
+    from tasks.dvc.objects import md5_of
 
     return md5_of(path)
 

@@ -29,7 +29,7 @@ def fade(folder: Path, *arguments: str) -> dict[str, object]:
     figures.unlink(missing_ok=True)
     begun = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments, "--json", str(figures)],
+        [sys.executable, "-m", "flows.cli.app", *arguments, "--json", str(figures)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "FADE_ROOT": str(folder)},
         capture_output=True,

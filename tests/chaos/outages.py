@@ -57,7 +57,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / '.fade/mlflow.db'}", "--no-serve-artifacts"]
     command += ["--default-artifact-root", (folder / ".fade/mlartifacts").as_uri()]
-    from flows.services import stop
+    from flows.services.local import stop
 
     with (folder / ".fade/mlflow.log").open("ab") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -143,9 +143,9 @@ def run(folder: Path) -> dict[str, Any]:
 
 def registered(record: Record) -> dict[str, Any]:
     """What MLflow has of the request's erasure."""
-    from tasks import _tracking
+    from tasks.mlflow import tracking
 
-    versions = [one for one in _tracking.versions() if one.erasure == record.erasure_id]
+    versions = [one for one in tracking.versions() if one.erasure == record.erasure_id]
     return {"versions": len(versions), "on_offer": sum(one.offered for one in versions)}
 
 

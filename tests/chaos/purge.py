@@ -78,13 +78,13 @@ def make_erasure(place: Place) -> None:
     from dvc.repo import Repo
 
     from fade.config import load_settings
-    from fade.steps.request import prepare_request
+    from fade.steps.spec import prepare_spec
     from fade.steps.split import split
-    from flows.erase import prepare_folder
-    from tasks import _versioning
+    from flows.erasing.erase import prepare_folder
+    from tasks.dvc import versioning
 
-    _versioning.track(Path("data/catalog/canvas"))
-    folder = prepare_folder(prepare_request(*PERSONS, settings=load_settings(Path("params.yaml"))))
+    versioning.track(Path("data/catalog/canvas"))
+    folder = prepare_folder(prepare_spec(*PERSONS, settings=load_settings(Path("params.yaml"))))
     split(folder)
     noise = np.random.default_rng(1)
     outputs = {
@@ -96,13 +96,13 @@ def make_erasure(place: Place) -> None:
             f"evaluation/{name}" for name in ("metrics.json", "samples.parquet", "sheet.png", "report.html")
         ),
     }
-    _versioning.record(folder, "split")
+    versioning.record(folder, "split")
     for version in (1, 2):  # a second version: the first one's objects are in its run's lock file alone
         for stage, names in outputs.items():
             for name in names:
                 (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_bytes((PAGE if name in NAMING else b"") + noise.bytes(64))
-            _versioning.record(folder, stage)
+            versioning.record(folder, stage)
         _add_run(folder, version)
     with Repo(".") as repo, repo.config.edit() as settings:
         settings["remote"]["store"] = {"url": str(place.folder / "work/remote")}
@@ -113,7 +113,7 @@ def make_erasure(place: Place) -> None:
 
 def _add_run(folder: Path, version: int) -> None:
     """A run as registration leaves it: its files; the one of version 2 was deleted in MLflow's page."""
-    from tasks._mlflow import EXPERIMENT, experiment, mlflow_client
+    from tasks.mlflow.client import EXPERIMENT, experiment, mlflow_client
 
     with mlflow_client() as client:
         run = client.create_run(experiment(client, EXPERIMENT), tags={"erasure": folder.name}).info.run_id
@@ -136,7 +136,7 @@ def _add_leftovers(folder: Path) -> None:
     shutil.copyfile(picture, ".dvc/cache/files/md5/00/.half.tmp")
     trial = Path("data/trials/ta1")
     trial.mkdir(parents=True)
-    for name in ("request.yaml", "saliency.safetensors"):
+    for name in ("spec.yaml", "saliency.safetensors"):
         shutil.copyfile(folder / name, trial / name)
 
 
@@ -147,13 +147,13 @@ def purge_once(place: Place, out: Path, fatal: int | None) -> None:
     """
     place.enter()
     from fade.requests.ledger import Ledger
-    from flows import purge as purging
-    from flows import traces
-    from flows.scan import scan_erasure
+    from flows.proving import purge as purging
+    from flows.proving import traces
+    from flows.proving.scan import scan_erasure
 
     for name in ("_prefect_artifacts", "_prefect_results"):
         setattr(traces, name, lambda _: [])
-    purging._tracking.say_purged = lambda *_: None
+    purging.tracking.say_purged = lambda *_: None
     purging.live_versions = lambda _: [2]
     (folder,) = ERASURES.iterdir()
     needles = _needles(folder)
@@ -218,7 +218,7 @@ def _unmarked() -> int:
 
 
 def _live(erasure: str) -> Any:
-    from tasks._tracking import AdapterVersion
+    from tasks.mlflow.tracking import AdapterVersion
 
     return AdapterVersion(
         model=f"erasure-{erasure}", version=2, run_id="", adapter_sha256="", base_sha256="", kind="person",
@@ -231,7 +231,7 @@ class Children:
 
     def __init__(self) -> None:
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["flows.purge", "flows.scan", "flows.erase"])
+        self.context.set_forkserver_preload(["flows.proving.purge", "flows.proving.scan", "flows.erasing.erase"])
 
     def run(self, work: Any, *arguments: Any) -> int:
         """Its exit code."""

@@ -26,9 +26,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fade.adapters.manifest import publish
 from fade.adapters.runtime import Runtime
+from fade.models.families.stable_diffusion import weights_sha256
 from fade.models.family import load_base
 from fade.models.generate import generate_batch
-from fade.models.sd import weights_sha256
 from tests.chaos.arguments import run_and_write
 from tests.test_adapters import _adapter, _delta_adapter
 from tests.tiny import save_tiny_base

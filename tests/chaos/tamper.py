@@ -28,8 +28,8 @@ from fade.adapters.card import load_card, weights_path
 from fade.adapters.manifest import MANIFEST_NAME, check_base, check_mask, permit, publish, read_adapter, read_manifest
 from fade.errors import FadeError, LineageError
 from fade.files import sha256_file
-from fade.method.masks import make_mask, save_mask
-from fade.method.saliency import random_saliency
+from fade.methods.fade.masks import make_mask, save_mask
+from fade.methods.fade.saliency import random_saliency
 from fade.models.family import load_base
 from fade.requests import tables
 from fade.requests.evidence import REGISTERED, chain_rows, seal, verify_evidence

@@ -95,7 +95,7 @@ class Nursery:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["flows.drain"])
+        self.context.set_forkserver_preload(["flows.queue.drain"])
 
     def worker(self, fatal: frozenset[str] = frozenset()) -> BaseProcess:
         """A worker that drains until nothing is due; it kills itself at the first of these boundaries."""
@@ -117,12 +117,13 @@ def _work(folder: Path, fatal: frozenset[str]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     from fade.requests import leases
-    from flows import drain
-    from tasks import _runs, _versioning
+    from flows.queue import drain
+    from tasks.dvc import versioning
+    from tasks.mlflow import runs
 
-    _around(fatal, _versioning, "record", lambda _folder, step: step)
-    _around(fatal, _runs, "_new_version", lambda *_, **__: "version")
-    _around(fatal, _runs, "register", lambda *_, **__: "register")
+    _around(fatal, versioning, "record", lambda _folder, step: step)
+    _around(fatal, runs, "_new_version", lambda *_, **__: "version")
+    _around(fatal, runs, "register", lambda *_, **__: "register")
     _around(fatal, leases, "finish", lambda *_, **__: "finish")
     drain.drain()
 

@@ -23,9 +23,10 @@ import pytest
 
 from fade.errors import RefusedError
 from fade.requests.ledger import Ledger
-from flows import doctor_servers, intake_http, service, services
+from flows.operations import doctor_servers
+from flows.releasing.watch import serving
+from flows.services import intake_http, local, runtime_http
 from flows.settings import PREFECT_AUTH
-from flows.watch import serving
 from tests.test_services import _free_port as free_port
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
@@ -85,16 +86,16 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
             patch.delenv(name)
         patch.setenv("PREFECT_HOME", str(folder / "prefect-home"))
         old = _as_they_are(folder, *ports[:2])
-        stack.callback(services.stop_all, old.values())
-        found = stack.enter_context(services.running(mlflow_port=ports[2], prefect_port=ports[3]))
+        stack.callback(local.stop_all, old.values())
+        found = stack.enter_context(local.running(mlflow_port=ports[2], prefect_port=ports[3]))
         ledger = stack.enter_context(Ledger(f"sqlite:///{folder / 'ledger.db'}"))
         drawing = NoRuntime()
-        runtime = service.make_app(drawing, token=TOKEN)  # type: ignore[arg-type]
+        runtime = runtime_http.make_app(drawing, token=TOKEN)  # type: ignore[arg-type]
         stack.enter_context(serving(runtime, host="127.0.0.1", port=ports[4]))
         stack.enter_context(serving(intake_http.make_app(ledger, expected=TOKEN), host="127.0.0.1", port=ports[5]))
         base = [f"http://127.0.0.1:{port}" for port in ports]
-        services.wait_for(f"{base[0]}/api/health", "old-prefect", old["old-prefect"])
-        services.wait_for(f"{base[1]}/health", "old-mlflow", old["old-mlflow"])
+        local.wait_for(f"{base[0]}/api/health", "old-prefect", old["old-prefect"])
+        local.wait_for(f"{base[1]}/health", "old-mlflow", old["old-mlflow"])
         user, _, password = PREFECT_AUTH.read_text().partition(":")
         assert PREFECT_AUTH.stat().st_mode & 0o777 == 0o600
         yield Servers(
@@ -111,13 +112,13 @@ def _as_they_are(folder: Path, prefect_port: int, mlflow_port: int) -> dict[str,
             *("--backend-store-uri", f"sqlite:///{folder / 'old.db'}"),
         ],
     }
-    services.STATE.mkdir(exist_ok=True)
+    local.STATE.mkdir(exist_ok=True)
     started = {}
     for name, command in commands.items():
         # Not what another test's project set for its own servers.
         kept = {one: value for one, value in os.environ.items() if not one.startswith(("PREFECT_", "MLFLOW_"))}
         environment = {**kept, "PREFECT_HOME": str(folder / "old-home"), "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (services.STATE / f"{name}.log").open("wb") as log:
+        with (local.STATE / f"{name}.log").open("wb") as log:
             started[name] = subprocess.Popen(
                 [sys.executable, "-m", *command],
                 stdout=log,
@@ -313,10 +314,10 @@ def _resolving(name: str) -> Any:
     """An HTTP client that finds a name on loopback, whatever the machine's resolver knows."""
 
     class Transport(httpx.HTTPTransport):
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
-            if request.url.host == name:
-                request.url = request.url.copy_with(host="127.0.0.1")  # the Host header stays
-            return super().handle_request(request)
+        def handle_request(self, spec: httpx.Request) -> httpx.Response:
+            if spec.url.host == name:
+                spec.url = spec.url.copy_with(host="127.0.0.1")  # the Host header stays
+            return super().handle_request(spec)
 
     class Client(httpx.Client):
         def __init__(self, **options: Any) -> None:

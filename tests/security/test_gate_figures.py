@@ -16,7 +16,7 @@ from fade.config import Gate, Sure
 from fade.errors import DataError, LineageError
 from fade.evaluation.gate import verdict
 from fade.requests.ledger import Ledger
-from flows.approval import judged
+from flows.releasing.approval import judged
 from tests.figures import counted, judged_figures
 
 GATE = Gate(sure=Sure(), attacks={"paraphrase": 0.1})

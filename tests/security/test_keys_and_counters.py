@@ -18,8 +18,8 @@ from fade.adapters.seen import Memory
 from fade.errors import ConfigError, FadeError, RefusedError
 from fade.files import read_json
 from fade.signing import KEY_VARIABLE, PRIVATE_NAME, PUBLIC_NAME, public_key, signing_key, verifying_key
-from flows import release as release_flow
-from flows import released
+from flows.releasing import release as release_flow
+from flows.releasing import released
 from tests.test_runtime import Release
 from tests.tiny import save_tiny_base
 

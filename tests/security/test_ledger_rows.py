@@ -26,9 +26,9 @@ from fade.requests.deadlines import warn
 from fade.requests.ledger import Ledger
 from fade.requests.messages import Message, concept_digest, make_message, read_message
 from fade.requests.states import State
-from flows import doctor
-from flows.intake_http import make_app
-from flows.watch import is_genuine
+from flows.operations import doctor
+from flows.releasing.watch import is_genuine
+from flows.services.intake_http import make_app
 from tests.databases import database
 
 ACTOR = "test"

@@ -21,9 +21,9 @@ from starlette.responses import PlainTextResponse
 from fade.requests import webhooks
 from fade.requests.ledger import Ledger
 from fade.requests.messages import Message
-from flows import front, service
-from flows.front import Front, Gate
-from flows.watch import serving
+from flows.releasing.watch import serving
+from flows.services import front, runtime_http
+from flows.services.front import Front, Gate
 from tests.test_services import _free_port as free_port
 
 TOKEN = "a-token-for-tests-alone"
@@ -152,12 +152,12 @@ class Blocked:
     def generate(self, *_: Any, **__: Any) -> None:
         self.drawn += 1
         self.let_go.wait(30)
-        raise service.RefusedError("the test is over")
+        raise runtime_http.RefusedError("the test is over")
 
 
 def test_over_real_connections_health_lives_while_all_places_are_taken_and_after_the_callers_left() -> None:
     runtime, port = Blocked(), free_port()
-    app = service.make_app(runtime, token=TOKEN, parallel=2, waiting=100)  # type: ignore[arg-type]
+    app = runtime_http.make_app(runtime, token=TOKEN, parallel=2, waiting=100)  # type: ignore[arg-type]
     with serving(app, host="127.0.0.1", port=port):
         body = json.dumps({"prompt": "x"}).encode()
         head = f"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n"

@@ -21,11 +21,11 @@ from fade.requests import leases
 from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.temporary import abandoned, remove_abandoned, temporary_folder
-from flows import scan as scanning
-from flows import traces
-from flows.drain import Pace, _failure
-from tasks._objects import stores
-from tasks._versioning import read_lock
+from flows.proving import scan as scanning
+from flows.proving import traces
+from flows.queue.drain import Pace, _failure
+from tasks.dvc.objects import stores
+from tasks.dvc.versioning import read_lock
 from tests.chaos.purge import Children, Place, make_erasure, one_round
 
 
@@ -84,8 +84,8 @@ def test_a_picture_that_another_erasure_needs_is_kept_however_its_catalog_is_spe
     shutil.copytree(folder, other)
     empty = SimpleNamespace(parts=lambda _: {}, read=lambda _: None)
     for spelt in ("data/catalog/canvas/", "./data/catalog/canvas", str(Path("data/catalog/canvas").resolve())):
-        text = (folder / "request.yaml").read_text().replace("data/catalog/canvas", spelt)
-        (other / "request.yaml").write_text(text)
+        text = (folder / "spec.yaml").read_text().replace("data/catalog/canvas", spelt)
+        (other / "spec.yaml").write_text(text)
         needed = traces.needed_by_others(folder, empty).pictures  # type: ignore[arg-type]
         assert set(pd.read_parquet(folder / "splits/forget.parquet")["sha256"]) <= needed
     (other / traces.BEGUN_NAME).write_text("{}")
@@ -163,7 +163,7 @@ def test_a_refusal_that_suggests_another_name_leaves_it_in_no_place_that_stays(
 
 
 def test_validation_leaves_no_page_but_its_own(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks._validation import validate_catalog
+    from tasks.expectations.validation import validate_catalog
 
     place.bring_back()
     monkeypatch.chdir(place.project)

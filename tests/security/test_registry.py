@@ -25,15 +25,16 @@ from fade.lineage import ROOT
 from fade.requests.evidence import verify_evidence
 from fade.requests.ledger import Ledger
 from fade.signing import public_key
-from flows import approval, doctor, release, released
 from flows.cli import app
-from flows.console import this_user
-from flows.evidence import gather, seal_evidence
-from flows.purge import purge
-from flows.reconcile import compare
-from tasks import _traces, _tracking
-from tasks._tracking import AdapterVersion
+from flows.cli.console import this_user
+from flows.operations import doctor
+from flows.proving.evidence import gather, seal_evidence
+from flows.proving.purge import purge
+from flows.releasing import approval, release, released
+from flows.releasing.reconcile import compare
 from tasks.erasure import register_version
+from tasks.mlflow import traces, tracking
+from tasks.mlflow.tracking import AdapterVersion
 from tests.registered import finished, registered
 
 UNDECIDED = {"ua": 10, "of": 10, "gate": Gate(ua=0.9, ira_loss=0.1, cra_loss=0.1, sure=SureGate(neighbours_loss=None))}
@@ -42,7 +43,7 @@ UNDECIDED = {"ua": 10, "of": 10, "gate": Gate(ua=0.9, ira_loss=0.1, cra_loss=0.1
 @pytest.fixture(autouse=True)
 def nothing_live(mlflow: MlflowClient) -> Iterator[None]:
     yield
-    for model in _tracking.approved_now():
+    for model in tracking.approved_now():
         mlflow.delete_registered_model_alias(model, "approved")
     release.settle(consolidate=False)
     for manifest in released.released().values():
@@ -94,7 +95,7 @@ def test_code_that_a_registered_version_brings_along_does_not_run(project: Path,
     (planted / "MLmodel").write_text(yaml.safe_dump({"flavors": {"diffusers": flavour}}))
     before = list(sys.path)
     stock = importlib.import_module("mlflow.diffusers")
-    _tracking.versions()  # MLflow's addresses are set
+    tracking.versions()  # MLflow's addresses are set
     stock.load_model(f"models:/{version.model}/{version.version}", dst_path=str(tmp_path))
     try:
         assert sys.path != before, "MLflow's own loader puts the registry's code first"
@@ -103,7 +104,7 @@ def test_code_that_a_registered_version_brings_along_does_not_run(project: Path,
         sys.path[:] = before
         sys.modules.pop("planted_beside_an_adapter", None)
         importlib.invalidate_caches()
-    folder = _tracking.fetch_adapter(version)
+    folder = tracking.fetch_adapter(version)
     assert sorted(path.name for path in folder.iterdir()) == ["card.json", "pytorch_lora_weights.safetensors"]
     assert sys.path == before
     with pytest.raises(ModuleNotFoundError):
@@ -147,37 +148,37 @@ def sql(statement: str, *values: str) -> None:
 
 def test_files_are_read_and_deleted_where_the_project_keeps_them_alone(project: Path, tmp_path: Path) -> None:
     _, version = registered("coins", "horse")
-    fetched = _tracking.fetch_adapter(version)
+    fetched = tracking.fetch_adapter(version)
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "adapter").mkdir(parents=True)
     (elsewhere / "metrics.json").write_text("{}")
     sql("UPDATE model_versions SET source = ? WHERE name = ?", f"file://{elsewhere}/adapter", version.model)
-    assert _tracking.fetch_adapter(version) == fetched, "what a version says of its source is not followed"
+    assert tracking.fetch_adapter(version) == fetched, "what a version says of its source is not followed"
     kept = artifacts(version).resolve().as_uri()
     for place in (f"file://{elsewhere}", f"{kept}/../../../../../elsewhere", "http://127.0.0.1:9/x", "s3://other/x"):
         sql("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", place, version.run_id)
         for act in (
-            _tracking.fetch_adapter,
-            lambda one: _tracking.run_file(one, "metrics.json"),
-            lambda one: _traces.delete_run_file(one.run_id, "metrics.json"),
+            tracking.fetch_adapter,
+            lambda one: tracking.run_file(one, "metrics.json"),
+            lambda one: traces.delete_run_file(one.run_id, "metrics.json"),
         ):
             with pytest.raises(LineageError, match="this project keeps none"):
                 act(version)
-        assert _traces.run_files(version.run_id, ["metrics.json"]) == []
-        assert _traces.runs_of(version.erasure) == [], "somebody else's run holds up no purge"
+        assert traces.run_files(version.run_id, ["metrics.json"]) == []
+        assert traces.runs_of(version.erasure) == [], "somebody else's run holds up no purge"
     assert (elsewhere / "metrics.json").is_file()
     sql("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", kept, version.run_id)
-    assert _traces.runs_of(version.erasure) == [version.run_id]
+    assert traces.runs_of(version.erasure) == [version.run_id]
     for name in ("../x", "/etc/hostname", "a/../../x", ""):
         with pytest.raises(LineageError, match="is no name of a run's file"):
-            _tracking.run_file(version, name)
+            tracking.run_file(version, name)
     secret = tmp_path / "secret.json"
     secret.write_text("{}")
     metrics = artifacts(version) / "metrics.json"
     metrics.unlink()
     metrics.symlink_to(secret)
     with pytest.raises(LineageError, match="a link to somewhere else"):
-        _tracking.run_file(version, "metrics.json")
+        tracking.run_file(version, "metrics.json")
 
 
 # What goes live
@@ -206,7 +207,7 @@ def test_a_version_that_the_ledger_did_not_register_is_refused_and_takes_nothing
     assert page(mlflow, version.model, version.version) == "live"
     for tags in ({}, {"ua": "ten", "drift": "nan"}, {"base_sha256": "../../x"}, {"adapter_sha256": ""}):
         number = forge(mlflow, version, **tags)
-        assert _tracking.find_version(version.model).version == version.version, "the newest that is genuine"
+        assert tracking.find_version(version.model).version == version.version, "the newest that is genuine"
         approve_in_the_page(mlflow, version.model, number)
         refused = page(mlflow, version.model, number)
         assert refused.startswith("refused: "), refused
@@ -244,9 +245,9 @@ def test_the_gate_judges_by_the_thresholds_that_were_logged(project: Path, mlflo
     passing, passed = registered("retina", "horse")
     assert (failed.gate, passed.gate) == ("failed", "passed")
     for folder, ua in ((failing, 0.0), (passing, 1.0)):
-        request = yaml.safe_load((folder / "request.yaml").read_text())
+        request = yaml.safe_load((folder / "spec.yaml").read_text())
         request["gate"]["ua"] = ua
-        (folder / "request.yaml").write_text(yaml.safe_dump(request))
+        (folder / "spec.yaml").write_text(yaml.safe_dump(request))
     mlflow.set_model_version_tag(failed.model, str(failed.version), "gate", "passed")
     approve_in_the_page(mlflow, failed.model, failed.version)
     assert "The gate failed (its tag says that it passed): ua is 0.5000, at least 0.9000" in page(
@@ -272,7 +273,7 @@ def test_figures_that_were_changed_everywhere_but_in_the_log_are_refused(project
 
 def test_only_a_decision_in_the_log_lets_an_undecided_version_pass(project: Path, mlflow: MlflowClient) -> None:
     folder, version = registered("coffee", "horse", **UNDECIDED)
-    assert version.gate in _tracking.TO_DECIDE
+    assert version.gate in tracking.TO_DECIDE
     mlflow.set_model_version_tag(version.model, str(version.version), "gate_decision", "it is fine")
     approve_in_the_page(mlflow, version.model, version.version)
     assert "a reason on its page alone counts for nothing" in page(mlflow, version.model, version.version)
@@ -316,7 +317,7 @@ def test_evidence_says_what_was_logged_and_refuses_where_anything_says_otherwise
 
         held = mlflow.get_model_version(version.model, number).tags
         run = mlflow.get_run(version.run_id).data
-        request = (folder / "request.yaml").read_text()
+        request = (folder / "spec.yaml").read_text()
         metrics = artifacts(version) / "metrics.json"
         bytes_ = metrics.read_bytes()
         edits: list[tuple[str, Callable[[], Any], Callable[[], Any]]] = [
@@ -332,8 +333,8 @@ def test_evidence_says_what_was_logged_and_refuses_where_anything_says_otherwise
              lambda: mlflow.set_tag(version.run_id, "git.commit", run.tags["git.commit"])),
             ("gate.ua", param("0.1"), param(run.params["gate.ua"])),
             ("metrics.json", lambda: metrics.write_bytes(bytes_ + b" "), lambda: metrics.write_bytes(bytes_)),
-            ("request.yaml", lambda: (folder / "request.yaml").write_text(request.replace("horse", "cat")),
-             lambda: (folder / "request.yaml").write_text(request)),
+            ("spec.yaml", lambda: (folder / "spec.yaml").write_text(request.replace("horse", "cat")),
+             lambda: (folder / "spec.yaml").write_text(request)),
         ]  # fmt: skip
         for name, edit, undo in edits:
             edit()

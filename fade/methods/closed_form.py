@@ -1,0 +1,147 @@
+"""Closed form: the linear change of the text path that sends a concept's prompts to its surrogate's   (ours).
+
+Cross-attention reads a prompt through its keys and values alone, k = W_k c and v = W_v c. Let f be the text
+states of the concept's captions, s those of the same captions with the surrogate's name, r those of
+captions to retain, every token position a column. Before the projection, D shall send f to s and leave r:
+
+    min over D of  E |f + D f - s|^2 + retain_weight E |D r|^2 + ridge |D|^2
+
+It is solved, with M = E ff' + retain_weight E rr' + ridge I, by
+
+    D = E (s - f)f' M^-1,        W' = W + W D        (as UCE, arXiv:2308.14761, equation 7, up to notation)
+
+A mask confines the change: of the columns it keeps only the block of M and the columns of E (s - f)f' enter,
+which is the least-squares answer within the mask; rows are independent of each other.
+
+W D is cut to rank k where it is read: B A minimises E |(W D - B A) x|^2 over the same mixture of states x,
+whose second moment is M = L L'. With the singular values of W D L = U S V', A = V_k' L^-1 and B = U_k S_k.
+
+It takes milliseconds and overwrites what the *name* gives; whoever finds other text states that bring
+the concept up is not stopped (see ``fade.attacks.inversion``). Positions are paired one to
+one: a surrogate of another number of tokens moves what follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fade.errors import DataError, MaskMismatchError
+from fade.methods.fade.masks import Mask, modules_within
+
+PROMPTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """delta_weight = B A; A is (k, in), B is (out, k), float32."""
+
+    A: Tensor
+    B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What the text states say about a linear change: (D, D) each, float64.
+
+    Attributes:
+        towards: E (s - f) f'.
+        metric: M, positive definite.
+    """
+
+    towards: Tensor
+    metric: Tensor
+
+
+def text_moments(concept: Tensor, surrogate: Tensor, retain: Tensor, *, retain_weight: float, ridge: float) -> Moments:
+    """Second moments of text states (N, L, D); ``concept`` and ``surrogate`` are paired row by row.
+
+    Args:
+        ridge: as a share of the mean diagonal entry of E ff'.
+
+    Raises:
+        DataError: a set is empty, or concept and surrogate are not paired.
+    """
+    if concept.shape != surrogate.shape:
+        raise DataError(f"Concept and surrogate states must be paired: got {concept.shape} and {surrogate.shape}.")
+    if len(concept) == 0 or len(retain) == 0:
+        raise DataError(f"The closed form needs captions: got {len(concept)} to forget and {len(retain)} to retain.")
+    forget = _second_moment(concept, concept)
+    towards = _second_moment(surrogate, concept) - forget
+    unit = torch.eye(len(forget), dtype=forget.dtype)
+    metric = forget + retain_weight * _second_moment(retain, retain) + ridge * forget.diagonal().mean() * unit
+    return Moments(towards, metric)
+
+
+def _second_moment(left: Tensor, right: Tensor) -> Tensor:
+    """E l r' over all positions of states (N, L, D), (D, D) float64; a part at a time, so that memory is bounded."""
+    parts = zip(left.split(PROMPTS_AT_ONCE), right.split(PROMPTS_AT_ONCE), strict=True)
+    total = sum((one.flatten(0, 1).double().T @ other.flatten(0, 1).double() for one, other in parts), torch.zeros(()))
+    return total / (left.shape[0] * left.shape[1])
+
+
+def closed_form(unet: nn.Module, moments: Moments, mask: Mask, *, rank: int) -> dict[str, LowRank]:
+    """The change of every cross-attention key and value projection that the mask holds.
+
+    Args:
+        rank: of each change, at most; a projection with fewer rows or columns has fewer.
+
+    Returns:
+        Module name to its change.
+
+    Raises:
+        MaskMismatchError: the mask holds no such projection, or masks single weights, for which no change
+            is of low rank.
+    """
+    names = modules_within(mask.modules, "cross_attention")
+    if not names or mask.granularity == "weight":
+        raise MaskMismatchError(
+            "The closed form changes the cross-attention's keys and values by modules, rows and columns: got a mask "
+            f"of granularity {mask.granularity!r} that holds {len(names)} of them. Set `mask.granularity` to module, "
+            "neuron or none, raise `mask.density`, or set `distill.start` to zero."
+        )
+    modules = dict(unet.named_modules())
+    solved: dict[bytes, tuple[Tensor, Tensor]] = {}
+    changes = {}
+    for name in names:
+        weight: Tensor = modules[name].weight.detach().double().cpu()
+        rows = mask.rows.get(name, torch.ones(weight.shape[0], dtype=torch.bool))
+        columns = mask.columns.get(name, torch.ones(weight.shape[1], dtype=torch.bool))
+        key = columns.numpy().tobytes()
+        if key not in solved:
+            solved[key] = _solved(moments, columns)
+        change, root = solved[key]
+        changes[name] = _cut(weight[rows] @ change, root, rank, rows=rows, columns=columns)
+    return changes
+
+
+def _solved(moments: Moments, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """D within the columns that are kept, (D, kept), and L of their block of M."""
+    block = moments.metric[columns][:, columns]
+    root = torch.linalg.cholesky(block)
+    return torch.cholesky_solve(moments.towards[:, columns].T, root).T, root
+
+
+def _cut(change: Tensor, root: Tensor, rank: int, *, rows: Tensor, columns: Tensor) -> LowRank:
+    left, values, right = torch.linalg.svd(change @ root, full_matrices=False)
+    count = min(rank, len(values))
+    # The singular values are shared out evenly: both factors train on from here at one scale.
+    scale = values[:count].sqrt()
+    inner = torch.linalg.solve_triangular(root, scale[:, None] * right[:count], upper=False, left=False)
+    A = torch.zeros(count, len(columns), dtype=change.dtype)
+    B = torch.zeros(len(rows), count, dtype=change.dtype)
+    A[:, columns] = inner
+    B[rows] = left[:, :count] * scale
+    return LowRank(A.float(), B.float())
+
+
+def distinct(*states: Tensor) -> tuple[Tensor, ...]:
+    """Rows that occur once, of tensors (N, L, D) that belong together row by row, in order of first occurrence."""
+    seen: Mapping[bytes, int] = {
+        b"".join(part[i].numpy().tobytes() for part in states): i for i in reversed(range(len(states[0])))
+    }
+    kept = sorted(seen.values())
+    return tuple(part[kept] for part in states)

@@ -1,0 +1,89 @@
+"""Concept Ablation (Kumari et al., arXiv:2303.13516), the model-based variant. Own implementation.
+
+Under the concept's caption the network shall answer as it does under the anchor's (here: the surrogate's), on
+pictures of the anchor:
+
+    L = || sg e_theta(z_t, c_anchor, t) - e_theta(z_t, c, t) ||^2 + w || e - e_theta(z_t, c_anchor, t) ||^2
+
+sg stops the gradient: the target is the network being trained itself, so that one network is held; the second term,
+ordinary training on the anchor, keeps that target in place. Keys and values of the cross-attention are trained, the
+authors' default. The authors draw the anchor's pictures with the base; the catalog's are taken here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fade.methods.trained_difference import (
+    KEYS_AND_VALUES,
+    BaselineStep,
+    Material,
+    adam,
+    drawn,
+    modules_like,
+    noised,
+    trained_difference,
+)
+from fade.models.conditioning import Conditioning, denoise, joined_conditioning
+from fade.models.diffusion import autocast, denoising_target
+from fade.models.family import Base
+from fade.seeding import torch_generator
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptAblationSettings:
+    """``regularisation``: weight of ordinary training on the anchor."""
+
+    steps: int = 150
+    batch: int = 16
+    learning_rate: float = 1e-3
+    regularisation: float = 1.0
+
+
+def concept_ablation(
+    base: Base, material: Material, settings: ConceptAblationSettings, *, precision: str, seed: int
+) -> Iterator[BaselineStep]:
+    """Train; yields after each step, and leaves the difference on the denoiser."""
+    generator = torch_generator(seed, "concept ablation")
+    parameters = list(trained_difference(base.unet, modules_like(base.unet, KEYS_AND_VALUES)).values())
+    optimizer = adam(parameters, settings.learning_rate)
+    for step in range(1, settings.steps + 1):
+        rows = drawn(len(material.anchor), settings.batch, generator)
+        latents = material.anchor[rows]
+        noisy, timesteps, noise = noised(latents, base.alphas_cumprod, generator, base.device)
+        forget, kept = ablation_losses(
+            base,
+            (latents, noisy, timesteps, noise),
+            material.anchor_concept[rows],
+            material.anchor_surrogate[rows],
+            precision=precision,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        (forget + settings.regularisation * kept).backward()
+        optimizer.step()
+        yield BaselineStep(step, float(forget.detach()), float(kept.detach()))
+
+
+def ablation_losses(
+    base: Base,
+    drawn_from: tuple[Tensor, Tensor, Tensor, Tensor],
+    concept: Conditioning,
+    anchor: Conditioning,
+    *,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """Both terms for z_0, z_t, t and e.
+
+    The anchor's answer is computed once: its gradient counts in the second term and is stopped in the first.
+    """
+    latents, noisy, timesteps, noise = drawn_from
+    target = denoising_target(latents.to(base.device), noise, timesteps, base.alphas_cumprod, base.prediction_type)
+    both = joined_conditioning(concept, anchor).to(base.device)
+    with autocast(precision, base.device.type):
+        answers = denoise(base.unet, torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps]), both)
+    of_concept, of_anchor = answers.float().chunk(2)
+    return (of_anchor.detach() - of_concept).square().mean(), (target - of_anchor).square().mean()

@@ -1,0 +1,106 @@
+"""ESD, Erasing Concepts from Diffusion Models (Gandikota et al., arXiv:2303.07345). Own implementation.
+
+The network is fine-tuned so that the concept's prompt gives what the frozen network calls the opposite of it:
+
+    L = || e_theta(z_t, c, t) - ( e*(z_t, t) - eta [ e*(z_t, c, t) - e*(z_t, t) ] ) ||^2        (equation 6 and 7)
+
+e* is the frozen network, and z_t comes from the network being trained: its own sampling for c, stopped at a random t.
+``x`` trains the cross-attention, ``u`` everything else (the paper's ESD-x and ESD-u). There is no retain loss, and no
+pictures are used. Biases and norms, which ESD-u also trains, stay here. The paper's fixed point of 1000 steps of one
+picture at learning rate 1e-5 is for Stable Diffusion 1.4; the defaults here are for the canvas' base, by a
+small search (docs/comparison.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from fade.methods.trained_difference import (
+    CROSS_ATTENTION,
+    BaselineStep,
+    Material,
+    adam,
+    drawn,
+    frozen,
+    modules_like,
+    trained_difference,
+)
+from fade.models.conditioning import Conditioning, denoise, joined_conditioning
+from fade.models.diffusion import autocast
+from fade.models.family import Base
+from fade.models.generate import guided
+from fade.seeding import torch_generator
+
+
+@dataclass(frozen=True, slots=True)
+class EsdSettings:
+    """``eta``: negative guidance; ``start_guidance``: of the sampling that makes z_t, over ``sampling_steps`` steps."""
+
+    steps: int = 150
+    batch: int = 4
+    learning_rate: float = 1e-4
+    eta: float = 1.0
+    start_guidance: float = 3.0
+    sampling_steps: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class EsdUSettings(EsdSettings):
+    """Every other weight moves the network further than the cross-attention's at one learning rate."""
+
+    learning_rate: float = 5e-5
+
+
+def esd(
+    base: Base, material: Material, settings: EsdSettings, *, part: Literal["x", "u"], precision: str, seed: int
+) -> Iterator[BaselineStep]:
+    """Train; yields after each step, and leaves the difference on the denoiser."""
+    generator = torch_generator(seed, "esd", part)
+    names = modules_like(base.unet, CROSS_ATTENTION, matching=part == "x")
+    parameters = list(trained_difference(base.unet, names).values())
+    optimizer = adam(parameters, settings.learning_rate)
+    for step in range(1, settings.steps + 1):
+        told = material.concept[drawn(len(material.concept), settings.batch, generator)]
+        noisy, timestep = half_drawn(base, told, settings, generator, precision)
+        target = esd_target(base, noisy, timestep, told, eta=settings.eta, precision=precision)
+        with autocast(precision, base.device.type):
+            answer = denoise(base.unet, noisy, timestep, told.to(base.device))
+        loss = (answer.float() - target).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        yield BaselineStep(step, float(loss.detach()))
+
+
+@torch.no_grad()
+def esd_target(
+    base: Base, noisy: Tensor, timestep: Tensor, told: Conditioning, *, eta: float, precision: str
+) -> Tensor:
+    """eps_null - eta (eps_c - eps_null) of the frozen network, (B, C, h, w) float32."""
+    both = joined_conditioning(base.unconditional().expand(len(told)), told).to(base.device)
+    with frozen(base.unet), autocast(precision, base.device.type):
+        answers = denoise(base.unet, torch.cat([noisy, noisy]), timestep, both)
+    without, with_prompt = answers.float().chunk(2)
+    return without - eta * (with_prompt - without)
+
+
+@torch.no_grad()
+def half_drawn(
+    base: Base, told: Conditioning, settings: EsdSettings, generator: torch.Generator, precision: str
+) -> tuple[Tensor, Tensor]:
+    """The trained network's own sampling for prompts, stopped at a step drawn for the whole batch: z_t and t."""
+    scheduler: Any = DDIMScheduler.from_config(base.noise_scheduler.config)
+    scheduler.set_timesteps(settings.sampling_steps)
+    stop = int(torch.randint(settings.sampling_steps, (1,), generator=generator))
+    noisy = torch.randn((len(told), *base.latent_shape), generator=generator).to(base.device)
+    answer = guided(base, told, settings.start_guidance)
+    with autocast(precision, base.device.type):
+        for timestep in scheduler.timesteps[:stop]:
+            noisy = scheduler.step(answer(noisy, timestep), timestep, noisy).prev_sample
+    return noisy, scheduler.timesteps[stop].to(base.device)

@@ -1,0 +1,40 @@
+"""Stable Diffusion XL: two text encoders, pooled text states and size conditioning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fade.models.conditioning import Conditioning
+from fade.models.families.stable_diffusion import StableDiffusion, token_ids
+
+
+class StableDiffusionXL(StableDiffusion):
+    """A loaded SDXL base: a Stable Diffusion but for what its denoiser is told (arXiv:2307.01952, section 2)."""
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Both encoders' last but one hidden states side by side, the second's pooled state, and the sizes.
+
+        The sizes say a whole picture as the base draws it: original and target size are its own, and
+        nothing was cropped away. All float32 on the CPU; equal prompts are encoded once.
+        """
+        pipeline, unique = self.pipeline, list(dict.fromkeys(prompts))
+        first, second = (
+            encoder(token_ids(pipeline, unique, encoder=ending).to(self.device), output_hidden_states=True)
+            for encoder, ending in ((pipeline.text_encoder, ""), (pipeline.text_encoder_2, "_2"))
+        )
+        states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1).float().cpu()
+        size = float(self.picture_size)
+        sizes = torch.tensor([[size, size, 0.0, 0.0, size, size]]).expand(len(unique), -1)
+        at = {prompt: i for i, prompt in enumerate(unique)}
+        found = Conditioning(states, second.text_embeds.float().cpu(), sizes)
+        return found[[at[prompt] for prompt in prompts]]
+
+    def unconditional(self) -> Conditioning:
+        """What guidance leads away from, one row: zeros, or the empty prompt, as the base's pipeline says."""
+        empty = self.encode_prompts([""])
+        if not self.pipeline.config.force_zeros_for_empty_prompt or empty.pooled is None:
+            return empty
+        return Conditioning(torch.zeros_like(empty.embeds), torch.zeros_like(empty.pooled), empty.time_ids)

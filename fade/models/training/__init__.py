@@ -1,0 +1,1 @@
+"""Training of small bases from scratch: their networks, and the loop."""

@@ -1,0 +1,335 @@
+"""Training of a small Stable Diffusion from scratch, on any captioned pictures; cut off, it goes on.
+
+The loops are generators that yield a record per step: the caller shows progress, the library knows no tracker.
+Cut off or not, a training gives the same bytes on one machine with one number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from fade.errors import ConfigError, DataError
+from fade.files import writing
+from fade.hardware import fast_precision
+from fade.models.diffusion import add_noise, autocast, make_noise_scheduler, min_snr_weights
+from fade.models.latents import encode_pictures, to_tensor
+from fade.models.training import networks
+from fade.seeding import torch_generator
+
+CHECKPOINT_EVERY = 250
+MOST_TOKENS = 77
+CANONICAL_CAPTION_SHARE = 0.7
+EMPTY_CAPTION_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One training step of a ``part``: ``step`` of ``steps`` (from 1) and its loss."""
+
+    part: str
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a training is kept, how often, and of what.
+
+    Attributes:
+        made_of: names pictures, captions and settings; a checkpoint of others is refused.
+    """
+
+    path: Path
+    every: int
+    made_of: str
+
+
+class _Training:
+    """All that changes from step to step, so that it can be written and read back whole."""
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], generator: torch.Generator, *, learning_rate: float, weight_decay: float
+    ) -> None:
+        self.parameters = [parameter for module in modules.values() for parameter in module.parameters()]
+        self.averages = [parameter.detach().clone() for parameter in self.parameters]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
+        )
+        self._generator = generator
+
+    def save(self, checkpoint: Checkpoint, step: int) -> None:
+        tensors = {"generator": self._generator.get_state(), "step": torch.tensor(step)}
+        for i, parameter in enumerate(self.parameters):
+            tensors |= {f"{i}.value": parameter.detach(), f"{i}.average": self.averages[i]}
+            tensors |= {f"{i}.{name}": state for name, state in self.optimizer.state[parameter].items()}
+        with writing(checkpoint.path) as temporary:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {"made_of": checkpoint.made_of})
+
+    @torch.no_grad()
+    def load(self, checkpoint: Checkpoint) -> int:
+        """Steps that were done; 0 if nothing is kept.
+
+        Raises:
+            ConfigError: what is kept was made of other pictures or settings.
+        """
+        if not checkpoint.path.is_file():
+            return 0
+        with safe_open(checkpoint.path, "pt") as file:
+            if file.metadata()["made_of"] != checkpoint.made_of:
+                raise ConfigError(
+                    f"{checkpoint.path} was made of other pictures or settings. Remove it to begin anew, or train with "
+                    "what it was made of."
+                )
+            state = self.optimizer.state_dict()
+            for i, parameter in enumerate(self.parameters):
+                parameter.copy_(file.get_tensor(f"{i}.value"))
+                self.averages[i].copy_(file.get_tensor(f"{i}.average"))
+                state["state"][i] = {n: file.get_tensor(f"{i}.{n}") for n in ("step", "exp_avg", "exp_avg_sq")}
+            self.optimizer.load_state_dict(state)
+            self._generator.set_state(file.get_tensor("generator"))
+            return int(file.get_tensor("step"))
+
+
+def _learning_rate(step: int, steps: int, peak: float) -> float:
+    """100 steps of warm-up, then a cosine to 2 % of the peak; ``step`` counts from 1."""
+    return peak * min(1.0, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def _gradient_l1(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference of the first differences in both directions: it keeps edges sharp."""
+    across = (a.diff(dim=-1) - b.diff(dim=-1)).abs().mean()
+    down = (a.diff(dim=-2) - b.diff(dim=-2)).abs().mean()
+    return across + down
+
+
+def train_autoencoder(
+    vae: AutoencoderKL,
+    pictures: NDArray[np.uint8],
+    *,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    checkpoint: Checkpoint,
+) -> Iterator[StepStats]:
+    """Train on L1 + L1 of image gradients + 1e-6 KL, then set ``scaling_factor`` to 1 / std of the latents.
+
+    Begins where the checkpoint ends.
+
+    Args:
+        pictures: (N, H, W, 3) uint8.
+
+    Raises:
+        DataError: there are no pictures.
+        ConfigError: the checkpoint is of another training.
+    """
+    if len(pictures) == 0:
+        raise DataError("No pictures to train the autoencoder on: got 0. Give a catalog with pictures.")
+    generator = torch_generator(seed, "autoencoder")
+    training = _Training({"vae": vae}, generator, learning_rate=learning_rate, weight_decay=1e-4)
+    vae.train()
+    for step in range(training.load(checkpoint) + 1, steps + 1):
+        chosen = torch.randint(len(pictures), (batch,), generator=generator).numpy()
+        target = to_tensor(pictures[chosen])
+        _set_learning_rate(training.optimizer, _learning_rate(step, steps, learning_rate))
+        with autocast(fast_precision("cpu")):
+            posterior = vae.encode(target).latent_dist
+            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            sampled = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator)
+            decoded = vae.decode(sampled).sample.float()
+        divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        loss = F.l1_loss(decoded, target) + 0.5 * _gradient_l1(decoded, target) + 1e-6 * divergence
+        _descend(loss, training.optimizer, training.parameters)
+        if step % checkpoint.every == 0 or step == steps:
+            training.save(checkpoint, step)
+        yield StepStats("autoencoder", step, steps, float(loss.detach()))
+    vae.eval()
+    sample = encode_pictures(vae, pictures[:: max(1, len(pictures) // 1024)], scaled=False)
+    vae.register_to_config(scaling_factor=round(float(1 / sample.std()), 5))
+
+
+class _Captions:
+    """Which sentence each picture of a batch carries: 10 % none, else 70 % its first, else any of its own."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, captions: Sequence[Sequence[str]]) -> None:
+        sentences = sorted({caption for variants in captions for caption in variants} | {""})
+        number = {sentence: i for i, sentence in enumerate(sentences)}
+        self._ids = networks.tokenize(tokenizer, sentences)
+        self._empty = number[""]
+        self._variants = [[number[caption] for caption in group] for group in captions]
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Token ids (B, L) for the pictures ``rows``."""
+        chosen = []
+        for row, (kind, which) in zip(rows.tolist(), torch.rand(len(rows), 2, generator=generator), strict=True):
+            group = self._variants[row]
+            if kind < EMPTY_CAPTION_SHARE:
+                chosen.append(self._empty)
+            elif kind < EMPTY_CAPTION_SHARE + (1 - EMPTY_CAPTION_SHARE) * CANONICAL_CAPTION_SHARE:
+                chosen.append(group[0])
+            else:
+                chosen.append(group[min(int(which * len(group)), len(group) - 1)])
+        return self._ids[chosen]
+
+
+def train_denoiser(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    latents: Tensor,
+    captions: Sequence[Sequence[str]],
+    *,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    ema_decay: float,
+    seed: int,
+    checkpoint: Checkpoint,
+) -> Iterator[StepStats]:
+    """Train UNet and text encoder together on noise prediction; leaves both with averaged weights.
+
+    Begins where the checkpoint ends. A picture's first caption is drawn in 70 % of steps, else one of all; 10 % are
+    empty, for classifier-free guidance (arXiv:2207.12598). Loss weights: min-SNR 5 (arXiv:2303.09556). The average
+    of the weights is exponential, with a short memory at first.
+
+    Args:
+        latents: (N, C, h, w) float32, scaled.
+        captions: N lists of captions, canonical first.
+
+    Raises:
+        ConfigError: the checkpoint is of another training.
+    """
+    generator = torch_generator(seed, "denoiser")
+    alphas_cumprod = make_noise_scheduler().alphas_cumprod
+    drawn = _Captions(tokenizer, captions)
+    # Plain attention is faster than the fused kernel in the backward pass on CPU.
+    unet.set_attn_processor(AttnProcessor())
+    modules = {"unet": unet, "text_encoder": text_encoder}
+    training = _Training(modules, generator, learning_rate=learning_rate, weight_decay=1e-2)
+    unet.train()
+    text_encoder.train()
+    for step in range(training.load(checkpoint) + 1, steps + 1):
+        rows = torch.randint(len(latents), (batch,), generator=generator)
+        ids = drawn.draw(rows, generator)
+        timesteps = torch.randint(len(alphas_cumprod), (batch,), generator=generator)
+        noise = torch.randn(latents[rows].shape, generator=generator)
+        noisy = add_noise(latents[rows], noise, timesteps, alphas_cumprod)
+        _set_learning_rate(training.optimizer, _learning_rate(step, steps, learning_rate))
+        with autocast(fast_precision("cpu")):
+            predicted = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
+        error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
+        loss = (error * min_snr_weights(timesteps, alphas_cumprod, 5.0)).mean()
+        _descend(loss, training.optimizer, training.parameters)
+        decay = min(ema_decay, step / (step + 9))
+        torch._foreach_lerp_(training.averages, [parameter.detach() for parameter in training.parameters], 1 - decay)
+        if step % checkpoint.every == 0 or step == steps:
+            training.save(checkpoint, step)
+        yield StepStats("denoiser", step, steps, float(loss.detach()))
+    with torch.no_grad():
+        for parameter, average in zip(training.parameters, training.averages, strict=True):
+            parameter.copy_(average)
+    unet.eval()
+    text_encoder.eval()
+
+
+def train_base(
+    pictures: NDArray[np.uint8], captions: Sequence[Sequence[str]], out: Path, *, params: Mapping[str, Any]
+) -> Iterator[StepStats]:
+    """Train autoencoder, text encoder and UNet; write the diffusers folder ``out``.
+
+    What is under way is kept beside ``out`` until the end, so that a training that was cut off goes on.
+
+    Args:
+        pictures: (N, H, H, 3) uint8.
+        captions: N lists of captions, canonical first.
+        params: as the section ``base`` of params.yaml.
+
+    Raises:
+        DataError: there are no pictures, or their side is none that the networks can halve.
+        ConfigError: what is kept is of other pictures, captions or settings.
+    """
+    factor = 2 ** (len(params["autoencoder"]["channels"]) + len(params["denoiser"]["channels"]) - 2)
+    height, width = pictures.shape[1:3]
+    if height != width or height % factor:
+        raise DataError(
+            f"The pictures are {width} x {height}: a base of this shape draws squares whose side is a multiple of "
+            f"{factor}. Build the catalog with such a --size."
+        )
+    content = [hashlib.sha256(pictures.tobytes()).hexdigest(), list(captions), dict(params)]
+    made_of = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    kept = out.with_name(f".{out.name}.training.partial")
+    vae = new_autoencoder(params, size=height)
+    settings = {name: params["autoencoder"][name] for name in ("steps", "batch", "learning_rate")}
+    checkpoint = Checkpoint(kept / "autoencoder.safetensors", CHECKPOINT_EVERY, made_of)
+    yield from train_autoencoder(vae, pictures, seed=params["seed"], checkpoint=checkpoint, **settings)
+    # The saved base has fp16 weights: the UNet learns the latents that those give.
+    vae.to(torch.float16).to(torch.float32)
+    latents = encode_pictures(vae, pictures)
+    settings = params["denoiser"]
+    tokenizer = _tokenizer(captions, settings["max_tokens"])
+    networks.seed_weights(params["seed"], "denoiser")
+    text_encoder = networks.make_text_encoder(tokenizer, width=settings["text_width"], layers=settings["text_layers"])
+    unet = networks.make_unet(
+        settings["channels"],
+        latent_size=latents.shape[-1],
+        text_width=settings["text_width"],
+        latent_channels=latents.shape[1],
+    )
+    yield from train_denoiser(
+        unet,
+        text_encoder,
+        tokenizer,
+        latents,
+        captions,
+        seed=params["seed"],
+        checkpoint=Checkpoint(kept / "denoiser.safetensors", CHECKPOINT_EVERY, made_of),
+        **{name: settings[name] for name in ("steps", "batch", "learning_rate", "ema_decay")},
+    )
+    with writing(out) as temporary:
+        networks.save_pipeline(temporary, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
+    shutil.rmtree(kept)
+
+
+def new_autoencoder(params: Mapping[str, Any], *, size: int) -> AutoencoderKL:
+    """The untrained autoencoder, its weights drawn from the seed."""
+    settings = params["autoencoder"]
+    networks.seed_weights(params["seed"], "autoencoder")
+    return networks.make_autoencoder(settings["channels"], size=size, latent_channels=settings["latent_channels"])
+
+
+def _tokenizer(captions: Sequence[Sequence[str]], least: int) -> CLIPTokenizer:
+    """Long enough for the longest caption: one cut short would lose its last words."""
+    sentences = sorted({sentence for variants in captions for sentence in variants})
+    longest = max(map(len, networks.build_tokenizer(sentences, max_length=MOST_TOKENS)(sentences).input_ids))
+    return networks.build_tokenizer(sentences, max_length=min(MOST_TOKENS, max(least, longest)))

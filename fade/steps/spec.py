@@ -1,0 +1,340 @@
+"""Step ``request``: turn names into a checked request, before anything expensive.
+
+As a stage it writes the example erasure's request from the section ``example`` of params.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from fade.concepts import Concept
+from fade.config import Pair, Settings, Spec, load_settings, make_spec, save_spec
+from fade.data.catalog import (
+    find_concept,
+    known_concept,
+    load_catalog,
+    load_concepts,
+    load_pictures,
+    load_templates,
+)
+from fade.data.splits import NOTHING
+from fade.errors import BaseModelError, ConfigError, DataError, ResourceError, listing
+from fade.evaluation.judges import check_known
+from fade.evaluation.neighbours import choose_surrogate, find_neighbours
+from fade.evaluation.power import without_power
+from fade.files import read_yaml
+from fade.models.family import load_base
+from fade.models.prompts import Reader, names_unread, readers
+from fade.models.source import BaseSource, find_base, identity
+from fade.models.tensors import check_weights
+from fade.names import name_key
+
+AUTO = "auto"
+CATALOG, BASE, JUDGES = "data/catalog/canvas", "data/base/canvas", "data/judges"
+NEEDED_BYTES = 200 * 2**20
+"""Free disk an erasure asks for: DVC's copies, MLflow's artifacts and the base's pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A concept to erase, as somebody asks for it.
+
+    Attributes:
+        surrogate: what its prompts shall give instead: a concept of the catalog, ``nothing`` or ``auto``.
+        aliases: further names that bring it up, beside those that the catalog knows.
+        kind: ``object``, ``style`` or ``person``, as whoever asks says it; None where nobody says.
+        image_ids, subjects: pictures, and whose, its forget set is to be made of alone.
+        overwrite: picture ids to what each gives way to instead of the surrogate.
+    """
+
+    concept: str
+    surrogate: str = AUTO
+    aliases: tuple[str, ...] = ()
+    kind: str | None = None
+    image_ids: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+    overwrite: Mapping[str, str] = field(default_factory=dict)
+
+
+def asked_again(pair: Pair) -> Wanted:
+    """All that a request asked of one of its concepts, to be asked anew."""
+    return Wanted(
+        pair.concept,
+        pair.surrogate,
+        aliases=pair.aliases,
+        kind="person" if pair.person else pair.kind,
+        image_ids=pair.image_ids,
+        subjects=pair.subjects,
+        overwrite=pair.overwrite,
+    )
+
+
+def prepare_spec(
+    concept: str,
+    surrogate: str,
+    *,
+    settings: Settings,
+    base: str = BASE,
+    expected_base_sha256: str | None = None,
+    catalog: str = CATALOG,
+    judges: str = JUDGES,
+    protected: Sequence[str] = (),
+    also: Sequence[tuple[str, str] | Wanted] = (),
+    aliases: Sequence[str] = (),
+    kind: str | None = None,
+    image_ids: Sequence[str] = (),
+    subjects: Sequence[str] = (),
+    overwrite: Mapping[str, str] | None = None,
+    data_free: bool = False,
+) -> Spec:
+    """Resolve names and check everything that can be checked without training.
+
+    Args:
+        surrogate: a concept of the catalog, ``nothing`` for what the empty prompt gives, or ``auto`` for
+            the nearest in text space that is neither a person nor ``protected`` nor erased; the request records which.
+        also: further concepts that the same adapter erases, each with its surrogate.
+        aliases, kind, image_ids, subjects, overwrite: of ``concept``, as ``Wanted`` has them.
+        data_free: the base draws the pictures, as the catalog has none left; it still says which concepts there are.
+
+    Raises:
+        ConfigError: unknown concept or surrogate, equal, or of different kinds; or a judge has no name for a concept.
+        DataError: no catalog, it holds no picture of the concept, its pictures do not fit the base, or no judges.
+        BaseModelError: the base is missing, not supported, or not the expected one.
+        ResourceError: too little free disk.
+    """
+    concepts = load_concepts(Path(catalog))
+    table = load_catalog(Path(catalog))
+    source = find_base(base)
+    check_weights(source)
+    reading = readers(source)
+    found = _checked_identity(source, expected_base_sha256)
+    first = Wanted(concept, surrogate, tuple(aliases), kind, tuple(image_ids), tuple(subjects), overwrite or {})
+    asked = [first, *(one if isinstance(one, Wanted) else Wanted(*one) for one in also)]
+    erased = [_asked_for(concepts, one, catalog) for one in asked]
+    if not data_free:
+        _check_size(source, _size_of(Path(catalog), table), catalog)
+        _check_captions(reading, table, erased, catalog)
+    spared = {find_concept(concepts, name).name for name in protected} | {one.name for one in erased}
+    pairs, near = [], dict[str, None]()
+    instead: Concept | None
+    for one, wanted in zip(erased, asked, strict=True):
+        if name_key(wanted.surrogate) == AUTO:
+            sd = load_base(base, expected_sha256=found)
+            instead = choose_surrogate(sd, one, concepts.values(), protected=spared)
+        else:
+            instead = _named(concepts, wanted.surrogate)
+        own = {
+            picture: _pair(one, _named(concepts, name), None, catalog)["surrogate"]
+            for picture, name in sorted(wanted.overwrite.items())
+        }
+        given = {"image_ids": wanted.image_ids, "subjects": wanted.subjects, "overwrite": own}
+        pairs.append(_pair(one, instead, None if data_free else table, catalog) | given)
+        if settings.split.neighbour_factor > 1:
+            sd = load_base(base, expected_sha256=found)
+            near |= dict.fromkeys(find_neighbours(sd, one, instead, concepts.values()))
+    gone = {one.name for one in erased}
+    gone |= {name for fields in pairs for name in (fields["surrogate"], *fields["overwrite"].values())}
+    for name in ("features", "clip"):
+        given = getattr(settings.evaluate, name)
+        if given is not None and not Path(given).exists():
+            raise ConfigError(f"evaluate.{name} is {given}, which does not exist. Give its path, or null for none.")
+    check_known(Path(judges), concepts.values(), catalog=catalog, erased=erased)
+    _check_attacks(settings, erased)
+    check_disk(Path())
+    return make_spec(
+        **pairs[0],
+        also=pairs[1:],
+        neighbours=tuple(name for name in near if name not in gone),
+        data_free=data_free,
+        base=base,
+        base_sha256=found,
+        catalog=catalog,
+        judges=judges,
+        **settings.model_dump(),
+    )
+
+
+def _asked_for(concepts: dict[str, Concept], wanted: Wanted, catalog: str) -> Concept:
+    """The concept of the catalog that is meant, with every name that brings it up.
+
+    Raises:
+        ConfigError: the catalog has none of its names, two of them are two concepts, or it is of another kind.
+    """
+    found = known_concept(concepts, wanted.concept)
+    by_alias = {one.name: one for alias in wanted.aliases if (one := known_concept(concepts, alias))}
+    if found is None and len(by_alias) == 1:
+        (found,) = by_alias.values()
+    if found is None:
+        found = find_concept(concepts, wanted.concept)
+    if by_alias.keys() - {found.name}:
+        raise ConfigError(
+            f"An alias of {wanted.concept!r} is another concept of {catalog}: it would be erased as this one. Leave "
+            "that alias out, or ask for both."
+        )
+    kind = {"person": "object"}.get(wanted.kind or found.kind, wanted.kind or found.kind)
+    if kind != found.kind:
+        raise ConfigError(
+            f"{wanted.concept!r} is asked for as {wanted.kind!r}, and in {catalog} it is of the kind {found.kind!r}. "
+            "Name another concept, or ask for that kind."
+        )
+    names = {name_key(name): name for name in (*wanted.aliases, wanted.concept)}
+    for name in (found.name, *found.aliases):
+        names.pop(name_key(name), None)
+    return replace(found, aliases=(*found.aliases, *names.values()), person=found.person or wanted.kind == "person")
+
+
+def _named(concepts: dict[str, Concept], name: str) -> Concept | None:
+    return None if name_key(name) == NOTHING else find_concept(concepts, name)
+
+
+def gate_without_power(spec: Spec) -> list[str]:
+    """What the gate asks of a request that it can never decide, by the most pictures that it may draw; no names."""
+    names = Counter(concept.kind for concept in load_concepts(Path(spec.catalog)).values())
+    erased = Counter(pair.kind for pair in spec.pairs)
+    other: dict[str, Literal["object", "style"]] = {"object": "style", "style": "object"}
+    sure = spec.gate.sure
+    seeds = max(len(spec.evaluate.seeds), 0 if sure is None else sure.most)
+    rest = (names["object"] - erased["object"]) * (names["style"] - erased["style"])
+    counts = {
+        "ua": min(names[other[kind]] for kind in erased),
+        "ira": rest * len(erased),
+        "cra": rest * len(erased),
+        "neighbour": min(names[other[kind]] - erased[other[kind]] for kind in erased),
+    }
+    return without_power(spec.gate, {name: seeds * count for name, count in counts.items()})
+
+
+def _check_attacks(settings: Settings, erased: Sequence[Concept]) -> None:
+    """Before training: attacks that the gate asks for and that cannot be run."""
+    asked = settings.gate.attacks or {}
+    if asked and len(erased) > 1:
+        raise ConfigError(
+            f"gate.attacks asks for {listing(sorted(asked))}, and an attack is of one concept: {len(erased)} are "
+            "erased together. Erase each by itself, or leave gate.attacks out."
+        )
+    if "synonym" in asked and not (erased[0].aliases or settings.attacks.names):
+        raise ConfigError(
+            "gate.attacks asks for the attack synonym, and the concept has no other name. Give words: attacks.names."
+        )
+
+
+def read_overwrite(path: Path) -> dict[str, str]:
+    """What each picture gives way to: a table (CSV, JSON or JSON lines) with ``image_id`` and ``overwrite``.
+
+    Raises:
+        ConfigError: it is no such table, a field is empty, or a picture is there twice.
+    """
+    try:
+        if path.suffix == ".csv":
+            table = pd.read_csv(path, dtype=str)
+        else:
+            table = pd.read_json(path, dtype=False, lines=path.suffix == ".jsonl")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a table (.csv, .json or .jsonl): {error}.") from None
+    if missing := {"image_id", "overwrite"} - set(table.columns):
+        raise ConfigError(f"{path} lacks the column {listing(sorted(missing))}: expected image_id and overwrite.")
+    rows = table[["image_id", "overwrite"]]
+    if bad := [number for number, empty in enumerate(rows.isna().any(axis=1), start=1) if empty]:
+        raise ConfigError(f"{path}: row {bad[0]} is not complete: expected a picture's id and a concept's name.")
+    if twice := sorted(set(rows["image_id"][rows["image_id"].duplicated()].astype(str))):
+        raise ConfigError(f"{path} names a picture twice: {listing(twice)}. Give each one row.")
+    return dict(zip(rows["image_id"].astype(str), rows["overwrite"].astype(str), strict=True))
+
+
+def _size_of(catalog: Path, table: pd.DataFrame) -> tuple[int, ...]:
+    if table.empty:
+        raise DataError(
+            f"{catalog} holds no pictures that are not deleted. Add some, or let the base draw: --data-free."
+        )
+    return load_pictures(catalog, table.head(1)).shape[1:3]
+
+
+def _pair(erased: Concept, instead: Concept | None, table: pd.DataFrame | None, catalog: str) -> dict[str, Any]:
+    """Fields of a pair that can be erased; ``table`` is None where no pictures are needed."""
+    if instead is not None and erased.name == instead.name:
+        raise ConfigError(
+            f"The surrogate must differ from the concept: got {instead.name!r} for both. "
+            "Name what its prompts shall give instead."
+        )
+    if instead is not None and erased.kind != instead.kind:
+        raise ConfigError(
+            f"Concept and surrogate must be of one kind: {erased.name!r} is an {erased.kind}, "
+            f"{instead.name!r} is a {instead.kind}."
+        )
+    if table is not None and not (table[erased.kind] == erased.name).any():
+        raise DataError(
+            f"The forget set is empty: {catalog} holds 0 pictures of {erased.name!r}. Add pictures to the catalog, or "
+            "let the base draw them: --data-free."
+        )
+    return {
+        "concept": erased.name,
+        "kind": erased.kind,
+        "surrogate": NOTHING if instead is None else instead.name,
+        "person": erased.person,
+        "aliases": erased.aliases,
+    }
+
+
+def _check_size(source: BaseSource, found: tuple[int, ...], catalog: str) -> None:
+    if source.picture_size is not None and found != (source.picture_size, source.picture_size):
+        raise DataError(
+            f"The pictures of {catalog} are {found[0]} x {found[1]}; the base in {source.path} draws "
+            f"{source.picture_size} x {source.picture_size}. Resize the catalog to that, or take another base."
+        )
+
+
+def _check_captions(reading: Sequence[Reader], table: pd.DataFrame, erased: Sequence[Concept], catalog: str) -> None:
+    """Before training: captions of one's own that name the concept where no text encoder reads on."""
+    if load_templates(Path(catalog)) is not None:
+        return
+    for one in erased:
+        mine = table[table[one.kind] == one.name]
+        unread = names_unread(reading, mine["caption"].astype(str).tolist(), (one.name, *one.aliases))
+        if unread:
+            raise DataError(
+                f"{len(unread)} of {len(mine)} captions name the concept only after the {reading[0].length} tokens "
+                f"that the base reads, so that it would be taught nothing of it: pictures "
+                f"{listing(mine['image_id'].iloc[unread])} of {catalog}. Shorten them, or name the concept sooner."
+            )
+
+
+def _checked_identity(source: BaseSource, expected: str | None) -> str:
+    found = identity(source)
+    if expected is not None and found != expected:
+        raise BaseModelError(
+            f"The base model in {source.path} is another one: its hash is {found[:12]}, expected {expected[:12]}. "
+            "Restore that base, or ask for this one."
+        )
+    return found
+
+
+def check_disk(folder: Path, *, needed: int = NEEDED_BYTES) -> None:
+    """Raise ResourceError if less than ``needed`` bytes are free where ``folder`` lies."""
+    free = shutil.disk_usage(folder.resolve()).free
+    if free < needed:
+        raise ResourceError(
+            f"Too little free disk for an erasure: {free // 2**20} MiB free in {folder.resolve()}, "
+            f"{needed // 2**20} MiB needed. Free some, or move the project."
+        )
+
+
+def main() -> None:
+    """Write the example's request."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    arguments = parser.parse_args()
+    example: dict[str, Any] = read_yaml(arguments.params)["example"]
+    save_spec(prepare_spec(**example, settings=load_settings(arguments.params)), arguments.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,418 @@
+"""The command line ``fade``. Heavy libraries are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from fade.errors import ConfigError
+from flows.cli import benchmark, data, operations, queue, release, requests, studies, train
+from flows.cli.console import JsonOption, SetOption, console, guarded, pair, setting, write_figures
+from flows.cli.release import named
+
+if TYPE_CHECKING:
+    from fade.config import Spec
+
+app = typer.Typer(
+    name="fade",
+    help="Make a text-to-image diffusion model forget a concept: reversibly, measured, with lineage.\n\n"
+    "Begin with [bold]fade demo[/bold]. An erasure ends as a registered adapter that is a [italic]candidate[/italic]; "
+    "[bold]fade approve[/bold] (or the alias 'approved' in the MLflow page) makes it live, "
+    "[bold]fade rollback[/bold] takes it back.",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(release.app)
+app.add_typer(studies.app)
+app.add_typer(benchmark.app)
+app.add_typer(requests.app)
+app.add_typer(queue.app)
+app.add_typer(data.app)
+app.add_typer(train.app)
+app.add_typer(operations.app)
+
+
+@app.command()
+@guarded
+def erase(
+    concept: Annotated[str, typer.Option(help="What to erase: an object or style of the catalog, e.g. astronaut.")],
+    surrogate: Annotated[
+        str,
+        typer.Option(
+            help="What its prompts shall give instead, e.g. cameraman; nothing: what the empty prompt gives; "
+            "auto: the nearest that may."
+        ),
+    ] = "auto",
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:SURROGATE]", help="A further concept for the same adapter; repeatable."),
+    ] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Another name that brings it up; repeatable.")] = None,
+    image_id: Annotated[
+        list[str] | None, typer.Option(help="Picture of the concept that must be forgotten; repeatable.")
+    ] = None,
+    subject: Annotated[
+        list[str] | None, typer.Option(help="Subject reference whose pictures must be forgotten; repeatable.")
+    ] = None,
+    overwrite: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Pictures with surrogates of their own: a table of image_id and overwrite."),
+    ] = None,
+    data_free: Annotated[
+        bool, typer.Option("--data-free", help="No pictures are left: the base draws what is forgotten and kept.")
+    ] = False,
+    protect: Annotated[list[str] | None, typer.Option(help="Concept that auto must not choose; repeatable.")] = None,
+    base: Annotated[
+        str, typer.Option(help="Base model: a diffusers folder, a .safetensors file, or a Hugging Face name.")
+    ] = "data/base/canvas",
+    base_sha256: Annotated[str | None, typer.Option(help="Refuse a base of another hash.")] = None,
+    catalog: Annotated[str, typer.Option(help="Folder of the picture catalog.")] = "data/catalog/canvas",
+    judges: Annotated[str, typer.Option(help="Folder of the judges that know the catalog's concepts.")] = "data/judges",
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw instead of the one in params.yaml.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Distillation steps instead of those in params.yaml.")] = None,
+    settings_given: SetOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Erase a concept: splits, validation, saliency, mask, distillation, evaluation, registration.
+
+    Asking for the same thing again goes on where the last run ended, and gives the same adapter.
+    """
+    import time
+
+    begun = time.perf_counter()
+    from fade.config import load_settings
+    from fade.steps.catalog import ensure_catalog
+    from fade.steps.spec import CATALOG, prepare_spec, read_overwrite
+
+    changes = [setting(given) for given in settings_given or ()]
+    if seed is not None:
+        changes += [(f"{name}.seed", seed) for name in ("split", "saliency", "distill")]
+    if steps is not None:
+        # Without a step the closed form alone is asked for, which has no depth.
+        changes += [("distill.steps", steps), *([("distill.deep.steps", steps)] if steps else [])]
+    settings = load_settings(Path("params.yaml"), changes=dict(changes))
+    if catalog == CATALOG:
+        ensure_catalog(Path(CATALOG))
+    spec = prepare_spec(
+        concept,
+        surrogate,
+        settings=settings,
+        base=base,
+        catalog=catalog,
+        judges=judges,
+        expected_base_sha256=base_sha256,
+        protected=protect or (),
+        also=[pair(given) for given in also or ()],
+        aliases=alias or (),
+        image_ids=image_id or (),
+        subjects=subject or (),
+        overwrite=None if overwrite is None else read_overwrite(overwrite),
+        data_free=data_free,
+    )
+    _erase(spec, json_file, begun=begun)
+
+
+@app.command()
+@guarded
+def consolidate(
+    names: Annotated[list[str], typer.Argument(metavar="ID...", help="Finished erasures.")],
+    steps: Annotated[int | None, typer.Option(help="Distillation steps; more than one erasure's by default.")] = None,
+    settings_given: SetOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Distil several erasures into one adapter, all their concepts at once.
+
+    It is an erasure of its own: judged, registered, approved and rolled back like any other.
+    """
+    import time
+
+    begun = time.perf_counter()
+    from fade.config import load_settings, load_spec
+    from fade.steps.spec import prepare_spec
+    from flows.erasing.erase import asked_together, find_folder, for_several
+
+    specs = [load_spec(find_folder(name)) for name in names]
+    pairs, data_free = asked_together(specs)
+    settings = load_settings(Path("params.yaml"), changes=dict(setting(given) for given in settings_given or ()))
+    distill = for_several(settings.distill, len(pairs), steps=steps)
+    settings = settings.model_copy(update={"distill": distill})
+    first = specs[0]
+    spec = prepare_spec(
+        **{part.name: getattr(pairs[0], part.name) for part in fields(pairs[0])},
+        settings=settings,
+        base=first.base,
+        expected_base_sha256=first.base_sha256,
+        catalog=first.catalog,
+        judges=first.judges,
+        also=pairs[1:],
+        data_free=data_free,
+    )
+    _erase(spec, json_file, begun=begun)
+
+
+def _erase(spec: Spec, json_file: Path | None, *, begun: float) -> None:
+    import time
+
+    from flows.erasing.demo import figures_row
+    from flows.erasing.erase import erase as erase_flow
+    from flows.erasing.erase import prepare_folder
+    from tasks.mlflow.tracking import TO_DECIDE
+
+    folder = prepare_folder(spec)
+    for one in spec.pairs:
+        console.print(f"The prompts of {one.concept} shall give: {one.surrogate}")
+    console.print(f"Erasure [bold]{spec.id}[/bold], folder {folder}")
+    version = erase_flow(spec.id)
+    row = figures_row(spec, folder, version, seconds=time.perf_counter() - begun)
+    _print_figures([row])
+    console.print(f"Before/after: {folder}/evaluation/sheet.png   Data Docs: {folder}/docs/index.html")
+    if version.gate == "passed":
+        console.print(f"Look at it, then: [bold]fade approve {spec.id}[/bold]")
+    elif version.gate in TO_DECIDE:
+        console.print(f"[bold yellow]{version.gate.capitalize()}[/bold yellow]: " + "; ".join(_reasons(folder)))
+        console.print(f"Read {folder}/evaluation/report.html, then: fade approve {spec.id} --because 'your reason'")
+    else:
+        console.print("[bold red]The gate failed[/bold red]: " + "; ".join(_reasons(folder)))
+    write_figures(json_file, row)
+
+
+@app.command()
+@guarded
+def generate(
+    prompt: Annotated[str, typer.Option(help="e.g. 'a cat image in neon style.'")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Picture to write (.png, .jpg, .webp).")],
+    live: Annotated[bool, typer.Option("--live", help="With every approved adapter (the default).")] = False,
+    without_erasures: Annotated[bool, typer.Option("--without-erasures", help="The base model alone.")] = False,
+    adapter: Annotated[str | None, typer.Option(help="With one registered adapter: its id, or id:version.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first noise.")] = 188,
+    base: Annotated[str, typer.Option(help="Base model: a folder, a file or a name on the hub.")] = "data/base/canvas",
+    json_file: JsonOption = None,
+) -> None:
+    """Generate a picture from the base, with one adapter, or with everything that is live."""
+    import time
+
+    if sum([live, without_erasures, adapter is not None]) > 1:
+        raise ConfigError("Choose one of --live, --without-erasures and --adapter.")
+    begun = time.perf_counter()
+    from flows.releasing.pictures import draw, live_adapters, load_with, save_picture
+
+    if without_erasures:
+        chosen = []
+    elif adapter is not None:
+        chosen = [named(adapter)]
+    else:
+        chosen = live_adapters()
+    save_picture(draw(load_with(base, chosen), [prompt], seed=seed)[0], out)
+    names = [f"{version.model}/{version.version}" for version in chosen]
+    console.print(f"{out}  ({', '.join(names) or 'base alone'}, seed {seed})")
+    write_figures(json_file, {"out": str(out), "adapters": names, "seed": seed, "seconds": time.perf_counter() - begun})
+
+
+@app.command("list")
+@guarded
+def list_adapters(json_file: JsonOption = None) -> None:
+    """List every registered adapter; seen: how much of the concept the judge names in the base's own pictures."""
+    from tasks.mlflow import tracking
+
+    found = tracking.versions()
+    table = Table("adapter", "version", "kind", "gate", "seen", "UA", "inversion", "IRA", "CRA", "drift", "aliases")
+    for version in found:
+        depth = "not measured" if version.inversion is None else f"{version.inversion:.0%}"
+        seen = "not measured" if version.recognised is None else f"{version.recognised:.0%}"
+        table.add_row(
+            *(version.model, str(version.version), version.kind, version.gate, seen),
+            *(f"{version.ua:.2%}", depth, f"{version.ira:.2%}", f"{version.cra:.2%}"),
+            *(f"{version.drift:.4f}", ", ".join(version.aliases)),
+        )
+    console.print(table if found else "No adapter is registered yet. Begin with: fade demo")
+    write_figures(json_file, {"adapters": [asdict(version) for version in found]})
+
+
+@app.command()
+@guarded
+def show(name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None) -> None:
+    """Show one adapter: figures, hashes and where its files are."""
+    from flows.settings import ERASURES
+    from tasks.mlflow.tracking import MODEL_PREFIX
+
+    version = named(name)
+    folder = ERASURES / version.model.removeprefix(MODEL_PREFIX)
+    details = {**asdict(version), "folder": str(folder) if folder.is_dir() else "not on this machine"}
+    table = Table("", "", show_header=False)
+    for key, value in details.items():
+        table.add_row(key, ", ".join(value) if isinstance(value, tuple) else str(value))
+    console.print(table)
+    write_figures(json_file, details)
+
+
+@app.command()
+@guarded
+def export(
+    name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File (kohya, difference: .safetensors) or new folder.")],
+    layout: Annotated[str, typer.Option(help="diffusers, peft, kohya, difference or merged.")] = "diffusers",
+    strength: Annotated[float, typer.Option(help="Factor on the adapter's change.")] = 1.0,
+    base: Annotated[
+        Path | None, typer.Option(help="The adapter's base; the one its erasure names if left out.")
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(help="Load it back by stock diffusers or peft and compare what they predict."),
+    ] = True,
+    json_file: JsonOption = None,
+) -> None:
+    """Write a registered adapter for other tools: a LoRA, a full difference, or a merged model."""
+    import shutil
+    from typing import cast
+
+    from fade.adapters.exports import Layout, export_adapter
+    from fade.adapters.stock import deviation
+    from fade.errors import AdapterFormatError
+    from tasks.mlflow import tracking
+
+    version = named(name)
+    base = base or _base_of(version.erasure)
+    given = base if layout in ("merged", "difference") else None
+    folder = tracking.fetch_adapter(version)
+    written = export_adapter(folder, out, layout=cast("Layout", layout), base=given, strength=strength)
+    console.print(f"{version.model} version {version.version} as {layout}: {written}")
+    figures = {"out": str(written), "layout": layout, "strength": strength, "deviation": None}
+    if check:
+        try:
+            off = deviation(written, layout=cast("Layout", layout), adapter=folder, base=base, strength=strength)
+        except AdapterFormatError:
+            shutil.rmtree(written) if written.is_dir() else written.unlink()
+            raise
+        figures["deviation"] = off
+        console.print(f"Loaded back by stock libraries it is off by {off:.2%} of the adapter's change.")
+    write_figures(json_file, {**figures, **asdict(version)})
+
+
+def _base_of(erasure: str) -> Path:
+    """The base that an erasure was made on, as its request names it; the built-in one if it is not on this machine."""
+    from fade.config import load_spec
+    from flows.settings import ERASURES
+
+    folder = ERASURES / erasure
+    return Path(load_spec(folder).base if (folder / "spec.yaml").is_file() else "data/base/canvas")
+
+
+@app.command("import")
+@guarded
+def import_foreign(
+    source: Annotated[
+        Path, typer.Argument(help="LoRA of diffusers, peft or kohya, or a difference: a .safetensors file or a folder.")
+    ],
+    concept: Annotated[str, typer.Option(help="What it is said to erase: an object or style of the catalog.")],
+    surrogate: Annotated[
+        str, typer.Option(help="What its prompts shall give instead; nothing if that is not known.")
+    ] = "nothing",
+    base: Annotated[str, typer.Option(help="The base model it was made for.")] = "data/base/canvas",
+    catalog: Annotated[str, typer.Option(help="Folder of the picture catalog.")] = "data/catalog/canvas",
+    judges: Annotated[str, typer.Option(help="Folder of the judges that know the catalog's concepts.")] = "data/judges",
+    settings_given: SetOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Take in another tool's adapter: judged by the same gate, registered, approved and rolled back like any other."""
+    import tempfile
+    import time
+
+    begun = time.perf_counter()
+    from fade.config import load_settings
+    from fade.models.family import load_base
+    from fade.steps.catalog import ensure_catalog
+    from fade.steps.foreign import foreign_sha256, lay_foreign, take_in
+    from fade.steps.spec import CATALOG, prepare_spec
+    from flows.erasing.erase import prepare_folder
+
+    imported = foreign_sha256(source)
+    if catalog == CATALOG:
+        ensure_catalog(Path(CATALOG))
+    settings = load_settings(Path("params.yaml"), changes=dict(setting(given) for given in settings_given or ()))
+    spec = prepare_spec(concept, surrogate, settings=settings, base=base, catalog=catalog, judges=judges)
+    with tempfile.TemporaryDirectory() as place:  # a wrong one is refused here
+        take_in(source, load_base(base, expected_sha256=spec.base_sha256), Path(place) / "adapter", {})
+    spec = spec.model_copy(update={"imported": imported})
+    lay_foreign(source, prepare_folder(spec))
+    _erase(spec, json_file, begun=begun)
+
+
+@app.command()
+@guarded
+def demo(json_file: JsonOption = None) -> None:
+    """Erase a person and a style, approve one, use it, roll it back, and prove the base is whole again."""
+    import time
+
+    begun = time.perf_counter()
+    from fade.config import load_settings
+    from flows.erasing.demo import run_demo
+
+    outcome = run_demo(load_settings(Path("params.yaml")), lambda line: console.print(line, highlight=False))
+    _print_figures(outcome["erasures"])
+    for row in outcome["erasures"]:
+        console.print(f"{row['concept']}: {row['folder']}/evaluation/sheet.png, {row['folder']}/docs/index.html")
+    console.print(f"approved and rolled back: {outcome['rollback_sheet']}")
+    proof = "equal" if outcome["rollback_bits_equal"] else "NOT equal"
+    console.print(f"After the rollback, weights and pictures are {proof} to the base's, bit for bit.")
+    console.print(f"{time.perf_counter() - begun:.0f} s in all. The pages: [bold]fade ui[/bold]")
+    write_figures(json_file, outcome)
+    if not outcome["rollback_bits_equal"] or any(row["gate"] != "passed" for row in outcome["erasures"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def ui(
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's pages.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's pages.")] = 4200,
+) -> None:
+    """Start MLflow and Prefect on loopback, until Ctrl-C."""
+    from flows.services.local import running, told_to_end
+    from flows.settings import PREFECT_AUTH
+
+    ports = {"mlflow_port": mlflow_port, "prefect_port": prefect_port}
+    with told_to_end() as ended, suppress(KeyboardInterrupt), running(**ports, ended=ended) as services:
+        console.print(f"MLflow   {services.mlflow}   adapters: approve and roll back by alias")
+        console.print(f"Prefect  {services.prefect}   runs, logs; log in with what is in {PREFECT_AUTH}")
+        console.print("Ctrl-C stops both.")
+        ended.wait()
+    console.print("Stopped.")
+
+
+def _reasons(folder: Path) -> list[str]:
+    metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    reasons: list[str] = metrics["gate"]["reasons"]
+    return reasons
+
+
+def _print_figures(rows: list[dict[str, Any]]) -> None:
+    """A column an erasure, so that it fits a terminal of 80 characters."""
+    table = Table("", *(f"{row['concept']} -> {row['surrogate']}" for row in rows))
+    for name in ("ua", "ira", "cra"):
+        cells = []
+        for row in rows:
+            low, high = row["intervals"][name]
+            base = f", base {row[f'base_{name}']:.1%}" if f"base_{name}" in row else ""
+            cells.append(f"{row[name]:.1%} [{low:.1%}, {high:.1%}]{base}")
+        table.add_row(name.upper(), *cells)
+        if name == "ua":
+            table.add_row("inversion", *("not measured: fade attack" for _ in rows))
+    table.add_row("drift", *(f"{row['drift']:.4f}" for row in rows))
+    table.add_row("pictures judged", *(str(row["samples"]) for row in rows))
+    table.add_row("distillation", *(f"{row['distill_seconds']:.0f} s" for row in rows))
+    table.add_row("adapter", *(f"{row['adapter_bytes'] / 1000:.0f} kB" for row in rows))
+    table.add_row("gate", *(row["gate"] for row in rows))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

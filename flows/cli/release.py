@@ -1,0 +1,410 @@
+"""Commands that follow an erasure: approve, rollback, release, live, serve."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from fade.errors import ConfigError
+from flows.cli.console import JsonOption, console, guarded, this_user, write_figures
+
+if TYPE_CHECKING:
+    from flows.releasing.release import Change
+    from tasks.mlflow.tracking import AdapterVersion
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+def approve(
+    name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")],
+    because: Annotated[
+        str | None,
+        typer.Option(help="Why one passes whose gate does not decide; kept in the log and on its page. Name nobody."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Make a candidate live: sets the alias 'approved', as a reviewer does in the MLflow page, and releases."""
+    from flows.erasing import together
+    from flows.releasing import approval, release
+    from flows.releasing.released import live_versions
+    from tasks.mlflow import tracking
+
+    version = named(name)
+    version = approval.approve(version.model, version.version, because=because or "")
+    changes = release.reconcile()
+    version = tracking.find_version(version.model, version.version)
+    live = version.version in live_versions(version.model)
+    _print_changes(changes)
+    if live:
+        console.print(f"{version.model} version {version.version} is [bold green]live[/bold green].")
+    write_figures(json_file, asdict(version))
+    together.wait_for_consolidations()
+    if not live:
+        raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def rollback(
+    name: Annotated[str, typer.Argument(help="Erasure id.")],
+    to: Annotated[int | None, typer.Option(help="Go back to this version instead of to none.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Take an approved adapter back: its concept is drawn again."""
+    from flows.erasing import together
+    from flows.releasing import approval, release
+    from flows.releasing.released import live_versions
+    from tasks.mlflow import tracking
+
+    model = tracking.MODEL_PREFIX + name.removeprefix(tracking.MODEL_PREFIX)
+    known = [one for one in tracking.versions() if one.model == model]
+    if live_versions(model) and not any(one.live for one in known):
+        # MLflow no longer knows what is live, so that no alias can be taken back there.
+        console.print(f"Out, though MLflow has no alias of it: {', '.join(release.take_out(model))}.")
+    else:
+        known = [approval.rollback(name, to)]
+        _print_changes(release.reconcile())
+    live = live_versions(model)
+    console.print(f"{model} {f'version {live[0]} is live' if live else 'is no longer live'}.")
+    write_figures(json_file, {**(asdict(known[-1]) if known else {}), "model": model, "live_versions": live})
+    together.wait_for_consolidations()
+
+
+@app.command()
+@guarded
+def release(
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C: look every second.")] = False,
+    valid_minutes: Annotated[
+        float,
+        typer.Option(min=0, help="With --watch: runtimes stop when no newer manifest comes for so long; 0 never."),
+    ] = 15.0,
+    webhook_port: Annotated[
+        int,
+        typer.Option(help="With --watch: port for MLflow's webhooks (secret: FADE_MLFLOW_WEBHOOK_SECRET); 0 for none."),
+    ] = 0,
+    host: Annotated[str, typer.Option(help="Address the webhooks come in at.")] = "127.0.0.1",
+    open_base: Annotated[
+        str | None,
+        typer.Option(
+            "--open", metavar="BASE", help="First sign, where there is no release of it, that nothing is erased."
+        ),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Bring the releases to what is approved in MLflow: publish, refuse, take out."""
+    from flows.erasing import together
+    from flows.releasing import release as flow
+
+    if open_base is not None:
+        from fade.models.family import load_base
+
+        flow.open_release(open_base, load_base(open_base).sha256, valid_seconds=round(60 * valid_minutes) * watch)
+    if not watch:
+        changes = flow.release()
+        _print_changes(changes)
+        together.wait_for_consolidations()
+        write_figures(json_file, {"releases": [{**asdict(one), "folder": str(one.folder)} for one in changes]})
+        if any(one.refused for one in changes):
+            raise typer.Exit(1)
+        return
+    _watch(round(60 * valid_minutes), webhook_port, host)
+
+
+@app.command("step-back")
+@guarded
+def step_back(
+    base: Annotated[str, typer.Argument(help="The base's hash or its beginning, as `fade live` shows it.")],
+    seen: Annotated[int, typer.Option(help="Highest counter that was in force; a runtime that refuses says it.")],
+    because: Annotated[str, typer.Option(help="Why; kept in the ledger's log and the permission. Name nobody.")],
+) -> None:
+    """After a restore: let runtimes take over the release as it is now, once, though they saw a higher counter."""
+    from flows.releasing.release import permit_step_back
+
+    permission = permit_step_back(base, seen=seen, reason=because, actor=this_user())
+    console.print(
+        f"Runtimes that saw up to {permission.from_counter} may go back to release {permission.to_counter}; what lies "
+        "between is abandoned."
+    )
+
+
+def _watch(valid_seconds: int, port: int, host: str) -> None:
+    import signal
+    from contextlib import nullcontext
+
+    from fade.environment import environment
+    from flows.releasing.watch import Watch, serving, webhook_app
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    watcher = Watch(valid_seconds=valid_seconds)
+    given = environment().mlflow_webhook_secret
+    secret = given.get_secret_value() if given else ""
+    try:
+        with serving(webhook_app(watcher, secret), host=host, port=port) if port else nullcontext():
+            console.print("Watching the registry. Ctrl-C stops.")
+            for changes in watcher.run():
+                _print_changes(changes)
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+
+
+@app.command()
+@guarded
+def live(json_file: JsonOption = None) -> None:
+    """Show what is live by the signed manifests, and what is approved but stays out."""
+    from flows.releasing.released import released
+    from tasks.mlflow import tracking
+
+    manifests = released()
+    table = Table("base", "release", "issued", "holds until", "adapter", "SHA-256")
+    for manifest in manifests.values():
+        until = manifest.expires.isoformat() if manifest.expires else "for ever"
+        head = (manifest.base_sha256[:12], str(manifest.counter), manifest.issued, until)
+        rows = [(one.name, one.adapter_sha256[:12]) for one in manifest.adapters] or [("none: the base alone", "")]
+        for i, row in enumerate(rows):
+            table.add_row(*(head if i == 0 else ("", "", "", "")), *row)
+    console.print(table if manifests else "Nothing was released yet. Approve a candidate: fade approve ID")
+    names = {one.name for manifest in manifests.values() for one in manifest.adapters}
+    out = [one for one in tracking.versions() if one.live and f"{one.model}/{one.version}" not in names]
+    for version in out:
+        said = "not looked at yet: fade release" if version.release in ("", "live") else version.release
+        console.print(f"[bold red]Approved, not live[/bold red] {version.model} version {version.version}: {said}")
+    write_figures(
+        json_file,
+        {
+            "releases": [{**asdict(one), "folder": str(folder)} for folder, one in manifests.items()],
+            "stays_out": [asdict(one) for one in out],
+        },
+    )
+
+
+@app.command()
+@guarded
+def serve(
+    base: Annotated[str, typer.Option(help="Base model: a diffusers folder or a .safetensors file.")] = (
+        "data/base/canvas"
+    ),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Also serve the base's own pictures: whoever may ask undoes every erasure."),
+    ] = False,
+    release_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--release",
+            help="Release folder, or the folder of all; this project's own release of the base if not given.",
+        ),
+    ] = None,
+    public_key: Annotated[Path | None, typer.Option(help="PEM file of the key that signs; this project's own.")] = None,
+) -> None:
+    """Serve pictures with everything that is live: token in FADE_SERVICE_TOKEN, page at /."""
+    import uvicorn
+
+    from fade.adapters.runtime import Runtime
+    from fade.models.family import load_base
+    from fade.signing import key_id, verifying_key
+    from fade.signing import public_key as load_key
+    from flows.releasing import released
+    from flows.releasing.release import open_release
+    from flows.releasing.released import KEYS
+    from flows.services.runtime_http import make_app, service_token
+
+    token = service_token()
+    loaded = load_base(base)
+    folder = release_folder or open_release(base, loaded.sha256)
+    if release_folder and (own := release_folder / released.release_folder(loaded.sha256).name).is_dir():
+        folder = own
+    key = load_key(public_key) if public_key else verifying_key(KEYS)
+    app_ = make_app(Runtime(loaded, folder, public_key=key), token=token, compare=compare)
+    console.print(
+        f"http://{host}:{port}/  release {folder}, key {key_id(key)}"
+        + ("  [bold]with the base's pictures[/bold]" * compare)
+    )
+    uvicorn.run(app_, host=host, port=port, log_config=None, access_log=False)
+
+
+@app.command()
+@guarded
+def audit(
+    name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")], json_file: JsonOption = None
+) -> None:
+    """Make an erasure again from its recorded commit in a clean clone, and compare every hash."""
+    from flows.erasing.erase import find_folder
+    from flows.proving.audit import AUDITS
+    from flows.proving.audit import audit as run_audit
+
+    version = named(name)
+    report = run_audit(version, find_folder(version.model))
+    console.print(f"{report['compared']} hashes compared, {report['different']} differ.")
+    if report["taken_as_recorded"]:
+        console.print(
+            f"The catalog has changed since: {' and '.join(report['taken_as_recorded'])} were taken as recorded, and "
+            "held against their hashes."
+        )
+    for row in report["rows"]:
+        if not row["equal"] and row["path"] not in report["catalog_changed"]:
+            much = f", by at most {row['largest_difference']:.3g}" if row.get("largest_difference") else ""
+            console.print(f"[bold red]differs[/bold red] {row['path']}{much}")
+    if not report["commit_holds_all_the_code"]:
+        console.print("The adapter was made with changes that its commit does not hold.")
+    console.print(f"Report: {AUDITS}/{report['erasure']}/report.md")
+    write_figures(json_file, report)
+    if not report["equal"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def purge(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="ID...", help="Erasures; those purged before if none.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and remove nothing.")] = False,
+    audited: Annotated[bool, typer.Option("--audited", help="Only what `fade audit` found equal.")] = False,
+    scan: Annotated[
+        bool, typer.Option("--scan", help="Remove nothing: look for names and pictures that a purge left.")
+    ] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Remove the forget data and what was made from it everywhere; receipts and hashes stay.
+
+    Without an ID it purges again what was purged before, and ends what was cut off: run it after a backup was restored.
+    """
+    from fade.files import read_json
+    from fade.requests.ledger import Ledger
+    from flows.proving.audit import AUDITS
+    from flows.proving.purge import purge as run_purge
+    from flows.proving.purge import purged_before
+    from flows.settings import ERASURES
+
+    if scan:
+        _scan(names or purged_before(), json_file)
+        return
+    found = {}
+    with Ledger() as ledger:
+        for name in names or purged_before():
+            version = named(name)
+            erasure = version.model.removeprefix("erasure-")
+            report = AUDITS / erasure / "report.json"
+            if audited and not (report.is_file() and read_json(report)["equal"]):
+                raise ConfigError(f"{erasure} has no audit that found every hash equal. Run: fade audit {erasure}")
+            receipts = run_purge(version, ERASURES / erasure, ledger, dry_run=dry_run)
+            found[erasure] = [asdict(one) for one in receipts]
+            gone = [one for one in receipts if one.removed]
+            said = "would be removed" if dry_run else "removed"
+            console.print(f"{erasure}: {len(gone)} objects {said} ({sum(one.bytes for one in gone) / 1e6:.1f} MB)")
+            for one in receipts:
+                if dry_run or not one.removed:
+                    console.print(f"  {'out' if one.removed else 'kept'}  {one.place}: {one.name}  {one.reason}")
+    write_figures(json_file, {"dry_run": dry_run, "receipts": found})
+
+
+def _scan(names: list[str], json_file: Path | None) -> None:
+    from flows.proving.scan import scan_erasure
+    from flows.settings import ERASURES
+
+    found = {name: scan_erasure(ERASURES / name.removeprefix("erasure-")) for name in names}
+    for name, left in found.items():
+        console.print(f"{name}: {len(left)} findings outside the places that docs/security.md lists")
+        for one in left:
+            console.print(f"  {one.what}: {one.where}", highlight=False, markup=False)
+    write_figures(json_file, {"left": {name: [asdict(one) for one in left] for name, left in found.items()}})
+    if any(found.values()):
+        raise typer.Exit(1)
+
+
+evidence = typer.Typer(help="Signed evidence of an erasure: seal it, verify it offline.", no_args_is_help=True)
+app.add_typer(evidence, name="evidence")
+
+
+@evidence.command("seal")
+@guarded
+def seal_evidence(
+    name: Annotated[str, typer.Argument(help="A request's id in the ledger, or an erasure's id.")],
+    json_file: JsonOption = None,
+) -> None:
+    """Write evidence.json, signed, and evidence.html, the same for people to read."""
+    from fade.requests.ledger import Ledger
+    from flows.proving.evidence import seal_evidence as run_seal
+
+    with Ledger() as ledger:
+        folder, content = run_seal(name, ledger)
+    console.print(f"Evidence: {folder}/evidence.html   check it: fade evidence verify {folder}")
+    write_figures(json_file, {"folder": str(folder), **content})
+
+
+@evidence.command("verify")
+def verify_evidence(
+    folder: Annotated[Path, typer.Argument(help="Folder with evidence.json and evidence.html.")],
+    public_key: Annotated[Path, typer.Option(help="PEM file of the key that signs.")] = Path(".fade/keys/public.pem"),
+) -> None:
+    """Check a bundle with the public key alone, offline; needs no project."""
+    from fade.errors import FadeError
+    from fade.requests.evidence import verify_evidence as check
+    from fade.signing import public_key as load_key
+
+    try:
+        content = check(folder, load_key(public_key))
+    except FadeError as error:
+        console.print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    chain = content["chain"]
+    console.print(f"Genuine and unchanged: erasure {content['erasure']['id']}, sealed {content['sealed_at']}.")
+    console.print(f"{len(chain['rows'])} rows of a log of {chain['rows_in_all']}, whose end is {chain['head'][:16]}.")
+
+
+@app.command()
+@guarded
+def rebase(base: Annotated[str, typer.Argument(help="The new base model.")], json_file: JsonOption = None) -> None:
+    """Make every live erasure again on a new base; lists what fails its gate there, and approves nothing."""
+    from flows.erasing.rebase import rebase as run_again
+
+    found = run_again(base, console.print)
+    table = Table("live", "on the new base", "gate", "UA", "IRA", "CRA")
+    for one in found:
+        if one.new is None:
+            table.add_row(one.old, f"[red]{one.reason}[/red]", "", "", "", "")
+        else:
+            rates = [f"{value:.2%}" for value in (one.new.ua, one.new.ira, one.new.cra)]
+            table.add_row(one.old, f"{one.new.model}/{one.new.version}", one.new.gate, *rates)
+    console.print(table)
+    failed = [one.old for one in found if not one.passed]
+    write_figures(json_file, {"rebased": [{**asdict(one), "passed": one.passed} for one in found], "failed": failed})
+    if failed:
+        console.print(f"[bold red]Do not switch yet[/bold red]: {len(failed)} of {len(found)} did not pass.")
+        raise typer.Exit(1)
+
+
+def named(name: str) -> AdapterVersion:
+    """The adapter ``id`` or ``id:version``."""
+    from tasks.mlflow import tracking
+
+    model, _, number = name.partition(":")
+    if number and not number.isdigit():
+        raise ConfigError(f"{name!r} is no adapter: expected an id, or id:version with a number.")
+    return tracking.find_version(model, int(number) if number else None)
+
+
+def _print_changes(changes: list[Change]) -> None:
+    for one in changes:
+        table: list[tuple[str, str, Any]] = [
+            *(("[green]live[/green]", name, "") for name in one.added),
+            *(("out", name, "") for name in one.removed),
+            *(("[red]refused[/red]", name, reason) for name, reason in one.refused.items()),
+            *(("[yellow]waiting[/yellow]", name, reason) for name, reason in one.waiting.items()),
+            *(("[yellow]live all the same[/yellow]", name, reason) for name, reason in one.kept.items()),
+        ]
+        for what, name, reason in table:
+            console.print(f"{what} {name}" + (f": {reason}" if reason else ""), soft_wrap=True)
+        if not one.counter:
+            continue
+        console.print(
+            f"Release {one.counter} of base {one.base_sha256[:12]}: {', '.join(one.live) or 'the base alone'}"
+        )

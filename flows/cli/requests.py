@@ -1,0 +1,284 @@
+"""Commands for deletion requests: submit, follow and steer them; the ledger's upkeep; how all of it stands."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from fade.errors import ConfigError
+from flows.cli.console import JsonOption, console, guarded, this_user, write_figures
+
+if TYPE_CHECKING:
+    from fade.requests.overview import Overview
+    from fade.requests.records import Record
+
+app = typer.Typer()
+request_app = typer.Typer(help="Submit a deletion request, follow it, hold it, extend its deadline.")
+ledger_app = typer.Typer(help="Check the ledger's chain, and bring its tables up to date.")
+app.add_typer(request_app, name="request")
+app.add_typer(ledger_app, name="ledger")
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
+ReasonOption = Annotated[str, typer.Option(help="Why; it is kept in the log, so name nobody.")]
+
+
+def actor() -> str:
+    """Who gives the command, for the log."""
+    return f"cli:{this_user()}"
+
+
+@request_app.command()
+@guarded
+def submit(
+    file: Annotated[Path | None, typer.Argument(help="A request as JSON; instead of the options.")] = None,
+    kind: Annotated[str | None, typer.Option(help="object, style, person or pictures.")] = None,
+    concept: Annotated[str | None, typer.Option(help="What is erased, as the catalog calls it.")] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Another name of it; repeatable.")] = None,
+    surrogate: Annotated[str, typer.Option(help="What its prompts shall give instead; auto; nothing.")] = "auto",
+    base: Annotated[str, typer.Option(help="The base model.")] = "data/base/canvas",
+    request_id: Annotated[
+        str | None, typer.Option("--id", help="UUID, the idempotency key; a new one if left out.")
+    ] = None,
+    external_id: Annotated[str | None, typer.Option(help="Your own number of it; no name.")] = None,
+    regulation: Annotated[str, typer.Option(help="gdpr, ccpa, lgpd or other.")] = "gdpr",
+    legal_basis: Annotated[str | None, typer.Option(help="e.g. 'GDPR Art. 17(1)(b)'.")] = None,
+    priority: Annotated[int, typer.Option(help="0 to 9, the most urgent.")] = 5,
+    callback_url: Annotated[str | None, typer.Option(help="Signed webhooks go there.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Put a request into the ledger. Sent twice with the same id and content, it is one request."""
+    from fade.requests.ledger import Ledger
+    from fade.requests.messages import make_message, read_message
+
+    if file is not None:
+        if kind or concept:
+            raise ConfigError("Give a file, or --kind and --concept; not both.")
+        if not file.is_file():
+            raise ConfigError(f"There is no file {file}: expected a request as JSON there.")
+        message = read_message(file.read_bytes())
+    else:
+        message = make_message(
+            id=request_id or str(uuid.uuid4()),
+            kind=kind or "object",
+            concept=concept,
+            aliases=tuple(alias or ()),
+            surrogate=surrogate,
+            base=base,
+            external_id=external_id,
+            regulation=regulation,
+            legal_basis=legal_basis,
+            priority=priority,
+            callback_url=callback_url,
+        )
+    with Ledger() as ledger:
+        record, new = ledger.submit(message, actor=actor())
+    console.print(
+        f"{record.id} is [bold]{record.state}[/bold], due {record.due_at:%Y-%m-%d}"
+        + ("" if new else " (it was here already)")
+    )
+    if record.reason not in (None, "complete"):
+        console.print(str(record.reason))
+    write_figures(json_file, {**as_json(record), "new": new})
+
+
+@request_app.command("list")
+@guarded
+def list_requests(
+    state: Annotated[list[str] | None, typer.Option(help="Only those in this state; repeatable.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the nearest deadline first.")] = 50,
+    json_file: JsonOption = None,
+) -> None:
+    """List requests, the nearest deadline first."""
+    from fade.errors import nearest
+    from fade.requests.ledger import Ledger
+    from fade.requests.states import State
+
+    for name in state or ():
+        if name not in set(State):
+            raise ConfigError(f"There is no state {name!r}. {nearest(name, [str(one) for one in State])}")
+    with Ledger() as ledger:
+        found = ledger.find(states=[State(name) for name in state] if state else None, limit=limit)
+    table = Table("id", "external id", "kind", "state", "due", "erasure")
+    for record in found:
+        table.add_row(
+            record.id, record.external_id, record.kind, record.state, f"{record.due_at:%Y-%m-%d}", record.erasure_id
+        )
+    console.print(table if found else "No request is in the ledger. Begin with: fade request submit")
+    write_figures(json_file, {"requests": [as_json(record) for record in found]})
+
+
+@request_app.command()
+@guarded
+def show(request_id: IdArgument, json_file: JsonOption = None) -> None:
+    """Show a request and all that happened to it."""
+    from fade.requests.ledger import Ledger
+
+    with Ledger() as ledger:
+        record, entries = ledger.get(request_id), ledger.history(request_id=request_id)
+    table = Table("", "", show_header=False)
+    for key, value in as_json(record).items():
+        if value not in (None, [], ""):
+            table.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
+    console.print(table)
+    log = Table("row", "when (UTC)", "event", "by", "reason")
+    for entry in entries:
+        said = f"{entry.before or ''} -> {entry.after}" if entry.after else entry.event
+        log.add_row(str(entry.seq), f"{entry.at:%Y-%m-%d %H:%M:%S}", said, entry.actor, entry.reason)
+    console.print(log)
+    write_figures(
+        json_file,
+        {**as_json(record), "log": [{**asdict(entry), "at": entry.at.isoformat()} for entry in entries]},
+    )
+
+
+@request_app.command()
+@guarded
+def cancel(request_id: IdArgument, reason: ReasonOption, json_file: JsonOption = None) -> None:
+    """Withdraw a request that is not in force yet."""
+    _steer(request_id, json_file, lambda ledger: ledger.cancel(request_id, actor=actor(), reason=reason))
+
+
+@request_app.command()
+@guarded
+def minimise(request_id: IdArgument, reason: ReasonOption, json_file: JsonOption = None) -> None:
+    """Forget the names in a request that is over; that it was, and when, stays in the log."""
+    _steer(request_id, json_file, lambda ledger: ledger.minimise(request_id, actor=actor(), reason=reason))
+
+
+@request_app.command()
+@guarded
+def hold(request_id: IdArgument, reason: ReasonOption, json_file: JsonOption = None) -> None:
+    """Keep a request from running; its deadline stays."""
+    _steer(request_id, json_file, lambda ledger: ledger.hold(request_id, actor=actor(), reason=reason))
+
+
+@request_app.command()
+@guarded
+def release(
+    request_id: IdArgument,
+    reason: ReasonOption,
+    concept: Annotated[str | None, typer.Option(help="The answer, where a concept was asked for.")] = None,
+    surrogate: Annotated[str | None, typer.Option(help="Another surrogate.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Let a request run: from hold, after an answer, after a failure or a roll-back."""
+    _steer(
+        request_id,
+        json_file,
+        lambda ledger: ledger.release(request_id, actor=actor(), reason=reason, concept=concept, surrogate=surrogate),
+    )
+
+
+@request_app.command()
+@guarded
+def extend(request_id: IdArgument, reason: ReasonOption, json_file: JsonOption = None) -> None:
+    """Move the deadline as far as the law lets it: once, before it is over, with the reason the person is told."""
+    _steer(request_id, json_file, lambda ledger: ledger.extend(request_id, actor=actor(), reason=reason))
+
+
+@ledger_app.command()
+@guarded
+def verify(json_file: JsonOption = None) -> None:
+    """Check that no row of the log was changed, removed or added, and no request or webhook changed beside it."""
+    from fade.requests.ledger import Ledger
+
+    with Ledger() as ledger:
+        report = ledger.verify()
+    console.print(f"The chain holds: {report.rows} rows, head {report.head}")
+    write_figures(json_file, asdict(report))
+
+
+@ledger_app.command()
+@guarded
+def upgrade() -> None:
+    """Bring the ledger's tables to this version; opening it does the same."""
+    from fade.requests.ledger import Ledger
+    from fade.requests.tables import HEAD
+
+    with Ledger() as ledger:
+        console.print(f"{ledger.engine.url.render_as_string()} has version {HEAD}.")
+
+
+@app.command()
+@guarded
+def status(
+    watch: Annotated[float | None, typer.Option(min=0.2, help="Show it anew every so many seconds.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 20,
+    json_file: JsonOption = None,
+) -> None:
+    """How all requests stand: counts by state, and the open ones by deadline."""
+    import time
+
+    from rich.live import Live
+
+    from fade.requests.ledger import Ledger
+    from fade.requests.overview import overview
+
+    with Ledger() as ledger:
+        found = overview(ledger, limit=limit)
+        if watch is None:
+            console.print(_status_table(found))
+        else:
+            with Live(_status_table(found), console=console, auto_refresh=False) as live:
+                try:
+                    while True:
+                        time.sleep(watch)
+                        found = overview(ledger, limit=limit)
+                        live.update(_status_table(found), refresh=True)
+                except KeyboardInterrupt:
+                    pass
+    write_figures(
+        json_file,
+        {
+            "counts": found.counts,
+            "overdue": found.overdue,
+            "oldest_seconds": found.oldest_seconds,
+            "webhooks": found.webhooks,
+            "urgent": [as_json(record) for record in found.urgent],
+        },
+    )
+
+
+def _status_table(found: Overview) -> Table:
+    counts = "  ".join(f"{state} {count}" for state, count in sorted(found.counts.items())) or "no request yet"
+    table = Table("id", "kind", "state", "step", "age", "due in", "attempts", title=counts)
+    table.caption = f"{found.overdue} overdue, {found.webhooks} webhooks wait, {found.at:%Y-%m-%d %H:%M:%S} UTC"
+    for record in found.urgent:
+        left = (record.due_at - found.at).total_seconds()
+        table.add_row(
+            *(record.id, record.kind, record.state, record.step or ""),
+            _span((found.at - record.received_at).total_seconds()),
+            f"[red]-{_span(-left)}[/red]" if left < 0 else _span(left),
+            str(record.attempts),
+        )
+    return table
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def as_json(record: Record) -> dict[str, Any]:
+    """A record as JSON holds it."""
+    return {
+        key: value.isoformat() if isinstance(value, datetime) else list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(record).items()
+    }
+
+
+def _steer(request_id: str, json_file: Path | None, act: Callable[[Any], Record]) -> None:
+    from fade.requests.ledger import Ledger
+
+    with Ledger() as ledger:
+        record = act(ledger)
+    console.print(f"{request_id} is [bold]{record.state}[/bold], due {record.due_at:%Y-%m-%d}")
+    write_figures(json_file, as_json(record))

@@ -1,0 +1,104 @@
+"""Commands that make a base and its judges from a catalog of one's own."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from fade.errors import ConfigError
+from flows.cli.console import JsonOption, console, guarded, show_training, write_figures
+
+app = typer.Typer()
+base = typer.Typer(help="A small base model of your own.", no_args_is_help=True)
+classifier = typer.Typer(help="Judges of your own.", no_args_is_help=True)
+app.add_typer(base, name="base")
+app.add_typer(classifier, name="classifier")
+
+CatalogOption = Annotated[Path, typer.Option(help="Folder of the catalog.")]
+OutOption = Annotated[Path, typer.Option("--out", help="New folder; what is under way is kept beside it.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Processor threads; part of what decides the bytes.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of every draw instead of the one in params.yaml.")]
+
+
+@base.command("train")
+@guarded
+def train_base(
+    catalog: CatalogOption,
+    out: OutOption,
+    judges: Annotated[
+        Path | None, typer.Option(help="Judges of the same catalog: then it ends with recognition figures.")
+    ] = None,
+    autoencoder_steps: Annotated[int, typer.Option(min=1, help="The canvas base took 9000.")] = 1500,
+    denoiser_steps: Annotated[int, typer.Option(min=1, help="The canvas base took 7500.")] = 3000,
+    threads: ThreadsOption = 2,
+    seed: SeedOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Train a small Stable Diffusion on a catalog's pictures. Cut off and asked again, it goes on.
+
+    Beside the folder, OUT.report holds a sheet of its pictures and, with --judges, how well they are recognised.
+    """
+    from fade.evaluation.judges import JUDGES
+    from fade.files import read_json, read_yaml
+    from fade.steps import train
+    from tasks.dvc import versioning
+
+    _refuse_taken(out)
+    given = read_yaml(Path("params.yaml"))
+    params = copy.deepcopy(given["base"]) | {"threads": threads} | ({} if seed is None else {"seed": seed})
+    params["autoencoder"]["steps"], params["denoiser"]["steps"] = autoencoder_steps, denoiser_steps
+    report = out.with_name(f"{out.name}.report")
+    show_training(train.train_base(catalog, out, params=params))
+    show_training(train.report_on(catalog, out, judges, report, params=given["base_report"] | {"threads": threads}))
+    metrics = read_json(report / "metrics.json")
+    versioning.track(out)
+    console.print(f"Base in {out}; look at {report}/sheet.png", highlight=False)
+    if judges is None:
+        console.print("How well it is recognised: give --judges (fade classifier train).", highlight=False)
+    else:
+        table = Table("judge", "object recognised", "style recognised", "called scrambled")
+        for name in JUDGES:
+            table.add_row(name, *(f"{metrics[name][what]['value']:.1%}" for what in ("object", "style", "scrambled")))
+        console.print(table)
+    write_figures(json_file, {"base": str(out), "report": metrics})
+
+
+@classifier.command("train")
+@guarded
+def train_classifier(
+    catalog: CatalogOption,
+    out: OutOption,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each instead of those in params.yaml.")] = None,
+    threads: ThreadsOption = 2,
+    json_file: JsonOption = None,
+) -> None:
+    """Train the two judges of a catalog, which --judges takes. Cut off and asked again, it goes on."""
+    from fade.evaluation.judges import JUDGES
+    from fade.files import read_json, read_yaml
+    from fade.steps import train
+    from tasks.dvc import versioning
+
+    _refuse_taken(out)
+    params = copy.deepcopy(read_yaml(Path("params.yaml"))["judges"]) | {"threads": threads}
+    if steps is not None:
+        for name in JUDGES:
+            params[name]["steps"] = steps
+    show_training(train.train_judges(catalog, out, params=params))
+    versioning.track(out)
+    metrics = read_json(out / "metrics.json")
+    table = Table("judge", "object (holdout)", "style (holdout)", "shuffled patches called scrambled", "pictures")
+    for name in JUDGES:
+        found = metrics[name]
+        shares = (found[what] for what in ("object_accuracy", "style_accuracy", "shuffled_called_scrambled"))
+        table.add_row(name, *(f"{share:.1%}" for share in shares), str(found["holdout_pictures"]))
+    console.print(table)
+    write_figures(json_file, {"judges": str(out), **metrics})
+
+
+def _refuse_taken(out: Path) -> None:
+    if out.exists():
+        raise ConfigError(f"{out} is there already. Remove it, or choose another --out.")

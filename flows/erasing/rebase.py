@@ -1,0 +1,73 @@
+"""Rebase: every live erasure made again on a new base, judged there; nothing is approved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from fade.config import Settings, Spec, load_spec
+from fade.errors import ConfigError, FadeError
+from fade.steps.spec import asked_again, prepare_spec
+from flows.erasing.erase import erase, prepare_folder
+from flows.settings import ERASURES
+from tasks.mlflow import tracking
+from tasks.mlflow.tracking import MODEL_PREFIX, AdapterVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Rebased:
+    """One live erasure on the new base: its version there, or the reason why there is none."""
+
+    old: str
+    new: AdapterVersion | None
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may be approved there."""
+        return self.new is not None and self.new.gate == "passed"
+
+
+def rebase(base: str, say: Callable[[str], None]) -> list[Rebased]:
+    """Run all approved erasures again on another base, with their own settings; one that fails stops no other.
+
+    Raises:
+        ConfigError: nothing is approved.
+    """
+    live = [version for version in tracking.versions() if version.live]
+    if not live:
+        raise ConfigError("Nothing is approved, so nothing has to be made again.")
+    found = []
+    for version in live:
+        say(f"{version.model} version {version.version} ...")
+        try:
+            request = on_base(load_spec(ERASURES / version.model.removeprefix(MODEL_PREFIX)), base)
+            if request.base_sha256 == version.base_sha256:
+                raise ConfigError(f"It is live on the base in {base} already.")
+            prepare_folder(request)
+            found.append(Rebased(f"{version.model}/{version.version}", erase(request.id)))
+        except FadeError as error:
+            found.append(Rebased(f"{version.model}/{version.version}", None, str(error)))
+    return found
+
+
+def on_base(spec: Spec, base: str) -> Spec:
+    """The same request for another base.
+
+    Raises:
+        ConfigError: another tool's adapter cannot be made again.
+        BaseModelError: the base is missing or not supported.
+    """
+    if spec.imported is not None:
+        raise ConfigError("Another tool made this adapter, for its own base: it cannot be made again here.")
+    settings = Settings(**{name: getattr(spec, name) for name in Settings.model_fields})
+    first, *also = map(asked_again, spec.pairs)
+    return prepare_spec(
+        **{field.name: getattr(first, field.name) for field in fields(first)},
+        settings=settings,
+        base=base,
+        catalog=spec.catalog,
+        judges=spec.judges,
+        also=also,
+        data_free=spec.data_free,
+    )

@@ -1,0 +1,1 @@
+"""For whoever runs it: what is wrong here, backup and restore."""

@@ -1,0 +1,1 @@
+"""What is shown afterwards: audits, evidence, and that what was to be deleted is gone."""

@@ -1,0 +1,389 @@
+"""Flow ``release``: what a person approved in MLflow goes live, what was taken back goes out.
+
+MLflow's alias ``approved`` says what a person wants, the signed manifest what is. ``settle`` brings the
+second to the first: it takes out at once what is no longer approved, checks what is new (the ledger's registration,
+hash, gate, erasure's folder), and publishes what is known to hold together with all that is live. What is not known
+yet it leaves open, so that no click waits for another one's test; ``reconcile`` measures that too. What may not go
+live says so on its version's page (tag ``release``) and stays out. Every base has its own release folder.
+
+What is live stays so until a person takes back the alias of a version that exists: a registered model that was
+deleted, a version made anew, an alias moved to what may not go live, an edited tag leave it in, and are said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from filelock import FileLock
+from prefect import flow
+
+from fade.adapters.manifest import LiveAdapter, Manifest, Permission, live_folder, permit, publish
+from fade.errors import ConfigError, FadeError, listing
+from fade.requests.ledger import Ledger
+from fade.signing import signing_key
+from flows.cli.console import this_user
+from flows.erasing.together import Board, combination_folder, fitting_together, measure_together, offer_consolidated
+from flows.releasing.approval import TAKEN_BACK, Approved, check_version, named, still_live
+from flows.releasing.outcomes import GONE, LIVE, Said, last_said, say, short
+from flows.releasing.released import KEYS, RELEASES, current_manifest, model_of, number_of, release_folder, released
+from tasks.mlflow import tracking
+from tasks.mlflow.tracking import MODEL_PREFIX, AdapterVersion, is_registered
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one look at the registry came to, for one base.
+
+    Attributes:
+        live: names in the manifest, in order.
+        added: of those, what is new.
+        removed: names that were taken out.
+        refused: name to the reason why it stays out.
+        waiting: name to what it waits for.
+        kept: name to what is wrong with it in MLflow or on this machine, although it stays live.
+    """
+
+    base_sha256: str
+    folder: Path
+    counter: int
+    live: tuple[str, ...]
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+
+    def after(self, first: Change | None) -> Change:
+        """This look and the one before it as one."""
+        if first is None:
+            return self
+        added = dict.fromkeys((*first.added, *self.added))
+        removed = {*first.removed, *self.removed} - {*self.live}
+        return replace(self, added=tuple(name for name in added if name in self.live), removed=tuple(sorted(removed)))
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What one look came to for all bases, and what it left open.
+
+    Attributes:
+        live: what is live on each base, by the base's hash.
+        unknown: combinations that have to be measured before more can be said, one for each base that has one.
+        approved: the registry as this look saw it, registered model to approved version.
+    """
+
+    changes: list[Change]
+    live: dict[str, list[Approved]]
+    unknown: list[tuple[Approved, ...]]
+    approved: dict[str, int]
+
+
+@flow(name="release", flow_run_name="release")
+def release() -> list[Change]:
+    """One look at the registry, for a schedule; ``fade release --watch`` looks every second."""
+    return reconcile()
+
+
+def reconcile(*, valid_seconds: int = 0, consolidate: bool = True) -> list[Change]:
+    """Settle, measure what was left open, and settle again until nothing is; ``watch`` does it without waiting.
+
+    Raises:
+        As ``settle``.
+    """
+    changes: dict[str, Change] = {}
+    failed: dict[Path, str] = {}
+    while True:
+        settled = settle(valid_seconds=valid_seconds, consolidate=consolidate, failed=failed)
+        changes = {one.base_sha256: one.after(changes.get(one.base_sha256)) for one in settled.changes}
+        if not settled.unknown:
+            return list(changes.values())
+        chosen = settled.unknown[0]
+        try:
+            measure_together(chosen)
+        except FadeError as error:
+            failed[combination_folder(chosen)] = str(error)
+
+
+def settle(*, valid_seconds: int = 0, consolidate: bool = True, failed: Mapping[Path, str] | None = None) -> Settled:
+    """Bring every base's release to what is approved now, as far as that is known: nothing is measured here.
+
+    First all that was taken back goes out, on every base, then what may go live goes live. It needs no
+    Prefect: a rollback must not wait for it.
+
+    Args:
+        valid_seconds: how long runtimes may use the manifests; 0 for without end.
+        consolidate: distil what fails together into one adapter, in a process of its own.
+        failed: folders of combinations that could not be measured, and why.
+
+    Raises:
+        RegistryError: MLflow cannot be asked. Releases are then as they were, or less.
+        SignatureError: a manifest that is there is not ours.
+    """
+    RELEASES.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(RELEASES / ".lock"), timeout=3600), Ledger() as ledger:
+        before = {one.base_sha256: one for one in released().values()}
+        registry = _look(ledger, before.values())
+        wanted = {_base_of(one) for one in registry.versions.values() if one.live}
+        for base, manifest in before.items():
+            _take_out(base, manifest, registry, valid_seconds)
+        approved = {one.model: one.version for one in registry.versions.values() if one.live}
+        settled = Settled([], {}, [], approved)
+        for base in sorted({*before, *wanted}):
+            board = Board(failed=failed or {})
+            was = before[base].adapters if base in before else ()
+            change = _settle_base(
+                base,
+                registry,
+                was,
+                board,
+                valid_seconds=valid_seconds,
+                consolidate=consolidate,
+                live=settled.live.setdefault(base, []),
+                ledger=ledger,
+            )
+            settled.changes.append(change)
+            if board.unknown:
+                settled.unknown.append(board.unknown)
+        return settled
+
+
+@dataclass(frozen=True, slots=True)
+class _Registry:
+    """MLflow as one look saw it, and what the log said of it last.
+
+    Attributes:
+        versions: by the name a manifest gives them.
+        said: the same names to the last row of the log on their release.
+        live: names in the manifests as they were before this look.
+    """
+
+    versions: dict[str, AdapterVersion]
+    models: set[str]
+    said: dict[str, Said]
+    live: frozenset[str]
+
+    def is_withdrawn(self, entry: LiveAdapter) -> bool:
+        """Whether a person took back the alias of the very version that is live: it exists, and no alias does."""
+        version = self.versions.get(entry.name)
+        if version is None or self.is_another(version):
+            return False
+        return not any(one.live for one in self.versions.values() if one.model == version.model)
+
+    def is_another(self, version: AdapterVersion) -> bool:
+        """Whether it only has the name of the version that went live: its model was deleted and made anew."""
+        said = self.said.get(named(version))
+        return said is not None and bool(said.run_id) and said.run_id != version.run_id
+
+    def odd(self, entry: LiveAdapter, base: str) -> str:
+        """What is wrong in MLflow with what is live; empty if nothing is."""
+        version = self.versions.get(entry.name)
+        if model_of(entry) not in self.models:
+            return "its registered model is gone from MLflow"
+        if version is None:
+            return "its version is gone from MLflow"
+        if (version.adapter_sha256, _base_of(version)) != (entry.adapter_sha256, base):
+            return "its tags in MLflow name another adapter or base than the one that is live"
+        if self.is_another(version) and not (version.live and is_registered(version)):
+            return "its version in MLflow was made anew, and nobody approved that one"
+        return ""
+
+
+def _look(ledger: Ledger, manifests: Iterable[Manifest]) -> _Registry:
+    everything = {named(one): one for one in tracking.versions()}
+    live = frozenset(name for manifest in manifests for name in manifest.names)
+    return _Registry(everything, tracking.models(), last_said(ledger), live)
+
+
+def _base_of(version: AdapterVersion) -> str:
+    """The base whose release says what becomes of a version; none for one whose tags cannot be read."""
+    return "" if version.fault else version.base_sha256
+
+
+def open_release(base: str | Path, base_sha256: str, *, valid_seconds: int = 0) -> Path:
+    """A base's release folder; without a manifest there it gets one that erases nothing."""
+    folder = release_folder(base_sha256)
+    RELEASES.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(RELEASES / ".lock"), timeout=3600):
+        if current_manifest(folder) is None:
+            publish(folder, [], base=base, key=signing_key(KEYS), valid_seconds=valid_seconds)
+    return folder
+
+
+def reissue(*, valid_seconds: int, now: Callable[[Manifest], bool]) -> int:
+    """Sign those manifests anew for which ``now`` says so, with what they have; give their number."""
+    count = 0
+    for folder, manifest in released().items():
+        if now(manifest):
+            _publish(folder, [_kept(folder, entry) for entry in manifest.adapters], None, valid_seconds)
+            count += 1
+    return count
+
+
+def permit_step_back(base: str, *, seen: int, reason: str, actor: str) -> Permission:
+    """Sign that runtimes which saw counters up to ``seen`` may take over a base's release as it is now.
+
+    Args:
+        base: the base's hash, or its beginning.
+
+    Raises:
+        ConfigError: no release, or several, of such a base; or nothing to step back from.
+    """
+    found = {folder: one for folder, one in released().items() if one.base_sha256.startswith(base)}
+    if len(found) != 1:
+        raise ConfigError(
+            f"{len(found)} releases are of a base {base!r}; expected one. There are: "
+            f"{listing(one.base_sha256[:12] for one in released().values()) or 'none'}."
+        )
+    ((folder, manifest),) = found.items()
+    with FileLock(str(RELEASES / ".lock"), timeout=3600), Ledger() as ledger:
+        details = {"manifest": manifest.counter, "manifest_sha256": manifest.sha256, "seen": seen}
+        permission = permit(folder, manifest, seen=seen, reason=reason, key=signing_key(KEYS))
+        ledger.append("release.step_back", actor=actor, reason=reason, details=details)
+    return permission
+
+
+def take_out(model: str, *, actor: str | None = None) -> list[str]:
+    """Take what is live of a model out of the releases, whatever MLflow says; gives the names.
+
+    For what MLflow no longer knows: the next look at the registry finds it neither live nor approved.
+
+    Args:
+        actor: who takes it out; the account that runs this program if None.
+    """
+    out: list[str] = []
+    with FileLock(str(RELEASES / ".lock"), timeout=3600), Ledger() as ledger:
+        for folder, manifest in released().items():
+            entries = [entry for entry in manifest.adapters if model_of(entry) == model]
+            if not entries:
+                continue
+            for entry in entries:
+                details = {"version": number_of(entry), "adapter_sha256": entry.adapter_sha256}
+                erasure = model.removeprefix(MODEL_PREFIX)
+                ledger.append(TAKEN_BACK, actor=actor or this_user(), erasure_id=erasure, details=details)
+            kept = [entry for entry in manifest.adapters if model_of(entry) != model]
+            left = _publish(folder, [_kept(folder, entry) for entry in kept], None, manifest.valid_seconds)
+            names = [entry.name for entry in entries]
+            say(ledger, dict.fromkeys(names, GONE), _look(ledger, ()).versions, left)
+            out += names
+    return out
+
+
+def _take_out(base: str, manifest: Manifest, registry: _Registry, valid_seconds: int) -> None:
+    """Publish without what a person took back.
+
+    An alias that was moved to another version takes nothing out here: its concept stays erased until that
+    version is live.
+    """
+    folder = release_folder(base)
+    kept = [entry for entry in manifest.adapters if not registry.is_withdrawn(entry)]
+    if len(kept) < len(manifest.adapters):
+        _publish(folder, [_kept(folder, entry) for entry in kept], None, valid_seconds)
+
+
+def _settle_base(
+    base: str,
+    registry: _Registry,
+    was: Sequence[LiveAdapter],
+    board: Board,
+    *,
+    valid_seconds: int,
+    consolidate: bool,
+    live: list[Approved],
+    ledger: Ledger,
+) -> Change:
+    """One base; what is live on it is put into ``live``. ``was``: what was live before anything was taken out."""
+    folder = release_folder(base)
+    manifest = current_manifest(folder)
+    entries = () if manifest is None else manifest.adapters
+    still, kept = _what_is_live(ledger, folder, entries)
+    there = {entry.name for entry in entries}
+    approved = [one for one in registry.versions.values() if one.live and _base_of(one) == base]
+    new = _what_is_new([one for one in approved if named(one) not in registry.live], board)
+    if kept and new:
+        said = "; ".join(f"{name} is live and cannot be tested: {reason}" for name, reason in kept.items())
+        board.waiting |= {one.name: said for one in new}
+        new = []
+    live += fitting_together(still, new, board)
+    wanted = [entry for entry in entries if entry.name in kept or entry.name in {one.name for one in live}]
+    added = [one for one in live if one.name not in there]
+    if added or len(wanted) < len(entries):
+        adapters = [_kept(folder, entry) for entry in wanted] + [(one.name, one.adapter, 1.0) for one in added]
+        source = live[0].request.base if manifest is None else None
+        manifest = _publish(folder, adapters, source, valid_seconds)
+    if consolidate and not board.unknown and any("fails the gate" in reason for reason in board.waiting.values()):
+        offer_consolidated(still + new, [one for one in registry.versions.values() if is_registered(one)], board)
+    names = () if manifest is None else manifest.names
+    kept |= {entry.name: odd for entry in entries if entry.name in names and (odd := registry.odd(entry, base))}
+    kept |= _unreplaced(names, board)
+    gone = _gone(base, registry, {entry.name for entry in was}, names)
+    said_now = dict.fromkeys(sorted(gone), GONE) | dict.fromkeys(names, LIVE)
+    said_now |= {name: f"kept: {short(reason)}" for name, reason in kept.items()}
+    said_now |= {name: f"waiting: {short(reason)}" for name, reason in board.waiting.items()}
+    said_now |= {name: f"refused: {reason}" for name, reason in board.refused.items()}
+    say(ledger, said_now, registry.versions, manifest, together=board.together, base=base)
+    return Change(
+        base,
+        folder,
+        0 if manifest is None else manifest.counter,
+        names,
+        added=tuple(one.name for one in added if one.name in names and one.name not in {entry.name for entry in was}),
+        removed=tuple(sorted({entry.name for entry in was} - {*names})),
+        refused=board.refused,
+        waiting=board.waiting,
+        kept=kept,
+    )
+
+
+def _what_is_live(
+    ledger: Ledger, folder: Path, entries: Sequence[LiveAdapter]
+) -> tuple[list[Approved], dict[str, str]]:
+    """What the manifest says, and of that what nothing more is known of here than its files, with the reason."""
+    still, kept = [], {}
+    for entry in entries:
+        try:
+            still.append(still_live(ledger, entry, live_folder(folder, entry)))
+        except FadeError as error:
+            kept[entry.name] = short(error)
+    return still, kept
+
+
+def _what_is_new(approved: Sequence[AdapterVersion], board: Board) -> list[Approved]:
+    new = []
+    for version in approved:
+        try:
+            new.append(check_version(version))
+        except FadeError as error:
+            board.refused[named(version)] = short(error)
+    return new
+
+
+def _unreplaced(names: Sequence[str], board: Board) -> dict[str, str]:
+    """What stays live because the version that its alias was moved to is refused."""
+    refused = {name.partition("/")[0]: name for name in board.refused}
+    return {
+        name: f"{refused[name.partition('/')[0]]}, which is to take its place, is refused"
+        for name in names
+        if name.partition("/")[0] in refused
+    }
+
+
+def _gone(base: str, registry: _Registry, was: set[str], names: Sequence[str]) -> set[str]:
+    """What is no longer live, or no longer waits to be, by the log: also where who took it out died before."""
+    on_base = {name: one for name, one in registry.said.items() if one.base_sha256 == base}
+    left = {name for name, one in on_base.items() if one.kind in ("live", "kept")}
+    # An approval that was refused and then withdrawn leaves nothing to be said.
+    open_ = {name for name, one in on_base.items() if one.kind in ("refused", "waiting")}
+    left |= {name for name in open_ if name not in registry.versions or not registry.versions[name].live}
+    return (was | left) - {*names}
+
+
+def _kept(folder: Path, entry: LiveAdapter) -> tuple[str, Path, float]:
+    return entry.name, live_folder(folder, entry), entry.weight
+
+
+def _publish(
+    folder: Path, adapters: Sequence[tuple[str, Path, float]], base: str | None, valid_seconds: int
+) -> Manifest:
+    return publish(folder, adapters, base=base, key=signing_key(KEYS), valid_seconds=valid_seconds)

@@ -1,0 +1,1 @@
+"""What stays up: MLflow, Prefect, the intake, the pictures, and what stands before them."""

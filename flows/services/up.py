@@ -1,0 +1,125 @@
+"""Everything at once: the servers, the intake, the drain on its schedule, the release watch; until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from fade.environment import environment
+from flows.queue.schedules import checked_cron, checked_zone
+from flows.services.local import HOST, check_port, running, stop_all, wait_for
+from flows.settings import STATE, kept_secret, prefect_auth
+
+TOKEN_FILE = STATE / "intake-token"
+AGAIN_SECONDS = 5.0
+
+
+@dataclass
+class Programs:
+    """What runs beside the servers: a command each, with its log; one that ends is started again."""
+
+    environment: Mapping[str, str]
+    commands: dict[str, list[str]]
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ended: dict[str, float] = field(default_factory=dict)
+
+    def start(self, name: str) -> None:
+        """Start one, in a process group of its own, so that Ctrl-C reaches it through this program alone."""
+        with (STATE / f"{name}.log").open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli.app", *self.commands[name]],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=dict(self.environment),
+            )
+
+    def look(self) -> Iterator[str]:
+        """Start again what has ended a while ago; yields what a person should know."""
+        now = time.monotonic()
+        for name, process in list(self.running.items()):
+            if process.poll() is not None:
+                del self.running[name]
+                self.ended[name] = now
+                yield (
+                    f"{name} ended with status {process.returncode}; see {STATE / name}.log. "
+                    f"It is started again in {AGAIN_SECONDS:.0f} s."
+                )
+        for name in [name for name, when in self.ended.items() if now - when >= AGAIN_SECONDS]:
+            del self.ended[name]
+            self.start(name)
+
+    def stop(self) -> None:
+        """End them all."""
+        stop_all(self.running.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """Addresses of what runs, and the programs."""
+
+    mlflow: str
+    prefect: str
+    intake: str
+    programs: Programs
+
+
+@contextmanager
+def everything(
+    *,
+    mlflow_port: int,
+    prefect_port: int,
+    intake_port: int,
+    cron: str,
+    timezone: str = "UTC",
+    ended: threading.Event | None = None,
+) -> Iterator[Up]:
+    """All of it, up and answering; stopped at the end.
+
+    Args:
+        ended: set while it starts, it stops all again.
+
+    Raises:
+        KeyboardInterrupt: ``ended`` was set before all answered.
+        ConfigError: ``cron`` is no cron line, or ``timezone`` no time zone.
+        ResourceError: a port is taken, or something ended or did not answer in time.
+    """
+    cron, timezone = checked_cron(cron), checked_zone(timezone)
+    check_port(intake_port, "the HTTP intake", "--intake-port")
+    with running(mlflow_port=mlflow_port, prefect_port=prefect_port, ended=ended) as services:
+        commands = {
+            "intake": ["intake", "--follow"],
+            "intake-http": ["intake-http", "--port", str(intake_port)],
+            "drain": ["drain", "--cron", cron, "--timezone", timezone],
+            "release": ["release", "--watch"],
+        }
+        if environment().webhook_secret:
+            commands["webhooks"] = ["webhooks", "--follow"]
+        variables = {
+            **os.environ,
+            "MLFLOW_TRACKING_URI": services.mlflow,
+            "PREFECT_API_URL": f"{services.prefect}/api",
+            "PREFECT_API_AUTH_STRING": prefect_auth(),
+            "FADE_INTAKE_TOKEN": intake_token(),
+        }
+        programs = Programs(variables, commands)
+        try:
+            for name in commands:
+                programs.start(name)
+            intake = f"http://{HOST}:{intake_port}"
+            wait_for(f"{intake}/health", "intake-http", programs.running["intake-http"], ended)
+            yield Up(services.mlflow, services.prefect, intake, programs)
+        finally:
+            programs.stop()
+
+
+def intake_token() -> str:
+    """FADE_INTAKE_TOKEN; without it one that is made once and kept in ``.fade/intake-token``, for this user alone."""
+    given = environment().intake_token
+    return given.get_secret_value() if given else kept_secret(TOKEN_FILE)

@@ -1,0 +1,1 @@
+"""Many erasures compared: over settings, concepts and methods."""

@@ -1,0 +1,492 @@
+"""DVC: the pipeline file of an erasure, what in it is current, and the hashes it recorded.
+
+This folder holds the only files that import dvc. An erasure's folder has its own ``dvc.yaml`` and ``dvc.lock``, so that
+concurrent erasures never meet in one lock file, and the lock file is the erasure's audit record.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+
+import yaml
+from dvc.exceptions import DvcException
+from dvc.lock import make_lock
+from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+from dvc.utils.serialize import YAMLFileCorruptedError
+from dvc_data.hashfile.build import build
+from filelock import FileLock
+
+from fade.config import ATTACKED, DRAWN_BY, GENERATED
+from fade.errors import LineageError
+from fade.files import sha256_file, write_json, writing
+from fade.lineage import ROOT, library_versions, module_closure, processor_kind
+from fade.models.source import is_hub_name
+from fade.steps.spec import BASE, CATALOG, JUDGES
+
+logging.getLogger("dvc").setLevel(logging.WARNING)
+logging.getLogger("dvc_data").setLevel(logging.ERROR)  # it warns of each output that a stage has yet to make
+logger = logging.getLogger(__name__)
+RECORDED_ON = Path("data/recorded-on.json")
+SITE = Path(".fade/dvc")
+"""What DVC remembers of files' hashes, by their names."""
+MEND = "Take one side as a whole (`git checkout --ours FILE` or `--theirs FILE`), or run the erasure again without it."
+BEFORE = "dvc.lock.before"
+"""What ``dvc.lock`` was, while a step is recorded; still there later, the record was cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step as a DVC stage; paths under ``{catalog}``, ``{base}``, ``{judges}`` come from the request."""
+
+    name: str
+    module: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    params: tuple[str, ...]
+
+
+_WHAT = ("concept", "kind", "surrogate", "aliases", "also", "catalog")
+_WHOSE = ("image_ids", "subjects", "overwrite", "neighbours", "data_free")
+_BASE = ("base", "base_sha256", "threads", "weights")
+STAGES = (
+    Stage(
+        "split",
+        "fade.steps.split",
+        ("{pictures}/catalog.parquet", "{pictures}/concepts.json", "{pictures}/pictures"),
+        ("splits",),
+        (*_WHAT, *_WHOSE, "split"),
+    ),
+    Stage(
+        "validate",
+        "tasks.expectations.validation",
+        ("splits", "{pictures}/catalog.parquet", "{pictures}/pictures"),
+        ("validation.json",),
+        (*_WHAT, *_WHOSE, "split", "distill.stop_at"),
+    ),
+    Stage(
+        "saliency",
+        "fade.steps.saliency",
+        ("splits", "validation.json", "{pictures}/pictures", "{base}"),
+        ("saliency.safetensors",),
+        (*_BASE, "data_free", "saliency", "mask.granularity", "distill.timestep_power", "distill.precision"),
+    ),
+    Stage("mask", "fade.steps.mask", ("saliency.safetensors",), ("mask",), ("mask",)),
+    Stage(
+        "distill",
+        "fade.steps.distill",
+        ("splits", "mask", "{pictures}/pictures", "{base}"),
+        ("adapter", "curve.csv", "timesteps.json"),
+        (*_BASE, "data_free", "distill"),
+    ),
+    Stage(
+        "evaluate",
+        "fade.steps.evaluate",
+        ("adapter", "{catalog}/concepts.json", "{base}", "{judges}"),
+        ("evaluation",),
+        (*_BASE, *_WHAT, "evaluate", "gate"),
+    ),
+)
+
+FOREIGN_STAGES = (
+    *STAGES[:2],
+    Stage("foreign", "fade.steps.foreign", ("foreign", "{base}"), ("adapter",), (*_BASE, "imported")),
+    STAGES[-1],
+)
+"""An erasure whose adapter another tool made."""
+
+ATTACK = Stage(
+    "attack",
+    "fade.steps.gate_attacks",
+    ("adapter", "splits", "{catalog}/concepts.json", "{pictures}/pictures", "{base}", "{judges}"),
+    (ATTACKED,),
+    (*_BASE, *_WHAT, "data_free", "evaluate", "inversion", "attacks", "gate"),
+)
+"""Comes before evaluation where the gate asks for attacks."""
+
+GENERATE = Stage(
+    "generate",
+    "fade.steps.generate",
+    ("{catalog}/concepts.json", "{base}"),
+    (GENERATED,),
+    (*_BASE, *_WHAT, "neighbours", "data_free", "split", *(f"evaluate.{name}" for name in DRAWN_BY)),
+)
+"""Comes first where no pictures are left: a catalog that the base draws."""
+
+
+def _code(module: str, root: Path) -> list[str]:
+    return [Path(os.path.relpath(path, root)).as_posix() for path in module_closure(module)]
+
+
+def stage_definition(stage: Stage, folder: Path, places: dict[str, str], root: Path) -> dict[str, Any]:
+    """A stage as dvc.yaml holds it; every path is relative to the project's root.
+
+    Args:
+        places: where ``catalog``, ``base`` and ``judges`` lie, and ``pictures`` if not in the catalog.
+    """
+    where = folder.as_posix()
+    places = {"pictures": places["catalog"], **places}
+
+    def located(path: str) -> str:
+        return path.format(**places) if path.startswith("{") else f"{where}/{path}"
+
+    # A name on the hub is no file to depend on: the parameter base_sha256 stands for its bytes.
+    inputs = [path for path in stage.inputs if path != "{base}" or not is_hub_name(places["base"])]
+
+    return {
+        "cmd": f"python -m {stage.module} {where}",
+        "deps": sorted([*(located(path) for path in inputs), *_code(stage.module, root)]),
+        "params": [{f"{where}/spec.yaml": sorted(stage.params)}],
+        "outs": [located(path) for path in stage.outputs],
+    }
+
+
+def write_pipeline(
+    folder: Path, places: dict[str, str], *, foreign: bool = False, data_free: bool = False, attacked: bool = False
+) -> None:
+    """Write the erasure's ``dvc.yaml``; ``places`` says where catalog, base and judges lie.
+
+    Args:
+        foreign: its adapter is another tool's.
+        data_free: the base draws its pictures.
+        attacked: its gate asks for attacks.
+    """
+    up = Path(os.path.relpath(Path.cwd(), folder)).as_posix()
+    chosen = FOREIGN_STAGES if foreign else STAGES
+    if data_free:
+        chosen, places = (GENERATE, *chosen), {**places, "pictures": (folder / GENERATED).as_posix()}
+    if attacked:
+        judging = replace(chosen[-1], inputs=(*chosen[-1].inputs, ATTACKED))
+        chosen = (*chosen[:-1], ATTACK, judging)
+    stages = {stage.name: {**stage_definition(stage, folder, places, Path.cwd()), "wdir": up} for stage in chosen}
+    with writing(folder / "dvc.yaml") as temporary:
+        plots = [] if foreign else [_training_plot("curve.csv")]
+        temporary.write_text(yaml.safe_dump({"stages": stages, "plots": plots}, sort_keys=False))
+    with writing(folder / ".gitignore") as temporary:
+        names = [output for stage in chosen for output in stage.outputs]
+        temporary.write_text(
+            "\n".join(f"/{name}" for name in sorted([*names, "docs", "timings.json", "attacks", "foreign"])) + "\n"
+        )
+
+
+def root_pipeline() -> dict[str, Any]:
+    """The project's own ``dvc.yaml``: what all erasures share, and the example erasure of params.yaml.
+
+    Base and judges take hours: they are kept in git (``cache: false``) and frozen, so that DVC neither makes them
+    again nor calls them stale when code changes. What made them is what ``dvc.lock`` names and their cards
+    (``data/base/canvas.card.json``, ``data/judges.card.json``) say. All else follows its code.
+    """
+
+    def shared(name: str, out: str, *, kept: bool) -> dict[str, Any]:
+        module = f"fade.steps.{name}"
+        stage = {
+            "cmd": f"python -m {module} --out {out}",
+            "deps": _code(module, ROOT),
+            "params": [name],
+            "outs": [{out: {"cache": False}} if kept else out],
+        }
+        return stage | {"frozen": True} if kept else stage
+
+    folder = Path("data/erasures/example")
+    places = {"catalog": CATALOG, "base": BASE, "judges": JUDGES}
+    stages = {
+        "catalog": shared("catalog", CATALOG, kept=False),
+        "base": shared("base", BASE, kept=True),
+        "judges": shared("judges", JUDGES, kept=True),
+        "base_report": {
+            "cmd": f"python -m fade.steps.base_report --base {BASE} --judges {JUDGES} --out data/base/report",
+            "deps": sorted([BASE, JUDGES, *_code("fade.steps.base_report", ROOT)]),
+            "params": ["base_report"],
+            "outs": [{"data/base/report": {"cache": False}}],
+        },
+        "example-request": {
+            "cmd": f"python -m fade.steps.spec {folder.as_posix()}",
+            "deps": sorted(
+                [f"{CATALOG}/catalog.parquet", f"{CATALOG}/concepts.json", BASE, *_code("fade.steps.spec", ROOT)]
+            ),
+            "params": ["erasure", "example"],
+            "outs": [f"{folder.as_posix()}/spec.yaml"],
+        },
+    }
+    stages |= {f"example-{stage.name}": stage_definition(stage, folder, places, ROOT) for stage in STAGES}
+    return {"stages": stages, "plots": [_training_plot(f"{folder.as_posix()}/curve.csv"), *_kept_plots()]}
+
+
+def _training_plot(curve: str) -> dict[str, Any]:
+    """An erasure's training, for ``dvc plots show``; ``curve`` as seen from the dvc.yaml that holds it."""
+    return {"training": {"x": {curve: "step"}, "y": {curve: ["forget_loss", "retain_loss"]}, "y_label": "loss"}}
+
+
+def _kept_plots() -> list[dict[str, Any]]:
+    """Plots of the benchmarks' kept results, as far as they are kept."""
+    kept = "benchmarks/results"
+    concepts, methods, sequence = (f"{kept}/{name}.json" for name in ("canvas", "contest", "sequence"))
+    plots: dict[str, dict[str, Any]] = {
+        concepts: {
+            "concepts: drift and seconds": {"template": "scatter", "x": {concepts: "seconds"}, "y": {concepts: "drift"}}
+        },
+        methods: {
+            "methods: UA and IRA": {"template": "scatter", "x": {methods: "ira"}, "y": {methods: "ua"}},
+            "methods: UA and CRA": {"template": "scatter", "x": {methods: "cra"}, "y": {methods: "ua"}},
+            "methods: seconds and memory": {
+                "template": "scatter",
+                "x": {methods: "method_seconds"},
+                "y": {methods: "peak_mib"},
+            },
+        },
+        sequence: {
+            "erasures live at once": {"x": {sequence: "erased"}, "y": {sequence: ["ua", "ira", "cra"]}},
+        },
+    }
+    return [{name: plot} for file, named in plots.items() if (ROOT / file).is_file() for name, plot in named.items()]
+
+
+def write_root_pipeline() -> None:
+    """Write the project's ``dvc.yaml`` after the code's imports have changed."""
+    header = (
+        "# Written by `python -m tasks.dvc.versioning` from the imports of each step; a test holds the two together.\n"
+    )
+    with writing(ROOT / "dvc.yaml") as temporary:
+        temporary.write_text(header + yaml.safe_dump(root_pipeline(), sort_keys=False))
+
+
+@contextmanager
+def open_repo() -> Iterator[Any]:
+    """The DVC repository, one user at a time: DVC's own lock fails at once instead of waiting.
+
+    What DVC remembers of files by name lies in the project too, not in a folder that the machine's users share.
+
+    Raises:
+        LineageError: there is none here, or a file of it (a lock file with marks of a merge) cannot be read.
+    """
+    if not Path(".dvc").is_dir():
+        raise LineageError(f"{Path.cwd()} is no DVC project: expected a folder .dvc. Run from the project's root.")
+    SITE.parent.mkdir(exist_ok=True)
+    own = {"core": {"site_cache_dir": str(SITE.resolve())}}
+    with FileLock(".fade/dvc.lock", timeout=600):
+        try:
+            with Repo(".", config=own) as repo:
+                _mend_list_of_locks(repo)
+                yield repo
+        except YAMLFileCorruptedError as error:
+            raise LineageError(_why(error)) from None
+
+
+def forget_names() -> None:
+    """Drop what DVC remembers of files by their names; it reads them again."""
+    with FileLock(".fade/dvc.lock", timeout=600):
+        shutil.rmtree(SITE, ignore_errors=True)
+
+
+def _why(error: Exception) -> str:
+    """DVC's words, or better ones for a lock file that a merge left in pieces."""
+    return f"{_broken(Path(error.path))} {MEND}" if isinstance(error, YAMLFileCorruptedError) else f"{error}"
+
+
+def _broken(path: Path) -> str:
+    """What is wrong with a YAML file that DVC cannot read."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return f"{path} cannot be read: {error}."
+    number = next((n for n, line in enumerate(text.splitlines(), start=1) if line.startswith("<<<<<<<")), None)
+    return f"{path} is not YAML." if number is None else f"{path} holds the marks of a merge, from line {number} on."
+
+
+def read_lock(path: Path) -> dict[str, dict[str, Any]]:
+    """The stages that a lock file records, by name; none if it is not there or empty.
+
+    Raises:
+        LineageError: it is no YAML, for instance after a merge, or no lock file.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise LineageError(f"{_broken(path)} {MEND}") from None
+    if content is None:
+        return {}
+    stages = content.get("stages", {}) if isinstance(content, dict) else None
+    if not isinstance(stages, dict):
+        raise LineageError(f"{path} is no lock file: expected a mapping with `stages`. {MEND}")
+    return stages
+
+
+def _mend_list_of_locks(repo: Any) -> None:
+    """Remove DVC's list of locks if it is cut off: a DVC that was killed while it wrote it (not by way of a
+    temporary name) leaves it so, and every later one refuses to work.
+
+    The lock that guards the list is held meanwhile, so nobody is just writing it.
+    """
+    path = Path(repo.tmp_dir) / RWLOCK_FILE
+    if not path.is_file():
+        return
+    try:
+        guard = make_lock(str(path.with_name(RWLOCK_LOCK)), tmp_dir=repo.tmp_dir)
+        with guard:
+            try:
+                json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                logger.warning("%s was cut off when a DVC was killed; it is begun anew", path)
+                path.unlink()
+    except DvcException as error:
+        raise LineageError(f"DVC's list of locks is in use: {error}. Try again.") from error
+
+
+def is_current(folder: Path, stage: str) -> bool:
+    """Whether a stage's recorded hashes still match its code, parameters, inputs and outputs."""
+    with open_repo() as repo:
+        _mend_record(folder)
+        if not (folder / "dvc.lock").is_file():
+            return False
+        try:
+            return not repo.status(targets=[f"{folder.as_posix()}/dvc.yaml:{stage}"])
+        except DvcException as error:
+            raise LineageError(f"DVC cannot tell whether {stage} of {folder} is current: {_why(error)}") from error
+
+
+def record(folder: Path, stage: str) -> None:
+    """Record a stage that has just run: hashes into ``dvc.lock``, outputs into DVC's cache.
+
+    Raises:
+        LineageError: an output is missing, or DVC refuses.
+    """
+    with open_repo() as repo:
+        _mend_record(folder)
+        lock, before = folder / "dvc.lock", folder / BEFORE
+        with writing(before) as temporary:
+            temporary.write_bytes(lock.read_bytes() if lock.is_file() else b"")
+        try:
+            repo.commit(f"{folder.as_posix()}/dvc.yaml:{stage}", force=True)
+        except DvcException as error:
+            raise LineageError(f"DVC did not record {stage} of {folder}: {_why(error)}") from error
+        before.unlink()
+
+
+def _mend_record(folder: Path) -> None:
+    """Put ``dvc.lock`` back as it was before a record that was cut off; the step is then done again.
+
+    DVC writes the file in place: killed meanwhile, it leaves it empty, or ended anywhere. Call it while the
+    repository is held, so that nobody is just writing.
+    """
+    lock, before = folder / "dvc.lock", folder / BEFORE
+    if not before.is_file():
+        return
+    logger.warning("the last record of %s was cut off; its step is done again", folder)
+    if before.stat().st_size:
+        before.replace(lock)
+    else:
+        lock.unlink(missing_ok=True)
+        before.unlink()
+
+
+def lock_record(folder: Path) -> dict[str, str]:
+    """SHA-256 of ``dvc.lock``, and DVC's MD5 of every output it names."""
+    path = folder / "dvc.lock"
+    if not path.is_file():
+        raise LineageError(f"{folder} has no dvc.lock: no step of this erasure was recorded. Run it again.")
+    outputs = {
+        out["path"].removeprefix(f"{folder.as_posix()}/"): out["md5"]
+        for stage in read_lock(path).values()
+        for out in stage["outs"]
+    }
+    return {"dvc.lock": sha256_file(path), **outputs}
+
+
+def track(folder: Path) -> bool:
+    """Put a folder of data under DVC (``<folder>.dvc``); false if it lies outside the project or a stage makes it.
+
+    Raises:
+        LineageError: DVC refuses.
+    """
+    inside = folder.resolve().is_relative_to(Path.cwd())
+    if not inside or not Path(".dvc").is_dir():
+        return False
+    place = folder.resolve().relative_to(Path.cwd()).as_posix()
+    with open_repo() as repo:
+        if any(out.def_path == place and not stage.is_data_source for stage in repo.index.stages for out in stage.outs):
+            return False
+        try:
+            repo.add(place)
+        except DvcException as error:
+            raise LineageError(f"DVC did not take {place} in: {_why(error)}") from error
+    return True
+
+
+def push(remote: str | None = None) -> int:
+    """Send catalogs, splits, adapters and all else that DVC knows to a remote; gives how many files were sent.
+
+    Raises:
+        LineageError: there is no remote, or it cannot be reached.
+    """
+    with open_repo() as repo:
+        _check_remote(repo, remote)
+        try:
+            return int(repo.push(remote=remote))
+        except (DvcException, OSError) as error:
+            raise LineageError(
+                f"DVC could not push: {_why(error)}. Look at `dvc remote list` and the credentials."
+            ) from error
+
+
+def pull(remote: str | None = None) -> dict[str, int]:
+    """Bring back what the ``.dvc`` and lock files name; what no store holds any more, as after a purge, stays away.
+
+    Returns:
+        Files ``fetched`` from the remote; ``added``, ``modified``, ``deleted`` in the work tree.
+
+    Raises:
+        LineageError: there is no remote, or it cannot be reached.
+    """
+    with open_repo() as repo:
+        _check_remote(repo, remote)
+        try:
+            found = repo.pull(remote=remote, allow_missing=True)
+        except (DvcException, OSError) as error:
+            raise LineageError(
+                f"DVC could not pull: {_why(error)}. Look at `dvc remote list` and the credentials."
+            ) from error
+    return {name: int(found["stats"].get(name, 0)) for name in ("fetched", "added", "modified", "deleted")}
+
+
+def _check_remote(repo: Any, remote: str | None) -> None:
+    known = sorted(repo.config["remote"])
+    if remote is not None and remote not in known:
+        raise LineageError(f"No DVC remote {remote!r}: known are {', '.join(known) or 'none'}. See `dvc remote add`.")
+    if remote is None and not repo.config["core"].get("remote"):
+        raise LineageError(
+            "No DVC remote is the default. Add one: dvc remote add -d NAME URL (a folder, s3://, ssh://)."
+        )
+
+
+def hash_of(path: Path) -> str | None:
+    """A file's or folder's hash as a lock file records it; None if it is not there."""
+    if not path.exists():
+        return None
+    with open_repo() as repo:
+        _, _, found = build(repo.cache.local, str(path.resolve()), repo.cache.local.fs, "md5", dry_run=True)
+        return str(found.hash_info.value)
+
+
+def record_machine() -> None:
+    """Write beside the lock file on which kind of processor, with which libraries, its hashes were made."""
+    write_json(ROOT / RECORDED_ON, {"processor": processor_kind(), "libraries": library_versions()})
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--recorded-here"]:
+        record_machine()
+    else:
+        write_root_pipeline()

@@ -1,0 +1,1 @@
+"""Great Expectations: the suite over the splits, and its pages."""
