@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from fade.errors import ConfigError, LineageError, ResourceError
 from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
-from flows.cli import app
+from flows.cli.app import app
 from flows.operations import backup as backups
 from flows.operations.backup import MANIFEST, backup, restore
 from tasks.dvc import versioning

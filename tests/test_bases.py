@@ -22,7 +22,7 @@ from fade.models.generate import first_latents, sample_latents
 from fade.models.prompts import names_unread, readers
 from fade.models.source import base_sha256, deciding_files, find_base
 from fade.models.tensors import check_weights
-from flows.cli import app
+from flows.cli.app import app
 from flows.operations.doctor_base import examine_base
 from tasks.console import OneMessage
 from tests.test_families import _single_file, save_tiny

@@ -13,7 +13,7 @@ from fade.data.intake import build
 from fade.data.sets import Item, PictureSet
 from fade.errors import DataError
 from fade.files import read_json, write_json
-from flows.cli import app
+from flows.cli.app import app
 from tasks.expectations.validation import validate_catalog
 
 LEAVES, PARTS = "one concept can be erased and others stay", "some pictures are to train on and some are held out"

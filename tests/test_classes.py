@@ -15,7 +15,7 @@ from fade.data.intake import build
 from fade.errors import ConfigError, DataError
 from fade.evaluation.judges import load_judge
 from fade.steps.catalog import open_set
-from flows.cli import app
+from flows.cli.app import app
 from flows.studies.classes import class_summary, judges_for, plan_classes
 from tests.layouts import LAYOUTS
 from tests.test_loaders import NOW

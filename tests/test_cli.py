@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from fade.errors import ConfigError, ResourceError
-from flows.cli import app
+from flows.cli.app import app
 from flows.services.local import check_port
 from flows.settings import project_root
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fade.errors import ConfigError, DataError
 from fade.evaluation.contest import best_methods, contest_markdown, contest_table, scatter_figure, sequence_figure
-from flows.cli import app
+from flows.cli.app import app
 from flows.studies.contest import METHODS, plan_contest
 
 

@@ -17,7 +17,7 @@ from distributed import Client, get_task_stream
 from typer.testing import CliRunner
 
 from fade.errors import ConfigError, ResourceError
-from flows.cli import app
+from flows.cli.app import app
 from flows.services.local import stop
 from flows.studies.runners import side_by_side
 from tests.test_services import _free_port as free_port

@@ -19,7 +19,7 @@ from fade.errors import LineageError
 from fade.files import sha256_file
 from fade.lineage import ROOT
 from fade.steps.split import hashes, split
-from flows.cli import app
+from flows.cli.app import app
 from flows.erasing.erase import prepare_folder
 from tasks.dvc import objects, versioning
 from tests.test_loaders import _save

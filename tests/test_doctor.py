@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fade.files import read_json, write_json
 from fade.requests.ledger import Ledger
-from flows.cli import app
+from flows.cli.app import app
 from flows.operations import doctor, doctor_servers
 from flows.operations.findings import Finding
 

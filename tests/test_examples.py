@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from fade.adapters.manifest import MANIFEST_NAME, publish
 from fade.files import read_json
 from fade.lineage import ROOT
-from flows.cli import app
+from flows.cli.app import app
 from tests.test_adapters import _adapter
 from tests.test_services import _free_port
 from tests.test_train import BASE, JUDGES, REPORT

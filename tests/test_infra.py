@@ -97,7 +97,7 @@ def test_compose_services_are_pinned_local_and_wait_for_what_is_there(compose: d
 def test_only_known_variables_and_commands_are_used(compose: dict[str, Any], objects: list[dict[str, Any]]) -> None:
     import typer
 
-    from flows.cli import app
+    from flows.cli.app import app
 
     group = typer.main.get_command(app)
     containers = [*compose["services"].items()]

@@ -27,7 +27,8 @@ from fade.requests.intake import DEAD, QUEUE, take_in, transport
 from fade.requests.ledger import Ledger
 from fade.requests.messages import Message, read_message
 from fade.requests.states import State
-from flows.cli import app, queue
+from flows.cli import queue
+from flows.cli.app import app
 from flows.operations import doctor
 from tests.databases import database, missing
 

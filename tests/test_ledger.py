@@ -31,7 +31,7 @@ from fade.requests.in_force import erased_among, settled_by
 from fade.requests.ledger import Ledger
 from fade.requests.messages import Message, make_message, read_message
 from fade.requests.states import TRANSITIONS, State, check_transition
-from flows.cli import app
+from flows.cli.app import app
 from tests.databases import database
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

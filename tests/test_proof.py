@@ -32,7 +32,7 @@ from fade.signing import public_key
 from fade.steps.attack import reference_path
 from fade.steps.spec import prepare_spec
 from fade.steps.trial import TRIALS
-from flows.cli import app
+from flows.cli.app import app
 from flows.erasing.erase import erase_flow, prepare_folder
 from flows.erasing.rebase import on_base, rebase
 from flows.proving import audit as audits

@@ -22,7 +22,7 @@ from markdown_it import MarkdownIt
 from fade.environment import INFRA_NAMES, variables
 from fade.lineage import ROOT
 from fade.requests.messages import read_message
-from flows.cli import app
+from flows.cli.app import app
 from tests.databases import missing
 
 GROUP: Any = typer.main.get_command(app)

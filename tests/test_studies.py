@@ -25,7 +25,7 @@ from fade.steps.saliency import saliency
 from fade.steps.spec import prepare_spec
 from fade.steps.split import split
 from fade.steps.trial import TRIALS, run_trial
-from flows.cli import app
+from flows.cli.app import app
 from flows.studies.calibrate import LADDER, _smallest, calibrate
 from flows.studies.study import plan
 from tasks.trials import trial

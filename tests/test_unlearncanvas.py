@@ -31,7 +31,7 @@ from fade.evaluation.unlearncanvas import (
     unlearncanvas_protocol,
 )
 from fade.steps.unlearncanvas import begin, draw, judge
-from flows.cli import app
+from flows.cli.app import app
 
 
 def test_the_protocol_is_the_published_one() -> None:

@@ -47,7 +47,7 @@ def erased(kind: str, layout: Layout, place: Path) -> dict[str, object]:
     from typer.testing import CliRunner
 
     from fade.lineage import ROOT
-    from flows.cli import app
+    from flows.cli.app import app
 
     def fade(*arguments: str) -> None:
         result = CliRunner().invoke(app, [*arguments, "--json", "out.json"])

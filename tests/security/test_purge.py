@@ -99,7 +99,7 @@ def test_a_forged_lock_file_takes_nothing_that_stays(place: Place, monkeypatch: 
     for name in ("_prefect_artifacts", "_prefect_results"):
         monkeypatch.setattr(traces, name, lambda _: [])
     # MLflow's library would keep this project's database open, and its address for the tests that follow.
-    monkeypatch.setattr(traces._traces, "runs_of", lambda _: [])
+    monkeypatch.setattr(traces.traces, "runs_of", lambda _: [])
     (folder,) = Path("data/erasures").iterdir()
     catalog = read_yaml(Path("data/catalog/canvas.dvc"))["outs"][0]["md5"]
     adapter = read_lock(folder / "dvc.lock")["distill"]["outs"][0]["md5"]

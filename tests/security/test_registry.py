@@ -25,7 +25,7 @@ from fade.lineage import ROOT
 from fade.requests.evidence import verify_evidence
 from fade.requests.ledger import Ledger
 from fade.signing import public_key
-from flows.cli import app
+from flows.cli.app import app
 from flows.cli.console import this_user
 from flows.operations import doctor
 from flows.proving.evidence import gather, seal_evidence
