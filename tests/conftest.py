@@ -54,5 +54,5 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sd(tiny_base: Path) -> StableDiffusion:
+def base(tiny_base: Path) -> StableDiffusion:
     return load_base(tiny_base)

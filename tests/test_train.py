@@ -22,7 +22,8 @@ from fade.data.sets import Item, PictureSet
 from fade.errors import ConfigError, DataError
 from fade.evaluation.judges import load_judge
 from fade.files import read_json, sha256_file
-from fade.models.training import loop, networks
+from fade.models.training import loop as training
+from fade.models.training import networks
 from fade.models.training.loop import Checkpoint
 from fade.steps import train
 from fade.steps.catalog import build_catalog
@@ -52,7 +53,7 @@ def _pixels() -> np.ndarray:
 
 
 def _autoencoder(loop: Any, **options: Any) -> dict[str, torch.Tensor]:
-    vae = loop.new_autoencoder(BASE, size=32)
+    vae = training.new_autoencoder(BASE, size=32)
     losses = [step.loss for step in loop(vae, _pixels(), steps=6, batch=4, learning_rate=1e-3, seed=3, **options)]
     assert len(losses) > 0
     return {**vae.state_dict(), "scaling_factor": torch.tensor(vae.config.scaling_factor)}
@@ -74,9 +75,11 @@ def _denoiser(loop: Any, **options: Any) -> dict[str, torch.Tensor]:
     return {**unet.state_dict(), **{f"text.{n}": t for n, t in text_encoder.state_dict().items()}}
 
 
-@pytest.mark.parametrize(("whole", "loop"), [(_autoencoder, loop.train_autoencoder), (_denoiser, loop.train_denoiser)])
+@pytest.mark.parametrize(
+    ("whole", "loop"), [(_autoencoder, training.train_autoencoder), (_denoiser, training.train_denoiser)]
+)
 def test_a_training_gives_the_same_bytes_cut_off_or_not(whole: Any, loop: Any, tmp_path: Path) -> None:
-    untrained = whole(lambda *_, **__: iter([loop.StepStats("", 0, 0, 0.0)]))
+    untrained = whole(lambda *_, **__: iter([training.StepStats("", 0, 0, 0.0)]))
     checkpoint = Checkpoint(tmp_path / "kept.safetensors", 2, "these pictures")
     through = whole(loop, checkpoint=checkpoint)
     assert any(not torch.equal(untrained[name], through[name]) for name in through)
