@@ -56,3 +56,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def base(tiny_base: Path) -> StableDiffusion:
     return load_base(tiny_base)
+
+
+@pytest.fixture
+def sd(base: StableDiffusion) -> StableDiffusion:
+    """The same one, for tests that call another thing ``base``."""
+    return base
