@@ -1,4 +1,4 @@
-"""Parameters: an erasure's request and the settings of each step, checked before anything runs."""
+"""Parameters: an erasure's spec (what it is asked to be), the settings of each step; checked before anything runs."""
 
 from __future__ import annotations
 
@@ -375,14 +375,14 @@ class Spec(Settings, Pair):
 
     @property
     def id(self) -> str:
-        """The erasure's name: a hash of all that is asked, so the same request is the same erasure."""
+        """The erasure's name: a hash of all that is asked, so the same spec is the same erasure."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return "e" + hashlib.sha256(content.encode()).hexdigest()[:11]
 
 
 def _explain(error: ValidationError, where: str) -> ConfigError:
     faults = "; ".join(
-        f"{'.'.join(str(part) for part in fault['loc']) or 'request'}: {fault['msg']} (got {fault['input']!r})"
+        f"{'.'.join(str(part) for part in fault['loc']) or 'spec'}: {fault['msg']} (got {fault['input']!r})"
         if fault["type"] != "value_error"
         else str(fault["msg"]).removeprefix("Value error, ")
         for fault in error.errors()
@@ -391,7 +391,7 @@ def _explain(error: ValidationError, where: str) -> ConfigError:
 
 
 def make_spec(**fields: Any) -> Spec:
-    """Build a request.
+    """Build a spec.
 
     Raises:
         ConfigError: names every faulty field, what was got and what is expected.
@@ -399,13 +399,13 @@ def make_spec(**fields: Any) -> Spec:
     try:
         return Spec(**fields)
     except ValidationError as error:
-        raise _explain(error, "The request is not valid") from None
+        raise _explain(error, "The spec is not valid") from None
 
 
 def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Settings:
     """The section ``erasure`` of params.yaml.
 
-    A precision that is ``auto`` or left out becomes the one that is fast on this machine, so that a request always
+    A precision that is ``auto`` or left out becomes the one that is fast on this machine, so that a spec always
     says in which it was computed.
 
     Args:
@@ -434,7 +434,7 @@ def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Se
 
 
 def load_spec(folder: Path) -> Spec:
-    """The request in an erasure's folder (``spec.yaml``)."""
+    """The spec in an erasure's folder (``spec.yaml``)."""
     return make_spec(**read_yaml(folder / "spec.yaml"))
 
 

@@ -246,7 +246,7 @@ def register_version(folder: Path, lineage: Mapping[str, str]) -> tracking.Adapt
     """Register a finished erasure and log it; needs no Prefect, and after a purge none of what was purged.
 
     Raises:
-        LineageError: its request was changed since it was registered before.
+        LineageError: its spec was changed since it was registered before.
     """
     registration.check_request(folder)
     spec = load_spec(folder)

@@ -49,9 +49,9 @@ def test_every_class_of_a_set_is_planned_with_judges_of_its_pictures(
     judges = judges_of(catalog)
     assert set(load_judge(judges, "report").objects) == {*classes, "scrambled"}
     protocol = plan_classes(catalog, BASE, None, judges=judges, pictures=7)
-    assert [cell.request.concept for cell in protocol.cells] == classes
+    assert [cell.spec.concept for cell in protocol.cells] == classes
     for cell in protocol.cells:
-        request = cell.request
+        request = cell.spec
         assert len(set(request.evaluate.seeds)) == 7
         assert request.evaluate.seeds[:5] == (188, 288, 588, 688, 888)
         assert request.gate.sure is None

@@ -92,9 +92,9 @@ def test_a_wrong_contest_is_refused_before_anything_runs(
 def test_every_method_has_a_plan_of_its_own(workspace: Path) -> None:
     entries = plan_contest(list(METHODS), ["cat:horse"], seeds=[1, 2])
     assert len({entry.folder for entry in entries}) == 2 * len(METHODS)
-    assert {entry.request.distill.seed for entry in entries} == {1, 2}
+    assert {entry.spec.distill.seed for entry in entries} == {1, 2}
     # All are judged on the same pictures.
-    assert len({(str(entry.request.evaluate), str(entry.request.gate)) for entry in entries}) == 1
+    assert len({(str(entry.spec.evaluate), str(entry.spec.gate)) for entry in entries}) == 1
 
 
 @pytest.mark.services

@@ -1,4 +1,4 @@
-"""Step ``baseline``: a published method's erasure of the same request, stored as an adapter like any other.
+"""Step ``baseline``: a published method's erasure by the same spec, stored as an adapter like any other.
 
 ``baseline.json`` beside ``spec.yaml`` names the method and its settings. Evaluation, attacks and exports work on
 the folder as on any erasure's. ``python -m fade.steps.baseline FOLDER`` runs the whole trial of it.
@@ -83,7 +83,7 @@ def baseline_settings(method: str, changes: Mapping[str, Any] | None = None) -> 
 
 
 def baseline_id(spec: Spec, method: str, settings: Any) -> str:
-    """Name of a baseline's trial: a hash of the request and the method with its settings."""
+    """Name of a baseline's trial: a hash of the spec and the method with its settings."""
     content = json.dumps([spec.id, method, asdict(settings)], sort_keys=True)
     return "b" + hashlib.sha256(content.encode()).hexdigest()[:11]
 
@@ -98,7 +98,7 @@ def baseline_adapter(folder: Path) -> Iterator[BaselineStep]:
     """Write ``adapter/`` and ``curve.csv``; yields each step, and the files are there after the last.
 
     Raises:
-        ConfigError: the request erases several concepts; or what ``baseline.json`` says is no baseline.
+        ConfigError: the spec erases several concepts; or what ``baseline.json`` says is no baseline.
         AdapterFormatError: the method changed nothing that float16 can hold, or what it made is not finite.
     """
     spec = load_spec(folder)

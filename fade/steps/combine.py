@@ -42,11 +42,11 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         ConfigError: erasures of different bases, catalogs, judges or evaluation settings, or one twice.
         DataError: no erasure was given.
     """
-    requests = check_alike(folders)
-    first = requests[0]
+    specs = check_alike(folders)
+    first = specs[0]
     torch.set_num_threads(first.threads)
     concepts = load_concepts(Path(first.catalog))
-    pairs = find_pairs(concepts, [pair for request in requests for pair in request.pairs])
+    pairs = find_pairs(concepts, [pair for spec in specs for pair in spec.pairs])
     base = load_base(first.base, expected_sha256=first.base_sha256, weights=first.weights)
     template = (load_templates(Path(first.catalog)) or (CAPTION_TEMPLATE,))[0]
     samples = canvas_protocol(*domains(concepts), first.evaluate.seeds, template=template)
@@ -59,7 +59,7 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         activate(base, {f"erasure{i}": 1.0 for i in range(len(chosen))})
 
     neighbours = neighbours_of(base, pairs, concepts)
-    gate = strictest([request.gate for request in requests])
+    gate = strictest([spec.gate for spec in specs])
     samples, before, after, metrics = yield from measured(
         base,
         first,
@@ -69,10 +69,10 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         neighbours=neighbours,
         gate=gate,
     )
-    if attacks := worst_attacks(folders, requests):
+    if attacks := worst_attacks(folders, specs):
         metrics["attacks"] = attacks
         metrics["gate"] = judge_gate({**metrics["judges"]["report"], "attacks": attacks}, gate)
-    metrics["adapters"] = {request.id: card["adapter_sha256"] for request, card in zip(requests, cards, strict=True)}
+    metrics["adapters"] = {spec.id: card["adapter_sha256"] for spec, card in zip(specs, cards, strict=True)}
     with writing(out) as temporary:
         temporary.mkdir(parents=True)
         write_json(temporary / "metrics.json", metrics)
@@ -102,7 +102,7 @@ def worst_attacks(folders: Sequence[Path], specs: Sequence[Spec]) -> dict[str, f
 
 
 def check_alike(folders: Sequence[Path]) -> list[Spec]:
-    """The erasures' requests, if they can be judged together.
+    """The erasures' specs, if they can be judged together.
 
     Raises:
         ConfigError, DataError: as ``combine``.

@@ -30,7 +30,7 @@ class SplitRows:
     """
 
     sd: Base
-    request: Spec
+    spec: Spec
     folder: Path
     table: pd.DataFrame
 
@@ -39,8 +39,8 @@ class SplitRows:
 
     def encoded(self) -> Examples:
         """All of them."""
-        pictures = load_pictures(self.request.picture_catalog(self.folder), self.table)
-        with autocast(self.request.distill.precision, self.sd.device.type):
+        pictures = load_pictures(self.spec.picture_catalog(self.folder), self.table)
+        with autocast(self.spec.distill.precision, self.sd.device.type):
             latents = self.sd.encode_pictures(pictures).float()
         return Examples(latents, *self.captions())
 

@@ -108,7 +108,7 @@ def measured(
     """Pictures before and after, judged, with more seeds until the gate is sure or has the most it may have.
 
     Args:
-        samples: the protocol with the request's seeds.
+        samples: the protocol with the spec's seeds.
         switch_on: puts the adapters that are judged on the base; they are taken out again.
 
     Returns:
@@ -154,7 +154,7 @@ def judge_names(
     metrics: dict[str, Any],
     seeds: Sequence[int],
 ) -> Iterator[tuple[int, int]]:
-    """Add to each judge's figures ``names``: UA by every name that the request brings, before and after."""
+    """Add to each judge's figures ``names``: UA by every name that the spec brings, before and after."""
     catalog = Path(spec.catalog)
     template = (load_templates(catalog) or (CAPTION_TEMPLATE,))[0]
     samples = alias_samples(names, *domains(load_concepts(catalog)), seeds, template=template)
@@ -295,7 +295,7 @@ def distances(judges: Path, before: Pictures, after: Pictures) -> dict[str, floa
 def by_given_models(
     spec: Spec, samples: pd.DataFrame, before: Pictures, after: Pictures, erased: Sequence[Concept]
 ) -> dict[str, float]:
-    """Figures by the models that the request names: distances of the retained pictures, and CLIP scores.
+    """Figures by the models that the spec names: distances of the retained pictures, and CLIP scores.
 
     ``fid_NAME``, ``kid_NAME``; ``clip_score_NAME`` of the retained prompts and ``clip_score_NAME_erased`` of the
     others, each with ``_base`` for the base's pictures.

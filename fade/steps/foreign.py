@@ -1,4 +1,4 @@
-"""Step ``foreign``: another tool's adapter, laid beside the request, as an adapter of this library.
+"""Step ``foreign``: another tool's adapter, laid beside the spec, as an adapter of this library.
 
 Takes the place of saliency, mask and distillation: what comes after judges it like any other.
 """
@@ -52,7 +52,7 @@ def foreign_sha256(source: Path) -> str:
 
 
 def lay_foreign(source: Path, folder: Path) -> None:
-    """Copy an adapter's files beside the request, so that the erasure does not depend on where they came from."""
+    """Copy an adapter's files beside the spec, so that the erasure does not depend on where they came from."""
     with writing(folder / FOREIGN) as temporary:
         temporary.mkdir(parents=True)
         for path in foreign_files(source):
@@ -64,13 +64,13 @@ def convert_foreign(folder: Path) -> str:
 
     Raises:
         AdapterFormatError: the file is damaged, of an unknown layout, or a tensor finds no module of the base.
-        LineageError: the files are not those of the request.
+        LineageError: the files are not those of the spec.
     """
     spec = load_spec(folder)
     source = _laid(folder)
     if (found := foreign_sha256(source)) != spec.imported:
         raise LineageError(
-            f"{folder / FOREIGN} was changed: its hash is {found[:12]}, the request names "
+            f"{folder / FOREIGN} was changed: its hash is {found[:12]}, the spec names "
             f"{str(spec.imported)[:12]}. Import the adapter again."
         )
     sd = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)

@@ -1,6 +1,6 @@
-"""Step ``request``: turn names into a checked request, before anything expensive.
+"""Step ``spec``: turn names into a checked spec (what an erasure is asked to be), before anything expensive.
 
-As a stage it writes the example erasure's request from the section ``example`` of params.yaml.
+As a stage it writes the example erasure's spec from the section ``example`` of params.yaml.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Wanted:
 
 
 def asked_again(pair: Pair) -> Wanted:
-    """All that a request asked of one of its concepts, to be asked anew."""
+    """All that an erasure was asked of one of its concepts, to be asked anew."""
     return Wanted(
         pair.concept,
         pair.surrogate,
@@ -99,7 +99,7 @@ def prepare_spec(
 
     Args:
         surrogate: a concept of the catalog, ``nothing`` for what the empty prompt gives, or ``auto`` for
-            the nearest in text space that is neither a person nor ``protected`` nor erased; the request records which.
+            the nearest in text space that is neither a person nor ``protected`` nor erased; the spec records which.
         also: further concepts that the same adapter erases, each with its surrogate.
         aliases, kind, image_ids, subjects, overwrite: of ``concept``, as ``Wanted`` has them.
         data_free: the base draws the pictures, as the catalog has none left; it still says which concepts there are.
@@ -196,7 +196,7 @@ def _named(concepts: dict[str, Concept], name: str) -> Concept | None:
 
 
 def gate_without_power(spec: Spec) -> list[str]:
-    """What the gate asks of a request that it can never decide, by the most pictures that it may draw; no names."""
+    """What the gate asks of an erasure that it can never decide, by the most pictures that it may draw; no names."""
     names = Counter(concept.kind for concept in load_concepts(Path(spec.catalog)).values())
     erased = Counter(pair.kind for pair in spec.pairs)
     other: dict[str, Literal["object", "style"]] = {"object": "style", "style": "object"}
@@ -327,7 +327,7 @@ def check_disk(folder: Path, *, needed: int = NEEDED_BYTES) -> None:
 
 
 def main() -> None:
-    """Write the example's request."""
+    """Write the example's spec."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))

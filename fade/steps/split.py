@@ -64,7 +64,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def _spoken(pairs: Sequence[tuple[Concept, Concept | None]], concepts: Mapping[str, Concept]) -> dict[str, list[str]]:
-    """By concept, the names that the request brings: whoever gave them expects each of them to be learnt."""
+    """By concept, the names that the spec brings: whoever gave them expects each of them to be learnt."""
     spoken: dict[str, list[str]] = {}
     for concept, name in given_names([one for one, _ in pairs], concepts):
         spoken.setdefault(concept.name, []).append(name)

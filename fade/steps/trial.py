@@ -1,4 +1,4 @@
-"""Trial: one erasure from request to figures in one process, for sweeps, benchmarks and calibration.
+"""Trial: one erasure from spec to figures in one process, for sweeps, benchmarks and calibration.
 
 The functions are the pipeline's own; what is left out is what a product needs and an experiment does
 not (validation, lineage, registration). A trial that was finished by the same code is not run again.
@@ -59,7 +59,7 @@ def run_trial(
 
     Args:
         attacks: attacks to run, by name (``fade.steps.attacks.KINDS``).
-        root: a folder per trial, named by the request's id.
+        root: a folder per trial, named by the spec's id.
         say: told the name of each step before it begins.
     """
     folder = emptied_if_other(root / spec.id, made_by())

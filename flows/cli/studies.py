@@ -49,7 +49,7 @@ def sweep(
         varied["seed"] = listed(seeds, "--seeds")
     changes = dict(setting(given) for given in settings_given or ())
     cells = plan([pair(given) for given in concepts.split(",")], vary=varied, changes=changes)
-    asked = json.dumps([[cell.request.id, attack] for cell in cells])
+    asked = json.dumps([[cell.spec.id, attack] for cell in cells])
     name = name or "sweep-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
     console.print(f"{len(cells)} erasures, study [bold]{name}[/bold]")
     attacks = ["inversion"] * attack

@@ -30,13 +30,13 @@ SHEET = Path("data/demo/rollback.png")
 class Outcome:
     """One erasure of the demo, as its row of the table."""
 
-    request: Spec
+    spec: Spec
     version: tracking.AdapterVersion
     row: dict[str, Any]
 
 
 def erase_one(concept: str, surrogate: str, settings: Settings) -> Outcome:
-    """Request, flow and figures of one erasure."""
+    """Spec, flow and figures of one erasure."""
     begun = time.perf_counter()
     spec = prepare_spec(concept, surrogate, settings=settings)
     folder = prepare_folder(spec)
@@ -98,20 +98,20 @@ def run_demo(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
 def prove_rollback(outcome: Outcome, say: Callable[[str], None]) -> bool:
     """Base, approved, rolled back: the same prompts and seed; True if the last equals the first in every bit."""
     styles = ("photo", "sketch", "pop art", "thermal")
-    prompts = [caption(outcome.request.concept, style) for style in styles]
-    base = load_with(Path(outcome.request.base), [])
+    prompts = [caption(outcome.spec.concept, style) for style in styles]
+    base = load_with(Path(outcome.spec.base), [])
     untouched, first = weights_sha256(base.unet), draw(base, prompts, seed=188)
     version = approve(outcome.version.model, outcome.version.version)
     say(f"Approved {version.model} version {version.version}: it is live.")
-    live = [one for one in live_adapters() if one.base_sha256 == outcome.request.base_sha256]
-    changed = draw(load_with(Path(outcome.request.base), live), prompts, seed=188)
+    live = [one for one in live_adapters() if one.base_sha256 == outcome.spec.base_sha256]
+    changed = draw(load_with(Path(outcome.spec.base), live), prompts, seed=188)
     rollback(version.model)
     say(f"Rolled back {version.model}.")
     remaining = [one for one in live_adapters() if one.model == version.model]
-    restored = load_with(Path(outcome.request.base), remaining)
+    restored = load_with(Path(outcome.spec.base), remaining)
     last = draw(restored, prompts, seed=188)
     rows = [("base", list(first)), ("approved", list(changed)), ("rolled back", list(last))]
     with writing(SHEET) as temporary:
-        labelled_sheet(rows, styles, title=f"{outcome.request.concept}: approved, then rolled back").save(temporary)
+        labelled_sheet(rows, styles, title=f"{outcome.spec.concept}: approved, then rolled back").save(temporary)
     differs = not np.array_equal(first, changed)
     return differs and bool(np.array_equal(first, last)) and weights_sha256(restored.unet) == untouched

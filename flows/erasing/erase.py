@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_folder(spec: Spec) -> Path:
-    """The erasure's folder with its request and pipeline; one that is there is kept as it is."""
+    """The erasure's folder with its spec and pipeline; one that is there is kept as it is."""
     folder = ERASURES / spec.id
     if (folder / "spec.yaml").is_file() and load_spec(folder) != spec:
-        raise ConfigError(f"{folder} holds another request under the same id. Remove that folder.")
+        raise ConfigError(f"{folder} holds another spec under the same id. Remove that folder.")
     save_spec(spec, folder)
     places = {"catalog": spec.catalog, "base": spec.base, "judges": spec.judges}
     write_pipeline(

@@ -41,18 +41,18 @@ def rebase(base: str, say: Callable[[str], None]) -> list[Rebased]:
     for version in live:
         say(f"{version.model} version {version.version} ...")
         try:
-            request = on_base(load_spec(ERASURES / version.model.removeprefix(MODEL_PREFIX)), base)
-            if request.base_sha256 == version.base_sha256:
+            spec = on_base(load_spec(ERASURES / version.model.removeprefix(MODEL_PREFIX)), base)
+            if spec.base_sha256 == version.base_sha256:
                 raise ConfigError(f"It is live on the base in {base} already.")
-            prepare_folder(request)
-            found.append(Rebased(f"{version.model}/{version.version}", erase(request.id)))
+            prepare_folder(spec)
+            found.append(Rebased(f"{version.model}/{version.version}", erase(spec.id)))
         except FadeError as error:
             found.append(Rebased(f"{version.model}/{version.version}", None, str(error)))
     return found
 
 
 def on_base(spec: Spec, base: str) -> Spec:
-    """The same request for another base.
+    """The same spec for another base.
 
     Raises:
         ConfigError: another tool's adapter cannot be made again.

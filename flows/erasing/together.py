@@ -149,7 +149,7 @@ def told(chosen: Sequence[Approved], gate: Mapping[str, Any] | None) -> str:
 
 def combination_folder(chosen: Sequence[Approved]) -> Path:
     """Named by everything that decides the result: adapters, base, protocol, judges and code."""
-    first = chosen[0].request
+    first = chosen[0].spec
     made_by = {
         "adapters": sorted(one.adapter_sha256 for one in chosen),
         "base": first.base_sha256,

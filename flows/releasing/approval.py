@@ -59,7 +59,7 @@ class Approved:
     name: str
     adapter_sha256: str
     base_sha256: str
-    request: Spec
+    spec: Spec
     gate: Gate
     folder: Path
     adapter: Path
@@ -73,7 +73,7 @@ class Approved:
     @property
     def concepts(self) -> frozenset[str]:
         """What it erases."""
-        return frozenset(pair.concept for pair in self.request.pairs)
+        return frozenset(pair.concept for pair in self.spec.pairs)
 
 
 def named(version: AdapterVersion) -> str:
@@ -188,11 +188,11 @@ def check_version(version: AdapterVersion) -> Approved:
 
 
 def as_approved(ledger: Ledger, name: str, row: Registration, adapter: Path) -> Approved:
-    """A registered version whose adapter's files are there, with its erasure's request as it was registered.
+    """A registered version whose adapter's files are there, with its erasure's spec as it was registered.
 
     Raises:
         ConfigError: the erasure is not on this machine.
-        LineageError: its request was changed since it was registered.
+        LineageError: its spec was changed since it was registered.
     """
     folder = ERASURES / name.partition("/")[0].removeprefix(MODEL_PREFIX)
     if not (folder / "spec.yaml").is_file():
@@ -201,16 +201,16 @@ def as_approved(ledger: Ledger, name: str, row: Registration, adapter: Path) -> 
         raise LineageError(
             f"{folder}/spec.yaml was changed since the erasure was registered. Put back the file as it was."
         )
-    request, decision = load_spec(folder), decision_of(ledger, row, folder.name)
+    spec, decision = load_spec(folder), decision_of(ledger, row, folder.name)
     decided = "" if decision is None else str(decision.details["verdict"])
-    return Approved(name, row.adapter_sha256, row.base_sha256, request, row.thresholds, folder, adapter, decided)
+    return Approved(name, row.adapter_sha256, row.base_sha256, spec, row.thresholds, folder, adapter, decided)
 
 
 def still_live(ledger: Ledger, entry: LiveAdapter, adapter: Path) -> Approved:
     """What a signed manifest says is live: its files are the release's own, what it was judged by is the ledger's.
 
     Raises:
-        LineageError: the ledger did not register it, or its request was changed.
+        LineageError: the ledger did not register it, or its spec was changed.
         ConfigError: its erasure is not on this machine.
     """
     model, _, number = entry.name.partition("/")

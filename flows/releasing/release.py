@@ -310,7 +310,7 @@ def _settle_base(
     added = [one for one in live if one.name not in there]
     if added or len(wanted) < len(entries):
         adapters = [_kept(folder, entry) for entry in wanted] + [(one.name, one.adapter, 1.0) for one in added]
-        source = live[0].request.base if manifest is None else None
+        source = live[0].spec.base if manifest is None else None
         manifest = _publish(folder, adapters, source, valid_seconds)
     if consolidate and not board.unknown and any("fails the gate" in reason for reason in board.waiting.values()):
         offer_consolidated(still + new, [one for one in registry.versions.values() if is_registered(one)], board)

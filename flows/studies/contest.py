@@ -63,7 +63,7 @@ class Entry:
 
     method: str
     seed: int | None
-    request: Spec
+    spec: Spec
     folder: Path
 
 
@@ -156,7 +156,7 @@ def run_contest(
         if isinstance(outcome, str):
             failures[_named(entry)] = outcome
         else:
-            named = {"method": entry.method, "seed": entry.request.distill.seed, "erasure": entry.folder.name}
+            named = {"method": entry.method, "seed": entry.spec.distill.seed, "erasure": entry.folder.name}
             rows.append({**named, **outcome})
     if not rows:
         raise DataError(f"No erasure of the contest ended: {next(iter(failures.values()))}")
@@ -207,7 +207,7 @@ def _chains(entries: Sequence[Entry], failures: Mapping[str, str]) -> dict[str, 
 
 
 def _named(entry: Entry) -> str:
-    return f"{entry.method} {entry.request.concept}" + ("" if entry.seed is None else f" seed {entry.seed}")
+    return f"{entry.method} {entry.spec.concept}" + ("" if entry.seed is None else f" seed {entry.seed}")
 
 
 @flow(name="sequence", flow_run_name="sequence-{name}")

@@ -45,15 +45,15 @@ SIX = ("astronaut", "cat", "motorcycle", "neon", "oil", "mosaic")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One erasure of a study: its request, and the values of the settings that the study varies."""
+    """One erasure of a study: its spec, and the values of the settings that the study varies."""
 
-    request: Spec
+    spec: Spec
     varied: Mapping[str, Any]
 
     @property
     def folder(self) -> Path:
         """Where its trial lies."""
-        return TRIALS / self.request.id
+        return TRIALS / self.spec.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def plan(
     vary: Mapping[str, Sequence[Any]],
     changes: Mapping[str, Any],
     params: Path = Path("params.yaml"),
-    **request: Any,
+    **asked: Any,
 ) -> list[Cell]:
     """Every pair of concept and surrogate with every combination of values; all are checked before any runs.
 
@@ -86,12 +86,12 @@ def plan(
         pairs: concept and surrogate (``auto`` chooses one).
         vary: values by dotted setting name; ``seed`` stands for the seeds of split, saliency and distillation.
         changes: settings that are the same in all.
-        request: passed on to ``prepare_spec``.
+        asked: passed on to ``prepare_spec``.
 
     Raises:
         ConfigError: a setting, value, concept or surrogate is wrong, or there is nothing to do.
     """
-    if "catalog" not in request:
+    if "catalog" not in asked:
         ensure_catalog(Path(CATALOG))
     cells = []
     for values in itertools.product(*vary.values()):
@@ -102,10 +102,10 @@ def plan(
             given |= {f"{step}.seed": seed for step in ("split", "saliency", "distill")}
         settings = load_settings(params, changes=given)
         for concept, surrogate in pairs:
-            cells.append(Cell(prepare_spec(concept, surrogate, settings=settings, **request), varied))
+            cells.append(Cell(prepare_spec(concept, surrogate, settings=settings, **asked), varied))
     if not cells:
         raise ConfigError("A study needs at least one concept and, for each varied setting, one value.")
-    if len({cell.request.id for cell in cells}) < len(cells):
+    if len({cell.spec.id for cell in cells}) < len(cells):
         raise ConfigError("Two erasures of the study are the same: a concept or a value was given twice.")
     return cells
 
@@ -130,15 +130,15 @@ def run_study(
         DataError: not one erasure ended with figures; the first reason is in the message.
     """
     for cell in cells:
-        save_spec(cell.request, cell.folder)
+        save_spec(cell.spec, cell.folder)
     folders = [cell.folder for cell in cells]
     found = run_trials(name, folders, attacks=attacks, parallel=parallel, dask=dask, one_base=one_base)
     rows, failures = [], {}
     for cell, outcome in zip(cells, found, strict=True):
         if isinstance(outcome, str):
-            failures[cell.request.id] = outcome
+            failures[cell.spec.id] = outcome
         else:
-            rows.append({**cell.varied, **outcome, "erasure": cell.request.id})
+            rows.append({**cell.varied, **outcome, "erasure": cell.spec.id})
     if not rows:
         raise DataError(f"No erasure of the study ended: {next(iter(failures.values()))}")
     varied = list(cells[0].varied)
@@ -235,7 +235,7 @@ def benchmark_report(rows: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> d
     distillation), adapter_bytes; inversion and base_inversion if attacked. The summary has means and
     worsts; the interval of a mean is that of all its pictures pooled.
     """
-    kinds = {cell.request.id: cell.request.kind for cell in cells}
+    kinds = {cell.spec.id: cell.spec.kind for cell in cells}
     shown = [{**row, "kind": kinds[row["erasure"]], "seconds": row["method_seconds"]} for row in rows]
     summary: dict[str, Any] = {"erasures": len(rows)}
     for name in ("ua", "ira", "cra"):
@@ -254,7 +254,7 @@ def benchmark_report(rows: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> d
         values = [row[name] for row in shown if name in row]
         if values:
             summary[name] = {"mean": float(np.mean(values)), "worst": max(values)}
-    settings = cells[0].request
+    settings = cells[0].spec
     return {
         "rows": shown,
         "summary": summary,
