@@ -18,7 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Prefect reads it when it is imported, which is before a workspace is there.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-PREFECT_AUTH = "fade:for-tests-alone"
+from tests.servers import PREFECT_AUTH
+
 os.environ["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_SERVER_API_AUTH_STRING"] = PREFECT_AUTH
 
 # One key for the ledgers of all tests, wherever they are run from.
@@ -29,6 +30,12 @@ import torch
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
 from tests.tiny import entered, make_workspace, save_tiny_base
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's tier is the folder that it stands in: `pytest -m unit`, `pytest -m "flows and not slow"`."""
+    for item in items:
+        item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,8 @@ from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.records import utc_now
 from fade.requests.states import State
-from tests.chaos.worker import BOUNDARIES, Nursery, free_port, kill, make_project, prefect_server
+from tests.chaos.worker import BOUNDARIES, Nursery, kill, make_project, prefect_server
+from tests.servers import free_port
 
 OBJECTS = ("cat", "horse", "rocket", "coffee", "coins", "flower", "temple", "retina", "motorcycle")
 DUE = [State.SCHEDULED, State.RUNNING]

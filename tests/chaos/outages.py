@@ -32,8 +32,9 @@ from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.records import Record
 from fade.requests.states import State
-from tests.chaos.worker import Nursery, free_port, make_project, prefect_server, wait_for
+from tests.chaos.worker import Nursery, make_project, prefect_server, wait_for
 from tests.databases import Cluster, cluster
+from tests.servers import free_port
 
 PACE = {"LEASE_SECONDS": 20.0, "ATTEMPTS": 1000, "RETRY_SECONDS": 1.0}
 PATIENCE = 900.0

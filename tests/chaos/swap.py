@@ -30,8 +30,8 @@ from fade.models.families.stable_diffusion import weights_sha256
 from fade.models.family import load_base
 from fade.models.generate import generate_batch
 from tests.chaos.arguments import run_and_write
-from tests.test_adapters import _adapter, _delta_adapter
 from tests.tiny import save_tiny_base
+from tests.unit.adapters.test_adapters import _adapter, _delta_adapter
 
 PROMPTS, OPTIONS = ["a cat image in neon style."], {"steps": 2, "guidance": 2.0, "solver": "ddim"}
 ZERO = ("mixed", "shared", "misnamed", "wrong")

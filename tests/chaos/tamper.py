@@ -36,8 +36,8 @@ from fade.requests.evidence import REGISTERED, chain_rows, seal, verify_evidence
 from fade.requests.ledger import Ledger
 from fade.signing import read_signed
 from tests.chaos.arguments import run_and_write
-from tests.test_adapters import _adapter, _delta_adapter
 from tests.tiny import save_tiny_base
+from tests.unit.adapters.test_adapters import _adapter, _delta_adapter
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from flows.operations import doctor_servers
 from flows.releasing.watch import serving
 from flows.services import intake_http, local, runtime_http
 from flows.settings import PREFECT_AUTH
-from tests.test_services import _free_port as free_port
+from tests.servers import free_port
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 TOKEN = "a-token-for-tests-alone"
 SHELL = [{"prefect.deployments.steps.run_shell_script": {"script": "touch a-page-was-here"}}]
 STRANGER = "rebinding.test"

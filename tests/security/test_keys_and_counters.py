@@ -20,8 +20,8 @@ from fade.files import read_json
 from fade.signing import KEY_VARIABLE, PRIVATE_NAME, PUBLIC_NAME, public_key, signing_key, verifying_key
 from flows.releasing import release as release_flow
 from flows.releasing import released
-from tests.test_runtime import Release
 from tests.tiny import save_tiny_base
+from tests.unit.adapters.test_runtime import Release
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from fade.requests.messages import Message
 from flows.releasing.watch import serving
 from flows.services import front, runtime_http
 from flows.services.front import Front, Gate
-from tests.test_services import _free_port as free_port
+from tests.servers import free_port
 
 TOKEN = "a-token-for-tests-alone"
 KEY = b"a-key-for-tests-alone"

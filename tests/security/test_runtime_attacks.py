@@ -27,9 +27,9 @@ from fade.errors import BaseModelError, FadeError, RefusedError
 from fade.models.family import Base, load_base, read_pipeline
 from fade.models.generate import generate_batch
 from fade.models.source import find_base
-from tests.test_adapters import _adapter, _predict
-from tests.test_families import KINDS, _single_file, _stock, save_tiny
-from tests.test_runtime import PROMPTS, Release, picture
+from tests.unit.adapters.test_adapters import _adapter, _predict
+from tests.unit.adapters.test_runtime import PROMPTS, Release, picture
+from tests.unit.models.test_families import KINDS, _single_file, _stock, save_tiny
 
 Attack = Callable[[Base, Path], Any]
 

@@ -1,0 +1,97 @@
+"""Erasures side by side on one copy of the base: each is what it would have been alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from fade.adapters.store import activate, apply_adapter
+from fade.config import Spec, load_settings
+from fade.errors import BaseModelError
+from fade.files import sha256_file
+from fade.models import family
+from fade.models.family import load_base
+from fade.models.sharing import bases_shared
+from fade.steps.spec import prepare_spec
+from fade.steps.trial import run_trial
+from tests.unit.adapters.test_adapters import _adapter, _predict
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What was read from disk since."""
+    seen: list[object] = []
+    plain: Callable[..., object] = family._load_folder
+
+    def counted(found: object, weights: object) -> object:
+        seen.append(found)
+        return plain(found, weights)
+
+    monkeypatch.setattr(family, "_load_folder", counted)
+    return seen
+
+
+def test_twins_have_one_memory_and_an_adapter_each(tiny_base: Path, tmp_path: Path, loads: list[object]) -> None:
+    folders = [_adapter(tiny_base, tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    loads.clear()
+    with bases_shared():
+        first, second, third = (load_base(tiny_base) for _ in range(3))
+        assert len(loads) == 1
+        for one, other in zip(first.unet.parameters(), second.unet.parameters(), strict=True):
+            assert one is not other
+            assert one.data_ptr() == other.data_ptr()
+        plain = _predict(third.unet)
+        for twin, folder in ((first, folders[0]), (second, folders[1])):
+            apply_adapter(twin, folder, name="a")
+            activate(twin, {"a": 1.0})
+        changed = [_predict(first.unet), _predict(second.unet)]
+    assert torch.equal(_predict(third.unet), plain)
+    for answer, folder in zip(changed, folders, strict=True):
+        alone = load_base(tiny_base)
+        apply_adapter(alone, folder, name="a")
+        activate(alone, {"a": 1.0})
+        assert torch.equal(answer, _predict(alone.unet))
+        assert not torch.equal(answer, plain)
+    assert len(loads) == 3, "outside, every caller loads its own"
+
+
+def test_whoever_writes_into_shared_weights_is_found_out(tiny_base: Path) -> None:
+    sharing = bases_shared()
+    sharing.__enter__()
+    with torch.no_grad():
+        load_base(tiny_base).unet.conv_in.bias.add_(1)
+    with pytest.raises(BaseModelError, match=r"tiny were written into\."):
+        sharing.__exit__(None, None, None)
+
+
+def test_erasures_side_by_side_are_those_made_alone(workspace: Path, tmp_path: Path, loads: list[object]) -> None:
+    """The whole trial: saliency, adapters drawn by peft from the one generator of all threads, figures."""
+
+    def request(concept: str, surrogate: str, **changes: object) -> Spec:
+        return prepare_spec(concept, surrogate, settings=load_settings(Path("params.yaml"), changes=changes))
+
+    asked = [
+        request("astronaut", "cameraman"),
+        request("cat", "horse"),
+        request("neon", "photo"),
+        request("cat", "horse", **{"mask.granularity": "weight"}),
+    ]
+    alone = [run_trial(one, root=tmp_path / "alone") for one in asked]
+    assert len({row["adapter_sha256"] for row in alone}) == len(asked)
+    loads.clear()
+    with bases_shared(), ThreadPoolExecutor(len(asked)) as pool:
+        running = [pool.submit(copy_context().run, run_trial, one, root=tmp_path / "beside") for one in asked]
+        beside = [one.result() for one in running]
+    assert len(loads) == 1
+    for one, first, second in zip(asked, alone, beside, strict=True):
+        timings = {name for name in first if name.endswith(("seconds", "_mib"))}
+        assert {name: first[name] for name in first.keys() - timings} == {
+            name: second[name] for name in second.keys() - timings
+        }
+        sheets = [sha256_file(tmp_path / place / one.id / "evaluation/sheet.png") for place in ("alone", "beside")]
+        assert sheets[0] == sheets[1]

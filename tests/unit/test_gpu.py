@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fade import hardware
+from fade.errors import ConfigError
+from fade.hardware import compute_device, fast_precision
+from fade.lineage import ROOT
+from flows.operations import doctor
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Two GPUs that torch says are there; what is set for them is taken back."""
+    monkeypatch.delenv("FADE_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    hardware._reproducible_on_gpus.cache_clear()
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield monkeypatch
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    hardware._reproducible_on_gpus.cache_clear()
+
+
+def test_models_compute_where_the_setting_says(gpus: pytest.MonkeyPatch) -> None:
+    gpus.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert compute_device() == torch.device("cuda", 1), "the current one, which a launcher sets"
+    assert fast_precision() == "bf16"
+    for asked, expected in (("cuda:0", torch.device("cuda", 0)), ("cpu", torch.device("cpu"))):
+        gpus.setenv("FADE_DEVICE", asked)
+        assert compute_device() == expected
+    # Of a processor that has no bfloat16, though the GPU has.
+    assert fast_precision() == "fp32"
+    assert doctor.gpu().verdict == "warn"
+    for asked, message in (("cuda:2", "torch sees 2 GPUs"), ("gpu", "FADE_DEVICE")):
+        gpus.setenv("FADE_DEVICE", asked)
+        with pytest.raises(ConfigError, match=message):
+            compute_device()
+
+
+def test_on_a_gpu_torch_is_asked_for_the_same_bytes(gpus: pytest.MonkeyPatch) -> None:
+    gpus.setenv("FADE_DEVICE", "cpu")
+    compute_device()
+    assert not torch.are_deterministic_algorithms_enabled()
+    gpus.setenv("FADE_DEVICE", "cuda")
+    compute_device()
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert compute_device().type == "cpu"
+    monkeypatch.setenv("FADE_DEVICE", "cuda")
+    with pytest.raises(ConfigError, match=r"torch sees 0 GPUs.*FADE_DEVICE=cpu"):
+        compute_device()
+
+
+@pytest.mark.slow
+def test_the_method_runs_on_a_device_that_is_not_the_cpu() -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/unit/pretend_gpu.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-8000:]
