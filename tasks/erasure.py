@@ -185,10 +185,10 @@ def attack(folder: Path) -> bool:
     """The attacks whose bounds the gate asks for."""
 
     def work() -> None:
-        kinds = load_spec(folder).gate.attack_kinds
-        with _Progress("attacks", len(kinds)) as progress:
-            for kind in gate_attacks_step.gate_attacks(folder):
-                progress.at(kinds.index(kind), kind)
+        with _Progress("attacks", 0) as progress:
+            for done, total in gate_attacks_step.gate_attacks(folder):
+                progress.bar.total = total
+                progress.at(done)
 
     return _once(folder, "attack", work)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -15,7 +14,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter, restore_base
@@ -329,17 +327,3 @@ def named_by(judge: Judge, pictures: NDArray[np.uint8], samples: pd.DataFrame) -
 def judge_gate(figures: dict[str, Any], gate: Gate) -> dict[str, Any]:
     """Whether a judge's figures pass, with every reason if not (``fade.evaluation.gate.verdict``)."""
     return verdict(figures, gate)
-
-
-def main() -> None:
-    """Run the step for one erasure's folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    with tqdm(desc="pictures") as bar:
-        for done, total in evaluate(parser.parse_args().folder):
-            bar.total = total
-            bar.update(done - bar.n)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,6 @@ Takes the place of saliency, mask and distillation: what comes after judges it l
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import shutil
 from collections.abc import Mapping
@@ -100,14 +99,3 @@ def _laid(folder: Path) -> Path:
     if not files:
         raise AdapterFormatError(f"{folder / FOREIGN} holds no adapter. Import it again.")
     return files[0] if [path.stem for path in files] == ["adapter"] else folder / FOREIGN
-
-
-def main() -> None:
-    """Run the step for one erasure's folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    convert_foreign(parser.parse_args().folder)
-
-
-if __name__ == "__main__":
-    main()

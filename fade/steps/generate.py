@@ -7,13 +7,11 @@ is personal data like the pictures it learnt from: ``fade purge`` removes it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from fade.concepts import Concept, caption, slug
 from fade.config import DRAWN_BY, GENERATED, Spec, load_spec
@@ -90,15 +88,3 @@ def _items(
             name = f"{slug(style)}/{slug(one)}/{split}-{index:03d}"
             yield Item(name, f"generated/{name}", pixels, one, style, split=split, person=concepts[one].person)
         start += len(batch)
-
-
-def main() -> None:
-    """Run the step for one erasure's folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    for _ in tqdm(generate_catalog(parser.parse_args().folder), desc="generate"):
-        pass
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -18,14 +17,3 @@ def mask(folder: Path) -> Mask:
     found = make_mask(saliency, settings.density, granularity=settings.granularity, within=settings.within)
     save_mask(folder / "mask", found)
     return found
-
-
-def main() -> None:
-    """Run the step for one erasure's folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    mask(parser.parse_args().folder)
-
-
-if __name__ == "__main__":
-    main()

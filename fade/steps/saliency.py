@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +78,3 @@ def saliency(folder: Path) -> dict[str, Tensor]:
     with writing(folder / "saliency.safetensors") as temporary:
         save_file({name: scores[name].contiguous() for name in sorted(scores)}, temporary, metadata={"format": "pt"})
     return scores
-
-
-def main() -> None:
-    """Run the step for one erasure's folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    saliency(parser.parse_args().folder)
-
-
-if __name__ == "__main__":
-    main()

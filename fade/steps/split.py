@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -98,14 +97,3 @@ def _without_leaks(
     if kept.empty:
         raise DataError("The retain set is empty: all its pictures are near-duplicates of those to forget.")
     return kept.reset_index(drop=True)
-
-
-def main() -> None:
-    """Run the step for one erasure's folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    split(parser.parse_args().folder)
-
-
-if __name__ == "__main__":
-    main()

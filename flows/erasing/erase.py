@@ -36,14 +36,7 @@ def prepare_folder(spec: Spec) -> Path:
     if (folder / "spec.yaml").is_file() and load_spec(folder) != spec:
         raise ConfigError(f"{folder} holds another spec under the same id. Remove that folder.")
     save_spec(spec, folder)
-    places = {"catalog": spec.catalog, "base": spec.base, "judges": spec.judges}
-    write_pipeline(
-        folder,
-        places,
-        foreign=spec.imported is not None,
-        data_free=spec.data_free,
-        attacked=bool(spec.gate.attacks),
-    )
+    write_pipeline(folder, spec)
     return folder
 
 

@@ -13,7 +13,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,14 @@ from dvc.utils.serialize import YAMLFileCorruptedError
 from dvc_data.hashfile.build import build
 from filelock import FileLock
 
-from fade.config import ATTACKED, DRAWN_BY, GENERATED
+from fade import pipeline
+from fade.config import Spec, load_settings, make_spec
+from fade.data.splits import NOTHING
 from fade.errors import LineageError
-from fade.files import sha256_file, write_json, writing
+from fade.files import read_yaml, sha256_file, write_json, writing
 from fade.lineage import ROOT, library_versions, module_closure, processor_kind
 from fade.models.source import is_hub_name
+from fade.pipeline import Step
 from fade.steps.spec import BASE, CATALOG, JUDGES
 
 logging.getLogger("dvc").setLevel(logging.WARNING)
@@ -42,142 +44,49 @@ RECORDED_ON = Path("data/recorded-on.json")
 SITE = Path(".fade/dvc")
 """What DVC remembers of files' hashes, by their names."""
 MEND = "Take one side as a whole (`git checkout --ours FILE` or `--theirs FILE`), or run the erasure again without it."
+CURVE = "curve.csv"
+"""What a step that trains writes: its losses, by step."""
+TIMINGS = "timings.json"
 BEFORE = "dvc.lock.before"
 """What ``dvc.lock`` was, while a step is recorded; still there later, the record was cut off."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One step as a DVC stage; paths under ``{catalog}``, ``{base}``, ``{judges}`` come from the request."""
-
-    name: str
-    module: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    params: tuple[str, ...]
-
-
-_WHAT = ("concept", "kind", "surrogate", "aliases", "also", "catalog")
-_WHOSE = ("image_ids", "subjects", "overwrite", "neighbours", "data_free")
-_BASE = ("base", "base_sha256", "threads", "weights")
-STAGES = (
-    Stage(
-        "split",
-        "fade.steps.split",
-        ("{pictures}/catalog.parquet", "{pictures}/concepts.json", "{pictures}/pictures"),
-        ("splits",),
-        (*_WHAT, *_WHOSE, "split"),
-    ),
-    Stage(
-        "validate",
-        "tasks.expectations.validation",
-        ("splits", "{pictures}/catalog.parquet", "{pictures}/pictures"),
-        ("validation.json",),
-        (*_WHAT, *_WHOSE, "split", "distill.stop_at"),
-    ),
-    Stage(
-        "saliency",
-        "fade.steps.saliency",
-        ("splits", "validation.json", "{pictures}/pictures", "{base}"),
-        ("saliency.safetensors",),
-        (*_BASE, "data_free", "saliency", "mask.granularity", "distill.timestep_power", "distill.precision"),
-    ),
-    Stage("mask", "fade.steps.mask", ("saliency.safetensors",), ("mask",), ("mask",)),
-    Stage(
-        "distill",
-        "fade.steps.distill",
-        ("splits", "mask", "{pictures}/pictures", "{base}"),
-        ("adapter", "curve.csv", "timesteps.json"),
-        (*_BASE, "data_free", "distill"),
-    ),
-    Stage(
-        "evaluate",
-        "fade.steps.evaluate",
-        ("adapter", "{catalog}/concepts.json", "{base}", "{judges}"),
-        ("evaluation",),
-        (*_BASE, *_WHAT, "evaluate", "gate"),
-    ),
-)
-
-FOREIGN_STAGES = (
-    *STAGES[:2],
-    Stage("foreign", "fade.steps.foreign", ("foreign", "{base}"), ("adapter",), (*_BASE, "imported")),
-    STAGES[-1],
-)
-"""An erasure whose adapter another tool made."""
-
-ATTACK = Stage(
-    "attack",
-    "fade.steps.gate_attacks",
-    ("adapter", "splits", "{catalog}/concepts.json", "{pictures}/pictures", "{base}", "{judges}"),
-    (ATTACKED,),
-    (*_BASE, *_WHAT, "data_free", "evaluate", "inversion", "attacks", "gate"),
-)
-"""Comes before evaluation where the gate asks for attacks."""
-
-GENERATE = Stage(
-    "generate",
-    "fade.steps.generate",
-    ("{catalog}/concepts.json", "{base}"),
-    (GENERATED,),
-    (*_BASE, *_WHAT, "neighbours", "data_free", "split", *(f"evaluate.{name}" for name in DRAWN_BY)),
-)
-"""Comes first where no pictures are left: a catalog that the base draws."""
 
 
 def _code(module: str, root: Path) -> list[str]:
     return [Path(os.path.relpath(path, root)).as_posix() for path in module_closure(module)]
 
 
-def stage_definition(stage: Stage, folder: Path, places: dict[str, str], root: Path) -> dict[str, Any]:
-    """A stage as dvc.yaml holds it; every path is relative to the project's root.
-
-    Args:
-        places: where ``catalog``, ``base`` and ``judges`` lie, and ``pictures`` if not in the catalog.
-    """
+def stage_definition(step: Step, spec: Spec, folder: Path, root: Path) -> dict[str, Any]:
+    """A step as dvc.yaml holds it; every path is relative to the project's root."""
     where = folder.as_posix()
-    places = {"pictures": places["catalog"], **places}
+    places = {name: getattr(spec, name) for name in ("catalog", "base", "judges")}
+    places["pictures"] = spec.picture_catalog(folder).as_posix() if spec.data_free else spec.catalog
 
     def located(path: str) -> str:
         return path.format(**places) if path.startswith("{") else f"{where}/{path}"
 
     # A name on the hub is no file to depend on: the parameter base_sha256 stands for its bytes.
-    inputs = [path for path in stage.inputs if path != "{base}" or not is_hub_name(places["base"])]
+    inputs = [path for path in pipeline.inputs_of(step, spec) if path != "{base}" or not is_hub_name(spec.base)]
 
     return {
-        "cmd": f"python -m {stage.module} {where}",
-        "deps": sorted([*(located(path) for path in inputs), *_code(stage.module, root)]),
-        "params": [{f"{where}/spec.yaml": sorted(stage.params)}],
-        "outs": [located(path) for path in stage.outputs],
+        "cmd": f"python -m fade.pipeline {step.function} {where}",
+        "deps": sorted([*(located(path) for path in inputs), *_code(step.module, root)]),
+        "params": [{f"{where}/spec.yaml": sorted(step.parameters)}],
+        "outs": [located(path) for path in step.outputs],
     }
 
 
-def write_pipeline(
-    folder: Path, places: dict[str, str], *, foreign: bool = False, data_free: bool = False, attacked: bool = False
-) -> None:
-    """Write the erasure's ``dvc.yaml``; ``places`` says where catalog, base and judges lie.
-
-    Args:
-        foreign: its adapter is another tool's.
-        data_free: the base draws its pictures.
-        attacked: its gate asks for attacks.
-    """
+def write_pipeline(folder: Path, spec: Spec) -> None:
+    """Write the erasure's ``dvc.yaml``: a stage for each of its steps."""
     up = Path(os.path.relpath(Path.cwd(), folder)).as_posix()
-    chosen = FOREIGN_STAGES if foreign else STAGES
-    if data_free:
-        chosen, places = (GENERATE, *chosen), {**places, "pictures": (folder / GENERATED).as_posix()}
-    if attacked:
-        judging = replace(chosen[-1], inputs=(*chosen[-1].inputs, ATTACKED))
-        chosen = (*chosen[:-1], ATTACK, judging)
-    stages = {stage.name: {**stage_definition(stage, folder, places, Path.cwd()), "wdir": up} for stage in chosen}
+    steps = pipeline.steps_of(spec)
+    stages = {step.name: {**stage_definition(step, spec, folder, Path.cwd()), "wdir": up} for step in steps}
     with writing(folder / "dvc.yaml") as temporary:
-        plots = [] if foreign else [_training_plot("curve.csv")]
+        plots = [_training_plot(CURVE)] if any(CURVE in step.outputs for step in steps) else []
         temporary.write_text(yaml.safe_dump({"stages": stages, "plots": plots}, sort_keys=False))
     with writing(folder / ".gitignore") as temporary:
-        names = [output for stage in chosen for output in stage.outputs]
-        temporary.write_text(
-            "\n".join(f"/{name}" for name in sorted([*names, "docs", "timings.json", "attacks", "foreign"])) + "\n"
-        )
+        names = {name for step in steps for name in step.outputs}
+        names |= {TIMINGS, *(name for step in pipeline.STEPS for name in step.unrecorded)}
+        temporary.write_text("".join(f"/{name}\n" for name in sorted(names)))
 
 
 def root_pipeline() -> dict[str, Any]:
@@ -199,7 +108,7 @@ def root_pipeline() -> dict[str, Any]:
         return stage | {"frozen": True} if kept else stage
 
     folder = Path("data/erasures/example")
-    places = {"catalog": CATALOG, "base": BASE, "judges": JUDGES}
+    spec = _example()
     stages = {
         "catalog": shared("catalog", CATALOG, kept=False),
         "base": shared("base", BASE, kept=True),
@@ -219,8 +128,25 @@ def root_pipeline() -> dict[str, Any]:
             "outs": [f"{folder.as_posix()}/spec.yaml"],
         },
     }
-    stages |= {f"example-{stage.name}": stage_definition(stage, folder, places, ROOT) for stage in STAGES}
-    return {"stages": stages, "plots": [_training_plot(f"{folder.as_posix()}/curve.csv"), *_kept_plots()]}
+    steps = pipeline.steps_of(spec)
+    stages |= {f"example-{step.name}": stage_definition(step, spec, folder, ROOT) for step in steps}
+    return {"stages": stages, "plots": [_training_plot(f"{folder.as_posix()}/{CURVE}"), *_kept_plots()]}
+
+
+def _example() -> Spec:
+    """Of the example in params.yaml what decides its stages; its concept and base are looked up by a stage itself."""
+    asked = read_yaml(ROOT / "params.yaml")["example"]
+    return make_spec(
+        concept="example",
+        kind="object",
+        surrogate=NOTHING,
+        data_free=asked.get("data_free", False),
+        base=BASE,
+        base_sha256="0" * 64,
+        catalog=CATALOG,
+        judges=JUDGES,
+        **load_settings(ROOT / "params.yaml").model_dump(),
+    )
 
 
 def _training_plot(curve: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ forget set is personal data, and Data Docs pages outlive it.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 import os
@@ -358,14 +357,3 @@ def _judged(context: Any, source: Any, name: str, table: pd.DataFrame, checks: d
     found = {(result.expectation_config.id): bool(result.success) for result in validation.results}
     by_id = {expectation.id: label for label, expectation in zip(checks, suite.expectations, strict=True)}
     return {label: found[key] for key, label in by_id.items()}
-
-
-def main() -> None:
-    """Run the step for one erasure's folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    validate(parser.parse_args().folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,6 +19,7 @@ from fade import config
 from fade.config import Settings, load_settings, save_spec
 from fade.files import read_json
 from fade.lineage import ROOT, processor_kind
+from fade.pipeline import steps_of
 from fade.steps.distill import distill_adapter
 from fade.steps.evaluate import evaluate
 from fade.steps.mask import mask
@@ -26,7 +27,6 @@ from fade.steps.saliency import saliency
 from fade.steps.spec import prepare_spec
 from fade.steps.split import split
 from flows.operations.doctor import recorded
-from tasks.dvc.versioning import STAGES
 from tasks.expectations.validation import validate
 
 FROZEN = {"base": ROOT / "data/base/canvas.card.json", "judges": ROOT / "data/judges.card.json"}
@@ -149,7 +149,7 @@ def test_every_setting_that_a_stage_reads_is_among_its_parameters(
     settings = load_settings(Path("params.yaml"), changes=changes)
     spec = prepare_spec("cat", "horse", settings=settings)
     save_spec(spec, tmp_path)
-    declared = {stage.name: set(stage.params) for stage in STAGES}
+    declared = {step.name: set(step.parameters) for step in steps_of(spec)}
     assert list(STEPS) == list(declared)
     for name, step in STEPS.items():
         reads.clear()

@@ -15,8 +15,9 @@ from fade.errors import ConfigError, DataError, ResourceError
 from fade.evaluation.judges import new_judge, save_judge
 from fade.hardware import fast_precision
 from fade.lineage import ROOT, module_closure
+from fade.pipeline import STEPS, steps_of
 from fade.steps.spec import check_disk, gate_without_power, prepare_spec
-from tasks.dvc.versioning import STAGES, root_pipeline, write_pipeline
+from tasks.dvc.versioning import root_pipeline, write_pipeline
 from tests.tiny import save_judges
 
 KINDS = ("object", "style")
@@ -57,8 +58,7 @@ def test_packages_hold_docstrings_only_so_that_leaving_them_out_of_stages_is_rig
 
 
 def test_every_parameter_of_a_stage_is_a_field_and_every_setting_is_used_by_a_stage() -> None:
-    used = {name.partition(".")[0] for stage in STAGES for name in stage.params}
-    used |= {"inversion", "attacks"}  # of the steps attack and attacks, which are run by hand and are no stages
+    used = {name.partition(".")[0] for step in STEPS for name in step.parameters}
     assert used <= set(Spec.model_fields)
     assert set(Settings.model_fields) <= used
 
@@ -193,9 +193,10 @@ def test_a_gate_without_power_is_known_before_the_erasure(workspace: Path) -> No
 
 def test_an_erasures_pipeline_file_is_relative_to_the_project(workspace: Path) -> None:
     folder = Path("data/erasures/written")
-    write_pipeline(folder, {"catalog": "data/catalog/canvas", "base": "data/base/canvas", "judges": "data/judges"})
+    spec = make_spec(**VALID)
+    write_pipeline(folder, spec)
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
-    assert list(stages) == [stage.name for stage in STAGES]
+    assert list(stages) == [step.name for step in steps_of(spec)]
     for stage in stages.values():
         assert stage["wdir"] == "../../.."
         assert not any(Path(dep).is_absolute() for dep in stage["deps"])

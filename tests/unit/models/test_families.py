@@ -46,13 +46,14 @@ from fade.models.generate import first_latents, generate_batch, sample_latents
 from fade.models.source import base_sha256, find_base, is_hub_name
 from fade.models.supported import PARTS
 from fade.models.training import networks as small
+from fade.pipeline import maker_of
 from fade.steps.catalog import build_catalog
 from fade.steps.distill import distill_adapter
 from fade.steps.mask import mask
 from fade.steps.saliency import saliency
 from fade.steps.spec import prepare_spec
 from fade.steps.split import split
-from tasks.dvc.versioning import STAGES, stage_definition
+from tasks.dvc.versioning import stage_definition
 from tests.tiny import SETTINGS
 
 LENGTH, LATENT, CHANNELS = 16, 16, 4
@@ -701,10 +702,8 @@ def test_a_base_from_the_hub_is_a_parameter_of_the_pipeline_and_no_file(hub_cach
     )
     assert spec.base == "somebody/tiny"
     assert spec.base_sha256 == base_sha256(hub_cache)
-    places = {"catalog": spec.catalog, "judges": spec.judges}
-    stage = next(stage for stage in STAGES if stage.name == "distill")
-    named = stage_definition(stage, Path("erasure"), {**places, "base": spec.base}, Path.cwd())
-    local = stage_definition(stage, Path("erasure"), {**places, "base": "data/base/canvas"}, Path.cwd())
+    step, at_hand = maker_of(spec), spec.model_copy(update={"base": "data/base/canvas"})
+    named, local = (stage_definition(step, one, Path("erasure"), Path.cwd()) for one in (spec, at_hand))
     assert [dep for dep in local["deps"] if dep not in named["deps"]] == ["data/base/canvas"]
     assert "base_sha256" in named["params"][0]["erasure/spec.yaml"]
 
