@@ -106,7 +106,7 @@ def fill(ledger: Ledger, count: int) -> None:
                         "received_at": received,
                         "due_at": deadline(received, message.regulation),
                         "extended": False,
-                        "state": State.SCHEDULED if i % 10 == 0 else State.CERTIFIED,
+                        "state": State.SCHEDULED if i % 10 == 0 else State.LIVE,
                         "state_at": now,
                         "attempts": 0,
                         "fence": 0,

@@ -14,22 +14,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from filelock import FileLock
 from safetensors import SafetensorError
 
 from fade.adapters.card import CARD_NAME, load_card, weights_path
-from fade.errors import AdapterFormatError, BaseModelError, ConfigError, MaskMismatchError, SignatureError, listing
+from fade.errors import AdapterFormatError, BaseModelError, ConfigError, SignatureError, listing
 from fade.files import read_json, sha256_file, writing
 from fade.models.source import deciding_files, find_base, identity_of
 from fade.signing import canonical, read_signed, verify, write_signed
 
 if TYPE_CHECKING:  # who only reads what is live does not wait for torch
     from torch import Tensor
-
-    from fade.methods.fade.masks import Mask
 
 MANIFEST_KIND, PERMISSION_KIND = "fade-manifest/1", "fade-rollback-permission/1"
 MANIFEST_NAME, PERMISSION_NAME = "manifest.json", "permission.json"
@@ -165,27 +163,6 @@ def check_base(source: str | Path, manifest: Manifest) -> None:
         raise BaseModelError(
             f"The base in {source} has the hash {sha256[:12]}; the release is for {manifest.base_sha256[:12]}."
         )
-
-
-def check_mask(folder: Path, card: Mapping[str, Any]) -> Mask:
-    """The mask that an adapter's card names.
-
-    Raises:
-        MaskMismatchError: missing, damaged, or another one.
-    """
-    from fade.methods.fade.masks import load_mask
-
-    path = folder / "mask.json"
-    if not path.is_file() or (found := sha256_file(path)) != card.get("mask_sha256"):
-        got = found[:12] if path.is_file() else "nothing"
-        raise MaskMismatchError(
-            f"The mask in {path} is not the adapter's: got {got}, its card says {str(card.get('mask_sha256'))[:12]}. "
-            "Fetch it again, or run the erasure again."
-        )
-    try:
-        return load_mask(folder)
-    except (SafetensorError, OSError, KeyError) as error:
-        raise MaskMismatchError(f"The mask in {folder} is damaged: {error}. Fetch it again.") from None
 
 
 def read_manifest(release: Path, key: Ed25519PublicKey) -> Manifest:

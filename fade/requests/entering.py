@@ -15,7 +15,7 @@ from fade.requests.chain import Event
 from fade.requests.messages import Message
 from fade.requests.records import deadline
 from fade.requests.sealing import keyed
-from fade.requests.states import IN_FORCE, State
+from fade.requests.states import State
 from fade.requests.tables import requests
 
 
@@ -43,7 +43,7 @@ def in_force(connection: Connection, keys: Sequence[str]) -> dict[str, list[Same
     """By concept and base, the requests whose erasure is in force."""
     asked = sa.select(
         requests.c.concept_key, requests.c.id, requests.c.erasure_id, requests.c.pictures, requests.c.subject
-    ).where(requests.c.concept_key.in_(keys), requests.c.state.in_(IN_FORCE))
+    ).where(requests.c.concept_key.in_(keys), requests.c.state == State.LIVE)
     found: dict[str, list[Same]] = {}
     for row in connection.execute(asked.order_by(requests.c.state_at, requests.c.id)):
         found.setdefault(row.concept_key, []).append(Same(row.id, row.erasure_id, frozenset(row.pictures), row.subject))

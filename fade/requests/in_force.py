@@ -10,7 +10,7 @@ from fade.requests.ledger import Ledger
 from fade.requests.messages import concept_digest
 from fade.requests.records import Record, select_records
 from fade.requests.sealing import keyed
-from fade.requests.states import IN_FORCE, State
+from fade.requests.states import State
 from fade.requests.tables import requests
 
 
@@ -24,7 +24,7 @@ def erased_among(ledger: Ledger, names: Iterable[str], base: str, *, besides: st
         keys.setdefault(keyed(ledger.key, concept_digest(name, base)), set()).add(name)
     asked = sa.select(requests.c.concept_key).where(
         requests.c.concept_key.in_(list(keys)),
-        requests.c.state.in_((State.CANDIDATE, *IN_FORCE)),
+        requests.c.state.in_((State.CANDIDATE, State.LIVE)),
         requests.c.id != besides,
     )
     with ledger.reading() as connection:
@@ -36,7 +36,7 @@ def settled_by(ledger: Ledger, record: Record) -> Record | None:
     if record.concept is None:
         return None
     key = keyed(ledger.key, concept_digest(record.concept, record.base))
-    wanted = (requests.c.concept_key == key, requests.c.state.in_(IN_FORCE), requests.c.erasure_id.is_not(None))
+    wanted = (requests.c.concept_key == key, requests.c.state == State.LIVE, requests.c.erasure_id.is_not(None))
     with ledger.reading() as connection:
         found = select_records(connection, *wanted, requests.c.id != record.id, limit=1)
     return found[0] if found else None

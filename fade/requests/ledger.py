@@ -269,7 +269,7 @@ class Ledger:
         """
         with self.writing() as connection:
             record = get(connection, request_id)
-            if record.state not in (State.LIVE, State.CERTIFIED, State.CANCELLED, State.DUPLICATE):
+            if record.state not in (State.LIVE, State.CANCELLED, State.DUPLICATE):
                 raise TransitionError(f"Request {request_id} is {record.state}: its names are still needed.")
             row = update(
                 connection, request_id, concept=None, aliases=[], surrogate=None, pictures=[], subject=None, reason=None

@@ -20,7 +20,7 @@ from fade.errors import DataError, nearest
 from fade.requests import chain, tables
 from fade.requests.chain import Event, plain
 from fade.requests.sealing import LETTERS, SEAL, key_of, seal_letter, seal_request
-from fade.requests.states import IN_FORCE, State, check_transition
+from fade.requests.states import State, check_transition
 from fade.requests.tables import requests
 
 TERMS = {"ccpa": (relativedelta(days=45), relativedelta(days=90))}
@@ -182,9 +182,9 @@ def change(
         details=json.dumps(dict(details or {}), sort_keys=True),
     )
     log_events(connection, [event], {record.id: row})
-    if record.state in IN_FORCE and after not in IN_FORCE:
+    if record.state is State.LIVE and after is not State.LIVE:
         _open_duplicates(connection, record.id, now=now)
-    if record.state not in IN_FORCE and after in IN_FORCE:
+    if record.state is not State.LIVE and after is State.LIVE:
         _take_up_others(connection, row, now=now)
 
 

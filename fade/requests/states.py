@@ -18,8 +18,7 @@ class State(StrEnum):
     RUNNING = "running"
     REJECTED = "rejected"
     CANDIDATE = "candidate"
-    LIVE = "live"
-    CERTIFIED = "certified"
+    LIVE = "live"  # in force: the concept is erased in what is served
     ROLLED_BACK = "rolled_back"
     CANCELLED = "cancelled"
     FAILED = "failed"
@@ -40,16 +39,12 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     ),
     _S.REJECTED: frozenset({_S.SCHEDULED, _S.CANCELLED}),
     _S.CANDIDATE: frozenset({_S.LIVE, _S.REJECTED, _S.SCHEDULED, _S.CANCELLED}),
-    _S.LIVE: frozenset({_S.CERTIFIED, _S.ROLLED_BACK}),
-    _S.CERTIFIED: frozenset({_S.ROLLED_BACK}),
+    _S.LIVE: frozenset({_S.ROLLED_BACK}),
     _S.ROLLED_BACK: frozenset({_S.LIVE, _S.SCHEDULED, _S.CANCELLED}),
     _S.CANCELLED: frozenset(),
     _S.FAILED: frozenset({_S.SCHEDULED, _S.CANCELLED}),
 }
 """From each state, the states that may follow. What is not here is refused."""
-
-IN_FORCE = (State.LIVE, State.CERTIFIED)
-"""The concept is erased in what is served."""
 
 OPEN = (State.RECEIVED, State.NEEDS_INPUT, State.ON_HOLD, State.SCHEDULED, State.RUNNING, State.REJECTED,
         State.CANDIDATE, State.ROLLED_BACK, State.FAILED)  # fmt: skip

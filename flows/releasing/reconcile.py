@@ -97,7 +97,7 @@ def _of_live(
 
 
 def _of_requests(ledger: Ledger, live: set[str]) -> Iterator[Difference]:
-    for one in ledger.find(states=[State.LIVE, State.CERTIFIED], limit=2**31):
+    for one in ledger.find(states=[State.LIVE], limit=2**31):
         if one.erasure_id not in live:
             said = f"request {one.id} is {one.state}, and no manifest has its erasure"
             name = f"{MODEL_PREFIX}{one.erasure_id}"

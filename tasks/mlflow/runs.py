@@ -19,6 +19,7 @@ from fade.errors import AdapterFormatError, LineageError, RegistryError
 from fade.evaluation.report import loss_figure
 from fade.files import read_json
 from fade.lineage import git_state, library_versions
+from fade.methods.fade.masks import load_mask
 from tasks.mlflow.client import EXPERIMENT, STUDIES, experiment, mlflow_client, read_file
 from tasks.mlflow.page import DOCS
 from tasks.mlflow.registration import as_param, kind_of
@@ -143,6 +144,7 @@ def _log_run(
             client.log_artifact(run_id, str(folder / name))
     _log_docs(client, run_id, folder / "docs")
     if spec.imported is None:
+        load_mask(folder / "mask", sha256=load_card(folder / "adapter")["mask_sha256"])
         client.log_artifact(run_id, str(folder / "mask" / "mask.json"))
         _log_curve(client, run_id, pd.read_csv(folder / "curve.csv"))
     if (folder / "splits").is_dir():

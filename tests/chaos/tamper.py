@@ -25,10 +25,10 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fade.adapters.card import load_card, weights_path
-from fade.adapters.manifest import MANIFEST_NAME, check_base, check_mask, permit, publish, read_adapter, read_manifest
+from fade.adapters.manifest import MANIFEST_NAME, check_base, permit, publish, read_adapter, read_manifest
 from fade.errors import FadeError, LineageError
 from fade.files import sha256_file
-from fade.methods.fade.masks import make_mask, save_mask
+from fade.methods.fade.masks import load_mask, make_mask, save_mask
 from fade.methods.fade.saliency import random_saliency
 from fade.models.family import load_base
 from fade.requests import tables
@@ -81,9 +81,9 @@ def build(folder: Path) -> list[Target]:
     for granularity in ("module", "neuron", "weight"):
         where = folder / f"mask-{granularity}"
         save_mask(where, make_mask(random_saliency(sd.unet, granularity, seed=3), 0.3, granularity=granularity))
-        card = {"mask_sha256": sha256_file(where / "mask.json")}
+        sha256 = sha256_file(where / "mask.json")
         for path in sorted(where.iterdir()):
-            targets.append(Target("mask", path, lambda at=where, card=card: check_mask(at, card)))
+            targets.append(Target("mask", path, lambda at=where, sha256=sha256: load_mask(at, sha256=sha256)))
     targets += _proofs(folder, key)
     for target in targets:
         target.use()  # untouched, each is accepted: a refusal below is the change's doing

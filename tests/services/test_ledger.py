@@ -153,8 +153,6 @@ def test_a_duplicate_is_due_once_what_closed_it_is_no_longer_in_force(ledger: Le
     withdrawn, _ = ledger.submit(ask(), actor=ACTOR)
     ledger.cancel(withdrawn.id, actor=ACTOR, reason="withdrawn")
     assert closed.state is State.DUPLICATE
-    ledger.transition(first.id, State.CERTIFIED, actor=ACTOR, reason="on")
-    assert ledger.get(closed.id).state is State.DUPLICATE
     ledger.transition(first.id, State.ROLLED_BACK, actor=ACTOR, reason="back")
     record = ledger.get(closed.id)
     assert (record.state, record.duplicate_of, record.erasure_id) == (State.SCHEDULED, None, None)

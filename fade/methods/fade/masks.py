@@ -162,17 +162,26 @@ def save_mask(folder: Path, mask: Mask) -> None:
         write_json(temporary / "mask.json", {**content, "density": mask.kept / mask.of, "shapes": shapes})
 
 
-def load_mask(folder: Path) -> Mask:
+def load_mask(folder: Path, *, sha256: str | None = None) -> Mask:
     """Read a mask.
 
+    Args:
+        sha256: of ``mask.json``, as an adapter's card names it; any mask is read if None.
+
     Raises:
-        MaskMismatchError: its bits are not the ones that were written.
+        MaskMismatchError: missing, damaged, another one than that, or its bits are not the ones that were written.
     """
-    content = read_json(folder / "mask.json")
-    parts: dict[str, dict[str, Tensor]] = {ROWS: {}, COLUMNS: {}, "weights": {}}
-    bits = folder / BITS_NAME
+    path, bits = folder / "mask.json", folder / BITS_NAME
+    if not path.is_file() or (sha256 is not None and sha256_file(path) != sha256):
+        got = sha256_file(path)[:12] if path.is_file() else "nothing"
+        raise MaskMismatchError(
+            f"The mask in {path} is not the adapter's: got {got}, expected {(sha256 or 'a mask')[:12]}. "
+            "Run the erasure again."
+        )
+    content = read_json(path)
     if content["shapes"] and (not bits.is_file() or sha256_file(bits) != content["bits_sha256"]):
         raise MaskMismatchError(f"The mask in {folder} was changed: {BITS_NAME} is another one. Run its step again.")
+    parts: dict[str, dict[str, Tensor]] = {ROWS: {}, COLUMNS: {}, "weights": {}}
     packed = load_file(bits) if content["shapes"] else {}
     for key, stored in packed.items():
         name, _, kind = key.rpartition(":")

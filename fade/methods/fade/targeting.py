@@ -18,7 +18,6 @@ from fade.models.conditioning import denoise
 from fade.models.diffusion import add_noise
 from fade.seeding import torch_generator
 
-Timesteps = Literal["uniform", "power", "disagreement"]
 Pictures = Literal["forget", "surrogate", "mixed", "generated"]
 
 

@@ -117,6 +117,10 @@ def test_the_hash_of_mask_json_covers_the_bits_and_changed_bits_are_refused(tmp_
     (tmp_path / "one/mask.safetensors").write_bytes((tmp_path / "other/mask.safetensors").read_bytes())
     with pytest.raises(MaskMismatchError, match="was changed"):
         load_mask(tmp_path / "one")
+    with pytest.raises(MaskMismatchError, match="is not the adapter's: got"):
+        load_mask(tmp_path / "other", sha256="0" * 64)
+    with pytest.raises(MaskMismatchError, match="got nothing"):
+        load_mask(tmp_path / "none")
 
 
 def test_bad_density_and_scores_are_refused() -> None:
