@@ -33,13 +33,14 @@ from fade.lineage import made_on
 from fade.methods.plain_fade import PAPER_SETTINGS
 from fade.models.family import Base, load_base
 from fade.models.generate import generate
+from fade.project import load_project
 from fade.steps.baseline import METHODS, baseline_settings, material
 from fade.steps.catalog import ensure_catalog
 from fade.steps.distill import distill_adapter
 from fade.steps.evaluate import domains, named_by
 from fade.steps.mask import mask
 from fade.steps.saliency import saliency
-from fade.steps.spec import AUTO, CATALOG, prepare_spec
+from fade.steps.spec import AUTO, prepare_spec
 from fade.steps.split import split
 
 FADE = "fade"
@@ -152,8 +153,9 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def _request(concept: str, changes: Mapping[str, Any]) -> Spec:
-    settings = load_settings(Path("params.yaml"), changes={"threads": 1, **changes})
-    return prepare_spec(concept, AUTO, settings=settings)
+    project = load_project()
+    settings = load_settings(project.params, changes={"threads": 1, **changes})
+    return prepare_spec(concept, AUTO, project=project, settings=settings)
 
 
 def _plain_fade(base: Base, concept: str, changes: Mapping[str, Any], root: Path) -> None:
@@ -187,7 +189,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(GRID))
     parser.add_argument("--concepts", default="cat,neon")
     given = parser.parse_args()
-    ensure_catalog(Path(CATALOG))
+    ensure_catalog(load_project())
     rows = read_json(given.json)["rows"] if given.json.is_file() else []
     for concept in given.concepts.split(","):
         for row in tried(concept, given.methods.split(","), rows):

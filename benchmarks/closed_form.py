@@ -30,8 +30,8 @@ from fade.lineage import made_on
 from fade.methods.closed_form import closed_form, distinct, text_moments
 from fade.methods.fade.masks import Mask, modules_within
 from fade.models.family import load_base
+from fade.project import load_project
 
-BASE = Path("data/base/canvas")
 CONCEPTS, CAPTIONS, RETAINED = 50, 4, 10_000
 
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    base = load_base(BASE)
+    base = load_base(load_project().base)
     styles = [f"a {{}} image in {style} style." for style in ("photo", "oil", "neon", "sketch")]
     told = [[form.format(name) for form in styles] for name in ("cat", "horse")]
     others = [form.format(name) for form in styles for name in ("rocket", "flower", "temple", "coins", "clock")]

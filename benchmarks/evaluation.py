@@ -33,15 +33,16 @@ from fade.hardware import fast_precision
 from fade.lineage import made_on
 from fade.models.family import load_base
 from fade.models.generate import generate
+from fade.project import load_project
 
-BASE, JUDGES = Path("data/base/canvas"), Path("data/judges")
+PROJECT = load_project()
 PROTOCOL_STEPS = 25
 Pictures = NDArray[np.uint8]
 
 
 def plain(scheduler: type, steps: int, guidance: float) -> Callable[[Sequence[str], Sequence[int]], Pictures]:
     """One call of the stock pipeline a picture."""
-    pipeline = StableDiffusionPipeline.from_pretrained(BASE)
+    pipeline = StableDiffusionPipeline.from_pretrained(PROJECT.base)
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
 
@@ -63,7 +64,7 @@ def plain(scheduler: type, steps: int, guidance: float) -> Callable[[Sequence[st
 
 def ours(settings: EvaluateSettings) -> Callable[[Sequence[str], Sequence[int]], Pictures]:
     """Batches, as the step ``evaluate`` draws them."""
-    base = load_base(BASE)
+    base = load_base(PROJECT.base)
     how = settings.model_dump(include={"batch", "steps", "guidance", "solver", "precision"})
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
@@ -93,7 +94,7 @@ def main() -> None:
         "plain": plain(solver, settings.steps, settings.guidance),
         "protocol": plain(DDIMScheduler, PROTOCOL_STEPS, settings.guidance),
     }
-    judge = load_judge(JUDGES, "report")
+    judge = load_judge(Path(PROJECT.judges), "report")
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     pictures: dict[str, Pictures] = {}
     for turn in range(given.rounds + 1):

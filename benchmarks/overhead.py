@@ -117,16 +117,18 @@ def project(folder: Path) -> None:
     """A project with the built-in catalog, base and judges; DVC without git."""
     from dvc.repo import Repo
 
+    from fade.project import load_project
     from fade.steps.catalog import ensure_catalog
 
     folder.mkdir()
     Repo.init(str(folder), no_scm=True).close()
     shutil.copy(ROOT / "params.yaml", folder)
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {}}))
-    for name in ("data/base/canvas", "data/judges"):
+    shipped = load_project(ROOT)
+    for name in (shipped.base, shipped.judges):
         shutil.copytree(ROOT / name, folder / name)
     os.chdir(folder)
-    ensure_catalog(Path("data/catalog/canvas"))
+    ensure_catalog(load_project())
 
 
 def measured(concepts: tuple[str, ...], threads: int) -> list[dict[str, float]]:
@@ -134,6 +136,7 @@ def measured(concepts: tuple[str, ...], threads: int) -> list[dict[str, float]]:
     clock = Clock()
     with clock.within("imports"):
         from fade.config import load_settings
+        from fade.project import load_project
         from fade.steps.spec import AUTO, prepare_spec
         from flows.erasing import erase
         from tasks import erasure
@@ -156,7 +159,7 @@ def measured(concepts: tuple[str, ...], threads: int) -> list[dict[str, float]]:
     for concept in concepts:
         with clock.within("request"):
             settings = load_settings(Path("params.yaml"), changes={**SHORT, "threads": threads})
-            spec = prepare_spec(concept, AUTO, settings=settings)
+            spec = prepare_spec(concept, AUTO, project=load_project(), settings=settings)
             erase.prepare_folder(spec)
         with clock.within("prefect"):
             erase.erase(spec.id)

@@ -46,6 +46,7 @@ from fade.methods.fade.sparse_lora import adapter_tensors, add_sparse_lora
 from fade.models.deltas import plain_modules
 from fade.models.family import load_base
 from fade.models.generate import generate_batch
+from fade.project import load_project
 
 PROMPTS = ["a cat image in photo style."]
 COUNTS = (1, 10, 50)
@@ -158,7 +159,8 @@ def alias_to_picture(folder: Path, *, repeats: int) -> dict[str, Any]:
     from flows.releasing.watch import Watch
 
     changes = {"distill.learning_rate": 0.02, "distill.precision": "fp32", "evaluate.precision": "fp32"}
-    spec = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml"), changes=changes))
+    project = load_project()
+    spec = prepare_spec("cat", "horse", project=project, settings=load_settings(project.params, changes=changes))
     prepare_folder(spec)
     version = erase(spec.id)
     sd = load_base(spec.base)
@@ -200,7 +202,7 @@ def alias_to_picture(folder: Path, *, repeats: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, default=ROOT / "data/base/canvas")
+    parser.add_argument("--base", type=Path, default=ROOT / load_project(ROOT).base)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rank", type=int, default=8)

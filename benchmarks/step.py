@@ -42,11 +42,12 @@ from fade.methods.fade.targeting import power_law
 from fade.models.conditioning import Conditioning
 from fade.models.diffusion import make_noise_scheduler
 from fade.models.family import load_base
+from fade.project import load_project
 from fade.steps.catalog import ensure_catalog
 from fade.steps.distill import add_student, loop_settings, train_student, training_sets
 from fade.steps.mask import mask as mask_step
 from fade.steps.saliency import saliency as saliency_step
-from fade.steps.spec import CATALOG, prepare_spec
+from fade.steps.spec import prepare_spec
 from fade.steps.split import split as split_step
 
 PARAMS = Path("params.yaml")
@@ -57,8 +58,10 @@ SD15_STEPS = 3
 
 def begin(folder: Path, threads: int, changes: dict[str, Any]) -> Spec:
     """An erasure of the default settings, up to its mask."""
-    ensure_catalog(Path(CATALOG))
-    spec = prepare_spec(CONCEPT, SURROGATE, settings=load_settings(PARAMS, changes={**changes, "threads": threads}))
+    project = load_project()
+    ensure_catalog(project)
+    settings = load_settings(project.params, changes={**changes, "threads": threads})
+    spec = prepare_spec(CONCEPT, SURROGATE, project=project, settings=settings)
     save_spec(spec, folder)
     for step in (split_step, saliency_step, mask_step):
         step(folder)

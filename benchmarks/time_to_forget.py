@@ -34,7 +34,7 @@ import pandas as pd
 import torch
 import yaml
 from plain_loop import PUBLISHED, Recipe, loop, prepare
-from step import PARAMS, plain_set, same_as_ours
+from step import plain_set, same_as_ours
 
 from fade.concepts import Concept
 from fade.config import Spec, load_settings, save_spec
@@ -46,12 +46,13 @@ from fade.methods.fade.masks import load_mask
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
 from fade.models.generate import generate
+from fade.project import load_project
 from fade.steps.catalog import ensure_catalog
 from fade.steps.distill import add_student, train_student
 from fade.steps.evaluate import domains, named_by
 from fade.steps.mask import mask as mask_step
 from fade.steps.saliency import saliency as saliency_step
-from fade.steps.spec import AUTO, CATALOG, prepare_spec
+from fade.steps.spec import AUTO, prepare_spec
 from fade.steps.split import split as split_step
 
 SIX = ("astronaut", "cat", "motorcycle", "neon", "oil", "mosaic")
@@ -157,9 +158,14 @@ def compare(concept: str, arguments: argparse.Namespace, changes: dict[str, Any]
     """One concept by every program."""
     name, _, surrogate = concept.partition(":")
     fixed = {"threads": arguments.threads}
-    default = prepare_spec(name, surrogate or AUTO, settings=load_settings(PARAMS, changes={**changes, **fixed}))
-    warm = prepare_spec(name, default.surrogate, settings=load_settings(PARAMS, changes={**WARM, **changes, **fixed}))
-    plainly = prepare_spec(name, default.surrogate, settings=load_settings(PARAMS, changes=fixed))
+    project = load_project()
+
+    def asked(surrogate: str, given: dict[str, Any]) -> Spec:
+        settings = load_settings(project.params, changes={**given, **fixed})
+        return prepare_spec(name, surrogate, project=project, settings=settings)
+
+    default = asked(surrogate or AUTO, changes)
+    warm, plainly = asked(default.surrogate, {**WARM, **changes}), asked(default.surrogate, {})
     concepts = load_concepts(Path(default.catalog))
     check = Check(default, concepts[name], default.surrogate if default.surrogate in concepts else None)
     row: dict[str, Any] = {"concept": name, "surrogate": default.surrogate}
@@ -202,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    ensure_catalog(Path(CATALOG))
+    ensure_catalog(load_project())
     changes = {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in given.set)}
     rows = [compare(one.strip(), given, changes) for one in given.concepts.split(",")]
     ratios = {name: [row[name] for row in rows if name in row] for name in RATIOS.values()}

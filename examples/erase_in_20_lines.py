@@ -3,19 +3,19 @@
 Run it in the project's root: python examples/erase_in_20_lines.py
 """
 
-from pathlib import Path
-
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.config import load_settings
 from fade.models.family import load_base
 from fade.models.generate import generate_batch
+from fade.project import load_project
 from fade.sheets import contact_sheet
 from fade.steps.catalog import ensure_catalog
 from fade.steps.spec import prepare_spec
 from fade.steps.trial import TRIALS, run_trial
 
-ensure_catalog(Path("data/catalog/canvas"))
-request = prepare_spec("astronaut", "cameraman", settings=load_settings(Path("params.yaml")))
+project = load_project()
+ensure_catalog(project)
+request = prepare_spec("astronaut", "cameraman", project=project, settings=load_settings(project.params))
 row = run_trial(request, say=print)
 print({name: row[name] for name in ("ua", "ira", "cra", "drift", "adapter_bytes", "method_seconds")})
 base = load_base(request.base)

@@ -17,10 +17,12 @@ from fade.evaluation.accuracy import canvas_protocol, drift, naming_none, summar
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.models.family import load_base
 from fade.models.generate import generate_batch
+from fade.project import load_project
 
 CONCEPT, SURROGATE, SEEDS = Concept("cat", "object"), "horse", (188,)
-base = load_base("data/base/canvas")
-judge = load_judge(Path("data/judges"), "report")
+project = load_project()
+base = load_base(project.base)
+judge = load_judge(Path(project.judges), "report")
 
 
 def draw(prompts, seeds):

@@ -33,7 +33,12 @@ class Environment(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
 
-    root: Path | None = Field(None, description="The project, if a command is not given inside it")
+    root: Path | None = Field(None, description="The workspace, if a command is not given inside it")
+    project: str = Field(
+        "params.yaml",
+        description="params.yaml of the project that commands are about, or its folder; with commas all that a worker "
+        "serves",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
@@ -97,6 +102,11 @@ class Environment(BaseSettings):
     def allowed_host_names(self) -> tuple[str, ...]:
         """FADE_ALLOWED_HOSTS, one by one."""
         return tuple(one.strip() for one in self.allowed_hosts.split(",") if one.strip())
+
+    @property
+    def projects(self) -> tuple[Path, ...]:
+        """FADE_PROJECT, one by one."""
+        return tuple(Path(one.strip()) for one in self.project.split(",") if one.strip())
 
     @property
     def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -23,7 +23,12 @@ from fade.data.styles import STYLES
 from fade.evaluation.judges import Architecture, new_judge, save_judge
 from fade.lineage import ROOT
 from fade.models.training import networks
+from fade.project import Project
 
+PROJECT = Project(
+    name="canvas", catalog="data/catalog/canvas", base="data/base/canvas", judges="data/judges", render="canvas"
+)
+"""What `make_workspace` makes: a small catalog, a tiny base and the shipped judges."""
 SETTINGS = {
     "threads": 1,
     "split": {"forget_per_pair": 1, "retain_per_pair": 1, "holdout_per_pair": 1},
@@ -86,11 +91,13 @@ def make_workspace(folder: Path) -> Path:
     """A project with a small catalog, a tiny base and the shipped judges; DVC without git."""
     folder.mkdir(parents=True)
     Repo.init(str(folder), no_scm=True).close()
-    (folder / "params.yaml").write_text(yaml.safe_dump({"erasure": SETTINGS, "judges": JUDGES}))
+    (folder / "params.yaml").write_text(
+        yaml.safe_dump({"project": PROJECT.model_dump(mode="json"), "erasure": SETTINGS, "judges": JUDGES})
+    )
     (folder / "dvc.yaml").write_text("stages: {}\n")
-    save_tiny_catalog(folder / "data/catalog/canvas")
-    save_tiny_base(folder / "data/base/canvas")
-    shutil.copytree(ROOT / "data/judges", folder / "data/judges")
+    save_tiny_catalog(folder / PROJECT.catalog)
+    save_tiny_base(folder / PROJECT.base)
+    shutil.copytree(ROOT / PROJECT.judges, folder / PROJECT.judges)
     return folder
 
 

@@ -20,6 +20,7 @@ from fade.data.loaders.webdataset import webdataset
 from fade.data.sets import PictureSet
 from fade.errors import ConfigError, nearest
 from fade.files import read_yaml
+from fade.project import Project
 
 KINDS: dict[str, Callable[[Path], PictureSet]] = {
     "folder": image_folder,
@@ -55,11 +56,15 @@ def build_catalog(folder: Path, *, params: dict[str, Any]) -> None:
         pass
 
 
-def ensure_catalog(folder: Path, *, params: Path = Path("params.yaml")) -> bool:
-    """Render the canvas unless it is there; give whether it was rendered. Takes about ten seconds."""
-    if (folder / "catalog.parquet").is_file():
+def ensure_catalog(project: Project) -> bool:
+    """Render the project's catalog if it is one that is rendered and not there yet; give whether it was.
+
+    That of the canvas takes about ten seconds. Pictures of one's own are taken in by ``fade catalog build``.
+    """
+    folder = Path(project.catalog)
+    if project.render is None or (folder / "catalog.parquet").is_file():
         return False
-    build_catalog(folder, params=read_yaml(params)["catalog"])
+    build_catalog(folder, params=project.section("catalog"))
     return True
 
 

@@ -30,15 +30,14 @@ from fade.errors import BaseModelError, ConfigError, DataError, ResourceError, l
 from fade.evaluation.judges import check_known
 from fade.evaluation.neighbours import choose_surrogate, find_neighbours
 from fade.evaluation.power import without_power
-from fade.files import read_yaml
 from fade.models.family import load_base
 from fade.models.prompts import Reader, names_unread, readers
 from fade.models.source import BaseSource, find_base, identity
 from fade.models.tensors import check_weights
 from fade.names import name_key
+from fade.project import Project, load_project
 
 AUTO = "auto"
-CATALOG, BASE, JUDGES = "data/catalog/canvas", "data/base/canvas", "data/judges"
 NEEDED_BYTES = 200 * 2**20
 """Free disk an erasure asks for: DVC's copies, MLflow's artifacts and the base's pictures."""
 
@@ -81,11 +80,9 @@ def prepare_spec(
     concept: str,
     surrogate: str,
     *,
+    project: Project,
     settings: Settings,
-    base: str = BASE,
     expected_base_sha256: str | None = None,
-    catalog: str = CATALOG,
-    judges: str = JUDGES,
     protected: Sequence[str] = (),
     also: Sequence[tuple[str, str] | Wanted] = (),
     aliases: Sequence[str] = (),
@@ -100,6 +97,7 @@ def prepare_spec(
     Args:
         surrogate: a concept of the catalog, ``nothing`` for what the empty prompt gives, or ``auto`` for
             the nearest in text space that is neither a person nor ``protected`` nor erased; the spec records which.
+        project: whose base, catalog and judges it is, and whose ``protected`` concepts count beside those given here.
         also: further concepts that the same adapter erases, each with its surrogate.
         aliases, kind, image_ids, subjects, overwrite: of ``concept``, as ``Wanted`` has them.
         data_free: the base draws the pictures, as the catalog has none left; it still says which concepts there are.
@@ -110,6 +108,7 @@ def prepare_spec(
         BaseModelError: the base is missing, not supported, or not the expected one.
         ResourceError: too little free disk.
     """
+    base, catalog = project.base, project.catalog
     concepts = load_concepts(Path(catalog))
     table = load_catalog(Path(catalog))
     source = find_base(base)
@@ -122,7 +121,9 @@ def prepare_spec(
     if not data_free:
         _check_size(source, _size_of(Path(catalog), table), catalog)
         _check_captions(reading, table, erased, catalog)
-    spared = {find_concept(concepts, name).name for name in protected} | {one.name for one in erased}
+    spared = {find_concept(concepts, name).name for name in (*project.protected, *protected)} | {
+        one.name for one in erased
+    }
     pairs, near = [], dict[str, None]()
     instead: Concept | None
     for one, wanted in zip(erased, asked, strict=True):
@@ -146,7 +147,7 @@ def prepare_spec(
         given = getattr(settings.evaluate, name)
         if given is not None and not Path(given).exists():
             raise ConfigError(f"evaluate.{name} is {given}, which does not exist. Give its path, or null for none.")
-    check_known(Path(judges), concepts.values(), catalog=catalog, erased=erased)
+    check_known(Path(project.judges), concepts.values(), catalog=catalog, erased=erased)
     _check_attacks(settings, erased)
     check_disk(Path())
     return make_spec(
@@ -157,7 +158,7 @@ def prepare_spec(
         base=base,
         base_sha256=found,
         catalog=catalog,
-        judges=judges,
+        judges=project.judges,
         **settings.model_dump(),
     )
 
@@ -332,8 +333,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     arguments = parser.parse_args()
-    example: dict[str, Any] = read_yaml(arguments.params)["example"]
-    save_spec(prepare_spec(**example, settings=load_settings(arguments.params)), arguments.folder)
+    project = load_project(arguments.params)
+    spec = prepare_spec(**project.section("example"), project=project, settings=load_settings(project.params))
+    save_spec(spec, arguments.folder)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,20 @@ from rich.table import Table
 
 from fade.errors import ConfigError
 from flows.cli import benchmark, data, operations, queue, release, requests, studies, train
-from flows.cli.console import JsonOption, SetOption, console, guarded, pair, setting, write_figures
+from flows.cli.console import (
+    BaseOption,
+    CatalogOption,
+    JsonOption,
+    JudgesOption,
+    ProjectOption,
+    SetOption,
+    chosen,
+    console,
+    guarded,
+    pair,
+    setting,
+    write_figures,
+)
 from flows.cli.release import named
 
 if TYPE_CHECKING:
@@ -71,12 +84,11 @@ def erase(
         bool, typer.Option("--data-free", help="No pictures are left: the base draws what is forgotten and kept.")
     ] = False,
     protect: Annotated[list[str] | None, typer.Option(help="Concept that auto must not choose; repeatable.")] = None,
-    base: Annotated[
-        str, typer.Option(help="Base model: a diffusers folder, a .safetensors file, or a Hugging Face name.")
-    ] = "data/base/canvas",
+    project: ProjectOption = None,
+    base: BaseOption = None,
     base_sha256: Annotated[str | None, typer.Option(help="Refuse a base of another hash.")] = None,
-    catalog: Annotated[str, typer.Option(help="Folder of the picture catalog.")] = "data/catalog/canvas",
-    judges: Annotated[str, typer.Option(help="Folder of the judges that know the catalog's concepts.")] = "data/judges",
+    catalog: CatalogOption = None,
+    judges: JudgesOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw instead of the one in params.yaml.")] = None,
     steps: Annotated[int | None, typer.Option(help="Distillation steps instead of those in params.yaml.")] = None,
     settings_given: SetOption = None,
@@ -91,7 +103,7 @@ def erase(
     begun = time.perf_counter()
     from fade.config import load_settings
     from fade.steps.catalog import ensure_catalog
-    from fade.steps.spec import CATALOG, prepare_spec, read_overwrite
+    from fade.steps.spec import prepare_spec, read_overwrite
 
     changes = [setting(given) for given in settings_given or ()]
     if seed is not None:
@@ -99,16 +111,15 @@ def erase(
     if steps is not None:
         # Without a step the closed form alone is asked for, which has no depth.
         changes += [("distill.steps", steps), *([("distill.deep.steps", steps)] if steps else [])]
-    settings = load_settings(Path("params.yaml"), changes=dict(changes))
-    if catalog == CATALOG:
-        ensure_catalog(Path(CATALOG))
+    asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
+    settings = load_settings(asked.params, changes=dict(changes))
+    if catalog is None:
+        ensure_catalog(asked)
     spec = prepare_spec(
         concept,
         surrogate,
+        project=asked,
         settings=settings,
-        base=base,
-        catalog=catalog,
-        judges=judges,
         expected_base_sha256=base_sha256,
         protected=protect or (),
         also=[pair(given) for given in also or ()],
@@ -126,6 +137,7 @@ def erase(
 def consolidate(
     names: Annotated[list[str], typer.Argument(metavar="ID...", help="Finished erasures.")],
     steps: Annotated[int | None, typer.Option(help="Distillation steps; more than one erasure's by default.")] = None,
+    project: ProjectOption = None,
     settings_given: SetOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -142,17 +154,16 @@ def consolidate(
 
     specs = [load_spec(find_folder(name)) for name in names]
     pairs, data_free = asked_together(specs)
-    settings = load_settings(Path("params.yaml"), changes=dict(setting(given) for given in settings_given or ()))
+    first = specs[0]
+    asked = chosen(project).at(base=first.base, catalog=first.catalog, judges=first.judges)
+    settings = load_settings(asked.params, changes=dict(setting(given) for given in settings_given or ()))
     distill = for_several(settings.distill, len(pairs), steps=steps)
     settings = settings.model_copy(update={"distill": distill})
-    first = specs[0]
     spec = prepare_spec(
         **{part.name: getattr(pairs[0], part.name) for part in fields(pairs[0])},
+        project=asked,
         settings=settings,
-        base=first.base,
         expected_base_sha256=first.base_sha256,
-        catalog=first.catalog,
-        judges=first.judges,
         also=pairs[1:],
         data_free=data_free,
     )
@@ -194,7 +205,8 @@ def generate(
     without_erasures: Annotated[bool, typer.Option("--without-erasures", help="The base model alone.")] = False,
     adapter: Annotated[str | None, typer.Option(help="With one registered adapter: its id, or id:version.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first noise.")] = 188,
-    base: Annotated[str, typer.Option(help="Base model: a folder, a file or a name on the hub.")] = "data/base/canvas",
+    project: ProjectOption = None,
+    base: BaseOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Generate a picture from the base, with one adapter, or with everything that is live."""
@@ -203,16 +215,18 @@ def generate(
     if sum([live, without_erasures, adapter is not None]) > 1:
         raise ConfigError("Choose one of --live, --without-erasures and --adapter.")
     begun = time.perf_counter()
+    from fade.models.source import base_sha256
     from flows.releasing.pictures import draw, live_adapters, load_with, save_picture
 
+    place = chosen(project).at(base=base).base
     if without_erasures:
-        chosen = []
+        adapters = []
     elif adapter is not None:
-        chosen = [named(adapter)]
+        adapters = [named(adapter)]
     else:
-        chosen = live_adapters()
-    save_picture(draw(load_with(base, chosen), [prompt], seed=seed)[0], out)
-    names = [f"{version.model}/{version.version}" for version in chosen]
+        adapters = live_adapters(base_sha256(Path(place)))
+    save_picture(draw(load_with(place, adapters), [prompt], seed=seed)[0], out)
+    names = [f"{version.model}/{version.version}" for version in adapters]
     console.print(f"{out}  ({', '.join(names) or 'base alone'}, seed {seed})")
     write_figures(json_file, {"out": str(out), "adapters": names, "seed": seed, "seconds": time.perf_counter() - begun})
 
@@ -264,6 +278,7 @@ def export(
     base: Annotated[
         Path | None, typer.Option(help="The adapter's base; the one its erasure names if left out.")
     ] = None,
+    project: ProjectOption = None,
     check: Annotated[
         bool,
         typer.Option(help="Load it back by stock diffusers or peft and compare what they predict."),
@@ -280,7 +295,7 @@ def export(
     from tasks.mlflow import tracking
 
     version = named(name)
-    base = base or _base_of(version.erasure)
+    base = base or _base_of(version.erasure) or Path(chosen(project).base)
     given = base if layout in ("merged", "difference") else None
     folder = tracking.fetch_adapter(version)
     written = export_adapter(folder, out, layout=cast("Layout", layout), base=given, strength=strength)
@@ -297,13 +312,13 @@ def export(
     write_figures(json_file, {**figures, **asdict(version)})
 
 
-def _base_of(erasure: str) -> Path:
-    """The base that an erasure was made on, as its request names it; the built-in one if it is not on this machine."""
+def _base_of(erasure: str) -> Path | None:
+    """The base that an erasure was made on, as its spec names it; None if it is not on this machine."""
     from fade.config import load_spec
     from flows.settings import ERASURES
 
     folder = ERASURES / erasure
-    return Path(load_spec(folder).base if (folder / "spec.yaml").is_file() else "data/base/canvas")
+    return Path(load_spec(folder).base) if (folder / "spec.yaml").is_file() else None
 
 
 @app.command("import")
@@ -316,9 +331,10 @@ def import_foreign(
     surrogate: Annotated[
         str, typer.Option(help="What its prompts shall give instead; nothing if that is not known.")
     ] = "nothing",
-    base: Annotated[str, typer.Option(help="The base model it was made for.")] = "data/base/canvas",
-    catalog: Annotated[str, typer.Option(help="Folder of the picture catalog.")] = "data/catalog/canvas",
-    judges: Annotated[str, typer.Option(help="Folder of the judges that know the catalog's concepts.")] = "data/judges",
+    project: ProjectOption = None,
+    base: BaseOption = None,
+    catalog: CatalogOption = None,
+    judges: JudgesOption = None,
     settings_given: SetOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -331,16 +347,17 @@ def import_foreign(
     from fade.models.family import load_base
     from fade.steps.catalog import ensure_catalog
     from fade.steps.foreign import foreign_sha256, lay_foreign, take_in
-    from fade.steps.spec import CATALOG, prepare_spec
+    from fade.steps.spec import prepare_spec
     from flows.erasing.erase import prepare_folder
 
     imported = foreign_sha256(source)
-    if catalog == CATALOG:
-        ensure_catalog(Path(CATALOG))
-    settings = load_settings(Path("params.yaml"), changes=dict(setting(given) for given in settings_given or ()))
-    spec = prepare_spec(concept, surrogate, settings=settings, base=base, catalog=catalog, judges=judges)
+    asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
+    if catalog is None:
+        ensure_catalog(asked)
+    settings = load_settings(asked.params, changes=dict(setting(given) for given in settings_given or ()))
+    spec = prepare_spec(concept, surrogate, project=asked, settings=settings)
     with tempfile.TemporaryDirectory() as place:  # a wrong one is refused here
-        take_in(source, load_base(base, expected_sha256=spec.base_sha256), Path(place) / "adapter", {})
+        take_in(source, load_base(asked.base, expected_sha256=spec.base_sha256), Path(place) / "adapter", {})
     spec = spec.model_copy(update={"imported": imported})
     lay_foreign(source, prepare_folder(spec))
     _erase(spec, json_file, begun=begun)
@@ -353,10 +370,9 @@ def demo(json_file: JsonOption = None) -> None:
     import time
 
     begun = time.perf_counter()
-    from fade.config import load_settings
     from flows.erasing.demo import run_demo
 
-    outcome = run_demo(load_settings(Path("params.yaml")), lambda line: console.print(line, highlight=False))
+    outcome = run_demo(chosen(None), lambda line: console.print(line, highlight=False))
     _print_figures(outcome["erasures"])
     for row in outcome["erasures"]:
         console.print(f"{row['concept']}: {row['folder']}/evaluation/sheet.png, {row['folder']}/docs/index.html")

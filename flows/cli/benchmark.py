@@ -12,9 +12,12 @@ from rich.table import Table
 
 from fade.errors import ConfigError
 from flows.cli.console import (
+    BaseOption,
     DaskOption,
     JsonOption,
+    ProjectOption,
     SetOption,
+    chosen,
     console,
     guarded,
     listed,
@@ -24,6 +27,7 @@ from flows.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from fade.project import Project
     from flows.studies.study import Study
 
 app = typer.Typer()
@@ -42,7 +46,7 @@ def benchmark(
     protocol: Annotated[
         str,
         typer.Argument(
-            help="canvas: every object and style of the built-in set, each alone; classes: those of a catalog of yours."
+            help="canvas: every object and style of the project's catalog, each alone; classes: those of labels."
         ),
     ],
     concepts: Annotated[str | None, typer.Option(help="Only these, by commas.")] = None,
@@ -58,13 +62,15 @@ def benchmark(
     sequential: Annotated[
         bool, typer.Option("--sequential", help="With --methods: twelve concepts live on top of one another.")
     ] = False,
-    catalog: Annotated[str | None, typer.Option(help="classes: folder of the catalog.")] = None,
-    base: Annotated[str | None, typer.Option(help="classes: a base that draws them, as for erase.")] = None,
+    project: ProjectOption = None,
+    catalog: Annotated[str | None, typer.Option(help="classes: another catalog than the project's.")] = None,
+    base: BaseOption = None,
     forget: Annotated[
         str | None, typer.Option(help="classes: only these, by commas; NAME:SURROGATE names what comes instead.")
     ] = None,
     judges: Annotated[
-        str | None, typer.Option(help="classes: judges that know them; trained on the catalog's pictures if left out.")
+        str | None,
+        typer.Option(help="classes: judges that know --catalog; trained on its pictures if left out."),
     ] = None,
     pictures: Annotated[int, typer.Option(min=1, help="classes: pictures that each class is judged by.")] = 50,
     parallel: ParallelOption = 1,
@@ -80,16 +86,16 @@ def benchmark(
     catalog of labelled pictures: Imagenette, faces, dog breeds, scenes ...
     """
     from fade.files import write_json
-    from flows.studies.study import RESULTS, benchmark_report, canvas_pairs, plan, run_study
+    from flows.studies.study import RESULTS, all_pairs, benchmark_report, plan, run_study
 
     if one_base and (methods is not None or protocol != "canvas"):
         raise ConfigError("--one-base is for the canvas without --methods: else each erasure is a process of its own.")
     changes = dict(setting(given) for given in settings_given or ())
+    asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
     if protocol == "classes":
-        if catalog is None or base is None:
-            raise ConfigError("The class-wise protocol needs --catalog and --base: whose classes, and what draws them.")
         wanted = None if forget is None else forget.split(",")
-        _classes(catalog, base, wanted, judges, pictures, changes, attack, parallel, dask, json_file)
+        train = catalog is not None and judges is None
+        _classes(asked, wanted, train, pictures, changes, attack, parallel, dask, json_file)
         return
     if protocol != "canvas":
         raise ConfigError(
@@ -98,15 +104,17 @@ def benchmark(
     named = [name.strip() for name in concepts.split(",")] if concepts is not None else None
     if methods is not None:
         attacks = [one.strip() for one in kinds.split(",") if one.strip()] if attack else []
-        chosen = [name.strip() for name in methods.split(",")]
-        _contest(chosen, named, seeds, changes, attacks, sequential, parallel, dask, json_file)
+        compared = [name.strip() for name in methods.split(",")]
+        _contest(asked, compared, named, seeds, changes, attacks, sequential, parallel, dask, json_file)
         return
-    cells = plan(canvas_pairs(named), vary={}, changes=changes)
+    cells = plan(all_pairs(asked, named), vary={}, changes=changes, project=asked)
     kinds_asked = ["inversion"] * attack
-    study = run_study("benchmark-canvas", cells, attacks=kinds_asked, parallel=parallel, dask=dask, one_base=one_base)
+    study = run_study(
+        f"benchmark-{asked.name}", cells, attacks=kinds_asked, parallel=parallel, dask=dask, one_base=one_base
+    )
     report = benchmark_report(study.rows, cells)
     _print_benchmark(report)
-    if named is None and not set(changes) - {"threads"} and not study.failures:
+    if asked.render == "canvas" and named is None and not set(changes) - {"threads"} and not study.failures:
         write_json(RESULTS / "canvas.json", report)
         console.print(f"Kept: {RESULTS}/canvas.json")
     write_figures(json_file, report)
@@ -114,6 +122,7 @@ def benchmark(
 
 
 def _contest(
+    project: Project,
     methods: list[str],
     concepts: list[str] | None,
     seeds: str | None,
@@ -139,6 +148,7 @@ def _contest(
         given,
         seeds=listed(seeds, "--seeds") if seeds else None,
         changes=changes,
+        project=project,
         baselines=baselines,
         together=sequential,
     )
@@ -159,10 +169,9 @@ def _contest(
 
 
 def _classes(
-    catalog: str,
-    base: str,
+    project: Project,
     forget: list[str] | None,
-    judges: str | None,
+    train: bool,
     pictures: int,
     changes: dict[str, Any],
     attack: bool,
@@ -170,14 +179,13 @@ def _classes(
     dask: str | None,
     json_file: Path | None,
 ) -> None:
-    from fade.files import read_yaml
     from flows.studies.classes import judges_for, plan_classes, run_classes
 
-    known = Path(judges or "")
-    if judges is None:
-        known, training = judges_for(Path(catalog), read_yaml(Path("params.yaml"))["judges"])
+    if train:
+        known, training = judges_for(Path(project.catalog), project.section("judges"))
         show_training(training)
-    planned = plan_classes(Path(catalog), base, forget, judges=known, pictures=pictures, changes=changes)
+        project = project.at(judges=str(known))
+    planned = plan_classes(project, forget, pictures=pictures, changes=changes)
     study, report = run_classes(planned, attacks=["inversion"] * attack, parallel=parallel, dask=dask)
     attacked = ["inversion (base)"] if all("inversion" in row for row in study.rows) else []
     table = Table("erased", "instead", "UA (base)", *attacked, "IRA (base)", "drift")
@@ -188,7 +196,7 @@ def _classes(
     console.print(table)
     found = report["judges"]
     seen = "not known" if found is None else f"{found['report']['object_accuracy']:.1%} of unseen real pictures"
-    console.print(f"Judges in {known}: the class recognised in {seen}. Kept: {study.folder}/classes.json")
+    console.print(f"Judges in {planned.judges}: the class recognised in {seen}. Kept: {study.folder}/classes.json")
     write_figures(json_file, {**report, "folder": str(study.folder)})
     end_study(study)
 

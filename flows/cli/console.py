@@ -9,15 +9,18 @@ import pwd
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
 from fade import logs
-from fade.errors import ConfigError, FadeError
+from fade.errors import ConfigError, FadeError, listing
 from fade.files import write_json
 from flows.settings import configure
+
+if TYPE_CHECKING:
+    from fade.project import Project, Projects
 
 # In a log or a pipe, whose width nobody knows, a table is not squeezed into 80 columns.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
@@ -31,6 +34,22 @@ DaskOption = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="Run on a Dask cluster's workers instead, e.g. tcp://127.0.0.1:8786."),
 ]
+ProjectOption = Annotated[
+    Path | None,
+    typer.Option("--project", metavar="FILE", help="params.yaml of the project, or its folder; FADE_PROJECT."),
+]
+ServedOption = Annotated[
+    list[Path] | None,
+    typer.Option("--project", metavar="FILE", help="A project to serve, as params.yaml or its folder; repeatable."),
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Another base than the project's: a diffusers folder, a .safetensors file, or a Hugging Face name."
+    ),
+]
+CatalogOption = Annotated[str | None, typer.Option(help="Another catalog than the project's: its folder.")]
+JudgesOption = Annotated[str | None, typer.Option(help="Other judges than the project's: their folder.")]
 
 
 def guarded(command: Callable[..., Result]) -> Callable[..., Result]:
@@ -53,6 +72,31 @@ def guarded(command: Callable[..., Result]) -> Callable[..., Result]:
             raise typer.Exit(1) from None
 
     return run
+
+
+def served(given: list[Path] | None = None) -> Projects:
+    """The projects that ``--project`` names, else those of FADE_PROJECT."""
+    from fade.environment import environment
+    from fade.project import load_projects
+
+    return load_projects(given or environment().projects)
+
+
+def chosen(given: Path | None) -> Project:
+    """The one project that a command is about: that of ``--project``, else the one of FADE_PROJECT.
+
+    Raises:
+        ConfigError: FADE_PROJECT names several.
+    """
+    from fade.project import load_project
+
+    if given is not None:
+        return load_project(given)
+    found = served()
+    if len(found.served) > 1:
+        said = listing(f"--project {one.params}" for one in found.served)
+        raise ConfigError(f"FADE_PROJECT names {len(found.served)} projects. Say which this is about: {said}.")
+    return found.served[0]
 
 
 def setting(given: str) -> tuple[str, Any]:

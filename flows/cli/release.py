@@ -10,7 +10,16 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows.cli.console import JsonOption, console, guarded, this_user, write_figures
+from flows.cli.console import (
+    BaseOption,
+    JsonOption,
+    ProjectOption,
+    chosen,
+    console,
+    guarded,
+    this_user,
+    write_figures,
+)
 
 if TYPE_CHECKING:
     from flows.releasing.release import Change
@@ -186,9 +195,8 @@ def live(json_file: JsonOption = None) -> None:
 @app.command()
 @guarded
 def serve(
-    base: Annotated[str, typer.Option(help="Base model: a diffusers folder or a .safetensors file.")] = (
-        "data/base/canvas"
-    ),
+    project: ProjectOption = None,
+    base: BaseOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
     compare: Annotated[
@@ -217,8 +225,9 @@ def serve(
     from flows.services.runtime_http import make_app, service_token
 
     token = service_token()
-    loaded = load_base(base)
-    folder = release_folder or open_release(base, loaded.sha256)
+    place = chosen(project).at(base=base).base
+    loaded = load_base(place)
+    folder = release_folder or open_release(place, loaded.sha256)
     if release_folder and (own := release_folder / released.release_folder(loaded.sha256).name).is_dir():
         folder = own
     key = load_key(public_key) if public_key else verifying_key(KEYS)
@@ -362,11 +371,15 @@ def verify_evidence(
 
 @app.command()
 @guarded
-def rebase(base: Annotated[str, typer.Argument(help="The new base model.")], json_file: JsonOption = None) -> None:
-    """Make every live erasure again on a new base; lists what fails its gate there, and approves nothing."""
+def rebase(
+    base: Annotated[str, typer.Argument(help="The new base model.")],
+    project: ProjectOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Make every live erasure of a project again on a new base; lists what fails its gate there, approves nothing."""
     from flows.erasing.rebase import rebase as run_again
 
-    found = run_again(base, console.print)
+    found = run_again(chosen(project), base, console.print)
     table = Table("live", "on the new base", "gate", "UA", "IRA", "CRA")
     for one in found:
         if one.new is None:

@@ -14,7 +14,19 @@ from rich.table import Table
 
 from fade.errors import ConfigError
 from flows.cli.benchmark import AttackOption, OneBaseOption, ParallelOption, end_study
-from flows.cli.console import DaskOption, JsonOption, SetOption, console, guarded, listed, pair, setting, write_figures
+from flows.cli.console import (
+    DaskOption,
+    JsonOption,
+    ProjectOption,
+    SetOption,
+    chosen,
+    console,
+    guarded,
+    listed,
+    pair,
+    setting,
+    write_figures,
+)
 
 if TYPE_CHECKING:
     from flows.studies.study import Study
@@ -36,6 +48,7 @@ def sweep(
     parallel: ParallelOption = 1,
     one_base: OneBaseOption = False,
     dask: DaskOption = None,
+    project: ProjectOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Erase concepts under every combination of values, and show what forgetting costs in retention.
@@ -48,7 +61,7 @@ def sweep(
     if seeds is not None:
         varied["seed"] = listed(seeds, "--seeds")
     changes = dict(setting(given) for given in settings_given or ())
-    cells = plan([pair(given) for given in concepts.split(",")], vary=varied, changes=changes)
+    cells = plan([pair(given) for given in concepts.split(",")], vary=varied, changes=changes, project=chosen(project))
     asked = json.dumps([[cell.spec.id, attack] for cell in cells])
     name = name or "sweep-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
     console.print(f"{len(cells)} erasures, study [bold]{name}[/bold]")
@@ -148,6 +161,7 @@ def calibrate(
     concept: Annotated[str, typer.Option(help="What to erase.")],
     surrogate: Annotated[str, typer.Option(help="What its prompts shall give instead.")] = "auto",
     budget: Annotated[float, typer.Option(help="Seconds; what would end later is not begun.")] = 900.0,
+    project: ProjectOption = None,
     settings_given: SetOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -160,7 +174,7 @@ def calibrate(
     from flows.studies.calibrate import calibrate as search
 
     changes = dict(setting(given) for given in settings_given or ())
-    found = search(concept, surrogate, budget, changes)
+    found = search(concept, surrogate, budget, changes, project=chosen(project))
     table = Table("within", "rank", "steps", "UA", "IRA", "CRA", "drift", "kB", "s", "passes")
     for probe in found.probes:
         table.add_row(

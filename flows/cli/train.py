@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows.cli.console import JsonOption, console, guarded, show_training, write_figures
+from flows.cli.console import JsonOption, ProjectOption, chosen, console, guarded, show_training, write_figures
 
 app = typer.Typer()
 base = typer.Typer(help="A small base model of your own.", no_args_is_help=True)
@@ -36,6 +35,7 @@ def train_base(
     denoiser_steps: Annotated[int, typer.Option(min=1, help="The canvas base took 7500.")] = 3000,
     threads: ThreadsOption = 2,
     seed: SeedOption = None,
+    project: ProjectOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Train a small Stable Diffusion on a catalog's pictures. Cut off and asked again, it goes on.
@@ -43,17 +43,19 @@ def train_base(
     Beside the folder, OUT.report holds a sheet of its pictures and, with --judges, how well they are recognised.
     """
     from fade.evaluation.judges import JUDGES
-    from fade.files import read_json, read_yaml
+    from fade.files import read_json
     from fade.steps import train
     from tasks.dvc import versioning
 
     _refuse_taken(out)
-    given = read_yaml(Path("params.yaml"))
-    params = copy.deepcopy(given["base"]) | {"threads": threads} | ({} if seed is None else {"seed": seed})
+    asked = chosen(project)
+    params = asked.section("base") | {"threads": threads} | ({} if seed is None else {"seed": seed})
     params["autoencoder"]["steps"], params["denoiser"]["steps"] = autoencoder_steps, denoiser_steps
     report = out.with_name(f"{out.name}.report")
     show_training(train.train_base(catalog, out, params=params))
-    show_training(train.report_on(catalog, out, judges, report, params=given["base_report"] | {"threads": threads}))
+    show_training(
+        train.report_on(catalog, out, judges, report, params=asked.section("base_report") | {"threads": threads})
+    )
     metrics = read_json(report / "metrics.json")
     versioning.track(out)
     console.print(f"Base in {out}; look at {report}/sheet.png", highlight=False)
@@ -74,16 +76,17 @@ def train_classifier(
     out: OutOption,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of each instead of those in params.yaml.")] = None,
     threads: ThreadsOption = 2,
+    project: ProjectOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Train the two judges of a catalog, which --judges takes. Cut off and asked again, it goes on."""
     from fade.evaluation.judges import JUDGES
-    from fade.files import read_json, read_yaml
+    from fade.files import read_json
     from fade.steps import train
     from tasks.dvc import versioning
 
     _refuse_taken(out)
-    params = copy.deepcopy(read_yaml(Path("params.yaml"))["judges"]) | {"threads": threads}
+    params = chosen(project).section("judges") | {"threads": threads}
     if steps is not None:
         for name in JUDGES:
             params[name]["steps"] = steps

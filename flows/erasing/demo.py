@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from fade.concepts import caption
-from fade.config import Settings, Spec
+from fade.config import Settings, Spec, load_settings
 from fade.files import read_json, writing
 from fade.models.families.stable_diffusion import weights_sha256
+from fade.project import Project
 from fade.sheets import labelled_sheet
 from fade.steps.catalog import ensure_catalog
-from fade.steps.spec import CATALOG, prepare_spec
+from fade.steps.spec import prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.releasing.approval import approve, rollback
 from flows.releasing.pictures import draw, live_adapters, load_with
@@ -35,10 +36,10 @@ class Outcome:
     row: dict[str, Any]
 
 
-def erase_one(concept: str, surrogate: str, settings: Settings) -> Outcome:
+def erase_one(concept: str, surrogate: str, *, project: Project, settings: Settings) -> Outcome:
     """Spec, flow and figures of one erasure."""
     begun = time.perf_counter()
-    spec = prepare_spec(concept, surrogate, settings=settings)
+    spec = prepare_spec(concept, surrogate, project=project, settings=settings)
     folder = prepare_folder(spec)
     version = erase(spec.id)
     return Outcome(spec, version, figures_row(spec, folder, version, seconds=time.perf_counter() - begun))
@@ -71,22 +72,24 @@ def figures_row(spec: Spec, folder: Path, version: tracking.AdapterVersion, *, s
     }
 
 
-def run_demo(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+def run_demo(project: Project, say: Callable[[str], None]) -> dict[str, Any]:
     """Both erasures, then approval and rollback of the first.
 
     Args:
+        project: the canvas: its concepts are what is erased.
         say: called with a line for each thing that happens.
 
     Returns:
         ``erasures``, a row each, and ``rollback_bits_equal``: weights and picture are the base's again.
     """
     # Not by `dvc repro`: a clone's lock file stays as it is, also where another processor renders other last bits.
-    if ensure_catalog(Path(CATALOG)):
+    settings = load_settings(project.params)
+    if ensure_catalog(project):
         say("Rendered the canvas.")
     outcomes = []
     for concept, surrogate in ERASED:
         say(f"Erasing {concept} (its prompts shall give: {surrogate}) ...")
-        outcomes.append(erase_one(concept, surrogate, settings))
+        outcomes.append(erase_one(concept, surrogate, project=project, settings=settings))
         say(f"  done in {outcomes[-1].row['total_seconds']:.0f} s, gate {outcomes[-1].version.gate}")
     return {
         "erasures": [outcome.row for outcome in outcomes],
@@ -103,11 +106,11 @@ def prove_rollback(outcome: Outcome, say: Callable[[str], None]) -> bool:
     untouched, first = weights_sha256(base.unet), draw(base, prompts, seed=188)
     version = approve(outcome.version.model, outcome.version.version)
     say(f"Approved {version.model} version {version.version}: it is live.")
-    live = [one for one in live_adapters() if one.base_sha256 == outcome.spec.base_sha256]
+    live = live_adapters(outcome.spec.base_sha256)
     changed = draw(load_with(Path(outcome.spec.base), live), prompts, seed=188)
     rollback(version.model)
     say(f"Rolled back {version.model}.")
-    remaining = [one for one in live_adapters() if one.model == version.model]
+    remaining = [one for one in live_adapters(outcome.spec.base_sha256) if one.model == version.model]
     restored = load_with(Path(outcome.spec.base), remaining)
     last = draw(restored, prompts, seed=188)
     rows = [("base", list(first)), ("approved", list(changed)), ("rolled back", list(last))]

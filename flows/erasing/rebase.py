@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from fade.config import Settings, Spec, load_spec
 from fade.errors import ConfigError, FadeError
+from fade.project import Project
 from fade.steps.spec import asked_again, prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.settings import ERASURES
@@ -28,20 +29,24 @@ class Rebased:
         return self.new is not None and self.new.gate == "passed"
 
 
-def rebase(base: str, say: Callable[[str], None]) -> list[Rebased]:
-    """Run all approved erasures again on another base, with their own settings; one that fails stops no other.
+def rebase(project: Project, base: str, say: Callable[[str], None]) -> list[Rebased]:
+    """Run a project's approved erasures again on another base, with their own settings; one that fails stops no other.
+
+    A project's erasures are those made on the base that its params.yaml names: it names the new one afterwards.
 
     Raises:
-        ConfigError: nothing is approved.
+        ConfigError: nothing is approved on the project's base.
     """
-    live = [version for version in tracking.versions() if version.live]
+    approved = [version for version in tracking.versions() if version.live]
+    specs = [load_spec(ERASURES / version.model.removeprefix(MODEL_PREFIX)) for version in approved]
+    live = [(version, spec) for version, spec in zip(approved, specs, strict=True) if spec.base == project.base]
     if not live:
-        raise ConfigError("Nothing is approved, so nothing has to be made again.")
+        raise ConfigError(f"Nothing is approved on the base {project.base}, so nothing has to be made again.")
     found = []
-    for version in live:
+    for version, before in live:
         say(f"{version.model} version {version.version} ...")
         try:
-            spec = on_base(load_spec(ERASURES / version.model.removeprefix(MODEL_PREFIX)), base)
+            spec = on_base(before, project.at(base=base))
             if spec.base_sha256 == version.base_sha256:
                 raise ConfigError(f"It is live on the base in {base} already.")
             prepare_folder(spec)
@@ -51,8 +56,8 @@ def rebase(base: str, say: Callable[[str], None]) -> list[Rebased]:
     return found
 
 
-def on_base(spec: Spec, base: str) -> Spec:
-    """The same spec for another base.
+def on_base(spec: Spec, project: Project) -> Spec:
+    """The same spec for another base: that of ``project``.
 
     Raises:
         ConfigError: another tool's adapter cannot be made again.
@@ -64,10 +69,8 @@ def on_base(spec: Spec, base: str) -> Spec:
     first, *also = map(asked_again, spec.pairs)
     return prepare_spec(
         **{field.name: getattr(first, field.name) for field in fields(first)},
+        project=project.at(catalog=spec.catalog, judges=spec.judges),
         settings=settings,
-        base=base,
-        catalog=spec.catalog,
-        judges=spec.judges,
         also=also,
         data_free=spec.data_free,
     )

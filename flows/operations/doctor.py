@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +19,8 @@ from fade.environment import FILE, environment, readable_by_others
 from fade.errors import ConfigError, FadeError, RegistryError, listing
 from fade.files import read_json
 from fade.lineage import ROOT, processor_kind
+from fade.models.source import is_hub_name
+from fade.project import load_projects
 from fade.requests import brokers, intake, sealing, tables
 from fade.requests.records import clock, utc_now
 from flows.operations import doctor_servers
@@ -259,13 +261,21 @@ def releases(url: str | None = None) -> Finding:
     return Finding("release", "ok", "ledger, manifests and MLflow say the same of what is live")
 
 
-def files(root: Path = Path()) -> Finding:
-    """The shipped base and judges are there and whole enough to load."""
-    wanted = ("data/base/canvas/model_index.json", "data/judges")
-    missing = [name for name in wanted if not (root / name).exists()]
+def files(given: Sequence[Path] | None = None) -> Finding:
+    """Base, judges and catalog of every project that is served are there; a base on the hub is not asked for."""
+    projects = load_projects(given or environment().projects).served
+    missing = []
+    for one in projects:
+        wanted = [one.judges] + [one.base] * (not is_hub_name(one.base)) + [one.catalog] * (one.render is None)
+        missing += [f"{place} of project {one.name}" for place in wanted if not Path(place).exists()]
     if missing:
-        return Finding("files", "fail", f"missing: {listing(missing)}", "git checkout -- data, or dvc repro")
-    return Finding("files", "ok", "base and judges are there")
+        return Finding(
+            "files",
+            "fail",
+            f"missing: {listing(missing)}",
+            "Bring them back (git checkout -- data, dvc pull), or mend project: in params.yaml",
+        )
+    return Finding("files", "ok", f"base, judges and catalog are there: {listing(one.name for one in projects)}")
 
 
 def programs() -> Finding:

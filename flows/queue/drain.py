@@ -35,6 +35,7 @@ from fade.errors import (
     nameless,
 )
 from fade.files import read_json, read_yaml
+from fade.project import load_projects
 from fade.requests import leases
 from fade.requests.in_force import erased_among, settled_by, wanted_by_erasure
 from fade.requests.leases import Lease
@@ -43,7 +44,7 @@ from fade.requests.records import Record
 from fade.requests.states import State
 from fade.steps.catalog import ensure_catalog
 from fade.steps.further import forget_too
-from fade.steps.spec import AUTO, CATALOG, prepare_spec
+from fade.steps.spec import AUTO, prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.queue.deadlines import deadlines
 from flows.queue.schedules import checked_cron, checked_zone, drop_missed
@@ -207,14 +208,15 @@ def _erase(ledger: Ledger, lease: Lease, place: list[Path], sign: Callable[[], N
         raise DataError("The request names no concept. Give one: fade request release ID --concept NAME.")
     if (other := settled_by(ledger, record)) is not None:
         return _settle(record, other)
+    project = load_projects(environment().projects).chosen(None).at(base=record.base)
     with FileLock(STATE / "catalog.lock", timeout=600):  # two drains at their first use: one renders, the other waits
-        ensure_catalog(Path(CATALOG))
-    known = load_concepts(Path(CATALOG))
+        ensure_catalog(project)
+    known = load_concepts(Path(project.catalog))
     spec = prepare_spec(
         record.concept,
         record.surrogate or AUTO,
-        settings=load_settings(Path("params.yaml")),
-        base=record.base,
+        project=project,
+        settings=load_settings(project.params),
         protected=forgotten(ledger, record, known),
         aliases=record.aliases,
         kind=None if record.kind == "pictures" else record.kind,

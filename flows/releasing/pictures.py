@@ -36,12 +36,15 @@ def load_with(base: str | Path, adapters: Sequence[tracking.AdapterVersion]) -> 
     return sd
 
 
-def live_adapters() -> list[tracking.AdapterVersion]:
-    """The approved version of every erasure, if the ledger registered it and the release flow did not refuse it."""
+def live_adapters(base_sha256: str) -> list[tracking.AdapterVersion]:
+    """The approved version of every erasure on a base, if the ledger registered it and no release refused it."""
     return [
         one
         for one in tracking.versions()
-        if one.live and not one.release.startswith(("refused", "waiting")) and tracking.is_registered(one)
+        if one.base_sha256 == base_sha256
+        and one.live
+        and not one.release.startswith(("refused", "waiting"))
+        and tracking.is_registered(one)
     ]
 
 

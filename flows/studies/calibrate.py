@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import flow
@@ -13,9 +12,10 @@ from prefect import flow
 from fade.config import load_settings, load_spec, save_spec
 from fade.errors import ConfigError, DataError
 from fade.files import read_json
+from fade.project import Project
 from fade.steps.catalog import ensure_catalog
 from fade.steps.evaluate import judge_gate
-from fade.steps.spec import CATALOG, prepare_spec
+from fade.steps.spec import prepare_spec
 from fade.steps.trial import TRIALS
 from tasks.trials import trial
 
@@ -60,7 +60,8 @@ def calibrate(
     surrogate: str,
     budget: float,
     changes: Mapping[str, Any],
-    params: Path = Path("params.yaml"),
+    *,
+    project: Project,
 ) -> Calibration:
     """Search by halving; whether a trial passes is decided by the development judge, figures are the report judge's.
 
@@ -76,8 +77,8 @@ def calibrate(
     """
     if budget <= 0:
         raise ConfigError(f"The budget must be positive: got {budget} s. A trial takes about a minute on the canvas.")
-    ensure_catalog(Path(CATALOG))
-    distill = load_settings(params, changes=changes).distill
+    ensure_catalog(project)
+    distill = load_settings(project.params, changes=changes).distill
     # Of a deep erasure the steps are a setting of its own: changing the other would change nothing.
     most, counted = distill.in_force.steps, "distill.deep.steps" if distill.depth == "deep" else "distill.steps"
     found, begun = Calibration(), time.perf_counter()
@@ -87,8 +88,8 @@ def calibrate(
         longest = max((probe["wall_seconds"] for probe in found.probes), default=0.0)
         if found.probes and spent + longest > budget:
             raise _OutOfBudget
-        settings = load_settings(params, changes={**changes, **given})
-        spec = prepare_spec(concept, surrogate, settings=settings)
+        settings = load_settings(project.params, changes={**changes, **given})
+        spec = prepare_spec(concept, surrogate, project=project, settings=settings)
         folder = TRIALS / spec.id
         save_spec(spec, folder)
         row = trial(folder)

@@ -23,6 +23,7 @@ from fade.errors import ConfigError, DataError
 from fade.evaluation.accuracy import rate
 from fade.evaluation.judges import check_known
 from fade.files import read_json, write_json
+from fade.project import Project
 from fade.steps.evaluate import domains, further_seeds
 from fade.steps.spec import AUTO
 from fade.steps.train import Progress, judges_identity, train_judges
@@ -43,27 +44,25 @@ class Protocol:
 
 
 def plan_classes(
-    catalog: Path,
-    base: str,
+    project: Project,
     forget: Sequence[str] | None,
     *,
-    judges: Path,
     pictures: int = PICTURES,
     changes: Mapping[str, Any] | None = None,
-    params: Path = Path("params.yaml"),
 ) -> Protocol:
     """An erasure a class; everything is checked before any of them runs.
 
     Args:
+        project: its catalog is the set of classes, and its judges know them.
         forget: classes, each alone or with its surrogate after a colon; every class of the set if None. Where only
             persons are left to choose from, ``auto`` becomes ``nothing``: nobody's face stands in for another's.
-        judges: a folder of judges that know the set's classes.
         pictures: drawn and judged of every class, at least.
 
     Raises:
         ConfigError: no such class, or the set has fewer than two; or the judges do not know it.
         DataError: no catalog, or no judges.
     """
+    catalog, judges = Path(project.catalog), Path(project.judges)
     concepts = load_concepts(catalog)
     objects, styles = domains(concepts)
     if len(objects) < 2:
@@ -79,9 +78,7 @@ def plan_classes(
     seeds = [*own, *further_seeds(own, len(own), count)][:count]
     # Every class is judged on as many pictures, whatever its figures: the gate draws no more of them.
     same = {"gate.sure": None, "evaluate.seeds": seeds, **(changes or {})}
-    cells = plan(
-        pairs, vary={}, changes=same, params=params, catalog=str(catalog), base=base, judges=str(judges)
-    )  # fmt: skip
+    cells = plan(pairs, vary={}, changes=same, project=project)
     return Protocol(f"classes-{catalog.name}", cells, judges)
 
 

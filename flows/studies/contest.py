@@ -26,11 +26,12 @@ from fade.evaluation.contest import COLUMNS, contest_markdown, contest_table, sc
 from fade.files import read_json, write_json, writing
 from fade.lineage import made_on
 from fade.methods.plain_fade import PAPER_SETTINGS
+from fade.project import Project
 from fade.steps.attacks import KINDS
 from fade.steps.baseline import METHODS as BASELINES
 from fade.steps.baseline import baseline_id, baseline_settings, save_baseline
 from fade.steps.catalog import ensure_catalog
-from fade.steps.spec import AUTO, CATALOG, prepare_spec
+from fade.steps.spec import AUTO, prepare_spec
 from fade.steps.trial import TRIALS
 from flows.studies.study import SIX, STUDIES, run_trials
 from tasks.mlflow import runs
@@ -75,7 +76,7 @@ def plan_contest(
     changes: Mapping[str, Any] | None = None,
     baselines: Mapping[str, Mapping[str, Any]] | None = None,
     together: bool = False,
-    params: Path = Path("params.yaml"),
+    project: Project,
 ) -> list[Entry]:
     """Every method with every concept and seed; all are checked before any runs.
 
@@ -92,7 +93,7 @@ def plan_contest(
         raise ConfigError(f"Unknown method {unknown[0]!r}. {nearest(unknown[0], METHODS)}")
     if unset := sorted(set(baselines or {}) - set(methods)):
         raise ConfigError(f"Settings were given for {unset[0]!r}, which is not among the methods.")
-    ensure_catalog(Path(CATALOG))
+    ensure_catalog(project)
     entries = []
     given_concepts = concepts or SIX
     # One that is erased too may not be what another gives way to, or its own erasure would come undone.
@@ -106,10 +107,12 @@ def plan_contest(
         # A method's concepts in turn, not a concept's methods: side by side, two of one concept would both draw what
         # the attacks ask of the base, which the next that comes to it finds.
         for method in methods:
-            settings = load_settings(params, changes={**SETTINGS.get(method, {}), **same})
+            settings = load_settings(project.params, changes={**SETTINGS.get(method, {}), **same})
             for given in given_concepts:
                 concept, _, surrogate = given.partition(":")
-                spec = prepare_spec(concept.strip(), surrogate.strip() or AUTO, settings=settings, protected=protected)
+                spec = prepare_spec(
+                    concept.strip(), surrogate.strip() or AUTO, project=project, settings=settings, protected=protected
+                )
                 folder = TRIALS / spec.id
                 if method in BASELINES:
                     own = baseline_settings(method, (baselines or {}).get(method))

@@ -30,8 +30,9 @@ from fade.evaluation.tradeoff import means, tradeoff_figure
 from fade.files import write_json, writing
 from fade.lineage import made_on
 from fade.models.sharing import bases_shared
+from fade.project import Project
 from fade.steps.catalog import ensure_catalog
-from fade.steps.spec import AUTO, CATALOG, prepare_spec
+from fade.steps.spec import AUTO, prepare_spec
 from fade.steps.trial import TRIALS
 from flows.studies.runners import side_by_side
 from tasks.mlflow import runs
@@ -77,7 +78,7 @@ def plan(
     *,
     vary: Mapping[str, Sequence[Any]],
     changes: Mapping[str, Any],
-    params: Path = Path("params.yaml"),
+    project: Project,
     **asked: Any,
 ) -> list[Cell]:
     """Every pair of concept and surrogate with every combination of values; all are checked before any runs.
@@ -91,8 +92,7 @@ def plan(
     Raises:
         ConfigError: a setting, value, concept or surrogate is wrong, or there is nothing to do.
     """
-    if "catalog" not in asked:
-        ensure_catalog(Path(CATALOG))
+    ensure_catalog(project)
     cells = []
     for values in itertools.product(*vary.values()):
         varied = dict(zip(vary, values, strict=True))
@@ -100,9 +100,9 @@ def plan(
         if "seed" in given:
             seed = given.pop("seed")
             given |= {f"{step}.seed": seed for step in ("split", "saliency", "distill")}
-        settings = load_settings(params, changes=given)
+        settings = load_settings(project.params, changes=given)
         for concept, surrogate in pairs:
-            cells.append(Cell(prepare_spec(concept, surrogate, settings=settings, **asked), varied))
+            cells.append(Cell(prepare_spec(concept, surrogate, project=project, settings=settings, **asked), varied))
     if not cells:
         raise ConfigError("A study needs at least one concept and, for each varied setting, one value.")
     if len({cell.spec.id for cell in cells}) < len(cells):
@@ -221,10 +221,10 @@ def _progress(name: str, total: int) -> Iterator[_Bar]:
         yield bar
 
 
-def canvas_pairs(concepts: Sequence[str] | None, *, catalog: Path = Path(CATALOG)) -> list[tuple[str, str]]:
-    """Concepts, all of the catalog if none are named, each with a surrogate chosen by ``auto``."""
-    ensure_catalog(catalog)
-    return [(name, AUTO) for name in concepts or load_concepts(catalog)]
+def all_pairs(project: Project, concepts: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Concepts, all of the project's catalog if none are named, each with a surrogate chosen by ``auto``."""
+    ensure_catalog(project)
+    return [(name, AUTO) for name in concepts or load_concepts(Path(project.catalog))]
 
 
 def benchmark_report(rows: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> dict[str, Any]:

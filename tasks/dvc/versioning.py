@@ -31,11 +31,11 @@ from fade import pipeline
 from fade.config import Spec, load_settings, make_spec
 from fade.data.splits import NOTHING
 from fade.errors import LineageError
-from fade.files import read_yaml, sha256_file, write_json, writing
+from fade.files import sha256_file, write_json, writing
 from fade.lineage import ROOT, library_versions, module_closure, processor_kind
 from fade.models.source import is_hub_name
 from fade.pipeline import Step
-from fade.steps.spec import BASE, CATALOG, JUDGES
+from fade.project import Project, load_project
 
 logging.getLogger("dvc").setLevel(logging.WARNING)
 logging.getLogger("dvc_data").setLevel(logging.ERROR)  # it warns of each output that a stage has yet to make
@@ -94,7 +94,7 @@ def root_pipeline() -> dict[str, Any]:
 
     Base and judges take hours: they are kept in git (``cache: false``) and frozen, so that DVC neither makes them
     again nor calls them stale when code changes. What made them is what ``dvc.lock`` names and their cards
-    (``data/base/canvas.card.json``, ``data/judges.card.json``) say. All else follows its code.
+    beside them say. All else follows its code.
     """
 
     def shared(name: str, out: str, *, kept: bool) -> dict[str, Any]:
@@ -108,23 +108,25 @@ def root_pipeline() -> dict[str, Any]:
         return stage | {"frozen": True} if kept else stage
 
     folder = Path("data/erasures/example")
-    spec = _example()
+    project = load_project(ROOT)
+    catalog, base, judges = project.catalog, project.base, project.judges
+    spec = _example(project)
     stages = {
-        "catalog": shared("catalog", CATALOG, kept=False),
-        "base": shared("base", BASE, kept=True),
-        "judges": shared("judges", JUDGES, kept=True),
+        "catalog": shared("catalog", catalog, kept=False),
+        "base": shared("base", base, kept=True),
+        "judges": shared("judges", judges, kept=True),
         "base_report": {
-            "cmd": f"python -m fade.steps.base_report --base {BASE} --judges {JUDGES} --out data/base/report",
-            "deps": sorted([BASE, JUDGES, *_code("fade.steps.base_report", ROOT)]),
+            "cmd": f"python -m fade.steps.base_report --base {base} --judges {judges} --out data/base/report",
+            "deps": sorted([base, judges, *_code("fade.steps.base_report", ROOT)]),
             "params": ["base_report"],
             "outs": [{"data/base/report": {"cache": False}}],
         },
         "example-request": {
             "cmd": f"python -m fade.steps.spec {folder.as_posix()}",
             "deps": sorted(
-                [f"{CATALOG}/catalog.parquet", f"{CATALOG}/concepts.json", BASE, *_code("fade.steps.spec", ROOT)]
+                [f"{catalog}/catalog.parquet", f"{catalog}/concepts.json", base, *_code("fade.steps.spec", ROOT)]
             ),
-            "params": ["erasure", "example"],
+            "params": ["erasure", "example", "project"],
             "outs": [f"{folder.as_posix()}/spec.yaml"],
         },
     }
@@ -133,19 +135,19 @@ def root_pipeline() -> dict[str, Any]:
     return {"stages": stages, "plots": [_training_plot(f"{folder.as_posix()}/{CURVE}"), *_kept_plots()]}
 
 
-def _example() -> Spec:
+def _example(project: Project) -> Spec:
     """Of the example in params.yaml what decides its stages; its concept and base are looked up by a stage itself."""
-    asked = read_yaml(ROOT / "params.yaml")["example"]
+    asked = project.section("example")
     return make_spec(
         concept="example",
         kind="object",
         surrogate=NOTHING,
         data_free=asked.get("data_free", False),
-        base=BASE,
+        base=project.base,
         base_sha256="0" * 64,
-        catalog=CATALOG,
-        judges=JUDGES,
-        **load_settings(ROOT / "params.yaml").model_dump(),
+        catalog=project.catalog,
+        judges=project.judges,
+        **load_settings(project.params).model_dump(),
     )
 
 

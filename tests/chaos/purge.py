@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 
 from fade.files import read_json, write_json
-from tests.tiny import make_workspace
+from tests.tiny import PROJECT, make_workspace
 
 ERASURES = Path("data/erasures")
 PERSONS = ("astronaut", "cameraman")
@@ -84,7 +84,7 @@ def make_erasure(place: Place) -> None:
     from tasks.dvc import versioning
 
     versioning.track(Path("data/catalog/canvas"))
-    folder = prepare_folder(prepare_spec(*PERSONS, settings=load_settings(Path("params.yaml"))))
+    folder = prepare_folder(prepare_spec(*PERSONS, project=PROJECT, settings=load_settings(Path("params.yaml"))))
     split(folder)
     noise = np.random.default_rng(1)
     outputs = {

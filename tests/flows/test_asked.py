@@ -19,12 +19,13 @@ from fade.steps.split import split
 from flows.erasing.erase import asked_together
 from flows.erasing.rebase import on_base
 from tests.figures import counted, judged_figures
+from tests.tiny import PROJECT
 
 CATALOG = Path("data/catalog/canvas")
 
 
 def _request(concept: str = "cat", surrogate: str = "horse", **asked: Any) -> Spec:
-    return prepare_spec(concept, surrogate, settings=load_settings(Path("params.yaml")), **asked)
+    return prepare_spec(concept, surrogate, project=PROJECT, settings=load_settings(Path("params.yaml")), **asked)
 
 
 def test_further_names_are_in_the_forget_set(workspace: Path, tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_erasures_keep_all_that_was_asked_when_they_become_one(workspace: Path) 
     assert both.pairs == (*one.pairs, *two.pairs)
     assert (both.pairs[0].image_ids, both.pairs[1].overwrite, both.pairs[1].person) == (mine, {other: "coffee"}, True)
     # And again on another base.
-    assert on_base(both, both.base) == both
+    assert on_base(both, PROJECT) == both
     assert asked_again(both.pairs[1]) == second
 
     drawn = _request("coins", "coffee", data_free=True)

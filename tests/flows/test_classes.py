@@ -18,7 +18,7 @@ from fade.steps.catalog import open_set
 from flows.cli.app import app
 from flows.studies.classes import class_summary, judges_for, plan_classes
 from tests.layouts import LAYOUTS
-from tests.tiny import JUDGES
+from tests.tiny import JUDGES, PROJECT
 from tests.unit.data.test_loaders import NOW
 
 BASE = "data/base/canvas"
@@ -48,7 +48,7 @@ def test_every_class_of_a_set_is_planned_with_judges_of_its_pictures(
     assert len(classes) >= 2
     judges = judges_of(catalog)
     assert set(load_judge(judges, "report").objects) == {*classes, "scrambled"}
-    protocol = plan_classes(catalog, BASE, None, judges=judges, pictures=7)
+    protocol = plan_classes(PROJECT.at(catalog=str(catalog), judges=str(judges)), None, pictures=7)
     assert [cell.spec.concept for cell in protocol.cells] == classes
     for cell in protocol.cells:
         request = cell.spec
@@ -68,11 +68,11 @@ def test_every_class_of_a_set_is_planned_with_judges_of_its_pictures(
 def test_judges_that_do_not_know_the_classes_are_refused(workspace: Path, tmp_path: Path) -> None:
     catalog = catalog_of("breeds", tmp_path)
     with pytest.raises(ConfigError, match=r"lacks 3 of the 4 concepts .*akita dog"):
-        plan_classes(catalog, BASE, None, judges=Path("data/judges"))
+        plan_classes(PROJECT.at(catalog=str(catalog)), None)
     with pytest.raises(DataError, match="No judge 'development'"):
-        plan_classes(catalog, BASE, None, judges=tmp_path / "none")
+        plan_classes(PROJECT.at(catalog=str(catalog), judges=str(tmp_path / "none")), None)
     with pytest.raises(ConfigError, match="Unknown concept 'poodle'"):
-        plan_classes(catalog, BASE, ["poodle"], judges=judges_of(catalog))
+        plan_classes(PROJECT.at(catalog=str(catalog), judges=str(judges_of(catalog))), ["poodle"])
 
 
 def test_the_summary_is_that_of_its_rows() -> None:

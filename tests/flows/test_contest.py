@@ -14,6 +14,7 @@ from fade.errors import ConfigError, DataError
 from fade.evaluation.contest import best_methods, contest_markdown, contest_table, scatter_figure, sequence_figure
 from flows.cli.app import app
 from flows.studies.contest import METHODS, plan_contest
+from tests.tiny import PROJECT
 
 
 def _row(method: str, ua: float, **more: Any) -> dict[str, Any]:
@@ -86,11 +87,11 @@ def test_a_wrong_contest_is_refused_before_anything_runs(
     workspace: Path, methods: list[str], concepts: list[str], baselines: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        plan_contest(methods, concepts, baselines=baselines)
+        plan_contest(methods, concepts, project=PROJECT, baselines=baselines)
 
 
 def test_every_method_has_a_plan_of_its_own(workspace: Path) -> None:
-    entries = plan_contest(list(METHODS), ["cat:horse"], seeds=[1, 2])
+    entries = plan_contest(list(METHODS), ["cat:horse"], project=PROJECT, seeds=[1, 2])
     assert len({entry.folder for entry in entries}) == 2 * len(METHODS)
     assert {entry.spec.distill.seed for entry in entries} == {1, 2}
     # All are judged on the same pictures.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from fade.files import read_json, write_json
@@ -30,6 +31,12 @@ def _old_ledger(folder: Path, revision: str) -> str:
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", [revision])
     return url
+
+
+def _project(folder: Path) -> Path:
+    places = {"name": "lost", "catalog": str(folder), "base": "no/base/there", "judges": "no/judges"}
+    (folder / "params.yaml").write_text(yaml.safe_dump({"project": places}))
+    return folder
 
 
 def _readable_key(folder: Path) -> Path:
@@ -67,7 +74,7 @@ def _recorded(folder: Path) -> Path:
         (lambda t: doctor.ledger(_old_ledger(t, "9999")), "fail", "this version knows", "Update fade"),
         (lambda _: doctor.queue("kafka://host"), "warn", "not checked", ""),
         (lambda t: doctor.queue(f"folder:{t}"), "ok", "folder", ""),
-        (doctor.files, "fail", "missing: data/base/canvas", "git checkout"),
+        (lambda t: doctor.files([_project(t)]), "fail", "missing: no/judges of project lost, no/base", "git checkout"),
         (doctor.recorded, "ok", "none are kept", ""),
         (lambda t: doctor.recorded(_recorded(t), ["x86_64", "avx2"]), "ok", "of this kind", ""),
         (lambda t: doctor.recorded(_recorded(t), ["arm64"]), "warn", "made on x86_64, avx2, this is arm64", "Audit"),

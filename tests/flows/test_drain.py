@@ -30,7 +30,7 @@ from fade.requests.overview import near_deadlines, overview
 from fade.requests.records import utc_now
 from fade.requests.states import State
 from fade.steps.further import FURTHER, forget_too, further_hashes
-from fade.steps.spec import CATALOG, prepare_spec
+from fade.steps.spec import prepare_spec
 from flows.erasing import erase as erasing
 from flows.proving import traces
 from flows.queue import drain as drained
@@ -43,6 +43,7 @@ from tasks.mlflow import client as mlflow_reached
 from tasks.mlflow import runs as mlflow_runs
 from tasks.mlflow import tracking
 from tasks.mlflow.client import mlflow_client
+from tests.tiny import PROJECT
 
 TOKEN = "a token of the test"
 KEY = b"a key of the test"
@@ -348,7 +349,7 @@ def test_auto_takes_for_a_surrogate_nothing_that_another_request_has_erased(
     other = ask(ledger, nearest, surrogate="horse" if nearest != "horse" else "coins")
     for state in (State.RUNNING, State.CANDIDATE):
         ledger.transition(other, state, actor="test", reason="")
-    concepts = load_concepts(Path(CATALOG))
+    concepts = load_concepts(Path(PROJECT.catalog))
     assert drained.forgotten(ledger, ledger.get(first), concepts) == [nearest]
     assert drained.forgotten(ledger, ledger.get(other), concepts) == []
     ledger.transition(first, State.SCHEDULED, actor="test", reason="")
@@ -367,12 +368,12 @@ def _forgets(folder: Path) -> set[str]:
 
 def test_own_pictures_of_what_is_erased_join_that_erasure_and_its_purge(ledger: Ledger, workspace: Path) -> None:
     """Another person's request is no duplicate: it has a deadline, an outcome, and its pictures leave with a purge."""
-    spec = prepare_spec("coins", "horse", settings=load_settings(Path("params.yaml")))
+    spec = prepare_spec("coins", "horse", project=PROJECT, settings=load_settings(Path("params.yaml")))
     folder = erasing.prepare_folder(spec)
     first = ask(ledger, "coins")
     for state in (State.RUNNING, State.CANDIDATE, State.LIVE):
         ledger.transition(first, state, actor="test", reason="", erasure_id=spec.id)
-    table = load_catalog(Path(CATALOG))
+    table = load_catalog(Path(PROJECT.catalog))
     mine = table[table["object"] == "coins"].iloc[0]
     other = table[table["object"] == "cat"].iloc[0]
     name = ask(ledger, "Coins", subject=None, pictures=[mine["image_id"]])
@@ -458,6 +459,7 @@ def test_the_embedded_store_is_made_by_one_at_a_time(tmp_path: Path, monkeypatch
 FIRST_USE = """
 import pathlib, sys, time
 from tasks.mlflow.client import experiment, mlflow_client
+from tests.tiny import PROJECT
 pathlib.Path(sys.argv[1]).touch()
 while len(list(pathlib.Path().glob("ready-*"))) < 2:
     time.sleep(0.005)

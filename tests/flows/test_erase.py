@@ -30,14 +30,14 @@ from flows.settings import ERASURES
 from tasks import erasure
 from tasks.dvc import versioning
 from tasks.mlflow import tracking
-from tests.tiny import KEPT_STYLES
+from tests.tiny import KEPT_STYLES, PROJECT
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def _request(concept: str = "astronaut", surrogate: str = "cameraman", **changes: object) -> Spec:
     settings = load_settings(Path("params.yaml")).model_copy(update=changes)
-    return prepare_spec(concept, surrogate, settings=settings)
+    return prepare_spec(concept, surrogate, project=PROJECT, settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +83,17 @@ def test_every_way_of_the_method_ends_as_a_live_adapter_that_is_taken_back(
     workspace: Path, changes: dict[str, object], kind: str
 ) -> None:
     settings = load_settings(Path("params.yaml"), changes=changes)
-    spec = prepare_spec("cat", "horse", settings=settings)
+    spec = prepare_spec("cat", "horse", project=PROJECT, settings=settings)
     folder = prepare_folder(spec)
     version = erase(spec.id)
     assert read_json(folder / "adapter/card.json")["type"] == kind
     prompts = ["a cat image in photo style."]
     before = draw(load_with(Path(spec.base), []), prompts, seed=1)
     tracking.approve(version.model, version.version)
-    live = [one for one in live_adapters() if one.model == version.model]
+    live = [one for one in live_adapters(version.base_sha256) if one.model == version.model]
     assert not np.array_equal(draw(load_with(Path(spec.base), live), prompts, seed=1), before)
     tracking.rollback(version.model)
-    assert not [one for one in live_adapters() if one.model == version.model]
+    assert not [one for one in live_adapters(version.base_sha256) if one.model == version.model]
 
 
 def test_several_concepts_share_an_adapter_and_are_judged_one_by_one(workspace: Path, tmp_path: Path) -> None:
@@ -152,13 +152,13 @@ def test_a_surrogate_is_chosen_that_is_nobodys_face(workspace: Path) -> None:
     assert concepts[chosen].kind == "object"
     assert not concepts[chosen].person
     settings = load_settings(Path("params.yaml"))
-    other = prepare_spec("cat", "auto", settings=settings, protected=[chosen])
+    other = prepare_spec("cat", "auto", project=PROJECT, settings=settings, protected=[chosen])
     assert other.surrogate not in ("cat", chosen)
-    several = prepare_spec("cat", "auto", settings=settings, also=[(chosen, "auto")])
+    several = prepare_spec("cat", "auto", project=PROJECT, settings=settings, also=[(chosen, "auto")])
     assert not {pair.surrogate for pair in several.pairs} & {"cat", chosen}
     everything = [name for name, concept in concepts.items() if concept.kind == "object" and not concept.person]
     with pytest.raises(ConfigError, match="No surrogate for 'cat'"):
-        prepare_spec("cat", "auto", settings=settings, protected=everything)
+        prepare_spec("cat", "auto", project=PROJECT, settings=settings, protected=everything)
 
 
 def test_a_concept_can_give_way_to_nothing(workspace: Path, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_pairs_that_cannot_be_erased_together_are_refused(
     workspace: Path, also: list[tuple[str, str]], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        prepare_spec("astronaut", "cameraman", settings=load_settings(Path("params.yaml")), also=also)
+        prepare_spec("astronaut", "cameraman", project=PROJECT, settings=load_settings(Path("params.yaml")), also=also)
 
 
 def test_an_attack_counts_every_picture_and_on_the_base_only_those_not_begun_at_its_prompt(
@@ -372,7 +372,7 @@ def test_live_pictures_differ_from_the_bases(finished: tuple[Path, tracking.Adap
     base = draw(load_with(Path("data/base/canvas"), []), prompt, seed=1, steps=3)
     tracking.approve(version.model)
     try:
-        live = draw(load_with(Path("data/base/canvas"), live_adapters()), prompt, seed=1, steps=3)
+        live = draw(load_with(Path("data/base/canvas"), live_adapters(version.base_sha256)), prompt, seed=1, steps=3)
     finally:
         tracking.rollback(version.model)
     assert not np.array_equal(base, live)

@@ -15,6 +15,7 @@ from fade.steps.attacks import KINDS
 from fade.steps.spec import prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from tasks.mlflow import tracking
+from tests.tiny import PROJECT
 
 FEW: dict[str, Any] = {"attacks.seeds": [188], "attacks.names": []}
 
@@ -43,17 +44,17 @@ def test_an_attack_that_cannot_be_run_is_refused_before_training(
 ) -> None:
     settings = load_settings(Path("params.yaml"), changes={**FEW, "gate.attacks": {asked: 0.5}})
     with pytest.raises(ConfigError, match=said):
-        prepare_spec(concept, "photo", settings=settings, also=also)
+        prepare_spec(concept, "photo", project=PROJECT, settings=settings, also=also)
     named = settings.model_copy(update={"attacks": settings.attacks.model_copy(update={"names": ("glow",)})})
     if asked == "synonym":
-        assert prepare_spec(concept, "photo", settings=named).gate.attack_kinds == ("prompts",)
+        assert prepare_spec(concept, "photo", project=PROJECT, settings=named).gate.attack_kinds == ("prompts",)
 
 
 @pytest.mark.timeout(1800)
 def test_an_erasure_runs_the_attacks_its_gate_asks_for_and_is_judged_by_them(workspace: Path) -> None:
     # No figure of a tiny base says anything: of so few pictures an upper bound is never as low as that.
     changes = {**FEW, "gate.attacks": {"paraphrase": 1.0, "misspelling": 0.0}, "threads": 1}
-    spec = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml"), changes=changes))
+    spec = prepare_spec("cat", "horse", project=PROJECT, settings=load_settings(Path("params.yaml"), changes=changes))
     folder = prepare_folder(spec)
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
     assert list(stages)[-2:] == ["attack", "evaluate"]

@@ -28,6 +28,7 @@ from fade.steps.spec import prepare_spec
 from fade.steps.split import split
 from flows.operations.doctor import recorded
 from tasks.expectations.validation import validate
+from tests.tiny import PROJECT
 
 FROZEN = {"base": ROOT / "data/base/canvas.card.json", "judges": ROOT / "data/judges.card.json"}
 
@@ -147,7 +148,7 @@ def test_every_setting_that_a_stage_reads_is_among_its_parameters(
     workspace: Path, tmp_path: Path, reads: set[str], changes: dict[str, Any]
 ) -> None:
     settings = load_settings(Path("params.yaml"), changes=changes)
-    spec = prepare_spec("cat", "horse", settings=settings)
+    spec = prepare_spec("cat", "horse", project=PROJECT, settings=settings)
     save_spec(spec, tmp_path)
     declared = {step.name: set(step.parameters) for step in steps_of(spec)}
     assert list(STEPS) == list(declared)

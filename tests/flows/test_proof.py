@@ -42,7 +42,7 @@ from flows.releasing import released
 from flows.settings import ERASURES
 from tasks.dvc import versioning
 from tasks.mlflow import tracking
-from tests.tiny import KEPT_STYLES, entered, make_workspace, save_tiny_base
+from tests.tiny import KEPT_STYLES, PROJECT, entered, make_workspace, save_tiny_base
 
 pytestmark = pytest.mark.timeout(600)
 FAST = {"distill.precision": "fp32", "evaluate.precision": "fp32", "evaluate.steps": 1, "threads": 1}
@@ -71,7 +71,7 @@ def erased(workspace: Path) -> Iterator[tuple[Path, tracking.AdapterVersion]]:
     collector = _Collector()
     logging.getLogger().addHandler(collector)
     settings = load_settings(Path("params.yaml"), changes={**FAST, **OWN_SEED})
-    spec = prepare_spec(*PERSONS, settings=settings)
+    spec = prepare_spec(*PERSONS, project=PROJECT, settings=settings)
     # As for whoever tells Prefect to keep results; without that it keeps none.
     keeping = erase_flow.with_options(persist_result=True, result_serializer="json")
     yield prepare_folder(spec), keeping(spec.id)
@@ -368,18 +368,18 @@ def test_live_erasures_are_made_again_on_another_base_and_none_is_approved(
         if model != f"erasure-{folder.name}":
             tracking.rollback(model)
     save_tiny_base(Path("data/base/other"), seed=7)
-    (one,) = rebase("data/base/other", lambda _: None)
+    (one,) = rebase(PROJECT, "data/base/other", lambda _: None)
     assert one.passed, one.reason
     assert one.new is not None
     assert one.new.base_sha256 != tracking.find_version(folder.name).base_sha256
     assert not one.new.live
     old, new = load_spec(folder), load_spec(ERASURES / one.new.model.removeprefix("erasure-"))
     assert new.model_dump(exclude={"base", "base_sha256"}) == old.model_dump(exclude={"base", "base_sha256"})
-    (again,) = rebase(old.base, lambda _: None)
+    (again,) = rebase(PROJECT, old.base, lambda _: None)
     assert "is live on the base" in again.reason
     listed = _run("rebase", old.base)
     assert listed.exit_code == 1
     assert "Do not switch yet: 1 of 1 did not pass" in listed.output
     with pytest.raises(ConfigError, match="Another tool made this adapter"):
-        on_base(old.model_copy(update={"imported": "0" * 64}), "data/base/other")
+        on_base(old.model_copy(update={"imported": "0" * 64}), PROJECT.at(base="data/base/other"))
     assert versioning.lock_record(folder)

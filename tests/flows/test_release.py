@@ -39,6 +39,7 @@ from flows.settings import ERASURES
 from tasks.mlflow import tracking
 from tasks.mlflow.tracking import AdapterVersion
 from tests.figures import counted
+from tests.tiny import PROJECT
 
 pytestmark = pytest.mark.timeout(600)
 PROMPT = "a cat image in oil style."
@@ -54,7 +55,7 @@ TOKEN = "a-token-for-tests-alone"
 
 def _erased(concept: str, surrogate: str, **changes: Any) -> AdapterVersion:
     settings = load_settings(Path("params.yaml"), changes={**FAST, **changes})
-    spec = prepare_spec(concept, surrogate, settings=settings)
+    spec = prepare_spec(concept, surrogate, project=PROJECT, settings=settings)
     prepare_folder(spec)
     return erase(spec.id)
 

@@ -28,7 +28,7 @@ from tasks.dvc import versioning
 from tasks.erasure import lineage_of
 from tasks.expectations.validation import validate
 from tests.layouts import LAYOUTS
-from tests.tiny import save_judges
+from tests.tiny import PROJECT, save_judges
 from tests.unit.data.test_loaders import NOW
 
 
@@ -40,7 +40,9 @@ def prepared(kind: str, folder: Path, **changes: object) -> tuple[Spec, Path]:
         pass
     settings = load_settings(Path("params.yaml"), changes={"threads": 1, **changes})
     judges = save_judges(folder / "judges", catalog)
-    spec = prepare_spec(layout.concept, layout.surrogate, settings=settings, catalog=str(catalog), judges=judges)
+    spec = prepare_spec(
+        layout.concept, layout.surrogate, project=PROJECT.at(catalog=str(catalog), judges=judges), settings=settings
+    )
     save_spec(spec, erasure)
     split(erasure)
     assert all(validate(erasure).values())
@@ -91,7 +93,7 @@ def bare(workspace: Path) -> Path:
 
 def test_where_no_pictures_are_left_the_base_draws_them_and_says_so(bare: Path) -> None:
     settings = load_settings(Path("params.yaml"), changes={"threads": 1, "split.forget_per_pair": 2})
-    spec = prepare_spec("cat", "horse", settings=settings, catalog=str(bare), data_free=True)
+    spec = prepare_spec("cat", "horse", project=PROJECT.at(catalog=str(bare)), settings=settings, data_free=True)
     folder = prepare_folder(spec)
     counted = list(generate_catalog(folder))
     # 12 x 4 pairs: 1 to keep and 1 unseen of each; 1 more of each cat, 2 more of each horse.
@@ -121,6 +123,8 @@ def test_where_no_pictures_are_left_the_base_draws_them_and_says_so(bare: Path) 
 def test_what_needs_pictures_says_that_there_are_none(bare: Path) -> None:
     settings = load_settings(Path("params.yaml"))
     with pytest.raises(DataError, match=r"0 pictures of 'cat'.*--data-free"):
-        prepare_spec("cat", "horse", settings=settings, catalog=str(bare))
+        prepare_spec("cat", "horse", project=PROJECT.at(catalog=str(bare)), settings=settings)
     with pytest.raises(ConfigError, match="pictures and subjects are named where there are none"):
-        prepare_spec("cat", "horse", settings=settings, catalog=str(bare), image_ids=["x"], data_free=True)
+        prepare_spec(
+            "cat", "horse", project=PROJECT.at(catalog=str(bare)), settings=settings, image_ids=["x"], data_free=True
+        )

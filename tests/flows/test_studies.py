@@ -29,14 +29,14 @@ from flows.cli.app import app
 from flows.studies.calibrate import LADDER, _smallest, calibrate
 from flows.studies.study import plan
 from tasks.trials import trial
-from tests.tiny import SETTINGS
+from tests.tiny import PROJECT, SETTINGS
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def _request(**changes: object) -> Spec:
     settings = load_settings(Path("params.yaml"), changes=changes)
-    return prepare_spec("astronaut", "cameraman", settings=settings)
+    return prepare_spec("astronaut", "cameraman", project=PROJECT, settings=settings)
 
 
 def test_a_finished_trial_is_not_run_again_and_a_torn_one_goes_on(workspace: Path, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_calibration_keeps_to_its_budget(workspace: Path, tmp_path: Path) -> Non
 
 def test_a_study_of_nothing_is_refused(workspace: Path) -> None:
     with pytest.raises(ConfigError, match="at least one concept"):
-        plan([], vary={}, changes={})
+        plan([], vary={}, changes={}, project=PROJECT)
     with pytest.raises(DataError, match="0 erasures"):
         means([], [])
 

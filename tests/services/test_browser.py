@@ -33,7 +33,7 @@ from flows.services.local import running
 from flows.settings import ERASURES
 from tasks.mlflow import tracking
 from tests.servers import free_port
-from tests.tiny import entered, make_workspace
+from tests.tiny import PROJECT, entered, make_workspace
 
 pytestmark = pytest.mark.timeout(600)
 TOKEN = "a-token-for-tests-alone"
@@ -82,7 +82,9 @@ def erased(workspace: Path) -> Iterator[tuple[str, Spec, tracking.AdapterVersion
         set_.setenv("MLFLOW_TRACKING_URI", services.mlflow)
         set_.setenv("PREFECT_API_URL", f"{services.prefect}/api")
         fast = {"distill.learning_rate": 0.02, "distill.precision": "fp32", "evaluate.precision": "fp32", "threads": 1}
-        spec = prepare_spec("mosaic", "photo", settings=load_settings(Path("params.yaml"), changes=fast))
+        spec = prepare_spec(
+            "mosaic", "photo", project=PROJECT, settings=load_settings(Path("params.yaml"), changes=fast)
+        )
         prepare_folder(spec)
         yield services.mlflow, spec, erase(spec.id)
 

@@ -18,7 +18,7 @@ from fade.lineage import ROOT, module_closure
 from fade.pipeline import STEPS, steps_of
 from fade.steps.spec import check_disk, gate_without_power, prepare_spec
 from tasks.dvc.versioning import root_pipeline, write_pipeline
-from tests.tiny import save_judges
+from tests.tiny import PROJECT, save_judges
 
 KINDS = ("object", "style")
 
@@ -138,7 +138,7 @@ def test_too_little_disk_is_said_before_anything_is_done() -> None:
 
 def test_prepare_request_refuses_what_cannot_work(workspace: Path) -> None:
     settings = load_settings(Path("params.yaml"))
-    spec = prepare_spec("astronaut", "cameraman", settings=settings)
+    spec = prepare_spec("astronaut", "cameraman", project=PROJECT, settings=settings)
     assert spec.person
     for concept, surrogate, message in (
         ("astronot", "cameraman", "Did you mean 'astronaut'"),
@@ -147,7 +147,7 @@ def test_prepare_request_refuses_what_cannot_work(workspace: Path) -> None:
         ("astronaut", "neon", "must be of one kind"),
     ):
         with pytest.raises(ConfigError, match=message):
-            prepare_spec(concept, surrogate, settings=settings)
+            prepare_spec(concept, surrogate, project=PROJECT, settings=settings)
 
 
 def test_judges_that_lack_a_concept_of_the_catalog_are_refused_before_anything_is_done(
@@ -157,9 +157,11 @@ def test_judges_that_lack_a_concept_of_the_catalog_are_refused_before_anything_i
     known = load_concepts(catalog)
     judges = tmp_path / "judges"
     with pytest.raises(DataError, match=r"No judge 'development' .*fade classifier train"):
-        prepare_spec("astronaut", "cameraman", settings=settings, judges=str(judges))
+        prepare_spec("astronaut", "cameraman", project=PROJECT.at(judges=str(judges)), settings=settings)
     save_judges(judges, catalog)
-    assert prepare_spec("astronaut", "cameraman", settings=settings, judges=str(judges)).judges == str(judges)
+    assert prepare_spec(
+        "astronaut", "cameraman", project=PROJECT.at(judges=str(judges)), settings=settings
+    ).judges == str(judges)
     for lacking, asked, said in (
         (
             "astronaut",
@@ -172,23 +174,29 @@ def test_judges_that_lack_a_concept_of_the_catalog_are_refused_before_anything_i
         names = {kind: [c.name for c in known.values() if c.kind == kind and c.name != lacking] for kind in KINDS}
         save_judge(judges, "report", new_judge("residual", names["object"], names["style"], seed=1))
         with pytest.raises(ConfigError, match=said) as refused:
-            prepare_spec(asked, "auto", settings=settings, judges=str(judges))
+            prepare_spec(asked, "auto", project=PROJECT.at(judges=str(judges)), settings=settings)
         assert "'report'" in str(refused.value)
         assert "astronaut" not in str(refused.value)  # a person
     # Another spelling is the same name.
     names = {kind: [c.name.upper().replace(" ", "_") for c in known.values() if c.kind == kind] for kind in KINDS}
     save_judge(judges, "report", new_judge("residual", names["object"], names["style"], seed=1))
-    assert prepare_spec("astronaut", "cameraman", settings=settings, judges=str(judges)).concept == "astronaut"
+    assert (
+        prepare_spec("astronaut", "cameraman", project=PROJECT.at(judges=str(judges)), settings=settings).concept
+        == "astronaut"
+    )
 
 
 def test_a_gate_without_power_is_known_before_the_erasure(workspace: Path) -> None:
     sure = {"ua": 0.85, "ira_loss": 0.1, "cra_loss": 0.1, "neighbours_loss": 0.15, "most": 3}
     few = load_settings(Path("params.yaml"), changes={"gate.sure": sure, "gate.recognised": 0.5})
-    spec = prepare_spec("neon", "photo", settings=few)
+    spec = prepare_spec("neon", "photo", project=PROJECT, settings=few)
     # 12 objects in 3 rounds of pictures: too few for UA alone; of the rest there are more.
     (said,) = gate_without_power(spec)
     assert said.startswith("36 pictures can never make ua sure, 42 are needed")
-    assert gate_without_power(prepare_spec("neon", "photo", settings=load_settings(ROOT / "params.yaml"))) == []
+    assert (
+        gate_without_power(prepare_spec("neon", "photo", project=PROJECT, settings=load_settings(ROOT / "params.yaml")))
+        == []
+    )
 
 
 def test_an_erasures_pipeline_file_is_relative_to_the_project(workspace: Path) -> None:

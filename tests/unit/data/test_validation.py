@@ -20,13 +20,14 @@ from fade.errors import ConfigError, DataError
 from fade.steps.spec import prepare_spec, read_overwrite
 from fade.steps.split import split
 from tasks.expectations.validation import validate
+from tests.tiny import PROJECT
 
 
 @pytest.fixture
 def folder(workspace: Path, tmp_path: Path) -> Path:
     """An erasure's folder with splits, over a catalog that a test may damage."""
     shutil.copytree(workspace / "data/catalog/canvas", tmp_path / "catalog")
-    spec = prepare_spec("astronaut", "cameraman", settings=load_settings(Path("params.yaml")))
+    spec = prepare_spec("astronaut", "cameraman", project=PROJECT, settings=load_settings(Path("params.yaml")))
     save_spec(make_spec(**{**spec.model_dump(), "catalog": str(tmp_path / "catalog")}), tmp_path / "erasure")
     split(tmp_path / "erasure")
     return tmp_path / "erasure"
@@ -59,7 +60,11 @@ def test_pictures_with_surrogates_of_their_own_pass_and_others_do_not(folder: Pa
     table = tmp_path / "overwrite.csv"
     table.write_text(f"image_id,overwrite\n{first},admiral\n{second},nothing\n")
     spec = prepare_spec(
-        "astronaut", "cameraman", settings=load_settings(Path("params.yaml")), overwrite=read_overwrite(table)
+        "astronaut",
+        "cameraman",
+        project=PROJECT,
+        settings=load_settings(Path("params.yaml")),
+        overwrite=read_overwrite(table),
     )
     save_spec(make_spec(**{**spec.model_dump(), "catalog": str(tmp_path / "catalog")}), folder)
     _change(folder, "forget", surrogate_caption="a coffee image in oil style.")

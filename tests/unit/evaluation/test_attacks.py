@@ -23,6 +23,7 @@ from fade.models.families.stable_diffusion import StableDiffusion, weights_sha25
 from fade.steps.attacks import KINDS, attack_figures, run
 from fade.steps.spec import prepare_spec
 from fade.steps.trial import run_trial
+from tests.tiny import PROJECT
 
 CAT = Concept("cat", "object", ("kitten",))
 FEW = {
@@ -98,7 +99,7 @@ def test_relearning_moves_the_attention_and_leaves_no_trace(base: StableDiffusio
 @pytest.fixture(scope="module")
 def erased(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Spec]:
     root = tmp_path_factory.mktemp("attacked")
-    spec = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml"), changes=FEW))
+    spec = prepare_spec("cat", "horse", project=PROJECT, settings=load_settings(Path("params.yaml"), changes=FEW))
     run_trial(spec, root=root)
     return root / spec.id, spec
 
@@ -169,7 +170,7 @@ def test_the_reviewers_report_is_one_file_that_says_first_what_the_gate_says(era
 def test_the_gate_draws_more_pictures_until_it_is_sure_or_has_the_most(workspace: Path, tmp_path: Path) -> None:
     sure = {"gate.sure": {"ua": 0.9, "ira_loss": 1.0, "cra_loss": 1.0, "neighbours_loss": None, "round": 2, "most": 4}}
     settings = load_settings(Path("params.yaml"), changes={**sure, "evaluate.steps": 1})
-    spec = prepare_spec("astronaut", "cameraman", settings=settings)
+    spec = prepare_spec("astronaut", "cameraman", project=PROJECT, settings=settings)
     run_trial(spec, root=tmp_path)
     metrics = read_json(tmp_path / spec.id / "evaluation" / "metrics.json")
     # A tiny base shows no astronaut: 4 of 4, which is not sure to be 0.9, nor are 16 of 16.

@@ -25,6 +25,7 @@ from fade.models.training import networks
 from fade.steps.evaluate import by_given_models
 from fade.steps.spec import prepare_spec
 from fade.steps.unlearncanvas import judge
+from tests.tiny import PROJECT
 
 PROMPTS = ["a cat image in neon style", "a horse image in oil style", "a cat"]
 
@@ -136,7 +137,7 @@ def test_a_classifiers_folder_gives_what_its_last_layer_decides_by(tmp_path: Pat
 
 def test_an_erasures_figures_carry_the_models_names(workspace: Path, clip: Path, script: Path) -> None:
     changes = {"evaluate.clip": str(clip), "evaluate.features": str(script)}
-    spec = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml"), changes=changes))
+    spec = prepare_spec("cat", "horse", project=PROJECT, settings=load_settings(Path("params.yaml"), changes=changes))
     samples = pd.DataFrame({"object": ["cat", "horse", "horse", "coffee"], "style": ["photo"] * 4})
     samples["prompt"] = [f"a {name}" for name in samples["object"]]
     before, after = pictures(4, height=32), pictures(4, height=32, seed=2)
@@ -149,12 +150,12 @@ def test_an_erasures_figures_carry_the_models_names(workspace: Path, clip: Path,
     alone = clip_scores(load_clip(clip), after[:1], ["a cat"])[0]
     assert found["clip_score_tiny_clip_erased"] == pytest.approx(alone, abs=1e-3)
     # Who looks at the pictures does not decide them, and what is missing is said before anything runs.
-    plain = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml")))
+    plain = prepare_spec("cat", "horse", project=PROJECT, settings=load_settings(Path("params.yaml")))
     assert plain.evaluate.drawing == spec.evaluate.drawing
     assert by_given_models(plain, samples, before, after, [Concept("cat", "object")]) == {}
     missing = load_settings(Path("params.yaml"), changes={"evaluate.clip": "nowhere"})
     with pytest.raises(ConfigError, match=r"evaluate.clip is nowhere"):
-        prepare_spec("cat", "horse", settings=missing)
+        prepare_spec("cat", "horse", project=PROJECT, settings=missing)
 
 
 def test_unlearncanvas_is_judged_by_them_too(clip: Path, script: Path, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from fade.steps.baseline import (
     save_baseline,
 )
 from fade.steps.spec import prepare_spec
+from tests.tiny import PROJECT
 
 
 @pytest.fixture
@@ -233,7 +234,7 @@ def test_settings_are_checked_by_name_type_and_range() -> None:
 def trials(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a method's finished trial with few steps."""
     root = tmp_path_factory.mktemp("trials")
-    spec = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml")))
+    spec = prepare_spec("cat", "horse", project=PROJECT, settings=load_settings(Path("params.yaml")))
 
     def make(method: str) -> Path:
         settings = baseline_settings(method, {} if method == "uce" else {"steps": 2, "batch": 2})
@@ -283,7 +284,7 @@ def test_a_baselines_bytes_do_not_pay_for_positions_it_does_not_need(trials: Cal
 
 
 def test_a_folder_that_asks_for_no_baseline_is_refused(workspace: Path, tmp_path: Path) -> None:
-    spec = prepare_spec("cat", "horse", settings=load_settings(Path("params.yaml")))
+    spec = prepare_spec("cat", "horse", project=PROJECT, settings=load_settings(Path("params.yaml")))
     folder = tmp_path / "b0"
     save_baseline(folder, spec, "uce", baseline_settings("uce"))
     content = read_json(folder / "baseline.json")

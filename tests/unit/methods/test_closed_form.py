@@ -21,6 +21,7 @@ from fade.methods.fade.sparse_lora import add_sparse_lora, begin_with, check_ins
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.steps.spec import prepare_spec
 from fade.steps.trial import run_trial
+from tests.tiny import PROJECT
 
 RETAIN_WEIGHT, RIDGE = 2.0, 1e-3
 
@@ -192,7 +193,7 @@ INSTANT = {
 
 def test_without_training_the_adapter_is_the_closed_form_alone(workspace: Path, tmp_path: Path) -> None:
     settings = load_settings(Path("params.yaml"), changes=INSTANT)
-    spec = prepare_spec("astronaut", "cameraman", settings=settings)
+    spec = prepare_spec("astronaut", "cameraman", project=PROJECT, settings=settings)
     row = run_trial(spec, root=tmp_path)
     folder = tmp_path / spec.id
     assert (row["steps"], read_json(folder / "adapter" / "card.json")["steps"]) == (0, 0)

@@ -26,6 +26,7 @@ from fade.steps.mask import mask
 from fade.steps.saliency import saliency
 from fade.steps.spec import prepare_spec
 from fade.steps.split import split
+from tests.tiny import PROJECT
 from tests.unit.methods.test_fast_step import _everywhere, _run
 
 RTOL = 2**-10
@@ -80,7 +81,7 @@ def test_two_processes_make_the_adapter_of_one(workspace: Path, tmp_path: Path, 
     halves = {"distill.batch": 4, "distill.micro_batch": 4}
     settings = load_settings(Path("params.yaml"), changes={"threads": 1, "distill.steps": 8, **halves, **changes})
     one, two = tmp_path / "one", tmp_path / "two"
-    save_spec(prepare_spec("astronaut", "cameraman", settings=settings), one)
+    save_spec(prepare_spec("astronaut", "cameraman", project=PROJECT, settings=settings), one)
     for step in (split, saliency, mask):
         step(one)
     shutil.copytree(one, two)

@@ -54,7 +54,7 @@ from fade.steps.saliency import saliency
 from fade.steps.spec import prepare_spec
 from fade.steps.split import split
 from tasks.dvc.versioning import stage_definition
-from tests.tiny import SETTINGS
+from tests.tiny import PROJECT, SETTINGS
 
 LENGTH, LATENT, CHANNELS = 16, 16, 4
 PROMPT = "a cat image in neon style."
@@ -697,9 +697,8 @@ def test_saliency_never_holds_all_gradients_with_a_group_at_once(bases: dict[str
 
 def test_a_base_from_the_hub_is_a_parameter_of_the_pipeline_and_no_file(hub_cache: Path, catalog: Path) -> None:
     settings = load_settings(ROOT / "params.yaml")
-    spec = prepare_spec(
-        "astronaut", "cameraman", settings=settings, base="somebody/tiny", catalog=str(catalog), judges="data/judges"
-    )
+    project = PROJECT.at(base="somebody/tiny", catalog=str(catalog))
+    spec = prepare_spec("astronaut", "cameraman", project=project, settings=settings)
     assert spec.base == "somebody/tiny"
     assert spec.base_sha256 == base_sha256(hub_cache)
     step, at_hand = maker_of(spec), spec.model_copy(update={"base": "data/base/canvas"})
@@ -713,7 +712,7 @@ def test_a_request_whose_pictures_do_not_fit_the_base_is_refused(
 ) -> None:
     settings, folder = load_settings(ROOT / "params.yaml"), tmp_path / "base"
     shutil.copytree(bases["epsilon"], folder)
-    names: dict[str, Any] = {"settings": settings, "base": str(folder), "catalog": str(catalog)}
+    names: dict[str, Any] = {"settings": settings, "project": PROJECT.at(base=str(folder), catalog=str(catalog))}
     assert prepare_spec("astronaut", "cameraman", **names).base == str(folder)
     _changed(folder, "unet/config.json", sample_size=64)
     with pytest.raises(DataError, match=r"are 64 x 64; the base in .* draws 256 x 256. Resize"):

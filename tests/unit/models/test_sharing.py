@@ -19,6 +19,7 @@ from fade.models.family import load_base
 from fade.models.sharing import bases_shared
 from fade.steps.spec import prepare_spec
 from fade.steps.trial import run_trial
+from tests.tiny import PROJECT
 from tests.unit.adapters.test_adapters import _adapter, _predict
 
 
@@ -73,7 +74,9 @@ def test_erasures_side_by_side_are_those_made_alone(workspace: Path, tmp_path: P
     """The whole trial: saliency, adapters drawn by peft from the one generator of all threads, figures."""
 
     def request(concept: str, surrogate: str, **changes: object) -> Spec:
-        return prepare_spec(concept, surrogate, settings=load_settings(Path("params.yaml"), changes=changes))
+        return prepare_spec(
+            concept, surrogate, project=PROJECT, settings=load_settings(Path("params.yaml"), changes=changes)
+        )
 
     asked = [
         request("astronaut", "cameraman"),
