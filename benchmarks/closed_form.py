@@ -20,37 +20,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from sd15_memory import TOKENS, WIDTH, build_unet
-from torch import Tensor, nn
+from sd15_memory import TOKENS, WIDTH, as_denoiser, build_unet
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from fade.config import ClosedFormSettings
 from fade.lineage import made_on
 from fade.methods.closed_form import closed_form, distinct, text_moments
-from fade.methods.fade.masks import Mask, modules_within
+from fade.methods.fade.masks import Mask
+from fade.models.denoiser import Denoiser
 from fade.models.family import load_base
 from fade.project import load_project
 
 CONCEPTS, CAPTIONS, RETAINED = 50, 4, 10_000
 
 
-def cross_attention(unet: nn.Module) -> Mask:
+def cross_attention(denoiser: Denoiser) -> Mask:
     """Every key and value that reads the text."""
-    names = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear)]
-    modules = tuple(sorted(modules_within(names, "cross_attention")))
+    modules = tuple(denoiser.text_sites())
     return Mask("none", modules, len(modules), len(modules))
 
 
-def timed(unet: nn.Module, states: tuple[Tensor, Tensor, Tensor], rank: int, rounds: int) -> dict[str, Any]:
+def timed(denoiser: Denoiser, states: tuple[Tensor, Tensor, Tensor], rank: int, rounds: int) -> dict[str, Any]:
     """Median seconds of equal captions set aside, moments, solution and factors."""
-    mask, given, seconds = cross_attention(unet), ClosedFormSettings(), []
+    mask, given, seconds = cross_attention(denoiser), ClosedFormSettings(), []
     for _ in range(rounds):
         begun = time.perf_counter()
         concept, surrogate = distinct(states[0], states[1])
         (retain,) = distinct(states[2])
         moments = text_moments(concept, surrogate, retain, **given.model_dump())
-        changes = closed_form(unet, moments, mask, rank=rank)
+        changes = closed_form(denoiser, moments, mask, rank=rank)
         seconds.append(time.perf_counter() - begun)
     return {
         "seconds": statistics.median(seconds),
@@ -93,14 +92,14 @@ def main() -> None:
     styles = [f"a {{}} image in {style} style." for style in ("photo", "oil", "neon", "sketch")]
     told = [[form.format(name) for form in styles] for name in ("cat", "horse")]
     others = [form.format(name) for form in styles for name in ("rocket", "flower", "temple", "coins", "clock")]
-    canvas = tuple(base.encode_prompts(prompts).embeds for prompts in (*told, others))
-    found: dict[str, Any] = {"canvas": timed(base.unet, canvas, 1, given.rounds)}
+    canvas = tuple(base.encode_prompts(prompts).states for prompts in (*told, others))
+    found: dict[str, Any] = {"canvas": timed(base.denoiser, canvas, 1, given.rounds)}
     tokens, width = canvas[0].shape[1:]
-    found["canvas_vocabulary"] = timed(base.unet, vocabulary(tokens, width), CONCEPTS, given.rounds)
-    unet: UNet2DConditionModel = build_unet("fp32")
-    found["sd15"] = timed(unet, tuple(part[:40] for part in vocabulary(TOKENS, WIDTH)), 1, given.rounds)
+    found["canvas_vocabulary"] = timed(base.denoiser, vocabulary(tokens, width), CONCEPTS, given.rounds)
+    denoiser = as_denoiser(build_unet("fp32"))
+    found["sd15"] = timed(denoiser, tuple(part[:40] for part in vocabulary(TOKENS, WIDTH)), 1, given.rounds)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found["sd15_vocabulary"] = timed(unet, vocabulary(TOKENS, WIDTH), CONCEPTS, 1)
+    found["sd15_vocabulary"] = timed(denoiser, vocabulary(TOKENS, WIDTH), CONCEPTS, 1)
     found["sd15_vocabulary"]["peak_gib_above"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     found |= {"encode_seconds_a_prompt": encode_seconds(), "threads": given.threads, "made_on": made_on()}
     print(json.dumps(found, indent=2))

@@ -35,7 +35,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fade.config import Settings, load_settings
 from fade.lineage import made_on
-from fade.models.conditioning import denoise
 from fade.models.family import load_base
 from fade.steps.saliency import FEW_GROUPS
 
@@ -75,7 +74,7 @@ def canvas_flops(base: Path) -> int:
     """The same of the built-in base."""
     sd = load_base(base)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        denoise(sd.unet, torch.zeros(1, *sd.latent_shape), torch.zeros(1), sd.unconditional())
+        sd.denoiser.predict(torch.zeros(1, *sd.denoiser.latent_shape), torch.zeros(1), sd.unconditional())
     return counter.get_total_flops()
 
 

@@ -40,7 +40,7 @@ PROTOCOL_STEPS = 25
 Pictures = NDArray[np.uint8]
 
 
-def plain(scheduler: type, steps: int, guidance: float) -> Callable[[Sequence[str], Sequence[int]], Pictures]:
+def plain(scheduler: Any, steps: int, guidance: float) -> Callable[[Sequence[str], Sequence[int]], Pictures]:
     """One call of the stock pipeline a picture."""
     pipeline = StableDiffusionPipeline.from_pretrained(PROJECT.base)
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)

@@ -55,10 +55,10 @@ COUNTS = (1, 10, 50)
 def random_adapters(base: Path, folder: Path, *, count: int, rank: int) -> list[Path]:
     """Adapters on every module of the denoiser, as erasures without a mask give them; their change is small."""
     sd = load_base(base)
-    names = tuple(plain_modules(sd.unet))
+    names = tuple(plain_modules(sd.network))
     mask = Mask("module", names, len(names), len(names))
-    add_sparse_lora(sd.unet, mask, rank=rank, alpha=rank, seed=0, name="student")
-    shapes = {name: tensor.shape for name, tensor in adapter_tensors(sd.unet, "student").items()}
+    add_sparse_lora(sd.network, mask, rank=rank, alpha=rank, seed=0, name="student")
+    shapes = {name: tensor.shape for name, tensor in adapter_tensors(sd.denoiser, "student").items()}
     found = []
     for seed in range(count):
         generator = torch.Generator().manual_seed(seed)

@@ -26,8 +26,10 @@ from fade.methods.fade.masks import make_mask
 from fade.methods.fade.saliency import accumulate_saliency, noisy_groups
 from fade.methods.fade.sparse_lora import adapter_tensors, add_sparse_lora
 from fade.methods.fade.targeting import power_law
-from fade.models.conditioning import Conditioning
-from fade.models.diffusion import make_noise_scheduler
+from fade.models.families.stable_diffusion import UNet
+from fade.models.paths import DiffusionPath
+from fade.models.told import Told
+from fade.models.training.networks import make_noise_scheduler
 
 LATENT, TOKENS, WIDTH = (4, 64, 64), 77, 768
 BAR_GB = 8.0
@@ -48,8 +50,8 @@ def examples(count: int) -> Examples:
     """Random latents and text states."""
     return Examples(
         torch.randn(count, *LATENT),
-        Conditioning(torch.randn(count, TOKENS, WIDTH)),
-        Conditioning(torch.randn(count, TOKENS, WIDTH)),
+        Told(torch.randn(count, TOKENS, WIDTH)),
+        Told(torch.randn(count, TOKENS, WIDTH)),
     )
 
 
@@ -57,6 +59,11 @@ def peak_gb() -> float:
     """The most memory this process has had, in GB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def as_denoiser(unet: UNet2DConditionModel) -> UNet:
+    """A network of this size on Stable Diffusion 1.x's path."""
+    return UNet(unet, DiffusionPath(make_noise_scheduler().alphas_cumprod), (4, 64, 64))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -71,23 +78,23 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         begun = time.perf_counter()
 
     phase("libraries")
-    unet, levels = build_unet(arguments.weights), make_noise_scheduler().alphas_cumprod
+    unet = build_unet(arguments.weights)
+    denoiser = as_denoiser(unet)
     figures["parameters"] = sum(parameter.numel() for parameter in unet.parameters())
     if arguments.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     phase("build")
-    groups = noisy_groups(examples(2), groups=1, group_size=2, timesteps=power_law(len(levels), 1.0), seed=0)
-    scores = accumulate_saliency(unet, groups, alphas_cumprod=levels, against="teacher", granularity="module")
+    groups = noisy_groups(examples(2), groups=1, group_size=2, timesteps=power_law(denoiser.path.steps, 1.0), seed=0)
+    scores = accumulate_saliency(denoiser, groups, against="teacher", granularity="module")
     phase("saliency")
     mask = make_mask(scores, 0.75, granularity="module")
     parameters = add_sparse_lora(unet, mask, rank=6, alpha=6.0, seed=0, name="student")
     steps = distill(
-        unet,
+        denoiser,
         parameters,
         sets=Sets(examples(2), examples(2), examples(2)),
-        empty=Conditioning(torch.randn(1, TOKENS, WIDTH)),
-        alphas_cumprod=levels,
-        timesteps=power_law(len(levels), 0.25),
+        empty=Told(torch.randn(1, TOKENS, WIDTH)),
+        timesteps=power_law(denoiser.path.steps, 0.25),
         steps=2,
         batch=1,
         learning_rate=2e-3,
@@ -104,7 +111,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for step in steps:
         print(f"step {step.step}: forget loss {step.forget_loss:.4f}, gradient norm {step.gradient_norm:.4f}")
     phase("distill")
-    figures["adapter_bytes"] = sum(2 * tensor.numel() for tensor in adapter_tensors(unet, "student").values())
+    figures["adapter_bytes"] = sum(2 * tensor.numel() for tensor in adapter_tensors(denoiser, "student").values())
     figures["peak_gb"] = round(peak_gb(), 2)
     return figures
 

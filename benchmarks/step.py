@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 import yaml
 from plain_loop import PUBLISHED, PlainSet, Recipe, loop, prepare
-from sd15_memory import TOKENS, WIDTH, build_unet, examples, peak_gb
+from sd15_memory import TOKENS, WIDTH, as_denoiser, build_unet, examples, peak_gb
 from torch.utils.flop_counter import FlopCounterMode
 
 from fade.config import Spec, load_settings, save_spec
@@ -39,9 +39,8 @@ from fade.methods.fade.masks import Mask, load_mask
 from fade.methods.fade.saliency import salient_parameters
 from fade.methods.fade.sparse_lora import add_sparse_lora, computed_whole
 from fade.methods.fade.targeting import power_law
-from fade.models.conditioning import Conditioning
-from fade.models.diffusion import make_noise_scheduler
 from fade.models.family import load_base
+from fade.models.told import Told
 from fade.project import load_project
 from fade.steps.catalog import ensure_catalog
 from fade.steps.distill import add_student, loop_settings, train_student, training_sets
@@ -156,7 +155,8 @@ def matmul_rate() -> float:
 def at_full_size(threads: int) -> dict[str, Any]:
     """A step at SD 1.5's size; runs in a process of its own, since peak memory is a process'."""
     torch.set_num_threads(threads)
-    unet, levels = build_unet("bf16"), make_noise_scheduler().alphas_cumprod
+    unet = build_unet("bf16")
+    denoiser = as_denoiser(unet)
     beside = peak_gb()
     modules = tuple(sorted(salient_parameters(unet)))
     kept = tuple(modules[: round(0.75 * len(modules))])
@@ -169,12 +169,11 @@ def at_full_size(threads: int) -> dict[str, Any]:
     )
     with computed_whole(unet):
         steps = distill(
-            unet,
+            denoiser,
             parameters,
             sets=Sets(examples(2), examples(2), examples(2)),
-            empty=Conditioning(torch.randn(1, TOKENS, WIDTH)),
-            alphas_cumprod=levels,
-            timesteps=power_law(len(levels), 0.25),
+            empty=Told(torch.randn(1, TOKENS, WIDTH)),
+            timesteps=power_law(denoiser.path.steps, 0.25),
             surrogate_share=0.0,
             **loop_settings(defaults),
         )

@@ -3,8 +3,8 @@
 diffusers   a folder: ``pytorch_lora_weights.safetensors`` with its LoRA configuration as metadata
 peft        a folder: ``adapter_config.json`` and ``adapter_model.safetensors``
 kohya       a file: ``lora_unet_<module>.lora_down.weight``, ``.lora_up.weight``, ``.alpha`` (A1111, ComfyUI)
-difference  a file: ``unet.<module>.weight``, the dense difference, float32
-merged      a diffusers folder: a copy of the base with the difference added to its UNet
+difference  a file: ``<component>.<module>.weight``, the dense difference, float32
+merged      a diffusers folder: a copy of the base with the difference added to its denoiser
 
 The first three hold a LoRA alone. A file has one metadata key: safetensors writes two in a random order, and
 equal exports are to be equal bytes.
@@ -118,8 +118,8 @@ def import_adapter(source: Path, base: Base, *, layout: Layout | None = None) ->
         layout: what ``source`` is; None detects it.
 
     Returns:
-        LoRA: ``unet.<module>.lora_A.weight``, (r, in) or (r, in, h, w), and ``.lora_B.weight``, (out, r) or
-        (out, r, 1, 1), float32, scaling 1. Difference: ``unet.<module>.positions``, (n,) int32, flat, of what is
+        LoRA: ``<component>.<module>.lora_A.weight``, (r, in) or (r, in, h, w), and ``.lora_B.weight``, (out, r) or
+        (out, r, 1, 1), float32, scaling 1. Difference: ``<component>.<module>.positions``, (n,) int32, flat, of what is
         not zero, and ``.values``, (n,) float32.
 
     Raises:
@@ -141,14 +141,15 @@ def import_adapter(source: Path, base: Base, *, layout: Layout | None = None) ->
     tensors, config = _read(path), {}
     refuse_others(tensors, source)
     if layout in ("diffusers", "peft"):
-        config = read_json(source / PEFT_CONFIG) if layout == "peft" else read_metadata(path)
-    modules = plain_modules(base.unet)
-    found = named(tensors, layout, modules, config=base.unet.config, source=source)
+        config = read_json(source / PEFT_CONFIG) if layout == "peft" else read_metadata(path, base.denoiser.component)
+    component, modules = base.denoiser.component, plain_modules(base.network)
+    found = named(tensors, layout, modules, component=component, config=base.network.config, source=source)
     if layout == "difference":
         refuse_whole_weights(found, modules, source)
     result: dict[str, Tensor] = {}
     for module, parts in sorted(found.items()):
-        result |= _fitted(module, parts, modules[module].weight.shape, config)
+        fitted = _fitted(module, parts, modules[module].weight.shape, config)
+        result |= {f"{component}.{module}{ending}": tensor for ending, tensor in fitted.items()}
     return result
 
 
@@ -163,13 +164,19 @@ def _read(path: Path) -> dict[str, Tensor]:
     raise AdapterFormatError(f"{path} holds no tensor.")
 
 
+def _component(tensors: Mapping[str, Tensor]) -> str:
+    """The name in the pipeline of the network that an adapter changes: every key begins with it."""
+    return next(iter(tensors)).partition(".")[0]
+
+
 def _modules(tensors: Mapping[str, Tensor]) -> list[str]:
-    return sorted({re.sub(r"\.(positions|values|lora_[AB]\.weight)$", "", key[len("unet.") :]) for key in tensors})
+    return sorted({re.sub(r"\.(positions|values|lora_[AB]\.weight)$", "", key.partition(".")[2]) for key in tensors})
 
 
 def _write_lora(path: Path, tensors: Mapping[str, Tensor], layout: Layout, strength: float) -> None:
     """Alpha is the rank everywhere, so the scaling is 1, also for tools that lose alpha."""
-    ranks = {module: len(tensors[f"unet.{module}{_A}"]) for module in _modules(tensors)}
+    component = _component(tensors)
+    ranks = {module: len(tensors[f"{component}.{module}{_A}"]) for module in _modules(tensors)}
     rank = max(ranks.values())
     # peft reads the keys as expressions that may match in the middle of a name; ^ and escapes make them exact.
     others = {f"^{re.escape(module)}": value for module, value in ranks.items() if value != rank}
@@ -182,27 +189,27 @@ def _write_lora(path: Path, tensors: Mapping[str, Tensor], layout: Layout, stren
         return
     path.mkdir(parents=True)
     if layout == "diffusers":
-        text = json.dumps({f"unet.{key}": value for key, value in config.items()}, sort_keys=True)
+        text = json.dumps({f"{component}.{key}": value for key, value in config.items()}, sort_keys=True)
         save_file(dict(tensors), path / WEIGHTS_NAME, metadata={"lora_adapter_metadata": text})
     else:
         write_json(path / PEFT_CONFIG, {**config, "peft_type": "LORA", "bias": "none", "inference_mode": True})
-        renamed = {f"base_model.model.{key.removeprefix('unet.')}": tensor for key, tensor in tensors.items()}
+        renamed = {f"base_model.model.{key.partition('.')[2]}": tensor for key, tensor in tensors.items()}
         save_file(renamed, path / PEFT_WEIGHTS, metadata={"format": "pt"})
 
 
 def _as_kohya(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     """kohya's names. Lower ranks are filled up with zeros, as diffusers forgets attention's alphas when they differ."""
-    named: dict[str, Tensor] = {}
+    component, named = _component(tensors), dict[str, Tensor]()
     for module in _modules(tensors):
-        name = f"lora_unet_{module.replace('.', '_')}"
-        down, up = tensors[f"unet.{module}{_A}"], tensors[f"unet.{module}{_B}"]
+        name = f"lora_{component}_{module.replace('.', '_')}"
+        down, up = tensors[f"{component}.{module}{_A}"], tensors[f"{component}.{module}{_B}"]
         missing = rank - len(down)
         named[f"{name}.lora_down.weight"] = torch.cat([down, down.new_zeros(missing, *down.shape[1:])])
         named[f"{name}.lora_up.weight"] = torch.cat([up, up.new_zeros(len(up), missing, *up.shape[2:])], dim=1)
         named[f"{name}.alpha"] = torch.tensor(float(rank))
     # Names without dots cannot be turned back by rule: ask the reader itself which ones it understands.
     read, _ = StableDiffusionPipeline.lora_state_dict(dict(named))
-    back = convert_unet_state_dict_to_peft({key.removeprefix("unet."): tensor for key, tensor in read.items()})
+    back = convert_unet_state_dict_to_peft({key.partition(".")[2]: tensor for key, tensor in read.items()})
     if lost := [module for module in _modules(tensors) if f"{module}{_A}" not in back or f"{module}{_B}" not in back]:
         raise AdapterFormatError(f"'kohya' cannot hold {listing(lost)}: diffusers misreads these. Use another layout.")
     return named
@@ -210,12 +217,13 @@ def _as_kohya(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
 
 def _dense(tensors: Mapping[str, Tensor], module: str, shape: torch.Size | None, strength: float) -> Tensor:
     """A module's difference, dense, float32; ``shape`` is its weight's, unknown only to a LoRA."""
-    if f"unet.{module}{_A}" in tensors:
-        a, b = tensors[f"unet.{module}{_A}"].float(), tensors[f"unet.{module}{_B}"].float()
+    component = _component(tensors)
+    if f"{component}.{module}{_A}" in tensors:
+        a, b = tensors[f"{component}.{module}{_A}"].float(), tensors[f"{component}.{module}{_B}"].float()
         dense = (b.flatten(1) @ a.flatten(1)).view(len(b), *a.shape[1:])
         _check_shape(dense.shape, shape or dense.shape, module)
     else:
-        positions, values = tensors[f"unet.{module}.positions"], tensors[f"unet.{module}.values"]
+        positions, values = tensors[f"{component}.{module}.positions"], tensors[f"{component}.{module}.values"]
         if shape is None or (len(positions) and not 0 <= positions.min() <= positions.max() < shape.numel()):
             raise AdapterFormatError(f"The adapter does not fit its base: positions outside the weight of {module}.")
         dense = FixedDelta(positions.long(), values.float(), shape)()
@@ -224,11 +232,15 @@ def _dense(tensors: Mapping[str, Tensor], module: str, shape: torch.Size | None,
 
 def _write_difference(path: Path, tensors: Mapping[str, Tensor], base: Path | None, strength: float) -> None:
     shapes: dict[str, torch.Size] = {}
-    for file in sorted((base / "unet").glob("*.safetensors")) if base else ():
+    for file in sorted((base / _component(tensors)).glob("*.safetensors")) if base else ():
         with safe_open(file, framework="pt") as stored:
             shapes |= {key: torch.Size(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
     dense = {module: _dense(tensors, module, shapes.get(f"{module}.weight"), strength) for module in _modules(tensors)}
-    if not (changed := {f"unet.{module}.weight": tensor for module, tensor in dense.items() if tensor.any()}):
+    if not (
+        changed := {
+            f"{_component(tensors)}.{module}.weight": tensor for module, tensor in dense.items() if tensor.any()
+        }
+    ):
         raise AdapterFormatError("The adapter changes nothing: there is no difference to export.")
     save_file(changed, path, metadata={"format": "pt"})
 
@@ -239,7 +251,7 @@ def _write_merged(path: Path, tensors: Mapping[str, Tensor], base: Path, strengt
     single = {file.name for file in base.glob("*.safetensors")}
     shutil.copytree(base, path, ignore=lambda at, names: _STALE(at, names) | (single if Path(at) == base else set()))
     waiting = set(_modules(tensors))
-    for file in sorted((path / "unet").glob("*.safetensors")):
+    for file in sorted((path / _component(tensors)).glob("*.safetensors")):
         weights = load_file(file)
         here = [module for module in _modules(tensors) if f"{module}.weight" in weights]
         for module in here:
@@ -267,19 +279,19 @@ def _detect(source: Path) -> Layout:
 
 
 def _fitted(module: str, parts: dict[str, Tensor], shape: torch.Size, config: dict[str, Any]) -> dict[str, Tensor]:
-    """A and scaling * B, or positions and values; checked against the weight's shape."""
+    """A and scaling * B, or positions and values, by the ending of their names; checked against the weight's shape."""
     if ".weight" in parts:
         _check_shape(parts[".weight"].shape, shape, module)
         flat = parts[".weight"].float().reshape(-1)
         positions = flat.nonzero().squeeze(1)
-        return {f"unet.{module}.positions": positions.to(torch.int32), f"unet.{module}.values": flat[positions]}
+        return {".positions": positions.to(torch.int32), ".values": flat[positions]}
     if _A not in parts or _B not in parts:
         raise AdapterFormatError(f"{module} lacks a half of its pair: got {listing(sorted(parts))}.")
     a, b = parts[_A].float(), parts[_B].float()
     rank = a.shape[:1].numel()
     _check_shape(a.shape, (rank, *shape[1:]), f"{module}, A,")
     _check_shape(b.shape, (shape[0], rank, *[1] * (len(shape) - 2)), f"{module}, B,")
-    return {f"unet.{module}{_A}": a, f"unet.{module}{_B}": b * scaling_of(parts.get(ALPHA), rank, module, config)}
+    return {_A: a, _B: b * scaling_of(parts.get(ALPHA), rank, module, config)}
 
 
 def _check_shape(got: Sequence[int], expected: Sequence[int], module: str) -> None:

@@ -1,11 +1,11 @@
 """What other tools' adapter files hold: their names of tensors, their scalings, and what this library cannot take.
 
-diffusers   ``unet.<module>.lora_A.weight``, or as its training scripts save them ``.lora.down.weight``, or older
+diffusers   ``<component>.<module>.lora_A.weight``, or as its training scripts save them ``.lora.down.weight``, or older
             ``.processor.to_q_lora.down.weight``; scaling in the file's metadata, 1 without
 peft        ``base_model.model.<module>.lora_A.weight``; scaling in the ``adapter_config.json`` beside it
 kohya       ``lora_unet_<module>.lora_down.weight`` with ``.alpha``; for SDXL the modules have the names of the
             original release (``input_blocks_4_1_...``)
-difference  ``unet.<module>.weight``
+difference  ``<component>.<module>.weight``
 
 Names are turned back by diffusers' own converters. What is no LoRA and no difference of the denoiser is refused by
 its name: read by half it would only erase less, and say nothing.
@@ -32,7 +32,7 @@ from fade.errors import AdapterFormatError, listing, nearest
 LORA_A, LORA_B, ALPHA, WEIGHT = ".lora_A.weight", ".lora_B.weight", ".alpha", ".weight"
 _KOHYA = {".lora_down.weight": LORA_A, ".lora_up.weight": LORA_B, ALPHA: ALPHA}
 _SGM = ("input_blocks", "middle_block", "output_blocks")
-_MERGE = "Have the tool that made it merge it into the base, and import the difference (unet.<module>.weight)."
+_MERGE = "Have the tool that made it merge it into the base, and import the difference (<component>.<module>.weight)."
 _ALONE = (
     "The denoiser's part alone would erase less than the whole: train it without (kohya: --network_train_unet_only)."
 )
@@ -84,13 +84,14 @@ def refuse_others(tensors: Mapping[str, Tensor], source: Path) -> None:
 
 
 def named(
-    tensors: Mapping[str, Tensor], layout: str, modules: Mapping[str, Any], *, config: Any, source: Path
+    tensors: Mapping[str, Tensor], layout: str, modules: Mapping[str, Any], *, component: str, config: Any, source: Path
 ) -> dict[str, dict[str, Tensor]]:
     """Module to its parts (``LORA_A``, ``LORA_B``, ``ALPHA``; ``WEIGHT`` of a difference), every tensor used.
 
     Args:
         layout: ``diffusers``, ``peft``, ``kohya`` or ``difference``.
         modules: the denoiser's, by name.
+        component: the denoiser's name in its pipeline.
         config: the denoiser's configuration.
 
     Raises:
@@ -99,9 +100,11 @@ def named(
     stems = {module.replace(".", "_"): module for module in modules}
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        place = _kohya(key, stems, config) if layout == "kohya" else _dotted(key, layout)
+        place = _kohya(key, stems, config) if layout == "kohya" else _dotted(key, layout, component)
         if place is None or place[0] not in modules:
-            raise AdapterFormatError(f"{source}: {key} finds no use. {nearest(key, _expected(layout, modules))}")
+            raise AdapterFormatError(
+                f"{source}: {key} finds no use. {nearest(key, _expected(layout, modules, component))}"
+            )
         module, part = place
         if part in found.setdefault(module, {}):
             raise AdapterFormatError(f"{source}: {key} is a second {part.strip('.')} of {module}. Export it anew.")
@@ -109,9 +112,9 @@ def named(
     return found
 
 
-def _dotted(key: str, layout: str) -> tuple[str, str] | None:
+def _dotted(key: str, layout: str, component: str) -> tuple[str, str] | None:
     """Module and part of a key with dots."""
-    prefix = "base_model.model." if layout == "peft" else "unet."
+    prefix = "base_model.model." if layout == "peft" else f"{component}."
     name = key.removeprefix(prefix)
     if layout == "difference":
         return (name.removesuffix(WEIGHT), WEIGHT) if name.endswith(WEIGHT) and name != key else None
@@ -137,12 +140,12 @@ def _kohya(key: str, stems: Mapping[str, str], config: Any) -> tuple[str, str] |
     return None if module is None else (module, _KOHYA[ending])
 
 
-def _expected(layout: str, modules: Mapping[str, Any]) -> list[str]:
+def _expected(layout: str, modules: Mapping[str, Any], component: str) -> list[str]:
     if layout == "kohya":
         return [f"lora_unet_{module.replace('.', '_')}{ending}" for module in modules for ending in _KOHYA]
     if layout == "difference":
-        return [f"unet.{module}{WEIGHT}" for module in modules]
-    prefix = "base_model.model." if layout == "peft" else "unet."
+        return [f"{component}.{module}{WEIGHT}" for module in modules]
+    prefix = "base_model.model." if layout == "peft" else f"{component}."
     return [f"{prefix}{module}{part}" for module in modules for part in (LORA_A, LORA_B)]
 
 
@@ -162,7 +165,7 @@ def refuse_whole_weights(found: Mapping[str, Mapping[str, Tensor]], modules: Map
         )
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path, component: str) -> dict[str, Any]:
     """The LoRA configuration in a diffusers file; empty where it has none, which means a scaling of 1.
 
     Raises:
@@ -174,7 +177,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
         content = json.loads(text)
         if content.get("r") is not None:  # of a denoiser saved by itself
             return dict(content)
-        return {key.removeprefix("unet."): value for key, value in content.items() if key.startswith("unet.")}
+        start = f"{component}."
+        return {k.removeprefix(start): value for k, value in content.items() if k.startswith(start)}
     except (ValueError, AttributeError, RecursionError) as error:
         raise AdapterFormatError(
             f"The metadata of {path} is no LoRA configuration: {error}. Save the adapter anew with its own tool."

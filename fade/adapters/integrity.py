@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from fade.errors import BaseModelError, RefusedError, listing
+from fade.models.family import FAMILIES
 from fade.models.supported import PARTS
 
 _FREE = {"use_slicing", "use_tiling", "gradient_checkpointing"}
@@ -257,8 +258,7 @@ def _spellings(pipeline: Any) -> Iterator[tuple[str, object]]:
 
 
 def _noise(pipeline: Any) -> tuple[object, Tensor | None]:
-    scheduler = pipeline.scheduler
-    return scheduler.config.get("prediction_type"), getattr(scheduler, "alphas_cumprod", None)
+    return FAMILIES[type(pipeline).__name__].noise_schedule(pipeline.scheduler)
 
 
 def _same_noise(one: tuple[object, Tensor | None], other: tuple[object, Tensor | None]) -> bool:

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from fade.errors import AdapterFormatError, RefusedError, listing
 from fade.models.deltas import plain_modules
+from fade.models.denoiser import Denoiser
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,12 @@ class Overlay:
     """A denoiser whose modules ask the request for its adapters; outside a request they refuse to compute.
 
     Args:
-        network: the denoiser. Its parameters, buffers and module tree are left as they are.
+        denoiser: its network's parameters, buffers and module tree are left as they are.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
+    def __init__(self, denoiser: Denoiser) -> None:
+        network = denoiser.network
+        self.network, self._component = network, denoiser.component
         self._modules: dict[str, Any] = dict(plain_modules(network))
         # Not by hooks, which `network.forward()` passes by; on every module, as `type(network).forward` passes by one.
         network.forward = self._only_in_requests(network.forward)
@@ -157,8 +159,9 @@ class Overlay:
         parts: dict[str, Factors | Tensor] = {}
         for name, module in self._modules.items():
             shape = module.weight.shape
-            down, up = rest.pop(f"unet.{name}.lora_A.weight", None), rest.pop(f"unet.{name}.lora_B.weight", None)
-            positions, values = rest.pop(f"unet.{name}.positions", None), rest.pop(f"unet.{name}.values", None)
+            key = f"{self._component}.{name}"
+            down, up = rest.pop(f"{key}.lora_A.weight", None), rest.pop(f"{key}.lora_B.weight", None)
+            positions, values = rest.pop(f"{key}.positions", None), rest.pop(f"{key}.values", None)
             if (down is None) != (up is None) or (positions is None) != (values is None):
                 raise AdapterFormatError(f"{adapter} is damaged: {name} lacks one half of its tensors.")
             if down is not None and up is not None:

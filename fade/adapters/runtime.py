@@ -89,7 +89,7 @@ class Runtime:
         self._base_checked: Mapping[str, str] = {}
         self.refusal = "no manifest was read yet"
         check_against_files(self.pipeline, read_pipeline(find_base(self.base.folder)), origin=self.base.folder)
-        self._overlay = Overlay(self.pipeline.unet)
+        self._overlay = Overlay(self.base.denoiser)
         self._tokenizers = _one_text_at_a_time(self.pipeline)
         self._plain = self._overlay.prepare([])
         self._integrity = Integrity(self.pipeline)
@@ -266,7 +266,7 @@ def _one_text_at_a_time(pipeline: Any) -> list[tuple[Any, type]]:
 
 def _as_base(pipeline: Any) -> Base:
     """A loaded base as it is; a stock pipeline as the base it was loaded from."""
-    if hasattr(pipeline, "noise_scheduler"):
+    if hasattr(pipeline, "denoiser"):
         base: Base = pipeline
         return base
     name = type(pipeline).__name__

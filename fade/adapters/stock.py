@@ -20,7 +20,7 @@ from fade.adapters.card import load_card, weights_path
 from fade.adapters.exports import Layout
 from fade.adapters.store import activate, apply_adapter, put_in, restore_base
 from fade.errors import AdapterFormatError, listing
-from fade.models.conditioning import denoise
+from fade.models.denoiser import Denoiser
 from fade.models.family import Base, load_base
 from fade.models.generate import first_latents
 from fade.models.source import find_base
@@ -45,15 +45,15 @@ def deviation(out: Path, *, layout: Layout, adapter: Path, base: Path, strength:
         BaseModelError: ``base`` is no base model.
     """
     sd = load_base(base)
-    plain = _answers(sd, sd.unet)
+    plain = _answers(sd, sd.denoiser)
     apply_adapter(sd, adapter, name="export")
     activate(sd, {"export": strength})
-    ours = _answers(sd, sd.unet)
+    ours = _answers(sd, sd.denoiser)
     restore_base(sd)
-    theirs = _answers(sd, _stock_denoiser(out, layout, base).to(sd.device))
+    theirs = _answers(sd, sd.denoiser.on(_stock_network(out, layout, base, sd.denoiser.component).to(sd.device)))
     change, off = _norm(ours - plain), _norm(ours - theirs)
     # A merged model is held in the precision of its base: of a small change that may be much.
-    rounding = _rounding(sd, plain, _precision(out) if layout == "merged" else torch.float32)
+    rounding = _rounding(sd, plain, _precision(out / sd.denoiser.component) if layout == "merged" else torch.float32)
     found = off / change if change else float(off > 0)
     if not off <= LIMIT * change + rounding:  # NaN too
         raise AdapterFormatError(
@@ -78,15 +78,15 @@ def check_stored(sd: Base, tensors: Mapping[str, Tensor], folder: Path) -> float
     """
     written = load_file(weights_path(folder, load_card(folder)))
     lost = [name for name, one in tensors.items() if _norm(one - written[name].to(one)) > LIMIT * _norm(one)]
-    plain = _answers(sd, sd.unet)
+    plain = _answers(sd, sd.denoiser)
     try:
         put_in(sd, tensors, name="read", origin=str(folder))
         activate(sd, {"read": 1.0})
-        read = _answers(sd, sd.unet)
+        read = _answers(sd, sd.denoiser)
         restore_base(sd)
         apply_adapter(sd, folder, name="stored")
         activate(sd, {"stored": 1.0})
-        stored = _answers(sd, sd.unet)
+        stored = _answers(sd, sd.denoiser)
     finally:
         restore_base(sd)
     change, off = _norm(read - plain), _norm(read - stored)
@@ -102,25 +102,23 @@ def check_stored(sd: Base, tensors: Mapping[str, Tensor], folder: Path) -> float
 
 def _rounding(base: Base, plain: Tensor, dtype: torch.dtype) -> float:
     """How far apart two answers may be by rounding of the weights in this type alone."""
-    return 2 * _norm(_answers(base, _rounded(base.unet, dtype)) - plain)
+    return 2 * _norm(_answers(base, base.denoiser.on(_rounded(base.network, dtype))) - plain)
 
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor))
 
 
-def _precision(merged: Path) -> torch.dtype:
-    """The coarsest type of a merged model's denoiser."""
-    tensors = [
-        tensor for file in sorted((merged / "unet").glob("*.safetensors")) for tensor in load_file(file).values()
-    ]
+def _precision(weights: Path) -> torch.dtype:
+    """The coarsest type of a merged model's denoiser, in its folder."""
+    tensors = [tensor for file in sorted(weights.glob("*.safetensors")) for tensor in load_file(file).values()]
     return max((tensor.dtype for tensor in tensors if tensor.is_floating_point()), key=lambda one: torch.finfo(one).eps)
 
 
 @torch.no_grad()
-def _rounded(unet: Any, dtype: torch.dtype) -> Any:
-    """The denoiser with every weight off by at most half a unit in its last place, at random."""
-    copied, draw = copy.deepcopy(unet), torch.Generator().manual_seed(0)
+def _rounded(network: Any, dtype: torch.dtype) -> Any:
+    """The network with every weight off by at most half a unit in its last place, at random."""
+    copied, draw = copy.deepcopy(network), torch.Generator().manual_seed(0)
     for weight in copied.parameters():
         shift = (torch.rand(weight.shape, generator=draw) - 0.5) * torch.finfo(dtype).eps
         weight.mul_(1 + shift.to(weight.device))
@@ -128,14 +126,14 @@ def _rounded(unet: Any, dtype: torch.dtype) -> Any:
 
 
 @torch.no_grad()
-def _answers(base: Base, unet: Any) -> Tensor:
+def _answers(base: Base, denoiser: Denoiser) -> Tensor:
     timesteps = torch.tensor([50, 300, 600, 900])
-    latents = first_latents(range(4), base.latent_shape).to(base.device)
-    conditioning = base.encode_prompts(["a picture"]).expand(4).to(base.device)
-    return denoise(unet, latents, timesteps.to(base.device), conditioning).float().cpu()
+    latents = first_latents(range(4), denoiser.latent_shape).to(base.device)
+    told = base.encode_prompts(["a picture"]).expand(4).to(base.device)
+    return denoiser.predict(latents, timesteps.to(base.device), told).float().cpu()
 
 
-def _stock_denoiser(out: Path, layout: Layout, base: Path) -> Any:
+def _stock_network(out: Path, layout: Layout, base: Path, component: str) -> Any:
     source = out if layout == "merged" else find_base(base).path
     if source.is_file():
         pipeline = load_base(source).pipeline
@@ -143,10 +141,11 @@ def _stock_denoiser(out: Path, layout: Layout, base: Path) -> Any:
         pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32)
     if layout in ("diffusers", "kohya"):
         pipeline.load_lora_weights(out)
-    elif layout == "peft":
-        return PeftModel.from_pretrained(pipeline.unet, out).eval()
-    elif layout == "difference":
-        weights = pipeline.unet.state_dict()
+    network = getattr(pipeline, component)
+    if layout == "peft":
+        return PeftModel.from_pretrained(network, out).eval()
+    if layout == "difference":
+        weights = network.state_dict()
         for key, tensor in load_file(out).items():
-            weights[key.removeprefix("unet.")] += tensor.to(pipeline.unet.device)
-    return pipeline.unet.eval()
+            weights[key.removeprefix(f"{component}.")] += tensor.to(network.device)
+    return network.eval()

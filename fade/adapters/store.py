@@ -36,7 +36,7 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str,
     adapters are equal bytes.
 
     Args:
-        tensors: diffusers' keys (``unet.<module>.lora_A.weight``), scaling already in B.
+        tensors: diffusers' keys (``<component>.<module>.lora_A.weight``), scaling already in B.
         card: what the adapter is bound to; ``type`` (``lora`` or ``delta``), ``format`` and
             ``adapter_sha256`` are added.
     """
@@ -69,7 +69,7 @@ def _lost(tensor: Tensor) -> float:
 
 
 def apply_adapter(sd: Base, folder: Path, *, name: str) -> dict[str, Any]:
-    """Load an adapter into the UNet, switched off until ``activate`` names it; others stay as they are.
+    """Load an adapter into the denoiser, switched off until ``activate`` names it; others stay as they are.
 
     Raises:
         AdapterFormatError: damaged, for another base, or a tensor of it found no module.
@@ -89,7 +89,7 @@ def apply_adapter(sd: Base, folder: Path, *, name: str) -> dict[str, Any]:
 
 
 def put_in(base: Base, tensors: Mapping[str, Tensor], *, name: str, origin: str) -> None:
-    """Hang an adapter's tensors on the UNet, switched off until ``activate`` names it.
+    """Hang an adapter's tensors on the denoiser, switched off until ``activate`` names it.
 
     Args:
         origin: where they are from, for error messages.
@@ -102,39 +102,43 @@ def put_in(base: Base, tensors: Mapping[str, Tensor], *, name: str, origin: str)
     else:
         floats = {key: tensor.float() for key, tensor in tensors.items()}
         with GLOBAL_GENERATOR:  # peft draws a beginning before it takes what is given
-            base.unet.load_lora_adapter(dict(floats), prefix="unet", adapter_name=name)
+            base.network.load_lora_adapter(dict(floats), prefix=base.denoiser.component, adapter_name=name)
         _unround(base, floats, name)
         _check_all_used(base, origin, floats, name)
     activate(base, base.active)
 
 
 def _add_fixed_deltas(sd: Base, tensors: Mapping[str, Tensor], *, name: str, origin: str) -> None:
-    known = plain_modules(sd.unet)
-    modules = sorted({key.removeprefix("unet.").rpartition(".")[0] for key in tensors})
+    known = plain_modules(sd.network)
+    modules = sorted({key.removeprefix(f"{sd.denoiser.component}.").rpartition(".")[0] for key in tensors})
     if unknown := [module for module in modules if module not in known]:
         raise AdapterFormatError(
             f"The adapter in {origin} was not used to its last tensor: {listing(unknown)} found no module of the base."
         )
     parts = {}
     for module in modules:
-        positions, values = tensors.get(f"unet.{module}.positions"), tensors.get(f"unet.{module}.values")
+        positions, values = (
+            tensors.get(f"{sd.denoiser.component}.{module}.positions"),
+            tensors.get(f"{sd.denoiser.component}.{module}.values"),
+        )
         shape = known[module].weight.shape
         if positions is None or values is None or len(positions) != len(values):
             raise AdapterFormatError(f"The adapter in {origin} is damaged: {module} lacks positions or values.")
         if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < shape.numel():
             raise AdapterFormatError(f"The adapter in {origin} is damaged: positions outside the weight of {module}.")
         parts[module] = FixedDelta(positions.long(), values.float(), shape)
-    add_delta(sd.unet, name, parts)
+    add_delta(sd.network, name, parts)
 
 
 def _unround(sd: Base, tensors: Mapping[str, Tensor], name: str) -> None:
     """On a base held in bfloat16 the tensors were rounded while they were loaded: put in what was stored."""
-    if next(sd.unet.parameters()).dtype == torch.float32:
+    if next(sd.network.parameters()).dtype == torch.float32:
         return
-    hold_in_float32(sd.unet, name)
-    for module, layer in lora_layers(sd.unet).items():
+    hold_in_float32(sd.network, name)
+    for module, layer in lora_layers(sd.network).items():
         for part, tensor in (
-            (f"unet.{module}.lora_{letter}.weight", getattr(layer, f"lora_{letter}")) for letter in "AB"
+            (f"{sd.denoiser.component}.{module}.lora_{letter}.weight", getattr(layer, f"lora_{letter}"))
+            for letter in "AB"
         ):
             if part in tensors and name in tensor:
                 tensor[name].weight.data.copy_(tensors[part])
@@ -142,10 +146,10 @@ def _unround(sd: Base, tensors: Mapping[str, Tensor], name: str) -> None:
 
 def _check_all_used(sd: Base, origin: str, tensors: Mapping[str, Tensor], name: str) -> None:
     used: dict[str, Tensor] = {}
-    for module, layer in lora_layers(sd.unet).items():
+    for module, layer in lora_layers(sd.network).items():
         if name in layer.lora_A:
-            used[f"unet.{module}.lora_A.weight"] = layer.lora_A[name].weight
-            used[f"unet.{module}.lora_B.weight"] = layer.lora_B[name].weight
+            used[f"{sd.denoiser.component}.{module}.lora_A.weight"] = layer.lora_A[name].weight
+            used[f"{sd.denoiser.component}.{module}.lora_B.weight"] = layer.lora_B[name].weight
             if layer.scaling[name] != 1.0:
                 raise AdapterFormatError(f"{module} was loaded with scaling {layer.scaling[name]}; expected 1.")
     unused = sorted(key for key in tensors if key not in used or not torch.equal(used[key].float(), tensors[key]))
@@ -161,7 +165,7 @@ def activate(base: Base, weights: Mapping[str, float]) -> None:
     Raises:
         ConfigError: a name was not loaded.
     """
-    layers, deltas = lora_layers(base.unet), delta_weights(base.unet)
+    layers, deltas = lora_layers(base.network), delta_weights(base.network)
     low_rank = {name for layer in layers.values() for name in layer.lora_A}
     loaded = low_rank | {name for delta in deltas.values() for name in delta.parts}
     if unknown := sorted(set(weights) - loaded):
@@ -170,18 +174,18 @@ def activate(base: Base, weights: Mapping[str, float]) -> None:
     for delta in deltas.values():
         delta.activate(weights)
     if on := {name: weight for name, weight in weights.items() if name in low_rank}:
-        base.unet.enable_adapters()
-        base.unet.set_adapters(list(on), list(on.values()))
+        base.network.enable_adapters()
+        base.network.set_adapters(list(on), list(on.values()))
     elif low_rank:
-        base.unet.disable_adapters()
+        base.network.disable_adapters()
 
 
 def restore_base(sd: Base) -> None:
-    """Take every adapter out: the UNet's modules and bits are the base's again.
+    """Take every adapter out: the denoiser's modules and bits are the base's again.
 
     Adapters are never fused into the weights, so nothing has to be subtracted.
     """
     sd.active = {}
-    remove_deltas(sd.unet)
-    if lora_layers(sd.unet):
-        sd.unet.unload_lora()
+    remove_deltas(sd.network)
+    if lora_layers(sd.network):
+        sd.network.unload_lora()

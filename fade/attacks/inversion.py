@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fade.errors import DataError
-from fade.models.conditioning import Conditioning
 from fade.models.family import Base
 from fade.models.generate import Solver, generate_from
 from fade.models.inversion import InversionStep, invert
+from fade.models.told import Told
 from fade.seeding import torch_generator
 
 
@@ -51,22 +51,20 @@ def invert_concept(
     generator = torch_generator(seed, "inversion attack")
     begin = base.encode_prompts([prompts[i % len(prompts)] for i in range(restarts)])
     yield from invert(
-        base.unet,
+        base.denoiser,
         latents,
         start=begin,
-        alphas_cumprod=base.alphas_cumprod,
         steps=steps,
         batch=batch,
         learning_rate=learning_rate,
         generator=generator,
         precision=precision,
-        prediction_type=base.prediction_type,
     )
 
 
 def draw_from_states(
     base: Base,
-    states: Conditioning,
+    states: Told,
     *,
     seeds: Sequence[int],
     batch: int,

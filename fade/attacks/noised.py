@@ -7,18 +7,15 @@ network gives more of than of that, at much noise, is knowledge it still has. So
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fade.models.conditioning import Conditioning
-from fade.models.diffusion import add_noise, autocast
+from fade.models.denoiser import autocast
 from fade.models.family import Base
 from fade.models.generate import guided
+from fade.models.told import Told
 from fade.seeding import torch_generator
 
 
@@ -26,7 +23,7 @@ from fade.seeding import torch_generator
 def draw_from_noised(
     base: Base,
     latents: Tensor,
-    told: Conditioning,
+    told: Told,
     *,
     strength: float,
     steps: int,
@@ -40,11 +37,10 @@ def draw_from_noised(
         strength: 0 leaves the picture as it is, 1 begins at (nearly) pure noise.
         steps: of the whole way; the share ``strength`` of them is taken.
     """
-    scheduler: Any = DDIMScheduler.from_config(base.noise_scheduler.config)
-    scheduler.set_timesteps(steps)
+    scheduler = base.solver("ddim", steps)
     taken = scheduler.timesteps[-max(1, round(strength * steps)) :]
     noise = torch.randn(latents.shape, generator=torch_generator(seed, "noised", strength))
-    begin = add_noise(latents, noise, taken[:1].cpu().expand(len(latents)), base.alphas_cumprod)
+    begin = base.denoiser.path.noised(latents, noise, taken[:1].cpu().expand(len(latents)))
     noisy = begin.to(base.device)
     answer = guided(base, told, guidance)
     with autocast(precision, base.device.type):

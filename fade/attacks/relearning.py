@@ -6,20 +6,18 @@ outputs), from the erased ones, by the denoising loss under the concept's own ca
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fade.models.conditioning import Conditioning, denoise
 from fade.models.deltas import add_delta, delta_weights, plain_modules
-from fade.models.diffusion import add_noise, autocast, denoising_target
+from fade.models.denoiser import autocast
 from fade.models.family import Base
+from fade.models.told import Told
 from fade.seeding import torch_generator
 
 NAME = "relearnt"
-_ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out\.0)$")
 
 
 class _Change(nn.Module):
@@ -34,7 +32,7 @@ class _Change(nn.Module):
 def relearn(
     base: Base,
     latents: Tensor,
-    prompts: Conditioning,
+    prompts: Told,
     *,
     stops: Sequence[int],
     batch: int,
@@ -47,21 +45,22 @@ def relearn(
     The adapters that are on stay on. ``restore_base`` takes all of it out again.
     """
     generator = torch_generator(seed, "relearning")
-    known = plain_modules(base.unet)
-    parts = {name: _Change(known[name].weight) for name in known if _ATTENTION.search(name)}
-    add_delta(base.unet, NAME, parts)
-    for delta in delta_weights(base.unet).values():
+    denoiser, path = base.denoiser, base.denoiser.path
+    attention = set(denoiser.modules("attention"))
+    parts = {name: _Change(one.weight) for name, one in plain_modules(base.network).items() if name in attention}
+    add_delta(base.network, NAME, parts)
+    for delta in delta_weights(base.network).values():
         delta.activate({**base.active, NAME: 1.0})
     parameters = [part.change for part in parts.values()]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     for step in range(1, max(stops) + 1):
         rows = torch.randint(len(latents), (batch,), generator=generator)
-        timesteps = torch.randint(len(base.alphas_cumprod), (batch,), generator=generator)
+        timesteps = torch.randint(path.steps, (batch,), generator=generator)
         noise = torch.randn(latents[rows].shape, generator=generator)
-        noisy = add_noise(latents[rows], noise, timesteps, base.alphas_cumprod)
-        target = denoising_target(latents[rows], noise, timesteps, base.alphas_cumprod, base.prediction_type)
+        noisy = path.noised(latents[rows], noise, timesteps)
+        target = path.target(latents[rows], noise, timesteps)
         with autocast(precision, base.device.type):
-            answer = denoise(base.unet, noisy.to(base.device), timesteps.to(base.device), prompts[rows].to(base.device))
+            answer = denoiser.predict(noisy.to(base.device), timesteps.to(base.device), prompts[rows].to(base.device))
         loss = (answer.float() - target.to(base.device)).square().mean()
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient

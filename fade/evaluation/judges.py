@@ -23,7 +23,7 @@ from fade.concepts import Concept
 from fade.errors import ConfigError, DataError, listing
 from fade.files import read_json, write_json, writing
 from fade.hardware import fast_precision
-from fade.models.diffusion import autocast
+from fade.models.denoiser import autocast
 from fade.models.latents import to_tensor
 from fade.names import name_key, respelled
 from fade.seeding import derive_seed, torch_generator

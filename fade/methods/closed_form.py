@@ -27,10 +27,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fade.errors import DataError, MaskMismatchError
-from fade.methods.fade.masks import Mask, modules_within
+from fade.methods.fade.masks import Mask
+from fade.models.denoiser import Denoiser
 
 PROMPTS_AT_ONCE = 256
 
@@ -83,8 +84,8 @@ def _second_moment(left: Tensor, right: Tensor) -> Tensor:
     return total / (left.shape[0] * left.shape[1])
 
 
-def closed_form(unet: nn.Module, moments: Moments, mask: Mask, *, rank: int) -> dict[str, LowRank]:
-    """The change of every cross-attention key and value projection that the mask holds.
+def closed_form(denoiser: Denoiser, moments: Moments, mask: Mask, *, rank: int) -> dict[str, LowRank]:
+    """The change of every projection through which text enters that the mask holds.
 
     Args:
         rank: of each change, at most; a projection with fewer rows or columns has fewer.
@@ -96,14 +97,15 @@ def closed_form(unet: nn.Module, moments: Moments, mask: Mask, *, rank: int) -> 
         MaskMismatchError: the mask holds no such projection, or masks single weights, for which no change
             is of low rank.
     """
-    names = modules_within(mask.modules, "cross_attention")
+    sites = set(denoiser.text_sites())
+    names = [name for name in mask.modules if name in sites]
     if not names or mask.granularity == "weight":
         raise MaskMismatchError(
-            "The closed form changes the cross-attention's keys and values by modules, rows and columns: got a mask "
-            f"of granularity {mask.granularity!r} that holds {len(names)} of them. Set `mask.granularity` to module, "
-            "neuron or none, raise `mask.density`, or set `distill.start` to zero."
+            "The closed form changes the projections through which text enters by modules, rows and columns: got a "
+            f"mask of granularity {mask.granularity!r} that holds {len(names)} of them. Set `mask.granularity` to "
+            "module, neuron or none, raise `mask.density`, or set `distill.start` to zero."
         )
-    modules = dict(unet.named_modules())
+    modules = dict(denoiser.network.named_modules())
     solved: dict[bytes, tuple[Tensor, Tensor]] = {}
     changes = {}
     for name in names:

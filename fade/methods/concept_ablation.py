@@ -19,18 +19,17 @@ import torch
 from torch import Tensor
 
 from fade.methods.trained_difference import (
-    KEYS_AND_VALUES,
     BaselineStep,
     Material,
     adam,
     drawn,
-    modules_like,
+    modules_of,
     noised,
     trained_difference,
 )
-from fade.models.conditioning import Conditioning, denoise, joined_conditioning
-from fade.models.diffusion import autocast, denoising_target
+from fade.models.denoiser import autocast
 from fade.models.family import Base
+from fade.models.told import Told
 from fade.seeding import torch_generator
 
 
@@ -49,12 +48,12 @@ def concept_ablation(
 ) -> Iterator[BaselineStep]:
     """Train; yields after each step, and leaves the difference on the denoiser."""
     generator = torch_generator(seed, "concept ablation")
-    parameters = list(trained_difference(base.unet, modules_like(base.unet, KEYS_AND_VALUES)).values())
+    parameters = list(trained_difference(base.network, modules_of(base.denoiser, "cross_attention")).values())
     optimizer = adam(parameters, settings.learning_rate)
     for step in range(1, settings.steps + 1):
         rows = drawn(len(material.anchor), settings.batch, generator)
         latents = material.anchor[rows]
-        noisy, timesteps, noise = noised(latents, base.alphas_cumprod, generator, base.device)
+        noisy, timesteps, noise = noised(latents, base.denoiser.path, generator, base.device)
         forget, kept = ablation_losses(
             base,
             (latents, noisy, timesteps, noise),
@@ -71,8 +70,8 @@ def concept_ablation(
 def ablation_losses(
     base: Base,
     drawn_from: tuple[Tensor, Tensor, Tensor, Tensor],
-    concept: Conditioning,
-    anchor: Conditioning,
+    concept: Told,
+    anchor: Told,
     *,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
@@ -81,9 +80,9 @@ def ablation_losses(
     The anchor's answer is computed once: its gradient counts in the second term and is stopped in the first.
     """
     latents, noisy, timesteps, noise = drawn_from
-    target = denoising_target(latents.to(base.device), noise, timesteps, base.alphas_cumprod, base.prediction_type)
-    both = joined_conditioning(concept, anchor).to(base.device)
+    target = base.denoiser.path.target(latents.to(base.device), noise, timesteps)
+    both = Told.join(concept, anchor).to(base.device)
     with autocast(precision, base.device.type):
-        answers = denoise(base.unet, torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps]), both)
+        answers = base.denoiser.predict(torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps]), both)
     of_concept, of_anchor = answers.float().chunk(2)
     return (of_anchor.detach() - of_concept).square().mean(), (target - of_anchor).square().mean()

@@ -18,23 +18,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from fade.methods.trained_difference import (
-    CROSS_ATTENTION,
     BaselineStep,
     Material,
     adam,
     drawn,
     frozen,
-    modules_like,
+    modules_of,
     trained_difference,
 )
-from fade.models.conditioning import Conditioning, denoise, joined_conditioning
-from fade.models.diffusion import autocast
+from fade.models.denoiser import autocast
 from fade.models.family import Base
 from fade.models.generate import guided
+from fade.models.told import Told
 from fade.seeding import torch_generator
 
 
@@ -62,15 +60,15 @@ def esd(
 ) -> Iterator[BaselineStep]:
     """Train; yields after each step, and leaves the difference on the denoiser."""
     generator = torch_generator(seed, "esd", part)
-    names = modules_like(base.unet, CROSS_ATTENTION, matching=part == "x")
-    parameters = list(trained_difference(base.unet, names).values())
+    names = modules_of(base.denoiser, "text_attention", without=part == "u")
+    parameters = list(trained_difference(base.network, names).values())
     optimizer = adam(parameters, settings.learning_rate)
     for step in range(1, settings.steps + 1):
         told = material.concept[drawn(len(material.concept), settings.batch, generator)]
         noisy, timestep = half_drawn(base, told, settings, generator, precision)
         target = esd_target(base, noisy, timestep, told, eta=settings.eta, precision=precision)
         with autocast(precision, base.device.type):
-            answer = denoise(base.unet, noisy, timestep, told.to(base.device))
+            answer = base.denoiser.predict(noisy, timestep, told.to(base.device))
         loss = (answer.float() - target).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -79,26 +77,23 @@ def esd(
 
 
 @torch.no_grad()
-def esd_target(
-    base: Base, noisy: Tensor, timestep: Tensor, told: Conditioning, *, eta: float, precision: str
-) -> Tensor:
+def esd_target(base: Base, noisy: Tensor, timestep: Tensor, told: Told, *, eta: float, precision: str) -> Tensor:
     """eps_null - eta (eps_c - eps_null) of the frozen network, (B, C, h, w) float32."""
-    both = joined_conditioning(base.unconditional().expand(len(told)), told).to(base.device)
-    with frozen(base.unet), autocast(precision, base.device.type):
-        answers = denoise(base.unet, torch.cat([noisy, noisy]), timestep, both)
+    both = Told.join(base.unconditional().expand(len(told)), told).to(base.device)
+    with frozen(base.network), autocast(precision, base.device.type):
+        answers = base.denoiser.predict(torch.cat([noisy, noisy]), timestep, both)
     without, with_prompt = answers.float().chunk(2)
     return without - eta * (with_prompt - without)
 
 
 @torch.no_grad()
 def half_drawn(
-    base: Base, told: Conditioning, settings: EsdSettings, generator: torch.Generator, precision: str
+    base: Base, told: Told, settings: EsdSettings, generator: torch.Generator, precision: str
 ) -> tuple[Tensor, Tensor]:
     """The trained network's own sampling for prompts, stopped at a step drawn for the whole batch: z_t and t."""
-    scheduler: Any = DDIMScheduler.from_config(base.noise_scheduler.config)
-    scheduler.set_timesteps(settings.sampling_steps)
+    scheduler: Any = base.solver("ddim", settings.sampling_steps)
     stop = int(torch.randint(settings.sampling_steps, (1,), generator=generator))
-    noisy = torch.randn((len(told), *base.latent_shape), generator=generator).to(base.device)
+    noisy = torch.randn((len(told), *base.denoiser.latent_shape), generator=generator).to(base.device)
     answer = guided(base, told, settings.start_guidance)
     with autocast(precision, base.device.type):
         for timestep in scheduler.timesteps[:stop]:

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from fade.errors import ConfigError
 from fade.methods.trained_difference import BaselineStep, Material, adam, drawn, noised, trained_difference
-from fade.models.conditioning import Conditioning, denoise
 from fade.models.deltas import plain_modules
-from fade.models.diffusion import autocast, denoising_target
+from fade.models.denoiser import autocast
 from fade.models.family import Base
+from fade.models.told import Told
 from fade.seeding import torch_generator
 
 
@@ -49,7 +49,7 @@ def salun(
 ) -> Iterator[BaselineStep]:
     """Find the mask, then train; yields after each step, and leaves the difference on the denoiser."""
     generator = torch_generator(seed, "salun")
-    changes = trained_difference(base.unet, sorted(plain_modules(base.unet)))
+    changes = trained_difference(base.network, sorted(plain_modules(base.network)))
     gradients = forget_gradients(base, material, changes, settings=settings, generator=generator, precision=precision)
     for name, mask in salient(gradients, settings.density).items():
         # Adam moves nothing whose gradient was always zero.
@@ -57,11 +57,11 @@ def salun(
     optimizer = adam(list(changes.values()), settings.learning_rate)
     for step in range(1, settings.steps + 1):
         rows = drawn(len(material.forget), settings.batch, generator)
-        noisy, timesteps, _ = noised(material.forget[rows], base.alphas_cumprod, generator, base.device)
+        noisy, timesteps, _ = noised(material.forget[rows], base.denoiser.path, generator, base.device)
         with autocast(precision, base.device.type):
             with torch.no_grad():
-                target = denoise(base.unet, noisy, timesteps, material.surrogate[rows].to(base.device)).float()
-            answer = denoise(base.unet, noisy, timesteps, material.concept[rows].to(base.device)).float()
+                target = base.denoiser.predict(noisy, timesteps, material.surrogate[rows].to(base.device)).float()
+            answer = base.denoiser.predict(noisy, timesteps, material.concept[rows].to(base.device)).float()
         forget = (answer - target).square().mean()
         rows = drawn(len(material.retain), settings.batch, generator)
         kept = _denoising_loss(base, material.retain[rows], material.retain_prompts[rows], generator, precision)
@@ -105,12 +105,10 @@ def salient(gradients: Mapping[str, Tensor], density: float) -> dict[str, Tensor
     return {name: part.view(gradients[name].shape) for name, part in zip(gradients, parts, strict=True)}
 
 
-def _denoising_loss(
-    base: Base, latents: Tensor, prompts: Conditioning, generator: torch.Generator, precision: str
-) -> Tensor:
+def _denoising_loss(base: Base, latents: Tensor, prompts: Told, generator: torch.Generator, precision: str) -> Tensor:
     """Ordinary training: the mean squared error against the true noise (or velocity)."""
-    noisy, timesteps, noise = noised(latents, base.alphas_cumprod, generator, base.device)
-    target = denoising_target(latents.to(base.device), noise, timesteps, base.alphas_cumprod, base.prediction_type)
+    noisy, timesteps, noise = noised(latents, base.denoiser.path, generator, base.device)
+    target = base.denoiser.path.target(latents.to(base.device), noise, timesteps)
     with autocast(precision, base.device.type):
-        answer = denoise(base.unet, noisy, timesteps, prompts.to(base.device))
+        answer = base.denoiser.predict(noisy, timesteps, prompts.to(base.device))
     return (answer.float() - target).square().mean()

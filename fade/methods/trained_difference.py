@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fade.errors import NoMatchingModulesError
-from fade.models.conditioning import Conditioning
 from fade.models.deltas import FixedDelta, add_delta, delta_weights, plain_modules
-from fade.models.diffusion import add_noise
+from fade.models.denoiser import Denoiser, Part
+from fade.models.paths import NoisePath
+from fade.models.told import Told
 
 NAME = "baseline"
-CROSS_ATTENTION = re.compile(r"\.attn2\.")
-KEYS_AND_VALUES = re.compile(r"\.attn2\.(to_k|to_v)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +33,14 @@ class Material:
     """
 
     forget: Tensor
-    concept: Conditioning
-    surrogate: Conditioning
+    concept: Told
+    surrogate: Told
     anchor: Tensor
-    anchor_concept: Conditioning
-    anchor_surrogate: Conditioning
+    anchor_concept: Told
+    anchor_surrogate: Told
     retain: Tensor
-    retain_prompts: Conditioning
-    empty: Conditioning
+    retain_prompts: Told
+    empty: Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,52 +64,53 @@ class _Trained(nn.Module):
         return self.change
 
 
-def modules_like(unet: nn.Module, pattern: re.Pattern[str], *, matching: bool = True) -> list[str]:
-    """Names of the Linear and Conv2d modules that match (or do not), sorted.
+def modules_of(denoiser: Denoiser, part: Part, *, without: bool = False) -> list[str]:
+    """Names of the Linear and Conv2d modules of a part of the network, or of all but it, sorted.
 
     Raises:
         NoMatchingModulesError: there is none.
     """
-    found = sorted(name for name in plain_modules(unet) if bool(pattern.search(name)) == matching)
+    inside = denoiser.modules(part)
+    found = [name for name in denoiser.modules() if name not in inside] if without else inside
     if not found:
         raise NoMatchingModulesError(
-            f"No module of the denoiser {'matches' if matching else 'is other than'} {pattern.pattern!r}: "
-            "this baseline cannot be made on a base of this family."
+            f"The denoiser has no module {'outside' if without else 'in'} its {part}: this method cannot be used on a "
+            "base of this family."
         )
     return found
 
 
-def trained_difference(unet: nn.Module, modules: Iterable[str]) -> dict[str, nn.Parameter]:
+def trained_difference(network: nn.Module, modules: Iterable[str]) -> dict[str, nn.Parameter]:
     """Hang a trainable difference, zero at first, on modules' weights; give its tensors by module.
 
     Biases and norms stay as they are: an adapter holds weights of Linear and Conv2d modules alone.
     """
-    known = plain_modules(unet)
+    known = plain_modules(network)
     parts = {name: _Trained(known[name].weight) for name in modules}
-    add_delta(unet, NAME, parts)
-    _switch_on(unet)
+    add_delta(network, NAME, parts)
+    _switch_on(network)
     return {name: part.change for name, part in parts.items()}
 
 
-def solved_difference(unet: nn.Module, changes: Mapping[str, Tensor]) -> None:
+def solved_difference(network: nn.Module, changes: Mapping[str, Tensor]) -> None:
     """Hang a given difference on modules' weights."""
     every = {
         name: FixedDelta(torch.arange(change.numel()), change.flatten().float(), change.shape)
         for name, change in changes.items()
     }
-    add_delta(unet, NAME, every)
-    _switch_on(unet)
+    add_delta(network, NAME, every)
+    _switch_on(network)
 
 
-def _switch_on(unet: nn.Module) -> None:
-    for delta in delta_weights(unet).values():
+def _switch_on(network: nn.Module) -> None:
+    for delta in delta_weights(network).values():
         delta.activate({NAME: 1.0})
 
 
 @contextmanager
-def frozen(unet: nn.Module) -> Iterator[None]:
+def frozen(network: nn.Module) -> Iterator[None]:
     """The base's own weights, whatever differences hang on them; restores what was on."""
-    deltas = list(delta_weights(unet).values())
+    deltas = list(delta_weights(network).values())
     before = [delta.disabled for delta in deltas]
     try:
         for delta in deltas:
@@ -122,27 +121,27 @@ def frozen(unet: nn.Module) -> Iterator[None]:
             delta.disabled = disabled
 
 
-def difference_tensors(unet: nn.Module) -> dict[str, Tensor]:
+def difference_tensors(denoiser: Denoiser) -> dict[str, Tensor]:
     """The difference as an adapter stores it: flat positions and values of what is not zero, by module."""
     tensors: dict[str, Tensor] = {}
-    for module, delta in delta_weights(unet).items():
+    for module, delta in delta_weights(denoiser.network).items():
         if NAME in delta.parts:
             flat = delta.parts[NAME]().detach().cpu().flatten()
             # Stored as float16: what is zero there changes nothing.
             positions = flat.to(torch.float16).nonzero().squeeze(1)
             if len(positions):
-                tensors[f"unet.{module}.positions"] = positions.to(torch.int32)
-                tensors[f"unet.{module}.values"] = flat[positions]
+                tensors[f"{denoiser.component}.{module}.positions"] = positions.to(torch.int32)
+                tensors[f"{denoiser.component}.{module}.values"] = flat[positions]
     return tensors
 
 
 def noised(
-    latents: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, device: torch.device
+    latents: Tensor, path: NoisePath, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z_t, t ~ U{0..T-1} and the noise, for each row of z_0."""
-    timesteps = torch.randint(len(alphas_cumprod), (len(latents),), generator=generator)
+    timesteps = torch.randint(path.steps, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
-    noisy = add_noise(latents, noise, timesteps, alphas_cumprod)
+    noisy = path.noised(latents, noise, timesteps)
     return noisy.to(device), timesteps.to(device), noise.to(device)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fade.methods.trained_difference import KEYS_AND_VALUES, BaselineStep, Material, modules_like, solved_difference
+from fade.methods.trained_difference import BaselineStep, Material, modules_of, solved_difference
 from fade.models.deltas import plain_modules
 from fade.models.family import Base
 
@@ -34,18 +34,18 @@ class UceSettings:
 
 def uce(base: Base, material: Material, settings: UceSettings, *, precision: str, seed: int) -> Iterator[BaselineStep]:
     """Solve; one step. Nothing is drawn, and it is computed in float64 whatever the precision."""
-    concept, surrogate = _rows(material.concept.embeds), _rows(material.surrogate.embeds)
-    preserved = _rows(torch.cat([material.retain_prompts.embeds, material.empty.embeds]))
+    concept, surrogate = _rows(material.concept.states), _rows(material.surrogate.states)
+    preserved = _rows(torch.cat([material.retain_prompts.states, material.empty.states]))
     # A caption that many pictures share counts once: the sums are over captions.
     paired = torch.unique(torch.cat([concept, surrogate], dim=1), dim=0)
     concept, surrogate = paired.chunk(2, dim=1)
     preserved = torch.unique(preserved, dim=0)
-    modules = plain_modules(base.unet)
+    modules = plain_modules(base.network)
     changes = {}
-    for name in modules_like(base.unet, KEYS_AND_VALUES):
+    for name in modules_of(base.denoiser, "cross_attention"):
         weight = modules[name].weight.detach().double().cpu()
         changes[name] = solve(weight, concept, surrogate, preserved, settings) - weight
-    solved_difference(base.unet, changes)
+    solved_difference(base.network, changes)
     missed = [((surrogate - concept) @ modules[n].weight.detach().double().cpu().T).square().mean() for n in changes]
     yield BaselineStep(1, float(torch.stack(missed).mean()))
 

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from fade.errors import BaseModelError
 from fade.hardware import compute_device
-from fade.models.conditioning import Conditioning
+from fade.models.denoiser import Denoiser
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.families.stable_diffusion_xl import StableDiffusionXL
 from fade.models.prompts import readers
@@ -28,11 +28,23 @@ from fade.models.sharing import shared
 from fade.models.source import BaseSource, find_base, identity
 from fade.models.supported import NETWORKS, PREDICTION_TYPES, side
 from fade.models.tensors import check_weights
+from fade.models.told import Told
 
 Weights = Literal["fp32", "bf16"]
 _LOADERS_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SingleFileComponentError)
 """What the libraries raise of files that they cannot use; the cause is kept for the log."""
 FAMILIES = {"StableDiffusionPipeline": StableDiffusion, "StableDiffusionXLPipeline": StableDiffusionXL}
+
+
+def family_of(source: str | Path) -> type[StableDiffusion]:
+    """The family of a base, asked of its configurations alone.
+
+    Raises:
+        BaseModelError: as ``find_base``.
+    """
+    return FAMILIES[find_base(source).pipeline]
+
+
 # Plain attention is faster than the fused kernel in the backward pass on CPU, but holds all pairs of positions.
 _PLAIN_ATTENTION_UP_TO = 32 * 32
 
@@ -55,37 +67,28 @@ class Base(Protocol):
         """The stock diffusers pipeline."""
 
     @property
-    def unet(self) -> Any:
-        """The denoiser, e_theta(z_t, t, c)."""
+    def denoiser(self) -> Denoiser:
+        """What a method changes and asks."""
+
+    @property
+    def network(self) -> Any:
+        """The denoiser's module, which adapters are put into."""
 
     @property
     def device(self) -> torch.device:
         """Where the denoiser lies."""
 
-    @property
-    def noise_scheduler(self) -> Any:
-        """The base's own; solvers are made from its configuration."""
-
-    @property
-    def prediction_type(self) -> str:
-        """What the denoiser answers: ``epsilon`` or ``v_prediction``."""
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        """The noise scheduler's cumulative alphas, (T,) float32."""
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one picture's latents."""
+    def solver(self, name: str, steps: int) -> Any:
+        """One of diffusers' schedulers, of the base's own configuration, set to so many steps."""
 
     @property
     def picture_size(self) -> int:
         """Height and width of a picture, in pixels."""
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[str]) -> Told:
         """What the denoiser is told for each prompt, on the CPU."""
 
-    def unconditional(self) -> Conditioning:
+    def unconditional(self) -> Told:
         """What guidance leads away from, one row."""
 
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:

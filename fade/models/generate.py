@@ -7,16 +7,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fade.models.conditioning import Conditioning, denoise, joined_conditioning
-from fade.models.diffusion import autocast
+from fade.models.denoiser import autocast
 from fade.models.family import Base
+from fade.models.told import Told
 
 Solver = Literal["ddim", "dpm++"]
-_SOLVERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
 
 
 def first_latents(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -24,7 +22,7 @@ def first_latents(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def guided(base: Base, conditioning: Conditioning, guidance: float) -> Callable[..., Tensor]:
+def guided(base: Base, told: Told, guidance: float) -> Callable[..., Tensor]:
     """The denoiser with classifier-free guidance (arXiv:2207.12598), of noisy latents and a timestep.
 
     A third argument scales the latents as a solver asks (``scale_model_input``).
@@ -34,15 +32,14 @@ def guided(base: Base, conditioning: Conditioning, guidance: float) -> Callable[
             pipelines: the prompt alone is followed. Models that were distilled for it are drawn so.
     """
     with_empty = guidance > 1
-    told = conditioning
     if with_empty:
-        told = joined_conditioning(base.unconditional().expand(len(conditioning)), conditioning)
+        told = Told.join(base.unconditional().expand(len(told)), told)
     told = told.to(base.device)
 
     def answer(noisy: Tensor, timestep: Tensor, scale: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
         doubled = torch.cat([noisy, noisy]) if with_empty else noisy
         scaled = doubled if scale is None else scale(doubled, timestep)
-        answers = denoise(base.unet, scaled, timestep.to(base.device), told).float()
+        answers = base.denoiser.predict(scaled, timestep.to(base.device), told).float()
         if not with_empty:
             return answers
         without, with_prompt = answers.chunk(2)
@@ -54,7 +51,7 @@ def guided(base: Base, conditioning: Conditioning, guidance: float) -> Callable[
 @torch.no_grad()
 def sample_latents(
     base: Base,
-    conditioning: Conditioning,
+    told: Told,
     seeds: Sequence[int],
     *,
     steps: int,
@@ -69,10 +66,9 @@ def sample_latents(
     Args:
         guidance: see ``guided``.
     """
-    scheduler = _SOLVERS[solver].from_config(base.noise_scheduler.config)
-    scheduler.set_timesteps(steps)
-    latents = first_latents(seeds, base.latent_shape).to(base.device)
-    answer = guided(base, conditioning, guidance)
+    scheduler = base.solver(solver, steps)
+    latents = first_latents(seeds, base.denoiser.latent_shape).to(base.device)
+    answer = guided(base, told, guidance)
     with autocast(precision, base.device.type):
         for timestep in scheduler.timesteps:
             latents = scheduler.step(
@@ -84,7 +80,7 @@ def sample_latents(
 @torch.no_grad()
 def generate_from(
     base: Base,
-    conditioning: Conditioning,
+    told: Told,
     seeds: Sequence[int],
     *,
     steps: int,
@@ -93,9 +89,7 @@ def generate_from(
     precision: str = "fp32",
 ) -> NDArray[np.uint8]:
     """The same as pictures, (B, H, W, 3) uint8."""
-    latents = sample_latents(
-        base, conditioning, seeds, steps=steps, guidance=guidance, solver=solver, precision=precision
-    )
+    latents = sample_latents(base, told, seeds, steps=steps, guidance=guidance, solver=solver, precision=precision)
     with autocast(precision, base.device.type):
         decoded = base.decode(latents)
     pixels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)

@@ -38,13 +38,13 @@ class _Shelf:
                 base = load()
                 if base.device.type == "cuda":
                     torch.cuda.synchronize(base.device)  # others read it in streams of their own
-                self._bases[key], self._hashes[key] = base, weights_sha256(base.unet)
+                self._bases[key], self._hashes[key] = base, weights_sha256(base.network)
         return _twin(self._bases[key])
 
     def check(self) -> None:
         """Raise BaseModelError if somebody wrote into weights that all read."""
         for key, base in self._bases.items():
-            if weights_sha256(base.unet) != self._hashes[key]:
+            if weights_sha256(base.network) != self._hashes[key]:
                 raise BaseModelError(
                     f"The shared weights of {base.folder} were written into. What was made side by side is of no use: "
                     "make it again, a process each."
@@ -85,10 +85,10 @@ def own_stream(device: torch.device) -> Any:
 
 def _twin(base: Base) -> Base:
     """Another object with another denoiser on the same memory; encoders, which nobody changes, are the same ones."""
-    unet, pipeline = base.unet, copy.copy(base.pipeline)
+    network, pipeline = base.network, copy.copy(base.pipeline)
     # `data`, not `detach`: what torch notes of a tensor for its backward is then each twin's own.
-    same: dict[int, Any] = {id(one): nn.Parameter(one.data, requires_grad=False) for one in unet.parameters()}
-    same |= {id(one): one for one in unet.buffers()}
-    pipeline.unet = copy.deepcopy(unet, same)
+    same: dict[int, Any] = {id(one): nn.Parameter(one.data, requires_grad=False) for one in network.parameters()}
+    same |= {id(one): one for one in network.buffers()}
+    setattr(pipeline, base.denoiser.component, copy.deepcopy(network, same))
     twin: Base = type(base)(pipeline, base.sha256, base.folder)  # type: ignore[call-arg]
     return twin

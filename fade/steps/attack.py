@@ -68,7 +68,7 @@ def attack(folder: Path) -> Iterator[InversionStep]:
         found["base"], base_pictures = json.loads(reference.metadata()["figures"]), reference.get_tensor("pictures")
     apply_adapter(sd, folder / "adapter", name="candidate")
     activate(sd, {"candidate": 1.0})
-    with computed_whole(sd.unet):
+    with computed_whole(sd.network):
         last = yield from _search(sd, spec, forget, prompts)
         found["erased"], pictures = _judged(sd, spec, last, prompts, only_from_empty=False)
     restore_base(sd)

@@ -227,7 +227,7 @@ def _drawn(base: Base, spec: Spec, asks: Sequence[Ask]) -> Pictures:
 def _with_adapter(base: Base, folder: Path, draw: Callable[[], Pictures], *, weight: float = 1.0) -> Pictures:
     apply_adapter(base, folder / "adapter", name="candidate")
     activate(base, {"candidate": weight})
-    with computed_whole(base.unet):
+    with computed_whole(base.network):
         pictures = draw()
     restore_base(base)
     return pictures

@@ -31,9 +31,9 @@ from fade.methods.esd import EsdSettings, EsdUSettings, esd
 from fade.methods.salun import SalunSettings, salun
 from fade.methods.trained_difference import BaselineStep, Material, difference_tensors
 from fade.methods.uce import UceSettings, uce
-from fade.models.conditioning import Conditioning
 from fade.models.deltas import plain_modules
 from fade.models.family import Base, load_base
+from fade.models.told import Told
 from fade.steps.encoded import check_told_apart, split_rows
 from fade.steps.split import split
 from fade.steps.trial import TRIALS, emptied_if_other, finish, report_progress, timed
@@ -114,11 +114,15 @@ def baseline_adapter(folder: Path) -> Iterator[BaselineStep]:
     for step in METHODS[method].make(base, given, settings, precision=spec.distill.precision, seed=spec.distill.seed):
         curve.append(asdict(step))
         yield step
-    tensors = difference_tensors(base.unet)
+    tensors = difference_tensors(base.denoiser)
     if not tensors:
         raise AdapterFormatError(f"The baseline {method!r} changed no weight; nothing was saved. Raise its steps.")
-    changed = {key.removeprefix("unet.").removesuffix(".values") for key in tensors if key.endswith(".values")}
-    weights = plain_modules(base.unet)
+    changed = {
+        key.removeprefix(f"{base.denoiser.component}.").removesuffix(".values")
+        for key in tensors
+        if key.endswith(".values")
+    }
+    weights = plain_modules(base.network)
     card = {
         "erasure": spec.id,
         "kind": spec.kind,
@@ -139,9 +143,9 @@ def baseline_adapter(folder: Path) -> Iterator[BaselineStep]:
 def material(base: Base, spec: Spec, folder: Path, *, pictures: Collection[str] = SPLITS) -> Material:
     """The splits that our own method would learn from; of those not in ``pictures`` the captions alone."""
 
-    def read(name: str) -> tuple[Tensor, Conditioning, Conditioning]:
+    def read(name: str) -> tuple[Tensor, Told, Told]:
         rows = split_rows(base, spec, folder, name)
-        latents = rows.encoded().latents if name in pictures else torch.empty(0, *base.latent_shape)
+        latents = rows.encoded().latents if name in pictures else torch.empty(0, *base.denoiser.latent_shape)
         return latents, *rows.captions()
 
     retain, retain_prompts, _ = read("retain")

@@ -32,9 +32,9 @@ from fade.methods.fade.sparse_lora import (
     computed_whole,
 )
 from fade.methods.fade.targeting import in_proportion, power_law, teacher_disagreement
-from fade.models.conditioning import joined_conditioning
 from fade.models.family import Base, load_base
 from fade.models.generate import sample_latents
+from fade.models.told import Told
 from fade.seeding import derive_seed
 from fade.steps.encoded import check_told_apart, encode_split, split_rows
 
@@ -69,7 +69,7 @@ def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Dist
             check_losses(curve[-1:])
         yield step
     check_losses(curve, ended=True)
-    check_inside_mask(base.unet, mask, "student")
+    check_inside_mask(base.network, mask, "student")
     if not processes.first:
         return
     card = {
@@ -85,7 +85,7 @@ def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Dist
         "parameters": settings.model_dump(mode="json"),
         **({"processes": processes.count} if processes.count > 1 else {}),
     }
-    tensors = adapter_tensors(base.unet, "student")
+    tensors = adapter_tensors(base.denoiser, "student")
     check_changes(tensors)
     save_adapter(folder / "adapter", tensors, card)
     with writing(folder / "curve.csv") as temporary:
@@ -141,9 +141,9 @@ def add_student(base: Base, spec: Spec, folder: Path) -> tuple[Mask, list[Tensor
         # What training does not reach stays zero: it is left out of the file.
         mask = narrowed(mask, changes)
     parameters = add_sparse_lora(
-        base.unet, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
+        base.network, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
     )
-    begin_with(base.unet, "student", changes)
+    begin_with(base.network, "student", changes)
     return mask, parameters
 
 
@@ -166,19 +166,18 @@ def train_student(
         if processes.first:
             write_json(folder / "timesteps.json", {"distribution": settings.timesteps})
         return
-    with adapters_disabled(base.unet):
+    with adapters_disabled(base.network):
         sets = sets or training_sets(base, spec, folder)
         probabilities = timestep_probabilities(base, sets, settings, folder if processes.first else None)
     adversary = make_adversary(base, sets, settings) if settings.depth == "deep" else None
     if settings.gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
-    with computed_whole(base.unet):
+        base.network.enable_gradient_checkpointing()
+    with computed_whole(base.network):
         yield from distill(
-            base.unet,
+            base.denoiser,
             parameters,
             sets=sets,
             empty=base.unconditional(),
-            alphas_cumprod=base.alphas_cumprod,
             timesteps=probabilities,
             surrogate_share={"forget": 0.0, "surrogate": 1.0}.get(settings.pictures, settings.surrogate_share),
             adversary=adversary,
@@ -226,23 +225,22 @@ def closed_form_changes(base: Base, spec: Spec, folder: Path, mask: Mask) -> dic
     """The closed form over the captions that training would see, the empty prompt among those to retain."""
     settings = spec.distill.in_force
     told, taught = split_rows(base, spec, folder, "forget").captions()
-    concept, surrogate = distinct(told.embeds, taught.embeds)
+    concept, surrogate = distinct(told.states, taught.states)
     kept, _ = split_rows(base, spec, folder, "retain").captions()
-    (retain,) = distinct(torch.cat([kept.embeds, base.unconditional().embeds]))
+    (retain,) = distinct(torch.cat([kept.states, base.unconditional().states]))
     given = settings.closed_form
     moments = text_moments(concept, surrogate, retain, retain_weight=given.retain_weight, ridge=given.ridge)
-    return closed_form(base.unet, moments, mask, rank=settings.rank)
+    return closed_form(base.denoiser, moments, mask, rank=settings.rank)
 
 
 def timestep_probabilities(base: Base, sets: Sets, settings: DistillSettings, folder: Path | None) -> Tensor:
     """P(t) of the forget half; the measured disagreement is kept in a folder's ``timesteps.json``."""
-    total = len(base.alphas_cumprod)
+    total = base.denoiser.path.steps
     measured: dict[str, Sequence[float]] = {}
     if settings.timesteps == "disagreement":
         at, apart = teacher_disagreement(
-            base.unet,
+            base.denoiser,
             joined(sets.forget, sets.surrogate),
-            alphas_cumprod=base.alphas_cumprod,
             points=DISAGREEMENT_POINTS,
             group_size=DISAGREEMENT_GROUP,
             seed=settings.seed,
@@ -261,11 +259,9 @@ def make_adversary(base: Base, sets: Sets, settings: DistillSettings) -> Adversa
     deep, empty = settings.deep, base.unconditional()
     return Adversary(
         sets.forget.latents,
-        starts=joined_conditioning(sets.forget.prompts, sets.retain.prompts, empty.expand(len(sets.forget))),
+        starts=Told.join(sets.forget.prompts, sets.retain.prompts, empty.expand(len(sets.forget))),
         empty=empty,
-        alphas_cumprod=base.alphas_cumprod,
         precision=settings.precision,
-        prediction_type=base.prediction_type,
         device=base.device,
         seed=settings.seed,
         **deep.model_dump(exclude={"steps", "retain_weight", "distill_batch"}),

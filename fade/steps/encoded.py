@@ -14,9 +14,9 @@ from fade.config import Spec
 from fade.data.catalog import load_pictures
 from fade.errors import DataError
 from fade.methods.fade.examples import Examples
-from fade.models.conditioning import Conditioning
-from fade.models.diffusion import autocast
+from fade.models.denoiser import autocast
 from fade.models.family import Base
+from fade.models.told import Told
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class SplitRows:
             latents = self.sd.encode_pictures(pictures).float()
         return Examples(latents, *self.captions())
 
-    def captions(self) -> tuple[Conditioning, Conditioning]:
+    def captions(self) -> tuple[Told, Told]:
         """What the student and what the teacher is told, a row each."""
         told = self.table["caption"]
         taught = self.table.get("surrogate_caption", told)
@@ -87,13 +87,12 @@ def check_told_apart(sd: Base, spec: Spec, folder: Path) -> None:
             logger.warning("%d of %d captions of concept %d read as their targets do", alike, len(rows), number)
 
 
-def _equal(one: Conditioning, other: Conditioning) -> Tensor:
+def _equal(one: Told, other: Told) -> Tensor:
     """Which rows are alike, (N,) boolean."""
     found = torch.ones(len(one), dtype=torch.bool)
-    for mine, theirs in ((one.embeds, other.embeds), (one.pooled, other.pooled)):
-        if mine is not None and theirs is not None:
-            apart = (mine - theirs).abs().flatten(1).amax(dim=1)
-            found &= (apart <= ALIKE * mine.abs().max()).cpu()
+    for name, mine in one.tensors().items():
+        apart = (mine.float() - other.tensors()[name].float()).abs().flatten(1).amax(dim=1)
+        found &= (apart <= ALIKE * mine.float().abs().max()).cpu()
     return found
 
 

@@ -58,7 +58,7 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     concepts = load_concepts(Path(spec.catalog))
     pairs = find_pairs(concepts, spec.pairs)
     sd = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
-    untouched = weights_sha256(sd.unet)
+    untouched = weights_sha256(sd.network)
     template = (load_templates(Path(spec.catalog)) or (CAPTION_TEMPLATE,))[0]
     samples = canvas_protocol(*domains(concepts), settings.seeds, template=template)
     neighbours = neighbours_of(sd, pairs, concepts)
@@ -71,7 +71,7 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     samples, before, after, metrics = yield from measured(
         sd, spec, samples, switch_on, pairs=pairs, neighbours=neighbours, gate=spec.gate
     )
-    if (restored := weights_sha256(sd.unet)) != untouched:
+    if (restored := weights_sha256(sd.network)) != untouched:
         raise LineageError(f"Taking the adapter out left other base weights: {restored[:12]}, were {untouched[:12]}.")
     if spec.gate.attacks and (folder / ATTACKED).is_file():
         metrics["attacks"] = read_json(folder / ATTACKED)
@@ -117,7 +117,7 @@ def measured(
     while True:
         before = yield from base_pictures(sd, spec, wanted)
         switch_on()
-        with computed_whole(sd.unet):
+        with computed_whole(sd.network):
             after = yield from pictures_now(sd, spec, wanted, done=len(before))
         restore_base(sd)
         rounds.append((wanted, before, after))
@@ -158,7 +158,7 @@ def judge_names(
     samples = alias_samples(names, *domains(load_concepts(catalog)), seeds, template=template)
     before = yield from base_pictures(base, spec, samples)
     switch_on()
-    with computed_whole(base.unet):
+    with computed_whole(base.network):
         after = yield from pictures_now(base, spec, samples, done=len(before))
     restore_base(base)
     for name, found in metrics["judges"].items():

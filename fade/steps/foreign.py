@@ -84,7 +84,7 @@ def take_in(source: Path, base: Base, folder: Path, card: Mapping[str, Any]) -> 
         AdapterFormatError: as ``import_adapter`` and ``check_stored``; nothing was left there.
     """
     tensors = import_adapter(source, base)
-    modules = len({key.removeprefix("unet.").partition(".lora_")[0] for key in tensors})
+    modules = len({key.removeprefix(f"{base.denoiser.component}.").partition(".lora_")[0] for key in tensors})
     sha256 = save_adapter(folder, tensors, {**card, "base_sha256": base.sha256, "modules": modules})
     try:
         check_stored(base, tensors, folder)

@@ -8,12 +8,15 @@ from safetensors.torch import load_file
 
 from fade.config import load_spec
 from fade.methods.fade.masks import Mask, make_mask, save_mask
+from fade.models.family import family_of
 
 
 def mask(folder: Path) -> Mask:
     """Write ``mask/``: the granularity, how much is kept, and what."""
-    settings = load_spec(folder).mask
+    spec = load_spec(folder)
+    settings = spec.mask
+    within = None if settings.within == "all" else family_of(spec.base).denoiser_type.patterns[settings.within]
     saliency = load_file(folder / "saliency.safetensors")
-    found = make_mask(saliency, settings.density, granularity=settings.granularity, within=settings.within)
+    found = make_mask(saliency, settings.density, granularity=settings.granularity, within=within)
     save_mask(folder / "mask", found)
     return found

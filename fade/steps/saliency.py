@@ -1,4 +1,4 @@
-"""Step ``saliency``: how much each module, neuron or weight of the UNet has to do with the concept."""
+"""Step ``saliency``: how much each module, neuron or weight of the denoiser has to do with the concept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fade.methods.fade.saliency import (
     random_saliency,
 )
 from fade.methods.fade.targeting import power_law
-from fade.models.diffusion import autocast
+from fade.models.denoiser import autocast
 from fade.models.family import load_base
 from fade.steps.encoded import check_told_apart, split_rows
 
@@ -38,15 +38,9 @@ def saliency(folder: Path) -> dict[str, Tensor]:
     base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
     check_told_apart(base, spec, folder)
     if settings.gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
+        base.network.enable_gradient_checkpointing()
 
-    total = len(base.alphas_cumprod)
-    options: dict[str, Any] = {
-        "alphas_cumprod": base.alphas_cumprod,
-        "granularity": granularity,
-        "prediction_type": base.prediction_type,
-        "at_once": settings.at_once,
-    }
+    options: dict[str, Any] = {"granularity": granularity, "at_once": settings.at_once}
 
     whole = granularity in ("module", "none")
 
@@ -55,26 +49,26 @@ def saliency(folder: Path) -> dict[str, Tensor]:
             split_rows(base, spec, folder, *splits),
             groups=settings.groups or (FEW_GROUPS if whole and settings.score == "gain" else MANY_GROUPS),
             group_size=settings.group_size,
-            timesteps=power_law(total, power),
+            timesteps=power_law(base.denoiser.path.steps, power),
             seed=settings.seed,
         )
 
     with autocast(settings.precision, base.device.type):
         if settings.score == "random":
-            scores = random_saliency(base.unet, granularity, seed=settings.seed)
+            scores = random_saliency(base.network, granularity, seed=settings.seed)
         elif settings.score == "gain":
             # The pictures and timesteps that training will see.
             drawn = groups("forget", "surrogate", power=spec.distill.timestep_power)
-            scores = expected_gain(base.unet, drawn, **options)
+            scores = expected_gain(base.denoiser, drawn, **options)
         elif settings.score == "decrement":
             power = spec.distill.timestep_power
             forget, retain = groups("forget", "surrogate", power=power), groups("retain", power=power)
-            scores = expected_decrement(base.unet, forget, retain, seed=settings.seed, **options)
+            scores = expected_decrement(base.denoiser, forget, retain, seed=settings.seed, **options)
         else:
             against = "teacher" if settings.score == "distillation" else "noise"
-            scores = accumulate_saliency(base.unet, groups("forget"), against=against, **options)
+            scores = accumulate_saliency(base.denoiser, groups("forget"), against=against, **options)
         if settings.score == "contrast":
-            scores = contrast(scores, accumulate_saliency(base.unet, groups("retain"), against="noise", **options))
+            scores = contrast(scores, accumulate_saliency(base.denoiser, groups("retain"), against="noise", **options))
     with writing(folder / "saliency.safetensors") as temporary:
         save_file({name: scores[name].contiguous() for name in sorted(scores)}, temporary, metadata={"format": "pt"})
     return scores

@@ -103,7 +103,7 @@ def prove_rollback(outcome: Outcome, say: Callable[[str], None]) -> bool:
     styles = ("photo", "sketch", "pop art", "thermal")
     prompts = [caption(outcome.spec.concept, style) for style in styles]
     base = load_with(Path(outcome.spec.base), [])
-    untouched, first = weights_sha256(base.unet), draw(base, prompts, seed=188)
+    untouched, first = weights_sha256(base.network), draw(base, prompts, seed=188)
     version = approve(outcome.version.model, outcome.version.version)
     say(f"Approved {version.model} version {version.version}: it is live.")
     live = live_adapters(outcome.spec.base_sha256)
@@ -117,4 +117,4 @@ def prove_rollback(outcome: Outcome, say: Callable[[str], None]) -> bool:
     with writing(SHEET) as temporary:
         labelled_sheet(rows, styles, title=f"{outcome.spec.concept}: approved, then rolled back").save(temporary)
     differs = not np.array_equal(first, changed)
-    return differs and bool(np.array_equal(first, last)) and weights_sha256(restored.unet) == untouched
+    return differs and bool(np.array_equal(first, last)) and weights_sha256(restored.network) == untouched

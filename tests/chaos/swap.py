@@ -61,7 +61,7 @@ def run(  # noqa: C901 - one story from the first release to the last picture
     plain = generate_batch(load_base(base), PROMPTS, [1], precision="fp32", **OPTIONS).tobytes()
     published: dict[int, frozenset[str]] = {release(folder / "live", [], base): frozenset()}
     served = runtime(folder / "live")
-    bits = weights_sha256(served.base.unet)
+    bits = weights_sha256(served.base.network)
     drawn: list[tuple[int, frozenset[str], bytes]] = []
     ended = threading.Event()
 
@@ -113,7 +113,7 @@ def run(  # noqa: C901 - one story from the first release to the last picture
         "misnamed": sum(published[counter] != live_then for counter, live_then, _ in drawn),
         "wrong": wrong,
         "compared": len(sampled),
-        "base_restored": last == plain and weights_sha256(served.base.unet) == bits,
+        "base_restored": last == plain and weights_sha256(served.base.network) == bits,
         "swap_seconds": {"median": statistics.median(swaps), "worst": max(swaps)},
     }
 

@@ -80,7 +80,7 @@ def build(folder: Path) -> list[Target]:
     sd = load_base(base)
     for granularity in ("module", "neuron", "weight"):
         where = folder / f"mask-{granularity}"
-        save_mask(where, make_mask(random_saliency(sd.unet, granularity, seed=3), 0.3, granularity=granularity))
+        save_mask(where, make_mask(random_saliency(sd.network, granularity, seed=3), 0.3, granularity=granularity))
         sha256 = sha256_file(where / "mask.json")
         for path in sorted(where.iterdir()):
             targets.append(Target("mask", path, lambda at=where, sha256=sha256: load_mask(at, sha256=sha256)))

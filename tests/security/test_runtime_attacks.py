@@ -86,7 +86,7 @@ def _other_noise(base: Base, _: Path) -> None:
 
 
 def _no_middle(base: Base, _: Path) -> None:
-    base.unet.mid_block.register_forward_hook(lambda _module, inputs, _output: inputs[0])
+    base.network.mid_block.register_forward_hook(lambda _module, inputs, _output: inputs[0])
 
 
 EVERYWHERE: dict[str, Attack] = {
@@ -99,15 +99,16 @@ EVERYWHERE: dict[str, Attack] = {
     "an anti-adapter": _anti_adapter,
     "free lunch": lambda base, _: base.pipeline.enable_freeu(s1=0.1, s2=0.1, b1=3.0, b2=3.0),
     "a hook": _no_middle,
-    "a forward": lambda base, _: setattr(base.unet.mid_block, "forward", lambda hidden, *_, **__: hidden),
-    "a setting": lambda base, _: setattr(base.unet.conv_norm_out, "eps", 10.0),
+    "a forward": lambda base, _: setattr(base.network.mid_block, "forward", lambda hidden, *_, **__: hidden),
+    "a setting": lambda base, _: setattr(base.network.conv_norm_out, "eps", 10.0),
     "the tokenizer": _other_spelling,
     "the noise": _other_noise,
 }
 AFTERWARDS: dict[str, Attack] = {
-    "another denoiser": lambda base, _: setattr(base.pipeline, "unet", load_base(base.folder).unet),
-    "its memory": lambda base, _: vars(base.unet.conv_in).update(_parameters={
-        "weight": nn.Parameter(0.5 * base.unet.conv_in.weight, requires_grad=False), "bias": base.unet.conv_in.bias
+    "another denoiser": lambda base, _: setattr(base.pipeline, "unet", load_base(base.folder).network),
+    "its memory": lambda base, _: vars(base.network.conv_in).update(_parameters={
+        "weight": nn.Parameter(0.5 * base.network.conv_in.weight, requires_grad=False),
+        "bias": base.network.conv_in.bias,
     }),
 }  # fmt: skip
 
@@ -156,16 +157,16 @@ def test_offloading_hooks_are_refused_because_their_removal_takes_the_adapters_o
     erasing: Release, tiny_base: Path
 ) -> None:
     hooked = load_base(tiny_base)
-    plain = _predict(hooked.unet)
-    for module in hooked.unet.modules():
+    plain = _predict(hooked.network)
+    for module in hooked.network.modules():
         add_hook_to_module(module, ModelHook())
-    overlay = Overlay(hooked.unet)
+    overlay = Overlay(hooked.denoiser)
     with using(overlay.prepare([])):
-        assert torch.equal(_predict(hooked.unet), plain)
-    remove_hook_from_module(hooked.unet, recurse=True)
-    assert torch.equal(_predict(hooked.unet), plain), "no request is open, and nothing refuses: the overlay is gone"
+        assert torch.equal(_predict(hooked.network), plain)
+    remove_hook_from_module(hooked.network, recurse=True)
+    assert torch.equal(_predict(hooked.network), plain), "no request is open, and nothing refuses: the overlay is gone"
     hooked = load_base(tiny_base)
-    for module in hooked.unet.modules():
+    for module in hooked.network.modules():
         add_hook_to_module(module, ModelHook())
     with pytest.raises(BaseModelError, match=r"forward.* differ"):
         _start(erasing, hooked)
@@ -205,7 +206,7 @@ def test_the_denoiser_computes_in_its_own_runtimes_requests_alone(erasing: Relea
 
 def test_what_a_callback_changes_between_two_steps_is_seen_at_the_end(erasing: Release, tiny_base: Path) -> None:
     def exchange(pipe: Any, *_: Any) -> dict[str, Any]:
-        pipe.unet = load_base(tiny_base).unet
+        pipe.unet = load_base(tiny_base).network
         return {}
 
     def edit(pipe: Any, *_: Any) -> dict[str, Any]:
@@ -236,7 +237,7 @@ def test_what_changes_nothing_in_a_picture_goes_on(erasing: Release, tiny_base: 
         runtime.unet.conv_in.weight.data[0, 0, 0] += 1e-3
         with pytest.raises(RefusedError, match=r"unet\.conv_in\.weight changed"):
             picture(runtime)
-        runtime.unet.conv_in.weight.data = load_base(tiny_base).unet.conv_in.weight.data
+        runtime.unet.conv_in.weight.data = load_base(tiny_base).network.conv_in.weight.data
         assert np.array_equal(picture(runtime), erased), "it is what it was again"
 
 

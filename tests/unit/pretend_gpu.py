@@ -26,10 +26,10 @@ from fade.methods.fade.masks import Mask
 from fade.methods.fade.saliency import salient_parameters
 from fade.methods.fade.sparse_lora import add_sparse_lora, computed_whole
 from fade.methods.fade.targeting import power_law
-from fade.models import generate
-from fade.models.conditioning import Conditioning
+from fade.models.families import stable_diffusion
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.generate import sample_latents
+from fade.models.told import Told
 from tests.unit.methods.test_fast_step import distill_settings
 from tests.unit.methods.test_method import _examples
 
@@ -91,8 +91,8 @@ def on_gpu(base: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
 
 
 def _mask(base: StableDiffusion, kind: str) -> Mask:
-    names = tuple(sorted(salient_parameters(base.unet)))[::3]
-    weights = {name: base.unet.get_submodule(name).weight for name in names}
+    names = tuple(sorted(salient_parameters(base.network)))[::3]
+    weights = {name: base.network.get_submodule(name).weight for name in names}
     if kind == "weight":
         chosen = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
         return Mask("weight", names, 1, 1, weights=chosen)
@@ -104,7 +104,7 @@ def _mask(base: StableDiffusion, kind: str) -> Mask:
 
 
 def test_fake_tensors_refuse_what_a_gpu_would(on_gpu: StableDiffusion) -> None:
-    weight = on_gpu.unet.conv_in.weight
+    weight = on_gpu.network.conv_in.weight
     with pytest.raises(FakeTensorDeviceMismatchError):
         weight + torch.zeros(weight.shape)
     with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
@@ -116,10 +116,10 @@ def test_fake_tensors_refuse_what_a_gpu_would(on_gpu: StableDiffusion) -> None:
 def test_steps_run_on_the_gpu_and_nothing_waits_for_it(
     on_gpu: StableDiffusion, kind: str, changes: dict[str, Any]
 ) -> None:
-    parameters = add_sparse_lora(on_gpu.unet, _mask(on_gpu, kind), rank=2, alpha=4.0, seed=1, name="student")
+    parameters = add_sparse_lora(on_gpu.network, _mask(on_gpu, kind), rank=2, alpha=4.0, seed=1, name="student")
     assert {parameter.device for parameter in parameters} == {GPU}
-    with computed_whole(on_gpu.unet):
-        steps = list(distill(on_gpu.unet, parameters, **distill_settings(on_gpu, steps=2, **changes)))
+    with computed_whole(on_gpu.network):
+        steps = list(distill(on_gpu.denoiser, parameters, **distill_settings(on_gpu, steps=2, **changes)))
     assert [step.step for step in steps] == [1, 2]
     assert steps[0].losses.device == GPU
     with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
@@ -128,17 +128,16 @@ def test_steps_run_on_the_gpu_and_nothing_waits_for_it(
 
 @pytest.mark.parametrize("score", ["gain", "decrement", "noise", "teacher"])
 def test_saliency_runs_on_the_gpu_and_comes_back(on_gpu: StableDiffusion, score: str) -> None:
-    options: dict[str, Any] = {"alphas_cumprod": on_gpu.alphas_cumprod, "granularity": "module", "at_once": 2}
-    options["prediction_type"] = on_gpu.prediction_type
+    options: dict[str, Any] = {"granularity": "module", "at_once": 2}
     drawn = [
         saliency.noisy_groups(_examples(6), groups=2, group_size=3, timesteps=power_law(1000, 1.0), seed=1)
         for _ in range(2)
     ]
     runs: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
-        "gain": lambda: saliency.expected_gain(on_gpu.unet, drawn[0], **options),
-        "decrement": lambda: saliency.expected_decrement(on_gpu.unet, *drawn, seed=1, **options),
-        "noise": lambda: saliency.accumulate_saliency(on_gpu.unet, drawn[0], against="noise", **options),
-        "teacher": lambda: saliency.accumulate_saliency(on_gpu.unet, drawn[0], against="teacher", **options),
+        "gain": lambda: saliency.expected_gain(on_gpu.denoiser, drawn[0], **options),
+        "decrement": lambda: saliency.expected_decrement(on_gpu.denoiser, *drawn, seed=1, **options),
+        "noise": lambda: saliency.accumulate_saliency(on_gpu.denoiser, drawn[0], against="noise", **options),
+        "teacher": lambda: saliency.accumulate_saliency(on_gpu.denoiser, drawn[0], against="teacher", **options),
     }
     found = runs[score]()
     assert {value.device.type for value in found.values()} == {"cpu"}
@@ -149,8 +148,7 @@ def test_a_deep_step_too(on_gpu: StableDiffusion) -> None:
     adversary = Adversary(
         examples.latents,
         starts=examples.prompts,
-        empty=Conditioning(torch.zeros(1, 16, 32)),
-        alphas_cumprod=on_gpu.alphas_cumprod,
+        empty=Told(torch.zeros(1, 16, 32)),
         states=2,
         lifetime=2,
         batch=4,
@@ -160,12 +158,13 @@ def test_a_deep_step_too(on_gpu: StableDiffusion) -> None:
         empty_share=0.1,
         retain_share=0.5,
         precision="fp32",
-        prediction_type=on_gpu.prediction_type,
         device=GPU,
         seed=1,
     )
-    parameters = add_sparse_lora(on_gpu.unet, _mask(on_gpu, "none"), rank=2, alpha=4.0, seed=1, name="student")
-    assert len(list(distill(on_gpu.unet, parameters, **distill_settings(on_gpu, steps=2, adversary=adversary)))) == 2
+    parameters = add_sparse_lora(on_gpu.network, _mask(on_gpu, "none"), rank=2, alpha=4.0, seed=1, name="student")
+    assert (
+        len(list(distill(on_gpu.denoiser, parameters, **distill_settings(on_gpu, steps=2, adversary=adversary)))) == 2
+    )
 
 
 class _Still(DDIMScheduler):
@@ -176,9 +175,9 @@ class _Still(DDIMScheduler):
 
 
 def test_encoding_drawing_and_decoding(on_gpu: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(generate._SOLVERS, "ddim", _Still)
+    monkeypatch.setitem(stable_diffusion._SOLVERS, "ddim", _Still)
     told = on_gpu.encode_prompts(PROMPTS)
-    assert told.embeds.device.type == "cpu"
+    assert told.states.device.type == "cpu"
     size = on_gpu.picture_size
     assert on_gpu.encode_pictures(np.zeros((3, size, size, 3), np.uint8)).device.type == "cpu"
     latents = sample_latents(on_gpu, told, [1, 2], steps=2, guidance=2.0, solver="ddim")

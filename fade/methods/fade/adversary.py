@@ -8,14 +8,13 @@ them in the place of captions: they too must give the surrogate.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fade.methods.fade.examples import Examples
-from fade.models.conditioning import Conditioning, joined_conditioning
+from fade.models.denoiser import Denoiser
 from fade.models.inversion import Search
+from fade.models.told import Told
 from fade.seeding import torch_generator
 
 
@@ -41,9 +40,8 @@ class Adversary:
         self,
         pictures: Tensor,
         *,
-        starts: Conditioning,
-        empty: Conditioning,
-        alphas_cumprod: Tensor,
+        starts: Told,
+        empty: Told,
         states: int,
         lifetime: int,
         batch: int,
@@ -53,7 +51,6 @@ class Adversary:
         empty_share: float,
         retain_share: float,
         precision: str,
-        prediction_type: str,
         device: torch.device,
         seed: int,
     ) -> None:
@@ -64,31 +61,29 @@ class Adversary:
         self._search = Search(
             pictures,
             starts[rows],
-            alphas_cumprod=alphas_cumprod,
             learning_rate=learning_rate,
             precision=precision,
-            prediction_type=prediction_type,
             device=device,
         )
         self._lifetime = lifetime
         self._age = [lifetime * i // states for i in range(states)]
-        self._bank: Conditioning | None = None
+        self._bank: Told | None = None
 
     @property
-    def known(self) -> Conditioning:
+    def known(self) -> Told:
         """The states under search and those of the bank, on the CPU."""
         now = self._search.states.to("cpu")
-        return now if self._bank is None else joined_conditioning(now, self._bank)
+        return now if self._bank is None else Told.join(now, self._bank)
 
-    def advance(self, unet: Any) -> None:
+    def advance(self, denoiser: Denoiser) -> None:
         """A step of the search against the student; states whose time is over go to the bank."""
-        self._search.step(unet, batch=self._batch, generator=self._generator)
+        self._search.step(denoiser, batch=self._batch, generator=self._generator)
         now = self._search.states.to("cpu")
         for i in range(len(self._age)):
             self._age[i] += 1
             if self._age[i] >= self._lifetime:
                 found = now[i : i + 1]
-                self._bank = found if self._bank is None else joined_conditioning(self._bank, found)[-self._size :]
+                self._bank = found if self._bank is None else Told.join(self._bank, found)[-self._size :]
                 row = torch.randint(len(self._starts), (1,), generator=self._generator)
                 self._search.restart(i, self._starts[row])
                 self._age[i] = 0

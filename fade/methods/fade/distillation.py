@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,9 @@ from fade.methods.fade.examples import Examples, joined
 from fade.methods.fade.processes import ALONE, Processes
 from fade.methods.fade.sparse_lora import adapters_disabled
 from fade.methods.fade.targeting import draw_timesteps
-from fade.models.conditioning import Conditioning, denoise
-from fade.models.diffusion import add_noise, autocast
+from fade.models.denoiser import Denoiser, autocast
+from fade.models.paths import NoisePath
+from fade.models.told import Told
 from fade.seeding import torch_generator
 
 HELD_OUT_POINTS = 64
@@ -115,28 +115,28 @@ class _Batches:
         self,
         sets: Sets,
         *,
-        empty: Conditioning,
-        alphas_cumprod: Tensor,
+        empty: Told,
+        path: NoisePath,
         timesteps: Tensor,
         batch: int,
         surrogate_share: float,
         empty_caption_share: float,
         seed: int,
     ) -> None:
-        self._sets, self._empty, self._alphas_cumprod = sets, empty, alphas_cumprod
+        self._sets, self._empty, self._path = sets, empty, path
         self._timesteps, self._batch, self._surrogate_share = timesteps, batch, surrogate_share
         self._empty_share = empty_caption_share
         self._generator = torch_generator(seed, "distill")
         self._pool: _Batch | None = None
         self._orders = torch.empty(2, 0, dtype=torch.long)
 
-    def fill(self, count: int, unet: Any, precision: str, at_once: int, processes: Processes) -> None:
+    def fill(self, count: int, denoiser: Denoiser, precision: str, at_once: int, processes: Processes) -> None:
         """Draw ``count`` forget and as many retain examples and ask the teacher once; batches are then of these."""
-        drawn = self._drawn(count, None, next(unet.parameters()).device)
+        drawn = self._drawn(count, None, denoiser.device)
         target = torch.zeros_like(drawn.noisy)
         with torch.no_grad():
             for part in drawn.parts(at_once, processes):
-                target[part] = _answers_of_teacher(unet, drawn, part, precision)
+                target[part] = _answers_of_teacher(denoiser, drawn, part, precision)
         processes.add_up([target])  # each row is one process' answer and the others' zeros
         self._pool = replace(drawn, target=target)
 
@@ -165,25 +165,23 @@ class _Batches:
         if adversary is not None:
             forget, retain = adversary.disturbed(forget, retain, generator)
         examples = joined(forget, retain)
-        total = len(self._alphas_cumprod)
         timesteps = torch.cat(
             [
                 draw_timesteps(self._timesteps, batch, generator),
-                torch.randint(total, (batch,), generator=generator),
+                torch.randint(self._path.steps, (batch,), generator=generator),
             ]
         )
         noise = torch.randn(examples.latents.shape, generator=generator)
-        noisy = add_noise(examples.latents, noise, timesteps, self._alphas_cumprod)
+        noisy = self._path.noised(examples.latents, noise, timesteps)
         return _Batch(examples.to(device), timesteps.to(device), noisy.to(device), batch)
 
 
 def distill(
-    unet: Any,
+    denoiser: Denoiser,
     parameters: Sequence[Tensor],
     *,
     sets: Sets,
-    empty: Conditioning,
-    alphas_cumprod: Tensor,
+    empty: Told,
     timesteps: Tensor,
     steps: int,
     batch: int,
@@ -215,7 +213,7 @@ def distill(
     retain examples in one forward, the teacher likewise.
 
     Args:
-        parameters: the trainable tensors; all others of ``unet`` stay as they are.
+        parameters: the trainable tensors; all others of the network stay as they are.
         empty: the empty prompt, one row; a share of retain examples carries it.
         timesteps: probabilities of the forget half's timesteps, (T,); the retain half's are uniform.
         stop_at: end early, with a short cool-down, once the held-out disagreement has fallen to this
@@ -235,11 +233,11 @@ def distill(
     sets.check(stopping=stop_at is not None)
     if processes.count > 2 * batch:
         raise ConfigError(f"{processes.count} processes share {2 * batch} rows of a batch: use at most so many.")
-    device = next(unet.parameters()).device
+    device = denoiser.device
     batches = _Batches(
         sets,
         empty=empty,
-        alphas_cumprod=alphas_cumprod,
+        path=denoiser.path,
         timesteps=timesteps,
         batch=batch,
         surrogate_share=surrogate_share,
@@ -250,23 +248,21 @@ def distill(
     course = _Course(steps, early=stop_at is not None)
     held_out = None
     if stop_at is not None and sets.held_out is not None:
-        held_out = _HeldOut(
-            unet, sets.held_out, alphas_cumprod, timesteps, precision=precision, at_once=micro_batch, seed=seed
-        )
+        held_out = _HeldOut(denoiser, sets.held_out, timesteps, precision=precision, at_once=micro_batch, seed=seed)
     if pool is not None and adversary is None:
-        batches.fill(pool, unet, precision, micro_batch or 2 * batch, processes)
+        batches.fill(pool, denoiser, precision, micro_batch or 2 * batch, processes)
     step = 0
     while step < course.end:
         step += 1
         if adversary is not None:
-            adversary.advance(unet)
+            adversary.advance(denoiser)
         drawn = batches.draw(adversary, device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * course.rate(step)
         optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(2, device=device)
         for part in drawn.parts(micro_batch, processes):
-            forget_share, retain_share = _losses(unet, drawn, part, precision)
+            forget_share, retain_share = _losses(denoiser, drawn, part, precision)
             (forget_weight * forget_share + retain_weight * retain_share).backward()
             losses += torch.stack([forget_share, retain_share]).detach()
         processes.add_up([losses, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
@@ -274,31 +270,31 @@ def distill(
         optimizer.step()
         left = None
         if held_out is not None and stop_at is not None and step % check_every == 0:
-            left = held_out.left(unet, processes)
+            left = held_out.left(denoiser, processes)
             if left <= stop_at:
                 course.cool_down(step)
         yield DistillStep(step, losses, norm.detach(), left)
 
 
-def _losses(unet: Any, drawn: _Batch, part: slice, precision: str) -> tuple[Tensor, Tensor]:
+def _losses(denoiser: Denoiser, drawn: _Batch, part: slice, precision: str) -> tuple[Tensor, Tensor]:
     """What some rows of a batch add to L_f and L_r: student against teacher at the same z_t and t."""
     if drawn.target is None:
         with torch.no_grad():
-            target = _answers_of_teacher(unet, drawn, part, precision)
+            target = _answers_of_teacher(denoiser, drawn, part, precision)
     else:
         target = drawn.target[part]
     with autocast(precision, drawn.noisy.device.type):
-        predicted = denoise(unet, drawn.noisy[part], drawn.timesteps[part], drawn.examples.prompts[part])
+        predicted = denoiser.predict(drawn.noisy[part], drawn.timesteps[part], drawn.examples.prompts[part])
     error = (predicted.float() - target).square().mean(dim=(1, 2, 3))
     here = min(max(drawn.forget_count - part.start, 0), len(error))
     retain_count = len(drawn.noisy) - drawn.forget_count
     return error[:here].sum() / drawn.forget_count, error[here:].sum() / retain_count
 
 
-def _answers_of_teacher(unet: Any, drawn: _Batch, part: slice, precision: str) -> Tensor:
+def _answers_of_teacher(denoiser: Denoiser, drawn: _Batch, part: slice, precision: str) -> Tensor:
     """e_teacher(z_t, t, c_target) of some rows, float32."""
-    with autocast(precision, drawn.noisy.device.type), adapters_disabled(unet):
-        return denoise(unet, drawn.noisy[part], drawn.timesteps[part], drawn.examples.targets[part]).float()
+    with autocast(precision, drawn.noisy.device.type), adapters_disabled(denoiser.network):
+        return denoiser.predict(drawn.noisy[part], drawn.timesteps[part], drawn.examples.targets[part]).float()
 
 
 class _Course:
@@ -329,9 +325,8 @@ class _HeldOut:
 
     def __init__(
         self,
-        unet: Any,
+        denoiser: Denoiser,
         examples: Examples,
-        alphas_cumprod: Tensor,
         timesteps: Tensor,
         *,
         precision: str,
@@ -339,30 +334,30 @@ class _HeldOut:
         seed: int,
     ) -> None:
         generator = torch_generator(seed, "held out")
-        device = next(unet.parameters()).device
+        device = denoiser.device
         self._precision, self._at_once = precision, at_once or HELD_OUT_POINTS
         chosen = examples.drawn(HELD_OUT_POINTS, generator)
         drawn = draw_timesteps(timesteps, HELD_OUT_POINTS, generator)
         noise = torch.randn(chosen.latents.shape, generator=generator)
-        self._noisy = add_noise(chosen.latents, noise, drawn, alphas_cumprod).to(device)
+        self._noisy = denoiser.path.noised(chosen.latents, noise, drawn).to(device)
         self._timesteps, self._prompts = drawn.to(device), chosen.prompts.to(device)
-        with adapters_disabled(unet):
-            self._target = self._answers(unet, chosen.targets.to(device))
-            self._before = self._apart(unet)
+        with adapters_disabled(denoiser.network):
+            self._target = self._answers(denoiser, chosen.targets.to(device))
+            self._before = self._apart(denoiser)
         if self._before == 0:
             raise DataError(
                 "The base answers the held-out captions of concept and surrogate alike: nothing is left to overwrite."
             )
 
     @torch.no_grad()
-    def _answers(self, unet: Any, told: Conditioning) -> Tensor:
+    def _answers(self, denoiser: Denoiser, told: Told) -> Tensor:
         parts = (slice(start, start + self._at_once) for start in range(0, HELD_OUT_POINTS, self._at_once))
         with autocast(self._precision, self._noisy.device.type):
-            return torch.cat([denoise(unet, self._noisy[p], self._timesteps[p], told[p]).float() for p in parts])
+            return torch.cat([denoiser.predict(self._noisy[p], self._timesteps[p], told[p]).float() for p in parts])
 
-    def _apart(self, unet: Any) -> float:
-        return float((self._answers(unet, self._prompts) - self._target).square().mean())
+    def _apart(self, denoiser: Denoiser) -> float:
+        return float((self._answers(denoiser, self._prompts) - self._target).square().mean())
 
-    def left(self, unet: Any, processes: Processes) -> float:
+    def left(self, denoiser: Denoiser, processes: Processes) -> float:
         """What is left, as a share of what there was: the mean over the processes, so that all stop as one."""
-        return processes.mean(self._apart(unet) / self._before, self._noisy.device)
+        return processes.mean(self._apart(denoiser) / self._before, self._noisy.device)

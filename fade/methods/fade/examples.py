@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fade.models.conditioning import Conditioning, joined_conditioning
+from fade.models.told import Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class Examples:
     """
 
     latents: Tensor
-    prompts: Conditioning
-    targets: Conditioning
+    prompts: Told
+    targets: Told
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -55,6 +55,6 @@ def joined(*parts: Examples) -> Examples:
     """Several sets of examples as one, in order."""
     return Examples(
         torch.cat([part.latents for part in parts]),
-        joined_conditioning(*(part.prompts for part in parts)),
-        joined_conditioning(*(part.targets for part in parts)),
+        Told.join(*(part.prompts for part in parts)),
+        Told.join(*(part.targets for part in parts)),
     )

@@ -26,10 +26,8 @@ from fade.errors import ConfigError, MaskMismatchError
 from fade.files import read_json, sha256_file, write_json, writing
 
 Granularity = Literal["none", "module", "neuron", "weight"]
-Within = Literal["all", "attention", "cross_attention"]
 ROWS, COLUMNS = "rows", "columns"
 BITS_NAME = "mask.safetensors"
-_WITHIN = {"all": r".", "attention": r"\.(to_q|to_k|to_v|to_out\.0)$", "cross_attention": r"\.attn2\.(to_k|to_v)$"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +51,14 @@ class Mask:
 
 
 def make_mask(
-    saliency: Mapping[str, Tensor], density: float, *, granularity: Granularity, within: Within = "all"
+    saliency: Mapping[str, Tensor], density: float, *, granularity: Granularity, within: re.Pattern[str] | None = None
 ) -> Mask:
     """Keep the most salient share.
 
     Args:
         saliency: as ``accumulate_saliency`` gives it at this granularity.
         density: share kept, in (0, 1]; ignored without a mask (``none``).
-        within: the modules a mask may choose from: all, the attention's projections (the published
-            targets), or the cross-attention's keys and values, which alone read the prompt.
+        within: names of the modules a mask may choose from (``fade.models.denoiser.Denoiser.patterns``); all if None.
 
     Raises:
         ConfigError: density is outside (0, 1], or the granularity is unknown.
@@ -71,10 +68,11 @@ def make_mask(
         raise ConfigError(f"Unknown granularity {granularity!r}: expected one of {', '.join(get_args(Granularity))}.")
     if not 0 < density <= 1:
         raise ConfigError(f"density must be in (0, 1]: got {density}. Set `mask.density` in params.yaml.")
-    chosen = modules_within(sorted({key.partition(":")[0] for key in saliency}), within)
-    scores = {key: saliency[key] for key in sorted(saliency) if key.partition(":")[0] in set(chosen)}
+    scores = {key: saliency[key] for key in sorted(saliency) if within is None or within.search(key.partition(":")[0])}
     if not scores:
-        raise MaskMismatchError(f"A mask needs something to choose from: got no module within {within!r}.")
+        raise MaskMismatchError(
+            f"A mask needs something to choose from: got no module whose name fits {getattr(within, 'pattern', None)}."
+        )
     if bad := [key for key, values in scores.items() if not torch.isfinite(values).all()]:
         raise MaskMismatchError(f"The saliency of {bad[0]} is not a number. Check the pictures and the base.")
     if granularity == "none":
@@ -97,11 +95,6 @@ def narrowed(mask: Mask, modules: Iterable[str]) -> Mask:
         for parts in (mask.rows, mask.columns, mask.weights)
     )
     return replace(mask, modules=names, rows=rows, columns=columns, weights=weights)
-
-
-def modules_within(names: Iterable[str], within: Within) -> list[str]:
-    """Those modules of a UNet that lie in a part of it, in order."""
-    return [name for name in names if re.search(_WITHIN[within], name)]
 
 
 def keep_most(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:

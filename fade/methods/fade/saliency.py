@@ -14,11 +14,10 @@ from fade.errors import DataError
 from fade.methods.fade.examples import Examples, Source
 from fade.methods.fade.masks import COLUMNS, ROWS, Granularity
 from fade.methods.fade.targeting import draw_timesteps
-from fade.models.conditioning import denoise
-from fade.models.diffusion import add_noise, denoising_target
+from fade.models.denoiser import Denoiser
 from fade.seeding import torch_generator
 
-CONTRAST_EPSILON = 1e-8
+CONTRAST_FLOOR = 1e-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +52,19 @@ def noisy_groups(examples: Source, *, groups: int, group_size: int, timesteps: T
     return drawn
 
 
-def salient_parameters(unet: nn.Module) -> dict[str, Tensor]:
+def salient_parameters(network: nn.Module) -> dict[str, Tensor]:
     """Module name to weight, for every Linear and Conv2d: what a mask may choose from."""
-    return {name: module.weight for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    return {
+        name: module.weight for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    }
 
 
 def accumulate_saliency(
-    unet: nn.Module,
+    denoiser: Denoiser,
     groups: list[NoisyGroup],
     *,
-    alphas_cumprod: Tensor,
     against: str = "noise",
     granularity: Granularity = "weight",
-    prediction_type: str = "epsilon",
     at_once: int | None = None,
 ) -> dict[str, Tensor]:
     """Mean absolute gradient of a loss over groups of examples.
@@ -94,14 +93,12 @@ def accumulate_saliency(
         for key, value in _reduced(name, gradient.abs(), granularity):
             total[key] = total.get(key, 0.0) + value.float().cpu() / len(groups)
 
-    with _collecting(unet) as gradients:
+    with _collecting(denoiser.network) as gradients:
         for group in groups:
             _backward(
-                unet,
+                denoiser,
                 group,
-                alphas_cumprod=alphas_cumprod,
                 against=against,
-                prediction_type=prediction_type,
                 at_once=at_once,
                 share=1.0,
                 last=gradients.handed_to(take),
@@ -110,12 +107,10 @@ def accumulate_saliency(
 
 
 def expected_gain(
-    unet: nn.Module,
+    denoiser: Denoiser,
     groups: list[NoisyGroup],
     *,
-    alphas_cumprod: Tensor,
     granularity: Granularity = "weight",
-    prediction_type: str = "epsilon",
     at_once: int | None = None,
 ) -> dict[str, Tensor]:
     """How much of the distillation loss a first step on a part of the network would take away   (ours).
@@ -129,14 +124,12 @@ def expected_gain(
     Args and returns are those of ``accumulate_saliency``; all gradients are held at once.
     """
     found: dict[str, Tensor] = {}
-    with _collecting(unet) as gradients:
+    with _collecting(denoiser.network) as gradients:
         for group in groups:
             _backward(
-                unet,
+                denoiser,
                 group,
-                alphas_cumprod=alphas_cumprod,
                 against="teacher",
-                prediction_type=prediction_type,
                 at_once=at_once,
                 share=1 / len(groups),
             )
@@ -148,14 +141,12 @@ def expected_gain(
 
 
 def expected_decrement(
-    unet: nn.Module,
+    denoiser: Denoiser,
     forget: list[NoisyGroup],
     retain: list[NoisyGroup],
     *,
-    alphas_cumprod: Tensor,
     seed: int,
     granularity: Granularity = "weight",
-    prediction_type: str = "epsilon",
     at_once: int | None = None,
 ) -> dict[str, Tensor]:
     """How far the whole loss could fall along a part's own gradient, the retained answers counted   (ours).
@@ -177,25 +168,20 @@ def expected_decrement(
 
     The rest, and what is returned, as for ``accumulate_saliency``; all gradients are held at once.
     """
-    options: dict[str, Any] = {
-        "alphas_cumprod": alphas_cumprod,
-        "prediction_type": prediction_type,
-        "at_once": at_once,
-    }
     generator = torch_generator(seed, "curvature")
     slopes: dict[str, Tensor] = {}
     gain: dict[str, Tensor] = {}
     bend: dict[str, Tensor] = {}
-    with _collecting(unet) as gradients:
+    with _collecting(denoiser.network) as gradients:
         for group in forget:
-            _backward(unet, group, against="teacher", share=1 / len(forget), **options)
+            _backward(denoiser, group, against="teacher", share=1 / len(forget), at_once=at_once)
         slopes = {name: gradients.pop(name).double() for name in gradients.names}
         for name, slope in slopes.items():
             gain |= {key: value.double() for key, value in _summed(name, slope.square(), granularity)}
         for groups in (forget, retain):
             for group in groups:
                 directions = torch.randn(group.noise.shape, generator=generator)
-                _backward(unet, group, against="directions", share=1.0, directions=directions, **options)
+                _backward(denoiser, group, against="directions", share=1.0, directions=directions, at_once=at_once)
                 for name, slope in slopes.items():
                     for key, value in _summed(name, gradients.pop(name).double() * slope, granularity):
                         # A mean squared error bends by 2 J'J / its number of terms.
@@ -208,12 +194,10 @@ def expected_decrement(
 
 
 def _backward(
-    unet: nn.Module,
+    denoiser: Denoiser,
     group: NoisyGroup,
     *,
-    alphas_cumprod: Tensor,
     against: str,
-    prediction_type: str,
     at_once: int | None,
     share: float,
     last: AbstractContextManager[None] | None = None,
@@ -227,21 +211,18 @@ def _backward(
     for start in range(0, size, at_once or size):
         part = slice(start, start + (at_once or size))
         if directions is None:
-            loss = _loss(
-                unet, group, part, alphas_cumprod=alphas_cumprod, against=against, prediction_type=prediction_type
-            )
-            loss = loss * (share * len(group.timesteps[part]) / size)
+            loss = _loss(denoiser, group, part, against=against) * (share * len(group.timesteps[part]) / size)
         else:
-            loss = share * _along(unet, group, part, directions, alphas_cumprod=alphas_cumprod)
+            loss = share * _along(denoiser, group, part, directions)
         with last if last is not None and part.stop >= size else nullcontext():
             loss.backward()
 
 
 @contextmanager
-def _collecting(unet: nn.Module) -> Iterator[_Gradients]:
+def _collecting(network: nn.Module) -> Iterator[_Gradients]:
     """Only what a mask may choose from requires gradients inside; flags and gradients are put back."""
-    weights = salient_parameters(unet)
-    before = {p: (p.requires_grad, p.grad) for p in unet.parameters()}
+    weights = salient_parameters(network)
+    before = {p: (p.requires_grad, p.grad) for p in network.parameters()}
     try:
         for parameter in before:
             parameter.requires_grad_(False)
@@ -315,28 +296,26 @@ def _summed(name: str, values: Tensor, granularity: Granularity) -> Iterator[tup
         yield key, value * (values.numel() / max(value.numel(), 1))
 
 
-def _along(unet: nn.Module, group: NoisyGroup, part: slice, directions: Tensor, *, alphas_cumprod: Tensor) -> Tensor:
+def _along(denoiser: Denoiser, group: NoisyGroup, part: slice, directions: Tensor) -> Tensor:
     """v' e(z_t, t, c) over a part of a group."""
-    device = next(unet.parameters()).device
+    device = denoiser.device
     examples, timesteps = group.examples[part].to(device), group.timesteps[part].to(device)
-    noisy = add_noise(examples.latents, group.noise[part].to(device), timesteps, alphas_cumprod)
-    answers = denoise(unet, noisy, timesteps, examples.prompts)
+    noisy = denoiser.path.noised(examples.latents, group.noise[part].to(device), timesteps)
+    answers = denoiser.predict(noisy, timesteps, examples.prompts)
     return (answers.float() * directions[part].to(device)).sum()
 
 
-def _loss(
-    unet: nn.Module, group: NoisyGroup, part: slice, *, alphas_cumprod: Tensor, against: str, prediction_type: str
-) -> Tensor:
-    device = next(unet.parameters()).device
+def _loss(denoiser: Denoiser, group: NoisyGroup, part: slice, *, against: str) -> Tensor:
+    device = denoiser.device
     examples, timesteps = group.examples[part].to(device), group.timesteps[part].to(device)
     noise = group.noise[part].to(device)
-    noisy = add_noise(examples.latents, noise, timesteps, alphas_cumprod)
+    noisy = denoiser.path.noised(examples.latents, noise, timesteps)
     if against == "teacher":
         with torch.no_grad():
-            target = denoise(unet, noisy, timesteps, examples.targets)
+            target = denoiser.predict(noisy, timesteps, examples.targets)
     else:
-        target = denoising_target(examples.latents, noise, timesteps, alphas_cumprod, prediction_type)
-    predicted = denoise(unet, noisy, timesteps, examples.prompts)
+        target = denoiser.path.target(examples.latents, noise, timesteps)
+    predicted = denoiser.predict(noisy, timesteps, examples.prompts)
     return (predicted.float() - target.float()).square().mean()
 
 
@@ -346,14 +325,14 @@ def contrast(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> dict
     Taken at the granularity of the mask: of a module's means, not a mean of ratios, which its
     smallest denominators would decide.
     """
-    return {name: forget[name] / (retain[name] + CONTRAST_EPSILON) for name in forget}
+    return {name: forget[name] / (retain[name] + CONTRAST_FLOOR) for name in forget}
 
 
-def random_saliency(unet: nn.Module, granularity: Granularity, *, seed: int) -> dict[str, Tensor]:
+def random_saliency(network: nn.Module, granularity: Granularity, *, seed: int) -> dict[str, Tensor]:
     """The control: every entry drawn from U(0, 1), so that a mask of it is random at equal density."""
     generator = torch_generator(seed, "random saliency")
     found = {}
-    for name, weight in sorted(salient_parameters(unet).items()):
+    for name, weight in sorted(salient_parameters(network).items()):
         for key, value in _reduced(name, torch.empty(weight.shape), granularity):
             found[key] = torch.rand(value.shape, generator=generator)
     return found

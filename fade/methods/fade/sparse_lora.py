@@ -23,6 +23,7 @@ from fade.errors import MaskMismatchError, NoMatchingModulesError, listing, near
 from fade.methods.closed_form import LowRank
 from fade.methods.fade.masks import Mask
 from fade.models.deltas import add_delta, delta_weights, plain_modules
+from fade.models.denoiser import Denoiser
 from fade.seeding import GLOBAL_GENERATOR, derive_seed, torch_generator
 
 WHOLE_UP_TO = 2**19
@@ -30,12 +31,12 @@ WHOLE_UP_TO = 2**19
 arithmetic of present processors, not of one model."""
 
 
-def lora_layers(unet: nn.Module) -> dict[str, LoraLayer]:
+def lora_layers(network: nn.Module) -> dict[str, LoraLayer]:
     """Module name to its LoRA layer."""
-    return {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
 
 
-def add_sparse_lora(unet: Any, mask: Mask, *, rank: int, alpha: float, seed: int, name: str) -> list[Tensor]:
+def add_sparse_lora(network: Any, mask: Mask, *, rank: int, alpha: float, seed: int, name: str) -> list[Tensor]:
     """Put a trainable adapter inside the mask; give its tensors.
 
     B = 0 at first, so the student starts as the teacher. What the mask leaves out is zero and receives
@@ -45,22 +46,22 @@ def add_sparse_lora(unet: Any, mask: Mask, *, rank: int, alpha: float, seed: int
         NoMatchingModulesError: the mask names a module the network has not.
         MaskMismatchError: a part of the mask does not have the shape of its weight.
     """
-    known = plain_modules(unet)
+    known = plain_modules(network)
     if unknown := [module for module in mask.modules if module not in known]:
         raise NoMatchingModulesError(
             f"target modules match no layer: got {listing(unknown)}. {nearest(unknown[0], known)}"
         )
     _check_shapes(mask, {module: known[module].weight for module in mask.modules})
     if mask.granularity == "weight":
-        return _add_masked_low_rank(unet, mask, rank=rank, alpha=alpha, seed=seed, name=name)
+        return _add_masked_low_rank(network, mask, rank=rank, alpha=alpha, seed=seed, name=name)
     with GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "lora"))
-        unet.add_adapter(
+        network.add_adapter(
             LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(mask.modules), init_lora_weights=True),
             adapter_name=name,
         )
-    hold_in_float32(unet, name)
-    layers = lora_layers(unet)
+    hold_in_float32(network, name)
+    layers = lora_layers(network)
     if (placed := set(layers)) != set(mask.modules):
         raise NoMatchingModulesError(
             f"peft adapted other modules than the mask names: {listing(sorted(placed ^ set(mask.modules)))}."
@@ -68,16 +69,16 @@ def add_sparse_lora(unet: Any, mask: Mask, *, rank: int, alpha: float, seed: int
     for module in mask.rows:
         _confine(layers[module].lora_B[name].weight, mask.rows[module], 0)
         _confine(layers[module].lora_A[name].weight, mask.columns[module], 1)
-    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def begin_with(unet: nn.Module, name: str, changes: Mapping[str, LowRank]) -> None:
+def begin_with(network: nn.Module, name: str, changes: Mapping[str, LowRank]) -> None:
     """Let an adapter begin with given changes: the first rows of A and columns of B are theirs, the others as drawn.
 
     Raises:
         MaskMismatchError: a change is of higher rank than the adapter, or its module is not in it.
     """
-    layers = lora_layers(unet)
+    layers = lora_layers(network)
     for module, change in changes.items():
         count = len(change.A)
         if module not in layers or count > layers[module].r[name]:
@@ -90,9 +91,9 @@ def begin_with(unet: nn.Module, name: str, changes: Mapping[str, LowRank]) -> No
             layers[module].lora_B[name].weight[:, :count] = change.B / layers[module].scaling[name]
 
 
-def hold_in_float32(unet: nn.Module, name: str) -> None:
+def hold_in_float32(network: nn.Module, name: str) -> None:
     """An adapter's own tensors in float32: peft gives them the base's type, and bfloat16 would round what is learnt."""
-    for layer in lora_layers(unet).values():
+    for layer in lora_layers(network).values():
         if name in layer.lora_A:
             layer.lora_A[name].float()
             layer.lora_B[name].float()
@@ -141,20 +142,20 @@ class MaskedLowRank(nn.Module):
         return product * self.mask * self.scaling
 
 
-def _add_masked_low_rank(unet: Any, mask: Mask, *, rank: int, alpha: float, seed: int, name: str) -> list[Tensor]:
+def _add_masked_low_rank(network: Any, mask: Mask, *, rank: int, alpha: float, seed: int, name: str) -> list[Tensor]:
     generator = torch_generator(seed, "masked low rank")
     parts = {
         module: MaskedLowRank(mask.weights[module], rank=rank, alpha=alpha, generator=generator)
         for module in mask.modules
     }
-    add_delta(unet, name, parts)
-    for delta in delta_weights(unet).values():
+    add_delta(network, name, parts)
+    for delta in delta_weights(network).values():
         delta.activate({name: 1.0})
     return [parameter for part in parts.values() for parameter in part.parameters()]
 
 
 @contextmanager
-def computed_whole(unet: nn.Module) -> Iterator[None]:
+def computed_whole(network: nn.Module) -> Iterator[None]:
     """Inside, small modules compute with W + the sum of their adapters' scaled B A itself   (ours).
 
     A LoRA's branch reads and writes the module's whole input and output several times more, forward and
@@ -163,7 +164,7 @@ def computed_whole(unet: nn.Module) -> Iterator[None]:
     their branch. Both are the same function, up to rounding. Which adapters are on, and how strongly, is read
     at every forward; modules that get their first adapter inside are not among them.
     """
-    changed = [layer for layer in lora_layers(unet).values() if layer.get_base_layer().weight.numel() <= WHOLE_UP_TO]
+    changed = [layer for layer in lora_layers(network).values() if layer.get_base_layer().weight.numel() <= WHOLE_UP_TO]
     for layer in changed:
         layer.forward = partial(_whole, layer)
     try:
@@ -194,10 +195,10 @@ def _whole(layer: Any, value: Tensor) -> Tensor:
 
 
 @contextmanager
-def adapters_disabled(unet: nn.Module) -> Iterator[None]:
+def adapters_disabled(network: nn.Module) -> Iterator[None]:
     """The teacher: the same network with every adapter off. Restores what was on; nests."""
-    layers = list(lora_layers(unet).values())
-    deltas = list(delta_weights(unet).values())
+    layers = list(lora_layers(network).values())
+    deltas = list(delta_weights(network).values())
     before = [layer._disable_adapters for layer in layers], [delta.disabled for delta in deltas]
     try:
         for layer in layers:
@@ -212,34 +213,35 @@ def adapters_disabled(unet: nn.Module) -> Iterator[None]:
             delta.disabled = disabled
 
 
-def adapter_tensors(unet: nn.Module, name: str) -> dict[str, Tensor]:
+def adapter_tensors(denoiser: Denoiser, name: str) -> dict[str, Tensor]:
     """The adapter as it is stored: the scaling, alpha / rank, is already in it.
 
-    LoRA: diffusers' keys ``unet.<module>.lora_A.weight`` and ``.lora_B.weight``; scaling 1 wherever they
-    are loaded, also by tools that lose alpha. Weight masks: ``unet.<module>.positions`` (flat, int32,
-    ascending) and ``unet.<module>.values``, exactly one value for each weight of the mask.
+    LoRA: diffusers' keys ``<component>.<module>.lora_A.weight`` and ``.lora_B.weight``; scaling 1 wherever they
+    are loaded, also by tools that lose alpha. Weight masks: ``<component>.<module>.positions`` (flat, int32,
+    ascending) and ``<component>.<module>.values``, exactly one value for each weight of the mask.
     """
+    network, component = denoiser.network, denoiser.component
     tensors: dict[str, Tensor] = {}
-    for module, layer in lora_layers(unet).items():
+    for module, layer in lora_layers(network).items():
         if name in layer.lora_A:
-            tensors[f"unet.{module}.lora_A.weight"] = layer.lora_A[name].weight.detach().clone()
-            tensors[f"unet.{module}.lora_B.weight"] = layer.lora_B[name].weight.detach() * layer.scaling[name]
-    for module, delta in delta_weights(unet).items():
+            tensors[f"{component}.{module}.lora_A.weight"] = layer.lora_A[name].weight.detach().clone()
+            tensors[f"{component}.{module}.lora_B.weight"] = layer.lora_B[name].weight.detach() * layer.scaling[name]
+    for module, delta in delta_weights(network).items():
         if name in delta.parts:
             part: Any = delta.parts[name]
             positions = part.mask.view(-1).nonzero().squeeze(1)
-            tensors[f"unet.{module}.positions"] = positions.to(torch.int32)
-            tensors[f"unet.{module}.values"] = part().detach().view(-1)[positions]
+            tensors[f"{component}.{module}.positions"] = positions.to(torch.int32)
+            tensors[f"{component}.{module}.values"] = part().detach().view(-1)[positions]
     return tensors
 
 
-def check_inside_mask(unet: nn.Module, mask: Mask, name: str) -> None:
+def check_inside_mask(network: nn.Module, mask: Mask, name: str) -> None:
     """Check after training that nothing outside the mask has moved.
 
     Raises:
         MaskMismatchError: names the first module where something has.
     """
-    layers, deltas = lora_layers(unet), delta_weights(unet)
+    layers, deltas = lora_layers(network), delta_weights(network)
     placed = {module for module, layer in layers.items() if name in layer.lora_A}
     placed |= {module for module, delta in deltas.items() if name in delta.parts}
     if outside := sorted(placed - set(mask.modules)):

@@ -6,7 +6,7 @@ definition. A distribution over timesteps is a vector of T probabilities here, h
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fade.errors import ConfigError
 from fade.methods.fade.examples import Examples
-from fade.models.conditioning import denoise
-from fade.models.diffusion import add_noise
+from fade.models.denoiser import Denoiser
 from fade.seeding import torch_generator
 
 Pictures = Literal["forget", "surrogate", "mixed", "generated"]
@@ -35,7 +34,7 @@ def power_law(total: int, power: float) -> Tensor:
 
 @torch.no_grad()
 def teacher_disagreement(
-    unet: Any, examples: Examples, *, alphas_cumprod: Tensor, points: int, group_size: int, seed: int
+    denoiser: Denoiser, examples: Examples, *, points: int, group_size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """How far the teacher's answers to the concept's and the surrogate's captions lie apart   (ours).
 
@@ -46,16 +45,15 @@ def teacher_disagreement(
         timesteps (points,) and D (points,), float64.
     """
     generator = torch_generator(seed, "disagreement")
-    device = next(unet.parameters()).device
-    total = len(alphas_cumprod)
+    device, total = denoiser.device, denoiser.path.steps
     at = ((torch.arange(points) + 0.5) * total / points).long()
     found = []
     for timestep in at:
         chosen = examples.drawn(group_size, generator)
         noise = torch.randn(chosen.latents.shape, generator=generator)
         part, timesteps = chosen.to(device), timestep.expand(group_size).to(device)
-        noisy = add_noise(part.latents, noise.to(device), timesteps, alphas_cumprod)
-        apart = denoise(unet, noisy, timesteps, part.prompts) - denoise(unet, noisy, timesteps, part.targets)
+        noisy = denoiser.path.noised(part.latents, noise.to(device), timesteps)
+        apart = denoiser.predict(noisy, timesteps, part.prompts) - denoiser.predict(noisy, timesteps, part.targets)
         found.append(float(apart.float().square().mean().sqrt()))
     return at.numpy().astype(np.float64), np.asarray(found)
 

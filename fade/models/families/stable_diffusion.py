@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fade.errors import DataError
-from fade.models.conditioning import Conditioning
+from fade.models.denoiser import Denoiser
 from fade.models.latents import encode_pictures
+from fade.models.paths import DiffusionPath
 from fade.models.supported import picture_size, side
+from fade.models.told import Told
 
 logger = logging.getLogger(__name__)
+_SOLVERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
+
+
+class UNet(Denoiser):
+    """Stable Diffusion's network: text enters through the keys and values of its cross-attention."""
+
+    component = "unet"
+    patterns = {  # noqa: RUF012
+        "attention": re.compile(r"\.(to_q|to_k|to_v|to_out\.0)$"),
+        "cross_attention": re.compile(r"\.attn2\.(to_k|to_v)$"),
+        "text_attention": re.compile(r"\.attn2\."),
+    }
+
+    def predict(self, noisy: Tensor, t: Tensor, told: Told) -> Tensor:
+        """Noise or velocity. Sizes, which SDXL is told, stay float32: bfloat16 rounds them."""
+        dtype, added = self.dtype, None
+        if told.others:
+            added = {"text_embeds": told.others["pooled"].to(dtype), "time_ids": told.others["sizes"]}
+        answer: Tensor = self.network(noisy.to(dtype), t, told.states.to(dtype), added_cond_kwargs=added).sample
+        return answer
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -72,59 +96,56 @@ class StableDiffusion:
         active: adapter name to weight; kept here because peft reports a disabled adapter as active.
     """
 
+    denoiser_type: ClassVar[type[UNet]] = UNet
     pipeline: Any
     sha256: str
     folder: Path
     active: dict[str, float] = field(default_factory=dict)
 
     @property
-    def unet(self) -> Any:
-        """The denoiser, in evaluation mode, its weights as ``load_base`` was asked to hold them."""
+    def network(self) -> Any:
+        """The denoiser's module, in evaluation mode, its weights as ``load_base`` was asked to hold them."""
         return self.pipeline.unet
+
+    @cached_property
+    def denoiser(self) -> UNet:
+        """What a method changes and asks."""
+        config, scheduler = self.network.config, self.pipeline.scheduler
+        edge = side(config.sample_size) or 0
+        path = DiffusionPath(scheduler.alphas_cumprod, str(scheduler.config.prediction_type))
+        return UNet(self.network, path, (config.in_channels, edge, edge))
 
     @property
     def device(self) -> torch.device:
         """Where the denoiser lies."""
-        return next(iter(self.pipeline.unet.parameters())).device
+        return self.denoiser.device
 
-    @property
-    def noise_scheduler(self) -> Any:
-        """The base's own; solvers are made from its configuration."""
-        return self.pipeline.scheduler
+    @staticmethod
+    def noise_schedule(scheduler: Any) -> tuple[object, Tensor | None]:
+        """What two schedulers must agree in to lead along one path: what is predicted, and the noise's levels."""
+        return scheduler.config.get("prediction_type"), getattr(scheduler, "alphas_cumprod", None)
 
-    @property
-    def prediction_type(self) -> str:
-        """What the denoiser answers: ``epsilon`` or ``v_prediction``."""
-        return str(self.pipeline.scheduler.config.prediction_type)
-
-    @cached_property
-    def alphas_cumprod(self) -> Tensor:
-        """The noise scheduler's cumulative alphas, (T,) float32."""
-        levels: Tensor = self.pipeline.scheduler.alphas_cumprod
-        return levels
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one picture's latents."""
-        config = self.unet.config
-        edge = side(config.sample_size) or 0
-        return config.in_channels, edge, edge
+    def solver(self, name: str, steps: int) -> Any:
+        """``ddim`` or ``dpm++``, of the base's own noise schedule."""
+        scheduler = _SOLVERS[name].from_config(self.pipeline.scheduler.config)
+        scheduler.set_timesteps(steps)
+        return scheduler
 
     @property
     def picture_size(self) -> int:
         """Height and width of a picture, in pixels."""
-        return picture_size(self.unet.config, self.pipeline.vae.config)
+        return picture_size(self.network.config, self.pipeline.vae.config)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[str]) -> Told:
         """Text states, (B, L, D) float32 on the CPU; equal prompts are encoded once."""
         unique = list(dict.fromkeys(prompts))
         ids = token_ids(self.pipeline, unique)
         states = self.pipeline.text_encoder(ids.to(self.device)).last_hidden_state.float().cpu()
         at = {prompt: i for i, prompt in enumerate(unique)}
-        return Conditioning(states)[[at[prompt] for prompt in prompts]]
+        return Told(states)[[at[prompt] for prompt in prompts]]
 
-    def unconditional(self) -> Conditioning:
+    def unconditional(self) -> Told:
         """What guidance leads away from, one row: the states of the empty prompt."""
         return self.encode_prompts([""])
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from fade.models.conditioning import Conditioning
 from fade.models.families.stable_diffusion import StableDiffusion, token_ids
+from fade.models.told import Told
 
 
 class StableDiffusionXL(StableDiffusion):
     """A loaded SDXL base: a Stable Diffusion but for what its denoiser is told (arXiv:2307.01952, section 2)."""
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[str]) -> Told:
         """Both encoders' last but one hidden states side by side, the second's pooled state, and the sizes.
 
         The sizes say a whole picture as the base draws it: original and target size are its own, and
@@ -29,12 +29,13 @@ class StableDiffusionXL(StableDiffusion):
         size = float(self.picture_size)
         sizes = torch.tensor([[size, size, 0.0, 0.0, size, size]]).expand(len(unique), -1)
         at = {prompt: i for i, prompt in enumerate(unique)}
-        found = Conditioning(states, second.text_embeds.float().cpu(), sizes)
+        found = Told(states, others={"pooled": second.text_embeds.float().cpu(), "sizes": sizes})
         return found[[at[prompt] for prompt in prompts]]
 
-    def unconditional(self) -> Conditioning:
+    def unconditional(self) -> Told:
         """What guidance leads away from, one row: zeros, or the empty prompt, as the base's pipeline says."""
         empty = self.encode_prompts([""])
-        if not self.pipeline.config.force_zeros_for_empty_prompt or empty.pooled is None:
+        if not self.pipeline.config.force_zeros_for_empty_prompt:
             return empty
-        return Conditioning(torch.zeros_like(empty.embeds), torch.zeros_like(empty.pooled), empty.time_ids)
+        pooled = torch.zeros_like(empty.others["pooled"])
+        return Told(torch.zeros_like(empty.states), others={**empty.others, "pooled": pooled})

@@ -29,8 +29,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from fade.errors import ConfigError, DataError
 from fade.files import writing
 from fade.hardware import fast_precision
-from fade.models.diffusion import add_noise, autocast, make_noise_scheduler, min_snr_weights
+from fade.models.denoiser import autocast
 from fade.models.latents import encode_pictures, to_tensor
+from fade.models.paths import DiffusionPath, min_snr_weights
 from fade.models.training import networks
 from fade.seeding import torch_generator
 
@@ -231,7 +232,7 @@ def train_denoiser(
         ConfigError: the checkpoint is of another training.
     """
     generator = torch_generator(seed, "denoiser")
-    alphas_cumprod = make_noise_scheduler().alphas_cumprod
+    path = DiffusionPath(networks.make_noise_scheduler().alphas_cumprod)
     drawn = _Captions(tokenizer, captions)
     # Plain attention is faster than the fused kernel in the backward pass on CPU.
     unet.set_attn_processor(AttnProcessor())
@@ -242,14 +243,14 @@ def train_denoiser(
     for step in range(training.load(checkpoint) + 1, steps + 1):
         rows = torch.randint(len(latents), (batch,), generator=generator)
         ids = drawn.draw(rows, generator)
-        timesteps = torch.randint(len(alphas_cumprod), (batch,), generator=generator)
+        timesteps = torch.randint(path.steps, (batch,), generator=generator)
         noise = torch.randn(latents[rows].shape, generator=generator)
-        noisy = add_noise(latents[rows], noise, timesteps, alphas_cumprod)
+        noisy = path.noised(latents[rows], noise, timesteps)
         _set_learning_rate(training.optimizer, _learning_rate(step, steps, learning_rate))
         with autocast(fast_precision("cpu")):
             predicted = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
         error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
-        loss = (error * min_snr_weights(timesteps, alphas_cumprod, 5.0)).mean()
+        loss = (error * min_snr_weights(timesteps, path, 5.0)).mean()
         _descend(loss, training.optimizer, training.parameters)
         decay = min(ema_decay, step / (step + 9))
         torch._foreach_lerp_(training.averages, [parameter.detach() for parameter in training.parameters], 1 - decay)

@@ -11,13 +11,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from fade.models.diffusion import make_noise_scheduler
 from fade.seeding import derive_seed
+
+
+def make_noise_scheduler() -> DDIMScheduler:
+    """Stable Diffusion 1.x's noise schedule (scaled linear, 1000 steps, epsilon prediction)."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
 
 
 def build_tokenizer(captions: Sequence[str], *, max_length: int) -> CLIPTokenizer:

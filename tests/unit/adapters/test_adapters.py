@@ -26,11 +26,11 @@ MODULES = ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", 
 def _adapter(base: Path, folder: Path, *, seed: int = 1, base_sha256: str | None = None) -> Path:
     """An adapter that changes the output, trained alpha twice its rank."""
     sd = load_base(base)
-    add_sparse_lora(sd.unet, Mask("module", MODULES, 3, 3), rank=2, alpha=4.0, seed=seed, name="student")
-    for layer in lora_layers(sd.unet).values():
+    add_sparse_lora(sd.network, Mask("module", MODULES, 3, 3), rank=2, alpha=4.0, seed=seed, name="student")
+    for layer in lora_layers(sd.network).values():
         torch.nn.init.normal_(layer.lora_B["student"].weight, generator=torch.Generator().manual_seed(seed))
     card = {"base_sha256": base_sha256 or sd.sha256, "trained_alpha": 4.0, "rank": 2}
-    save_adapter(folder, adapter_tensors(sd.unet, "student"), card)
+    save_adapter(folder, adapter_tensors(sd.denoiser, "student"), card)
     return folder
 
 
@@ -44,12 +44,12 @@ def _predict(unet: torch.nn.Module) -> Tensor:
 def _delta_adapter(base: Path, folder: Path) -> tuple[Path, Tensor]:
     """An adapter of a weight mask, and what the network answers with it as trained."""
     sd = load_base(base)
-    mask = make_mask(random_saliency(sd.unet, "weight", seed=3), 0.2, granularity="weight")
-    add_sparse_lora(sd.unet, mask, rank=2, alpha=4.0, seed=1, name="student")
-    for delta in delta_weights(sd.unet).values():
+    mask = make_mask(random_saliency(sd.network, "weight", seed=3), 0.2, granularity="weight")
+    add_sparse_lora(sd.network, mask, rank=2, alpha=4.0, seed=1, name="student")
+    for delta in delta_weights(sd.network).values():
         torch.nn.init.normal_(delta.parts["student"].lora_B, generator=torch.Generator().manual_seed(5))
-    save_adapter(folder, adapter_tensors(sd.unet, "student"), {"base_sha256": sd.sha256})
-    return folder, _predict(sd.unet)
+    save_adapter(folder, adapter_tensors(sd.denoiser, "student"), {"base_sha256": sd.sha256})
+    return folder, _predict(sd.network)
 
 
 def test_a_weight_masks_adapter_loads_stacks_and_leaves_the_bases_bits(
@@ -57,23 +57,23 @@ def test_a_weight_masks_adapter_loads_stacks_and_leaves_the_bases_bits(
 ) -> None:
     folder, trained = _delta_adapter(tiny_base, tmp_path / "delta")
     assert load_card(folder)["type"] == "delta"
-    base_output, bits = _predict(base.unet), weights_sha256(base.unet)
+    base_output, bits = _predict(base.network), weights_sha256(base.network)
     assert not torch.allclose(trained, base_output, atol=1e-3)
     apply_adapter(base, folder, name="delta")
-    assert torch.equal(_predict(base.unet), base_output)
+    assert torch.equal(_predict(base.network), base_output)
     activate(base, {"delta": 1.0})
-    torch.testing.assert_close(_predict(base.unet), trained, rtol=1e-2, atol=1e-2)  # stored as float16
-    alone = _predict(base.unet)
+    torch.testing.assert_close(_predict(base.network), trained, rtol=1e-2, atol=1e-2)  # stored as float16
+    alone = _predict(base.network)
     apply_adapter(base, _adapter(tiny_base, tmp_path / "lora"), name="lora")
-    assert torch.equal(_predict(base.unet), alone)
+    assert torch.equal(_predict(base.network), alone)
     activate(base, {"delta": 1.0, "lora": 1.0})
-    assert not torch.allclose(_predict(base.unet), alone, atol=1e-3)
+    assert not torch.allclose(_predict(base.network), alone, atol=1e-3)
     activate(base, {"delta": 0.5})
-    assert not torch.allclose(_predict(base.unet), alone, atol=1e-3)
+    assert not torch.allclose(_predict(base.network), alone, atol=1e-3)
     activate(base, {})
-    assert torch.equal(_predict(base.unet), base_output)
+    assert torch.equal(_predict(base.network), base_output)
     restore_base(base)
-    assert weights_sha256(base.unet) == bits
+    assert weights_sha256(base.network) == bits
 
 
 def test_a_weight_masks_adapter_of_another_network_is_refused(
@@ -100,26 +100,26 @@ def test_equal_adapters_are_equal_bytes(tiny_base: Path, tmp_path: Path) -> None
 
 
 def test_loading_switching_stacking_and_restoring(base: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
-    base_output, bits = _predict(base.unet), weights_sha256(base.unet)
+    base_output, bits = _predict(base.network), weights_sha256(base.network)
     for number in (1, 2):
         apply_adapter(base, _adapter(tiny_base, tmp_path / str(number), seed=number), name=f"a{number}")
-        assert torch.equal(_predict(base.unet), base_output), "a loaded adapter is off until it is activated"
+        assert torch.equal(_predict(base.network), base_output), "a loaded adapter is off until it is activated"
     activate(base, {"a1": 1.0})
-    first = _predict(base.unet)
+    first = _predict(base.network)
     activate(base, {"a2": 1.0})
-    second = _predict(base.unet)
+    second = _predict(base.network)
     activate(base, {"a1": 1.0, "a2": 1.0})
-    both = _predict(base.unet)
+    both = _predict(base.network)
     outputs = (base_output, first, second, both)
     assert all(not torch.allclose(a, b, atol=1e-3) for i, a in enumerate(outputs) for b in outputs[i + 1 :])
     activate(base, {"a1": 1.0, "a2": 0.0})
-    torch.testing.assert_close(_predict(base.unet), first)
+    torch.testing.assert_close(_predict(base.network), first)
     activate(base, {})
-    assert torch.equal(_predict(base.unet), base_output)
+    assert torch.equal(_predict(base.network), base_output)
     restore_base(base)
-    assert not lora_layers(base.unet)
-    assert weights_sha256(base.unet) == bits
-    assert torch.equal(_predict(base.unet), base_output)
+    assert not lora_layers(base.network)
+    assert weights_sha256(base.network) == bits
+    assert torch.equal(_predict(base.network), base_output)
 
 
 def test_active_adapters_stay_active_when_another_is_loaded(
@@ -127,20 +127,20 @@ def test_active_adapters_stay_active_when_another_is_loaded(
 ) -> None:
     apply_adapter(base, _adapter(tiny_base, tmp_path / "1"), name="one")
     activate(base, {"one": 0.7})
-    output = _predict(base.unet)
+    output = _predict(base.network)
     apply_adapter(base, _adapter(tiny_base, tmp_path / "2", seed=2), name="two")
     assert base.active == {"one": 0.7}
-    torch.testing.assert_close(_predict(base.unet), output)
+    torch.testing.assert_close(_predict(base.network), output)
 
 
 def test_stock_diffusers_loads_an_adapter_to_the_same_output(
     base: StableDiffusion, tiny_base: Path, tmp_path: Path
 ) -> None:
     folder = _adapter(tiny_base, tmp_path / "a")
-    base_output = _predict(base.unet)
+    base_output = _predict(base.network)
     apply_adapter(base, folder, name="ours")
     activate(base, {"ours": 1.0})
-    ours = _predict(base.unet)
+    ours = _predict(base.network)
     assert not torch.allclose(ours, base_output, atol=1e-3)
     stock = StableDiffusionPipeline.from_pretrained(tiny_base, dtype=torch.float32)
     stock.load_lora_weights(folder)
@@ -157,7 +157,7 @@ def test_a_changed_byte_is_refused(base: StableDiffusion, tiny_base: Path, tmp_p
     (folder / name).write_bytes(content)
     with pytest.raises(AdapterFormatError, match="was changed"):
         apply_adapter(base, folder, name="a")
-    assert not lora_layers(base.unet)
+    assert not lora_layers(base.network)
 
 
 def test_an_adapter_of_another_base_is_refused(sd: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def _predict(unet: torch.nn.Module) -> Tensor:
 
 def _mask(base: StableDiffusion, kind: str) -> Mask:
     draw = torch.Generator().manual_seed(3)
-    weights = {name: plain_modules(base.unet)[name].weight for name in MODULES}
+    weights = {name: plain_modules(base.network)[name].weight for name in MODULES}
     if kind == "neuron":
         rows = {name: torch.arange(weight.shape[0]) % 3 == 0 for name, weight in weights.items()}
         columns = {name: torch.arange(weight.shape[1]) % 2 == 0 for name, weight in weights.items()}
@@ -55,22 +55,22 @@ def _mask(base: StableDiffusion, kind: str) -> Mask:
     if kind == "weight":
         kept = {name: torch.rand(weight.shape, generator=draw) < 0.3 for name, weight in weights.items()}
         return Mask("weight", MODULES, 1, 1, weights=kept)
-    every = tuple(sorted(plain_modules(base.unet)))
+    every = tuple(sorted(plain_modules(base.network)))
     return Mask("module", every if kind == "every module" else MODULES, 1, 1)
 
 
 def _adapter(base: Path, folder: Path, kind: str) -> Path:
     """An adapter that changes the output, trained with alpha twice its rank."""
     sd, draw = load_base(base), torch.Generator().manual_seed(1)
-    add_sparse_lora(sd.unet, mask := _mask(sd, kind), rank=2, alpha=4.0, seed=1, name="student")
-    for name, layer in lora_layers(sd.unet).items():
+    add_sparse_lora(sd.network, mask := _mask(sd, kind), rank=2, alpha=4.0, seed=1, name="student")
+    for name, layer in lora_layers(sd.network).items():
         weight = layer.lora_B["student"].weight
         torch.nn.init.normal_(weight, std=0.3, generator=draw)
         if name in mask.rows:
             weight.data *= mask.rows[name].view(-1, *[1] * (weight.dim() - 1))
-    for delta in delta_weights(sd.unet).values():
+    for delta in delta_weights(sd.network).values():
         torch.nn.init.normal_(delta.parts["student"].lora_B, std=0.3, generator=draw)
-    save_adapter(folder, adapter_tensors(sd.unet, "student"), {"base_sha256": sd.sha256})
+    save_adapter(folder, adapter_tensors(sd.denoiser, "student"), {"base_sha256": sd.sha256})
     return folder
 
 
@@ -85,12 +85,12 @@ def adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def ours(tiny_base: Path, adapters: dict[str, Path]) -> Callable[..., Tensor]:
     """What this library predicts with an adapter; it is not what the base predicts."""
     sd = load_base(tiny_base)
-    plain = _predict(sd.unet)
+    plain = _predict(sd.network)
 
     def predict(kind: str, strength: float = 1.0) -> Tensor:
         apply_adapter(sd, adapters[kind], name="a")
         activate(sd, {"a": strength})
-        found = _predict(sd.unet)
+        found = _predict(sd.network)
         restore_base(sd)
         assert (found - plain).abs().max() > 1e-2
         return found
@@ -187,10 +187,10 @@ def test_modules_of_different_ranks_keep_their_strength(
         key = f"unet.{QUERY}.lora_{part}.weight"
         tensors[key] = tensors[key].narrow(dim, 0, 1)
     save_adapter(tmp_path / "a", tensors, {"base_sha256": base.sha256})
-    plain = _predict(base.unet)
+    plain = _predict(base.network)
     put_in(base, load_file(tmp_path / "a" / WEIGHTS_NAME), name="a", origin="test")
     activate(base, {"a": 1.0})
-    expected = _predict(base.unet)
+    expected = _predict(base.network)
     assert (expected - plain).abs().max() > 1e-2
     out = export_adapter(tmp_path / "a", _out(tmp_path, layout), layout=layout)
     torch.testing.assert_close(_stock_prediction(tiny_base, out, layout), expected, **CLOSE)
@@ -235,7 +235,7 @@ def test_a_difference_comes_back_as_it_went(
             assert torch.equal(back[f"unet.{module}.values"], before[f"unet.{module}.values"][kept].float())
     put_in(sd, back, name="back", origin="test")
     activate(sd, {"back": 1.0})
-    torch.testing.assert_close(_predict(sd.unet), expected, **CLOSE)
+    torch.testing.assert_close(_predict(sd.network), expected, **CLOSE)
 
 
 def _foreign(folder: Path, layout: str) -> tuple[Path, Tensor, Tensor]:
@@ -268,10 +268,10 @@ def test_a_foreign_alpha_is_honoured(base: StableDiffusion, tiny_base: Path, tmp
     tensors = import_adapter(path, base)
     assert torch.equal(tensors[f"unet.{QUERY}.lora_A.weight"], a)
     torch.testing.assert_close(tensors[f"unet.{QUERY}.lora_B.weight"], b / 2, rtol=1e-6, atol=0)
-    plain = _predict(base.unet)
+    plain = _predict(base.network)
     put_in(base, tensors, name="foreign", origin="test")
     activate(base, {"foreign": 1.0})
-    found = _predict(base.unet)
+    found = _predict(base.network)
     assert (found - plain).abs().max() > 1e-2
     weight = (stock := _stock(tiny_base).unet).get_submodule(QUERY).weight
     weight.data += 0.5 * b @ a
@@ -386,7 +386,7 @@ def test_tensors_without_a_use_are_named(
     out = export_adapter(adapters["module"], _out(tmp_path, layout), layout=layout, base=tiny_base)
     import_adapter(out, sd)
     path = next(out.glob("*.safetensors")) if out.is_dir() else out
-    tensors, bits = load_file(path), weights_sha256(sd.unet)
+    tensors, bits = load_file(path), weights_sha256(sd.network)
     one = next(key for key in sorted(tensors) if "conv_in" in key)
     key = one.replace("conv_in", "conv_inn")
     save_file({**tensors, key: tensors[one].clone()}, path)
@@ -406,7 +406,7 @@ def test_tensors_without_a_use_are_named(
     if layout in ("diffusers", "peft"):
         with pytest.raises(AdapterFormatError, match="lacks a half"):
             import_adapter(out, sd)
-    assert weights_sha256(sd.unet) == bits
+    assert weights_sha256(sd.network) == bits
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -415,7 +415,7 @@ def test_a_hundred_random_operations_leave_the_bases_bits(
 ) -> None:
     """Load, stack, switch, merge into a copy, take out: adapters of all granularities, in any order."""
     sd, draw = load_base(tiny_base), random.Random(seed)
-    bits, untouched = weights_sha256(sd.unet), _predict(sd.unet)
+    bits, untouched = weights_sha256(sd.network), _predict(sd.network)
     loaded: list[str] = []
     counted: Counter[str] = Counter()
     for number in range(100):
@@ -440,13 +440,13 @@ def test_a_hundred_random_operations_leave_the_bases_bits(
         counted[action] += 1
         assert base_sha256(tiny_base) == sd.sha256
         if changed:
-            assert not torch.equal(_predict(sd.unet), untouched)
+            assert not torch.equal(_predict(sd.network), untouched)
         elif action in ("off", "restore"):
-            assert torch.equal(_predict(sd.unet), untouched)
+            assert torch.equal(_predict(sd.network), untouched)
     assert min(counted.values()) >= 5
     restore_base(sd)
-    assert weights_sha256(sd.unet) == bits
-    assert torch.equal(_predict(sd.unet), untouched)
+    assert weights_sha256(sd.network) == bits
+    assert torch.equal(_predict(sd.network), untouched)
 
 
 def test_a_kohya_alpha_of_several_numbers_is_refused(

@@ -47,11 +47,11 @@ def _pairs(unet: Any, *, rank: int = 2, std: float = 0.2) -> dict[str, tuple[Ten
 
 def _off(base: Base, file: Path, folder: Path, stock: Any) -> float:
     """How far the imported adapter is from the stock pipeline that loaded the same file, in parts of its change."""
-    plain = _answers(base, base.unet)
+    plain = _answers(base, base.network)
     take_in(file, base, folder, {})
     put_in(base, load_file(next(folder.glob("*.safetensors"))), name="a", origin="a test")
-    base.unet.enable_adapters()
-    ours, theirs = _answers(base, base.unet), _answers(base, stock.unet.eval())
+    base.network.enable_adapters()
+    ours, theirs = _answers(base, base.network), _answers(base, stock.unet.eval())
     assert torch.linalg.vector_norm(theirs - plain) > 1e-2 * torch.linalg.vector_norm(plain)
     return float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs - plain))
 
@@ -61,11 +61,11 @@ def _off(base: Base, file: Path, folder: Path, stock: Any) -> float:
 
 def test_what_diffusers_training_scripts_save_is_read(base: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
     trained = _stock(tiny_base)
-    trained.unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    for name, weight in trained.unet.named_parameters():
+    trained.network.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    for name, weight in trained.network.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(2))
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(trained.unet))
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(trained.network))
     StableDiffusionPipeline.save_lora_weights(tmp_path / "out", unet_lora_layers=layers)
     assert any(".lora.down.weight" in key for key in load_file(next((tmp_path / "out").glob("*.safetensors"))))
     assert _off(base, tmp_path / "out", tmp_path / "a", trained) < LIMIT
@@ -76,11 +76,11 @@ def test_what_a_denoiser_saves_by_itself_keeps_its_alpha(
     base: StableDiffusion, tiny_base: Path, tmp_path: Path, alpha: int
 ) -> None:
     trained = _stock(tiny_base)
-    trained.unet.add_adapter(LoraConfig(r=2, lora_alpha=alpha, target_modules=["to_q", "to_k"]), adapter_name="a")
-    for name, weight in trained.unet.named_parameters():
+    trained.network.add_adapter(LoraConfig(r=2, lora_alpha=alpha, target_modules=["to_q", "to_k"]), adapter_name="a")
+    for name, weight in trained.network.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(2))
-    trained.unet.save_lora_adapter(tmp_path / "out", adapter_name="a")
+    trained.network.save_lora_adapter(tmp_path / "out", adapter_name="a")
     assert _off(base, tmp_path / "out", tmp_path / "a", trained) < LIMIT
 
 
@@ -111,8 +111,8 @@ def _published(name: str, layers: int) -> str:
 
 def test_kohyas_names_of_sdxl_are_read(sdxl: Path, tmp_path: Path) -> None:
     base, made, expected = load_base(sdxl), {}, {}
-    for name, (a, b) in _pairs(base.unet).items():
-        if published := _published(name, base.unet.config.layers_per_block):
+    for name, (a, b) in _pairs(base.network).items():
+        if published := _published(name, base.network.config.layers_per_block):
             key = f"lora_unet_{published.replace('.', '_')}"
             made |= {f"{key}.lora_down.weight": a, f"{key}.lora_up.weight": b, f"{key}.alpha": torch.tensor(1.0)}
             expected[name] = (a, b / 2)
@@ -134,7 +134,7 @@ def test_kohyas_names_of_sdxl_are_read(sdxl: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("std", [1.0, 1e-2, 1e-5])
 def test_a_small_alpha_beside_a_high_rank_loses_nothing(base: StableDiffusion, tmp_path: Path, std: float) -> None:
     made: dict[str, Tensor] = {}
-    for name, (a, b) in _pairs(base.unet, rank=128, std=std).items():
+    for name, (a, b) in _pairs(base.network, rank=128, std=std).items():
         if "attn" in name:
             key = f"lora_unet_{name.replace('.', '_')}"
             made |= {f"{key}.lora_down.weight": a, f"{key}.lora_up.weight": b, f"{key}.alpha": torch.tensor(1.0)}
@@ -230,7 +230,7 @@ def test_each_other_kind_is_refused_by_its_name(base: StableDiffusion, tmp_path:
 
 
 def test_whole_weights_are_no_difference(base: StableDiffusion, tmp_path: Path) -> None:
-    weights = {f"unet.{name}.weight": module.weight.clone() for name, module in plain_modules(base.unet).items()}
+    weights = {f"unet.{name}.weight": module.weight.clone() for name, module in plain_modules(base.network).items()}
     draw = torch.Generator().manual_seed(1)
     change = {key: 0.1 * weight.std() * torch.randn(weight.shape, generator=draw) for key, weight in weights.items()}
     path = tmp_path / "d.safetensors"
@@ -243,6 +243,6 @@ def test_whole_weights_are_no_difference(base: StableDiffusion, tmp_path: Path) 
     save_file({**change, some: weights[some]}, path)
     with pytest.raises(AdapterFormatError, match=f"difference: {re.escape(QUERY)} are"):
         import_adapter(path, base)
-    save_file({**change, "unet.conv_in.bias": base.unet.conv_in.bias.clone()}, path)
+    save_file({**change, "unet.conv_in.bias": base.network.conv_in.bias.clone()}, path)
     with pytest.raises(AdapterFormatError, match="biases"):
         import_adapter(path, base)

@@ -150,47 +150,51 @@ def test_the_signing_key_is_made_once_for_its_owner_alone_or_comes_by_the_enviro
 def test_the_overlay_answers_what_peft_answers_and_leaves_the_bases_bits(
     base: StableDiffusion, tiny_base: Path, adapters: list[Path]
 ) -> None:
-    modules, bits, plain = list(dict(base.unet.named_modules())), weights_sha256(base.unet), _predict(base.unet)
-    overlay = Overlay(base.unet)
+    modules, bits, plain = (
+        list(dict(base.network.named_modules())),
+        weights_sha256(base.network),
+        _predict(base.network),
+    )
+    overlay = Overlay(base.denoiser)
     tensors = [load_file(weights_path(folder, load_card(folder))) for folder in adapters]
     for chosen in ([0], [2], [0, 1], [0, 1, 2]):
         peft = load_base(tiny_base)
         for i in chosen:
             apply_adapter(peft, adapters[i], name=f"a{i}")
         activate(peft, {f"a{i}": 0.5 for i in chosen})
-        expected = _predict(peft.unet)
+        expected = _predict(peft.network)
         prepared = overlay.prepare([(f"a{i}", 0.5, tensors[i]) for i in chosen])
         with using(prepared):
-            answer = _predict(base.unet)
+            answer = _predict(base.network)
         assert not torch.allclose(answer, plain, atol=1e-3)
         torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4)
         with using(overlay.prepare([])):
-            assert torch.equal(_predict(base.unet), plain)
+            assert torch.equal(_predict(base.network), plain)
     with pytest.raises(RefusedError, match="computes only for its requests"):
-        _predict(base.unet)
+        _predict(base.network)
     overlay.remove()
-    assert torch.equal(_predict(base.unet), plain)
-    assert weights_sha256(base.unet) == bits
-    assert list(dict(base.unet.named_modules())) == modules
+    assert torch.equal(_predict(base.network), plain)
+    assert weights_sha256(base.network) == bits
+    assert list(dict(base.network.named_modules())) == modules
 
 
 def test_many_low_rank_adapters_cost_no_more_memory_than_the_weights_they_change(
     base: StableDiffusion, adapters: list[Path]
 ) -> None:
-    overlay = Overlay(base.unet)
+    overlay = Overlay(base.denoiser)
     tensors = load_file(weights_path(adapters[0], load_card(adapters[0])))
     one = overlay.prepare([("a", 1.0, tensors)])
     assert any(isinstance(change, Factors) for change in one.changes.values())
     many = overlay.prepare([("a", 0.01, tensors)] * 100)
     assert all(isinstance(change, Changed) for change in many.changes.values())
     with using(one):
-        expected = _predict(base.unet)
+        expected = _predict(base.network)
     with using(many):
-        torch.testing.assert_close(_predict(base.unet), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(_predict(base.network), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_tensor_that_does_not_fit_is_refused(base: StableDiffusion, adapters: list[Path]) -> None:
-    overlay = Overlay(base.unet)
+    overlay = Overlay(base.denoiser)
     low, delta = (load_file(weights_path(folder, load_card(folder))) for folder in (adapters[0], adapters[2]))
     down = next(name for name in low if name.endswith("lora_A.weight"))
     some = next(name for name in delta if name.endswith(".positions"))
@@ -385,7 +389,7 @@ def test_another_base_or_a_changed_file_of_it_is_refused(
         path.unlink()
         config.write_bytes(kept)
     sd = load_base(base)
-    sd.unet.conv_in.weight.data[0, 0, 0, 0] += 1e-3
+    sd.network.conv_in.weight.data[0, 0, 0, 0] += 1e-3
     with pytest.raises(BaseModelError, match=r"conv_in\.weight differ"):
         Runtime(sd, release.folder, public_key=release.key.public_key(), state=release.state)
 

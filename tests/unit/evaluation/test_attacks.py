@@ -71,7 +71,7 @@ def test_a_closed_vocabulary_knows_its_words_and_spells_others(base: StableDiffu
 
 def test_from_a_little_noise_the_picture_comes_back(base: StableDiffusion) -> None:
     told = base.encode_prompts(["a cat", "a horse"])
-    latents = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(2, *base.denoiser.latent_shape, generator=torch.Generator().manual_seed(1))
     plain = ((base.decode(latents).clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).detach().numpy()
 
     def far(strength: float) -> float:
@@ -84,16 +84,16 @@ def test_from_a_little_noise_the_picture_comes_back(base: StableDiffusion) -> No
 
 
 def test_relearning_moves_the_attention_and_leaves_no_trace(base: StableDiffusion) -> None:
-    untouched = weights_sha256(base.unet)
-    latents = torch.randn(4, *base.latent_shape, generator=torch.Generator().manual_seed(1))
+    untouched = weights_sha256(base.network)
+    latents = torch.randn(4, *base.denoiser.latent_shape, generator=torch.Generator().manual_seed(1))
     stops = list(
         relearn(base, latents, base.encode_prompts(["a cat"] * 4), stops=(1, 3), batch=2, learning_rate=1e-3,
                 precision="fp32", seed=1)
     )  # fmt: skip
     assert [step for step, _ in stops] == [1, 3]
-    assert weights_sha256(base.unet) != untouched
+    assert weights_sha256(base.network) != untouched
     restore_base(base)
-    assert weights_sha256(base.unet) == untouched
+    assert weights_sha256(base.network) == untouched
 
 
 @pytest.fixture(scope="module")

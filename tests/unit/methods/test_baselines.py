@@ -22,20 +22,18 @@ from fade.methods.concept_ablation import ConceptAblationSettings, ablation_loss
 from fade.methods.esd import EsdSettings, esd, esd_target
 from fade.methods.salun import SalunSettings, salient, salun
 from fade.methods.trained_difference import (
-    CROSS_ATTENTION,
-    KEYS_AND_VALUES,
     NAME,
     Material,
     difference_tensors,
     frozen,
-    modules_like,
+    modules_of,
     noised,
     trained_difference,
 )
 from fade.methods.uce import UceSettings, solve, uce
-from fade.models.conditioning import Conditioning, denoise
 from fade.models.deltas import delta_weights, plain_modules
-from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
+from fade.models.families.stable_diffusion import StableDiffusion, UNet, weights_sha256
+from fade.models.told import Told
 from fade.steps.baseline import (
     METHODS,
     baseline_adapter,
@@ -53,9 +51,9 @@ def material(base: StableDiffusion) -> Material:
     generator = torch.Generator().manual_seed(3)
 
     def pictures(count: int) -> Tensor:
-        return torch.randn((count, *base.latent_shape), generator=generator)
+        return torch.randn((count, *base.denoiser.latent_shape), generator=generator)
 
-    def told(name: str) -> Conditioning:
+    def told(name: str) -> Told:
         return base.encode_prompts(
             [f"a {name} image in {style} style." for style in ("neon", "oil", "mosaic", "photo")]
         )
@@ -68,20 +66,20 @@ def material(base: StableDiffusion) -> Material:
 def _changed(base: StableDiffusion) -> set[str]:
     return {
         name
-        for name, delta in delta_weights(base.unet).items()
+        for name, delta in delta_weights(base.network).items()
         if NAME in delta.parts and bool(delta.parts[NAME]().any())
     }
 
 
 def test_esds_target_is_the_frozen_teachers_opposite(base: StableDiffusion, material: Material) -> None:
-    noisy, timestep = torch.randn(4, *base.latent_shape), torch.tensor(600)
+    noisy, timestep = torch.randn(4, *base.denoiser.latent_shape), torch.tensor(600)
     with torch.no_grad():
-        without = denoise(base.unet, noisy, timestep, base.unconditional().expand(4))
-        named = denoise(base.unet, noisy, timestep, material.concept)
+        without = base.denoiser.predict(noisy, timestep, base.unconditional().expand(4))
+        named = base.denoiser.predict(noisy, timestep, material.concept)
     assert (without - named).abs().max() > 1e-4
     list(esd(base, material, EsdSettings(steps=2, batch=2, learning_rate=1e-2), part="x", precision="fp32", seed=1))
     with torch.no_grad():
-        assert not torch.equal(denoise(base.unet, noisy, timestep, material.concept), named)  # the student has moved
+        assert not torch.equal(base.denoiser.predict(noisy, timestep, material.concept), named)  # the student has moved
     for eta in (1.0, 3.0):
         found = esd_target(base, noisy, timestep, material.concept, eta=eta, precision="fp32")
         torch.testing.assert_close(found, without - eta * (named - without), rtol=1e-4, atol=1e-5)
@@ -95,7 +93,7 @@ def test_esd_x_moves_the_cross_attention_alone_and_esd_u_the_rest(
     assert [step.step for step in steps] == [1, 2, 3]
     changed = _changed(base)
     assert changed
-    assert all(bool(CROSS_ATTENTION.search(name)) == in_cross_attention for name in changed)
+    assert all(bool(UNet.patterns["text_attention"].search(name)) == in_cross_attention for name in changed)
 
 
 def test_uce_is_what_numpy_solves(base: StableDiffusion, material: Material) -> None:
@@ -123,17 +121,15 @@ def test_uce_sends_the_concept_and_keeps_preserved_directions() -> None:
 def test_uce_moves_keys_and_values_alone(base: StableDiffusion, material: Material) -> None:
     (step,) = uce(base, material, UceSettings(), precision="fp32", seed=1)
     assert step.forget_loss > 0
-    assert _changed(base) == set(modules_like(base.unet, KEYS_AND_VALUES))
+    assert _changed(base) == set(modules_of(base.denoiser, "cross_attention"))
 
 
 def test_concept_ablation_moves_the_concept_to_the_anchor_and_not_back(
     base: StableDiffusion, material: Material
 ) -> None:
-    parameters = list(trained_difference(base.unet, modules_like(base.unet, KEYS_AND_VALUES)).values())
+    parameters = list(trained_difference(base.network, modules_of(base.denoiser, "cross_attention")).values())
     rows = torch.arange(4)
-    noisy, timesteps, noise = noised(
-        material.anchor, base.alphas_cumprod, torch.Generator().manual_seed(1), base.device
-    )
+    noisy, timesteps, noise = noised(material.anchor, base.denoiser.path, torch.Generator().manual_seed(1), base.device)
     drawn = material.anchor, noisy, timesteps, noise
     forget, kept = ablation_losses(
         base, drawn, material.anchor_concept[rows], material.anchor_surrogate, precision="fp32"
@@ -141,11 +137,11 @@ def test_concept_ablation_moves_the_concept_to_the_anchor_and_not_back(
     assert forget > 0
     # With the gradient stopped it is that of the distance to a constant.
     (mine,) = torch.autograd.grad(forget, parameters[:1], retain_graph=True)
-    constant = denoise(base.unet, noisy, timesteps, material.anchor_surrogate).detach()
-    plain = (constant - denoise(base.unet, noisy, timesteps, material.anchor_concept)).square().mean()
+    constant = base.denoiser.predict(noisy, timesteps, material.anchor_surrogate).detach()
+    plain = (constant - base.denoiser.predict(noisy, timesteps, material.anchor_concept)).square().mean()
     (expected,) = torch.autograd.grad(plain, parameters[:1])
-    both = denoise(base.unet, noisy, timesteps, material.anchor_surrogate) - denoise(
-        base.unet, noisy, timesteps, material.anchor_concept
+    both = base.denoiser.predict(noisy, timesteps, material.anchor_surrogate) - base.denoiser.predict(
+        noisy, timesteps, material.anchor_concept
     )
     (unstopped,) = torch.autograd.grad(both.square().mean(), parameters[:1])
     torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-8)
@@ -156,18 +152,18 @@ def test_concept_ablation_moves_the_concept_to_the_anchor_and_not_back(
 
 
 def test_concept_ablation_brings_the_two_captions_together(base: StableDiffusion, material: Material) -> None:
-    noisy, timesteps, _ = noised(material.anchor, base.alphas_cumprod, torch.Generator().manual_seed(9), base.device)
+    noisy, timesteps, _ = noised(material.anchor, base.denoiser.path, torch.Generator().manual_seed(9), base.device)
 
     @torch.no_grad()
     def apart() -> float:
-        answers = [denoise(base.unet, noisy, timesteps, told) for told in (material.concept, material.surrogate)]
+        answers = [base.denoiser.predict(noisy, timesteps, told) for told in (material.concept, material.surrogate)]
         return float((answers[0] - answers[1]).square().mean())
 
     before = apart()
     settings = ConceptAblationSettings(steps=15, batch=4, learning_rate=5e-3, regularisation=0.01)
     list(concept_ablation(base, material, settings, precision="fp32", seed=1))
     assert 0 < apart() < 0.8 * before
-    assert _changed(base) <= set(modules_like(base.unet, KEYS_AND_VALUES))
+    assert _changed(base) <= set(modules_of(base.denoiser, "cross_attention"))
 
 
 def test_salun_changes_only_the_masked_weights(
@@ -182,9 +178,9 @@ def test_salun_changes_only_the_masked_weights(
     monkeypatch.setattr(salun_file, "salient", kept)
     settings = SalunSettings(steps=3, batch=2, density=0.2, mask_batches=2)
     list(salun(base, material, settings, precision="fp32", seed=1))
-    assert set(masks) == set(plain_modules(base.unet))
+    assert set(masks) == set(plain_modules(base.network))
     moved = 0
-    for name, delta in delta_weights(base.unet).items():
+    for name, delta in delta_weights(base.network).items():
         change = delta.parts[NAME]().detach()
         assert not change[masks[name] == 0].any(), name
         moved += int((change != 0).sum())
@@ -201,20 +197,20 @@ def test_the_salient_half_is_the_larger_half() -> None:
 
 
 def test_the_frozen_teacher_is_the_base_and_what_was_on_comes_back(sd: StableDiffusion, material: Material) -> None:
-    noisy, timesteps = torch.randn(4, *sd.latent_shape), torch.tensor([5, 300, 700, 900])
+    noisy, timesteps = torch.randn(4, *sd.denoiser.latent_shape), torch.tensor([5, 300, 700, 900])
     with torch.no_grad():
-        base = denoise(sd.unet, noisy, timesteps, material.concept)
+        base = sd.denoiser.predict(noisy, timesteps, material.concept)
         list(uce(sd, material, UceSettings(), precision="fp32", seed=1))
-        changed = denoise(sd.unet, noisy, timesteps, material.concept)
+        changed = sd.denoiser.predict(noisy, timesteps, material.concept)
         assert not torch.equal(base, changed)
-        with frozen(sd.unet):
-            assert torch.equal(denoise(sd.unet, noisy, timesteps, material.concept), base)
-        assert torch.equal(denoise(sd.unet, noisy, timesteps, material.concept), changed)
+        with frozen(sd.network):
+            assert torch.equal(sd.denoiser.predict(noisy, timesteps, material.concept), base)
+        assert torch.equal(sd.denoiser.predict(noisy, timesteps, material.concept), changed)
 
 
-def test_a_base_without_cross_attention_is_refused() -> None:
-    with pytest.raises(NoMatchingModulesError, match="cannot be made on a base of this family"):
-        modules_like(torch.nn.Sequential(torch.nn.Linear(2, 2)), KEYS_AND_VALUES)
+def test_a_base_without_cross_attention_is_refused(base: StableDiffusion) -> None:
+    with pytest.raises(NoMatchingModulesError, match="cannot be used on a base of this family"):
+        modules_of(base.denoiser.on(torch.nn.Sequential(torch.nn.Linear(2, 2))), "cross_attention")
 
 
 def test_settings_are_checked_by_name_type_and_range() -> None:
@@ -256,12 +252,12 @@ def test_a_baseline_is_an_adapter_that_is_evaluated_and_taken_out_like_any(
     assert card["paper"].startswith("arXiv:")
     assert read_json(folder / "evaluation/metrics.json")["adapter_sha256"] == card["adapter_sha256"]
     base = load_base("data/base/canvas")
-    before = weights_sha256(base.unet)
+    before = weights_sha256(base.network)
     apply_adapter(base, folder / "adapter", name="it")
     activate(base, {"it": 1.0})
-    assert weights_sha256(base.unet) != before
+    assert weights_sha256(base.network) != before
     restore_base(base)
-    assert weights_sha256(base.unet) == before
+    assert weights_sha256(base.network) == before
 
 
 def test_a_finished_baseline_is_not_made_again_and_other_methods_have_other_folders(
@@ -294,10 +290,10 @@ def test_a_folder_that_asks_for_no_baseline_is_refused(workspace: Path, tmp_path
 
 
 def test_what_float16_cannot_hold_is_left_out_of_the_file(base: StableDiffusion) -> None:
-    changes = trained_difference(base.unet, modules_like(base.unet, KEYS_AND_VALUES)[:1])
+    changes = trained_difference(base.network, modules_of(base.denoiser, "cross_attention")[:1])
     (change,) = changes.values()
     with torch.no_grad():
         change.view(-1)[:3] = torch.tensor([0.5, 1e-12, -0.25])
-    tensors = difference_tensors(base.unet)
+    tensors = difference_tensors(base.denoiser)
     (positions,) = (tensor for key, tensor in tensors.items() if key.endswith(".positions"))
     assert positions.tolist() == [0, 2]

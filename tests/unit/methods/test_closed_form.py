@@ -16,7 +16,7 @@ from fade.config import load_settings
 from fade.errors import ConfigError, DataError, MaskMismatchError
 from fade.files import read_json
 from fade.methods.closed_form import LowRank, closed_form, distinct, text_moments
-from fade.methods.fade.masks import Mask, modules_within
+from fade.methods.fade.masks import Mask
 from fade.methods.fade.sparse_lora import add_sparse_lora, begin_with, check_inside_mask, lora_layers
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.steps.spec import prepare_spec
@@ -33,8 +33,7 @@ def _states(width: int = 32) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _mask(base: StableDiffusion, **parts: dict[str, Tensor]) -> Mask:
-    names = [name for name, module in base.unet.named_modules() if isinstance(module, torch.nn.Linear)]
-    modules = tuple(sorted(modules_within(names, "cross_attention")))
+    modules = tuple(base.denoiser.text_sites())
     assert len(modules) >= 2
     return Mask("neuron" if parts else "none", modules, len(modules), len(modules), **parts)
 
@@ -78,9 +77,9 @@ def test_many_prompts_are_summed_up_a_part_at_a_time(monkeypatch: pytest.MonkeyP
 
 
 def test_of_full_rank_it_is_the_least_squares_solution(base: StableDiffusion) -> None:
-    mask, modules = _mask(base), dict(base.unet.named_modules())
+    mask, modules = _mask(base), dict(base.network.named_modules())
     width = modules[mask.modules[0]].weight.shape[1]
-    found = closed_form(base.unet, _moments(width), mask, rank=1000)  # type: ignore[arg-type]
+    found = closed_form(base.denoiser, _moments(width), mask, rank=1000)  # type: ignore[arg-type]
     assert set(found) == set(mask.modules)
     for name in mask.modules:
         expected = _by_least_squares(modules[name].weight.detach(), np.ones(width, dtype=bool))
@@ -89,14 +88,14 @@ def test_of_full_rank_it_is_the_least_squares_solution(base: StableDiffusion) ->
 
 
 def test_within_a_mask_it_is_the_least_squares_solution_of_the_mask(base: StableDiffusion) -> None:
-    mask, modules = _mask(base), dict(base.unet.named_modules())
+    mask, modules = _mask(base), dict(base.network.named_modules())
     generator = torch.Generator().manual_seed(2)
     rows = {name: torch.rand(modules[name].weight.shape[0], generator=generator) < 0.5 for name in mask.modules}
     columns = {name: torch.rand(modules[name].weight.shape[1], generator=generator) < 0.5 for name in mask.modules}
     masked = replace(mask, granularity="neuron", rows=rows, columns=columns)
     width = modules[mask.modules[0]].weight.shape[1]
-    found = closed_form(base.unet, _moments(width), masked, rank=1000)  # type: ignore[arg-type]
-    unmasked = closed_form(base.unet, _moments(width), mask, rank=1000)  # type: ignore[arg-type]
+    found = closed_form(base.denoiser, _moments(width), masked, rank=1000)  # type: ignore[arg-type]
+    unmasked = closed_form(base.denoiser, _moments(width), mask, rank=1000)  # type: ignore[arg-type]
     for name in mask.modules:
         kept = columns[name].numpy()
         expected = _by_least_squares(modules[name].weight.detach(), kept)
@@ -108,14 +107,14 @@ def test_within_a_mask_it_is_the_least_squares_solution_of_the_mask(base: Stable
 
 
 def test_cut_to_a_rank_it_is_the_best_of_that_rank_on_the_states_it_sees(base: StableDiffusion) -> None:
-    mask, modules = _mask(base), dict(base.unet.named_modules())
+    mask, modules = _mask(base), dict(base.network.named_modules())
     width = modules[mask.modules[0]].weight.shape[1]
     moments = _moments(width)
     metric = moments.metric.numpy()  # type: ignore[attr-defined]
     values, vectors = np.linalg.eigh(metric)
     root = vectors * np.sqrt(values) @ vectors.T  # symmetric, where the code takes a triangular one
-    whole = closed_form(base.unet, moments, mask, rank=1000)  # type: ignore[arg-type]
-    found = closed_form(base.unet, moments, mask, rank=2)  # type: ignore[arg-type]
+    whole = closed_form(base.denoiser, moments, mask, rank=1000)  # type: ignore[arg-type]
+    found = closed_form(base.denoiser, moments, mask, rank=2)  # type: ignore[arg-type]
     for name in mask.modules:
         change = _whole(whole[name])
         left, singular, right = np.linalg.svd(change @ root, full_matrices=False)
@@ -128,14 +127,14 @@ def test_cut_to_a_rank_it_is_the_best_of_that_rank_on_the_states_it_sees(base: S
 
 
 def test_what_must_stay_stays_the_more_the_more_it_weighs(base: StableDiffusion) -> None:
-    mask, modules = _mask(base), dict(base.unet.named_modules())
+    mask, modules = _mask(base), dict(base.network.named_modules())
     name = mask.modules[0]
     width = modules[name].weight.shape[1]
     concept, surrogate, retain = _states(width)
     moved, missed = [], []
     for weight in (0.1, 1.0, 100.0):
         moments = text_moments(concept, surrogate, retain, retain_weight=weight, ridge=RIDGE)
-        change = closed_form(base.unet, moments, mask, rank=1000)[name]
+        change = closed_form(base.denoiser, moments, mask, rank=1000)[name]
         matrix = change.B @ change.A
         moved.append(float((retain @ matrix.T).square().mean()))
         aim = (surrogate - concept) @ modules[name].weight.detach().T
@@ -145,22 +144,22 @@ def test_what_must_stay_stays_the_more_the_more_it_weighs(base: StableDiffusion)
 
 
 def test_an_adapter_begins_with_it_and_stays_inside_its_mask(base: StableDiffusion) -> None:
-    modules = dict(base.unet.named_modules())
+    modules = dict(base.network.named_modules())
     mask = _mask(base)
     rows = {name: torch.arange(modules[name].weight.shape[0]) % 2 == 0 for name in mask.modules}
     columns = {name: torch.arange(modules[name].weight.shape[1]) % 3 > 0 for name in mask.modules}
     masked = replace(mask, granularity="neuron", rows=rows, columns=columns)
     width = modules[mask.modules[0]].weight.shape[1]
-    changes = closed_form(base.unet, _moments(width), masked, rank=2)  # type: ignore[arg-type]
-    add_sparse_lora(base.unet, masked, rank=3, alpha=6.0, seed=1, name="student")
-    begin_with(base.unet, "student", changes)
-    for name, layer in lora_layers(base.unet).items():
+    changes = closed_form(base.denoiser, _moments(width), masked, rank=2)  # type: ignore[arg-type]
+    add_sparse_lora(base.network, masked, rank=3, alpha=6.0, seed=1, name="student")
+    begin_with(base.network, "student", changes)
+    for name, layer in lora_layers(base.network).items():
         expected = changes[name].B @ changes[name].A
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(layer.get_delta_weight("student"), expected, rtol=1e-5, atol=1e-6)
-    check_inside_mask(base.unet, masked, "student")
+    check_inside_mask(base.network, masked, "student")
     with pytest.raises(MaskMismatchError, match="of rank 5; the adapter holds rank 3"):
-        begin_with(base.unet, "student", closed_form(base.unet, _moments(width), masked, rank=5))  # type: ignore[arg-type]
+        begin_with(base.network, "student", closed_form(base.denoiser, _moments(width), masked, rank=5))  # type: ignore[arg-type]
 
 
 def test_what_it_cannot_do_is_an_error_that_says_so(base: StableDiffusion) -> None:
@@ -171,7 +170,7 @@ def test_what_it_cannot_do_is_an_error_that_says_so(base: StableDiffusion) -> No
         text_moments(concept, surrogate, retain[:0], retain_weight=1.0, ridge=RIDGE)
     elsewhere = Mask("module", ("conv_in",), 1, 1)
     with pytest.raises(MaskMismatchError, match=r"holds 0 of them.*distill\.start"):
-        closed_form(base.unet, _moments(32), elsewhere, rank=1)  # type: ignore[arg-type]
+        closed_form(base.denoiser, _moments(32), elsewhere, rank=1)  # type: ignore[arg-type]
 
 
 def test_captions_that_occur_twice_count_once() -> None:

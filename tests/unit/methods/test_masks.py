@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fade.errors import ConfigError, MaskMismatchError
 from fade.methods.fade.masks import Mask, keep_most, load_mask, make_mask, save_mask
+from fade.models.families.stable_diffusion import UNet
 
 values = st.lists(st.sampled_from([0.0, 0.0, 1e-9, 0.5, 0.5, 2.0]), min_size=1, max_size=12)
 scores = st.dictionaries(st.text("abcdef.", min_size=1, max_size=6), values, min_size=1, max_size=12)
@@ -86,8 +87,10 @@ def test_a_mask_chooses_within_the_named_modules_only() -> None:
     names = ["conv_in", "mid.attn1.to_q", "mid.attn2.to_k", "mid.attn2.to_out.0"]
     saliency = {name: torch.tensor(1.0) for name in names}
     assert len(make_mask(saliency, 1.0, granularity="module").modules) == 4
-    assert make_mask(saliency, 1.0, granularity="module", within="attention").modules == tuple(names[1:])
-    assert make_mask(saliency, 1.0, granularity="none", within="cross_attention").modules == ("mid.attn2.to_k",)
+    assert make_mask(saliency, 1.0, granularity="module", within=UNet.patterns["attention"]).modules == tuple(names[1:])
+    assert make_mask(saliency, 1.0, granularity="none", within=UNet.patterns["cross_attention"]).modules == (
+        "mid.attn2.to_k",
+    )
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,11 @@ from fade.methods.fade.sparse_lora import (
     lora_layers,
 )
 from fade.methods.fade.targeting import draw_timesteps, in_proportion, power_law, teacher_disagreement
-from fade.models.conditioning import Conditioning
 from fade.models.deltas import delta_weights
-from fade.models.diffusion import add_noise
-from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
+from fade.models.families.stable_diffusion import StableDiffusion, UNet, weights_sha256
 from fade.models.inversion import Search
+from fade.models.paths import DiffusionPath
+from fade.models.told import Told
 from fade.seeding import torch_generator
 
 MODULES = ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "up_blocks.1.resnets.0.conv1")
@@ -66,21 +66,19 @@ def _examples(count: int, *, channels: int = 4, size: int = 16, length: int = 16
     generator = torch.Generator().manual_seed(count)
     prompts = torch.randn(count, length, width, generator=generator)
     targets = torch.randn(count, length, width, generator=generator)
-    return Examples(
-        torch.randn(count, channels, size, size, generator=generator), Conditioning(prompts), Conditioning(targets)
-    )
+    return Examples(torch.randn(count, channels, size, size, generator=generator), Told(prompts), Told(targets))
 
 
 def test_saliency_equals_its_closed_form_on_a_linear_layer_in_float64() -> None:
     unet = LinearDenoiser().double()
     examples = _examples(6, channels=2, size=3)
-    alphas = torch.linspace(0.99, 0.01, 10, dtype=torch.float64)
+    path = DiffusionPath(torch.linspace(0.99, 0.01, 10, dtype=torch.float64))
     groups = noisy_groups(examples, groups=3, group_size=4, timesteps=power_law(10, 1.0), seed=1)
-    found = accumulate_saliency(_cast(unet), groups, alphas_cumprod=alphas)["layer"]
+    found = accumulate_saliency(UNet(_cast(unet), path, (2, 3, 3)), groups)["layer"]
     expected = torch.zeros(2, 2, dtype=torch.float64)
     for group in groups:
-        noisy = add_noise(group.examples.latents.double(), group.noise.double(), group.timesteps, alphas)
-        residual = unet(noisy, group.timesteps, group.examples.prompts.embeds.double()).sample - group.noise.double()
+        noisy = path.noised(group.examples.latents.double(), group.noise.double(), group.timesteps)
+        residual = unet(noisy, group.timesteps, group.examples.prompts.states.double()).sample - group.noise.double()
         gradient = 2 * torch.einsum("bohw,bihw->oi", residual, noisy) / residual.numel()
         expected += gradient.abs() / len(groups)
     assert expected.min() > 0
@@ -105,20 +103,20 @@ def _cast(unet: nn.Module) -> nn.Module:
 
 
 def test_saliency_leaves_weights_flags_and_gradients_as_found(base: StableDiffusion) -> None:
-    before = weights_sha256(base.unet)
+    before = weights_sha256(base.network)
     groups = noisy_groups(_examples(4), groups=2, group_size=2, timesteps=power_law(1000, 1.0), seed=0)
-    found = accumulate_saliency(base.unet, groups, alphas_cumprod=base.alphas_cumprod)
-    assert weights_sha256(base.unet) == before
-    assert not any(p.requires_grad or p.grad is not None for p in base.unet.parameters())
-    assert set(found) == set(salient_parameters(base.unet))
+    found = accumulate_saliency(base.denoiser, groups)
+    assert weights_sha256(base.network) == before
+    assert not any(p.requires_grad or p.grad is not None for p in base.network.parameters())
+    assert set(found) == set(salient_parameters(base.network))
     assert all((values >= 0).all() for values in found.values())
     assert sum(float(values.sum()) for values in found.values()) > 0
 
 
 def test_saliency_does_not_depend_on_the_order_of_groups(base: StableDiffusion) -> None:
     groups = noisy_groups(_examples(4), groups=3, group_size=2, timesteps=power_law(1000, 1.0), seed=0)
-    one = accumulate_saliency(base.unet, groups, alphas_cumprod=base.alphas_cumprod)
-    other = accumulate_saliency(base.unet, groups[::-1], alphas_cumprod=base.alphas_cumprod)
+    one = accumulate_saliency(base.denoiser, groups)
+    other = accumulate_saliency(base.denoiser, groups[::-1])
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-9)
 
@@ -128,7 +126,7 @@ def test_distillation_saliency_is_zero_when_the_surrogate_is_the_concept(base: S
     same = Examples(examples.latents, examples.prompts, examples.prompts)
     for given, zero in ((examples, False), (same, True)):
         groups = noisy_groups(given, groups=1, group_size=4, timesteps=power_law(1000, 1.0), seed=0)
-        found = accumulate_saliency(base.unet, groups, alphas_cumprod=base.alphas_cumprod, against="teacher")
+        found = accumulate_saliency(base.denoiser, groups, against="teacher")
         assert (max(float(values.max()) for values in found.values()) == 0) is zero
 
 
@@ -146,14 +144,14 @@ def test_saliency_of_no_examples_is_an_error() -> None:
 
 def _predict(base: StableDiffusion, examples: Examples) -> Tensor:
     with torch.no_grad():
-        return base.unet(examples.latents, torch.full((len(examples),), 500), examples.prompts.embeds).sample
+        return base.network(examples.latents, torch.full((len(examples),), 500), examples.prompts.states).sample
 
 
 def _moved(base: StableDiffusion, name: str = "student") -> list[Tensor]:
     """A student whose adapter changes the output."""
-    parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=4.0, seed=1, name=name)
+    parameters = add_sparse_lora(base.network, MASK, rank=2, alpha=4.0, seed=1, name=name)
     with torch.no_grad():
-        for layer in lora_layers(base.unet).values():
+        for layer in lora_layers(base.network).values():
             layer.lora_B[name].weight.normal_(generator=torch.Generator().manual_seed(3))
     return parameters
 
@@ -161,11 +159,11 @@ def _moved(base: StableDiffusion, name: str = "student") -> list[Tensor]:
 def test_a_fresh_student_is_the_teacher_and_only_the_mask_is_trainable(base: StableDiffusion) -> None:
     examples = _examples(2)
     before = _predict(base, examples)
-    parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(base.network, MASK, rank=2, alpha=2.0, seed=1, name="student")
     assert torch.equal(_predict(base, examples), before)
-    assert set(lora_layers(base.unet)) == set(MODULES)
+    assert set(lora_layers(base.network)) == set(MODULES)
     assert len(parameters) == 2 * len(MODULES)
-    names = [name for name, parameter in base.unet.named_parameters() if parameter.requires_grad]
+    names = [name for name, parameter in base.network.named_parameters() if parameter.requires_grad]
     assert all("lora_" in name for name in names)
 
 
@@ -175,21 +173,21 @@ def test_disabling_gives_the_teacher_nests_and_survives_an_exception(base: Stabl
     _moved(base)
     student = _predict(base, examples)
     assert not torch.allclose(student, teacher, atol=1e-3)
-    with adapters_disabled(base.unet):
+    with adapters_disabled(base.network):
         assert torch.equal(_predict(base, examples), teacher)
-        with adapters_disabled(base.unet):
+        with adapters_disabled(base.network):
             pass
         assert torch.equal(_predict(base, examples), teacher)
     assert torch.equal(_predict(base, examples), student)
-    with pytest.raises(RuntimeError, match="on purpose"), adapters_disabled(base.unet):
+    with pytest.raises(RuntimeError, match="on purpose"), adapters_disabled(base.network):
         raise RuntimeError("on purpose")
     assert torch.equal(_predict(base, examples), student)
 
 
 def test_saved_tensors_carry_the_scaling(base: StableDiffusion) -> None:
     _moved(base)
-    tensors = adapter_tensors(base.unet, "student")
-    layer = lora_layers(base.unet)[MODULES[1]]
+    tensors = adapter_tensors(base.denoiser, "student")
+    layer = lora_layers(base.network)[MODULES[1]]
     expected = layer.get_delta_weight("student")
     assert layer.scaling["student"] == 2.0
     product = tensors[f"unet.{MODULES[1]}.lora_B.weight"] @ tensors[f"unet.{MODULES[1]}.lora_A.weight"]
@@ -198,7 +196,7 @@ def test_saved_tensors_carry_the_scaling(base: StableDiffusion) -> None:
 
 def test_unknown_target_modules_are_named_with_the_nearest(base: StableDiffusion) -> None:
     with pytest.raises(NoMatchingModulesError, match=r"conv_inn.*Did you mean 'conv_in'"):
-        add_sparse_lora(base.unet, Mask("module", ("conv_inn",), 1, 1), rank=2, alpha=2.0, seed=1, name="student")
+        add_sparse_lora(base.network, Mask("module", ("conv_inn",), 1, 1), rank=2, alpha=2.0, seed=1, name="student")
 
 
 def _run(base: StableDiffusion, parameters: list[Tensor], steps: int = 3, **changes: object) -> list[DistillStep]:
@@ -212,9 +210,8 @@ def _run(base: StableDiffusion, parameters: list[Tensor], steps: int = 3, **chan
     sets |= {name: changes.pop(name) for name in tuple(changes) if name in sets}
     settings: dict = {
         "sets": Sets(**sets),
-        "empty": Conditioning(torch.zeros(1, 16, 32)),
-        "timesteps": power_law(len(base.alphas_cumprod), 0.25),
-        "alphas_cumprod": base.alphas_cumprod,
+        "empty": Told(torch.zeros(1, 16, 32)),
+        "timesteps": power_law(base.denoiser.path.steps, 0.25),
         "steps": steps,
         "batch": 4,
         "learning_rate": 5e-3,
@@ -228,18 +225,18 @@ def _run(base: StableDiffusion, parameters: list[Tensor], steps: int = 3, **chan
         "seed": 7,
         **changes,
     }
-    return list(distill(base.unet, parameters, **settings))
+    return list(distill(base.denoiser, parameters, **settings))
 
 
 def test_the_first_retain_loss_is_zero_and_the_forget_loss_is_not(base: StableDiffusion) -> None:
-    parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(base.network, MASK, rank=2, alpha=2.0, seed=1, name="student")
     first = _run(base, parameters, steps=1)[0]
     assert first.retain_loss == 0
     assert first.forget_loss > 0
 
 
 def test_no_loss_at_all_when_the_surrogate_is_the_concept(base: StableDiffusion) -> None:
-    parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(base.network, MASK, rank=2, alpha=2.0, seed=1, name="student")
     examples = _examples(5)
     same = Examples(examples.latents, examples.prompts, examples.prompts)
     first = _run(base, parameters, steps=1, forget=same, surrogate=same)[0]
@@ -247,14 +244,14 @@ def test_no_loss_at_all_when_the_surrogate_is_the_concept(base: StableDiffusion)
 
 
 def test_training_lowers_the_loss_and_leaves_the_base_bits(sd: StableDiffusion) -> None:
-    everywhere = tuple(sorted(salient_parameters(sd.unet)))
-    parameters = add_sparse_lora(sd.unet, Mask("none", everywhere, 1, 1), rank=4, alpha=4.0, seed=1, name="student")
-    base = {name: p.clone() for name, p in sd.unet.named_parameters() if "lora_" not in name}
+    everywhere = tuple(sorted(salient_parameters(sd.network)))
+    parameters = add_sparse_lora(sd.network, Mask("none", everywhere, 1, 1), rank=4, alpha=4.0, seed=1, name="student")
+    base = {name: p.clone() for name, p in sd.network.named_parameters() if "lora_" not in name}
     steps = _run(sd, parameters, steps=60, learning_rate=1e-2)
     early = sum(step.forget_loss for step in steps[:8])
     late = sum(step.forget_loss for step in steps[-8:])
     assert late < 0.8 * early
-    for name, parameter in sd.unet.named_parameters():
+    for name, parameter in sd.network.named_parameters():
         if "lora_" not in name:
             assert torch.equal(parameter, base[name]), name
 
@@ -266,7 +263,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(tiny_base: object, p
     results = []
     for seed in (7, 7, 8):
         base = load_base(tiny_base)  # type: ignore[arg-type]
-        parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=2.0, seed=seed, name="student")
+        parameters = add_sparse_lora(base.network, MASK, rank=2, alpha=2.0, seed=seed, name="student")
         _run(base, parameters, seed=seed, precision=precision)
         results.append(torch.cat([p.detach().flatten() for p in parameters]))
     assert not torch.equal(results[0], results[2])
@@ -274,7 +271,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(tiny_base: object, p
 
 
 def test_clipping_clips(base: StableDiffusion) -> None:
-    parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(base.network, MASK, rank=2, alpha=2.0, seed=1, name="student")
     step = _run(base, parameters, steps=1, clip_norm=1e-6)[0]
     assert step.gradient_norm > 1e-5
     norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]))
@@ -302,69 +299,65 @@ def test_timesteps_follow_the_disagreement_and_never_fall_where_there_is_none() 
 
 def test_disagreement_is_what_a_plain_loop_over_timesteps_measures(base: StableDiffusion) -> None:
     examples = _examples(1)
-    at, apart = teacher_disagreement(
-        base.unet, examples, alphas_cumprod=base.alphas_cumprod, points=4, group_size=2, seed=5
-    )
+    at, apart = teacher_disagreement(base.denoiser, examples, points=4, group_size=2, seed=5)
     assert at.tolist() == [125, 375, 625, 875]
     assert apart.min() > 0
     same = Examples(examples.latents, examples.prompts, examples.prompts)
-    _, nothing = teacher_disagreement(
-        base.unet, same, alphas_cumprod=base.alphas_cumprod, points=4, group_size=2, seed=5
-    )
+    _, nothing = teacher_disagreement(base.denoiser, same, points=4, group_size=2, seed=5)
     assert not nothing.any()
     with pytest.raises(ConfigError, match="nothing to overwrite"):
         in_proportion(at, nothing, 1000)
 
 
 def _sparse_mask(base: StableDiffusion, granularity: str) -> Mask:
-    saliency = random_saliency(base.unet, granularity, seed=1)  # type: ignore[arg-type]
+    saliency = random_saliency(base.network, granularity, seed=1)  # type: ignore[arg-type]
     return make_mask(saliency, 0.1, granularity=granularity)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("granularity", ["module", "neuron", "weight"])
 def test_training_stays_inside_the_mask_and_changes_something(sd: StableDiffusion, granularity: str) -> None:
     mask = _sparse_mask(sd, granularity)
-    examples, base = _examples(2), weights_sha256(sd.unet)
+    examples, base = _examples(2), weights_sha256(sd.network)
     teacher = _predict(sd, examples)
-    parameters = add_sparse_lora(sd.unet, mask, rank=2, alpha=4.0, seed=1, name="student")
+    parameters = add_sparse_lora(sd.network, mask, rank=2, alpha=4.0, seed=1, name="student")
     assert torch.equal(_predict(sd, examples), teacher)
     _run(sd, parameters, steps=4, learning_rate=1e-2, weight_decay=1e-2)
     assert not torch.allclose(_predict(sd, examples), teacher, atol=1e-4)
-    check_inside_mask(sd.unet, mask, "student")
-    with adapters_disabled(sd.unet):
+    check_inside_mask(sd.network, mask, "student")
+    with adapters_disabled(sd.network):
         assert torch.equal(_predict(sd, examples), teacher)
     if granularity == "weight":
-        tensors = adapter_tensors(sd.unet, "student")
+        tensors = adapter_tensors(sd.denoiser, "student")
         assert sum(len(t) for key, t in tensors.items() if key.endswith(".values")) == mask.kept
-        assert set(delta_weights(sd.unet)) == set(mask.modules)
-    assert weights_sha256(sd.unet) != base  # the adapter's own tensors are there until it is taken out
+        assert set(delta_weights(sd.network)) == set(mask.modules)
+    assert weights_sha256(sd.network) != base  # the adapter's own tensors are there until it is taken out
 
 
 def test_a_change_outside_the_mask_is_found_after_training(base: StableDiffusion) -> None:
     mask = _sparse_mask(base, "neuron")
-    add_sparse_lora(base.unet, mask, rank=2, alpha=4.0, seed=1, name="student")
-    check_inside_mask(base.unet, mask, "student")
+    add_sparse_lora(base.network, mask, rank=2, alpha=4.0, seed=1, name="student")
+    check_inside_mask(base.network, mask, "student")
     with torch.no_grad():
-        for layer in lora_layers(base.unet).values():
+        for layer in lora_layers(base.network).values():
             layer.lora_A["student"].weight.fill_(1.0)
             layer.lora_B["student"].weight.fill_(1.0)
     with pytest.raises(MaskMismatchError, match="its mask leaves out"):
-        check_inside_mask(base.unet, mask, "student")
+        check_inside_mask(base.network, mask, "student")
 
 
 def test_a_weight_mask_of_ones_is_a_plain_lora_and_of_another_shape_is_refused(sd: StableDiffusion) -> None:
     module = MODULES[2]
-    weight = salient_parameters(sd.unet)[module]
+    weight = salient_parameters(sd.network)[module]
     ones = Mask("weight", (module,), weight.numel(), weight.numel(), weights={module: torch.ones_like(weight) > 0})
-    add_sparse_lora(sd.unet, ones, rank=2, alpha=4.0, seed=1, name="student")
-    part = delta_weights(sd.unet)[module].parts["student"]
+    add_sparse_lora(sd.network, ones, rank=2, alpha=4.0, seed=1, name="student")
+    part = delta_weights(sd.network)[module].parts["student"]
     with torch.no_grad():
         part.lora_B.normal_(generator=torch.Generator().manual_seed(0))
     expected = 2.0 * (part.lora_B @ part.lora_A).view(weight.shape)
     torch.testing.assert_close(part(), expected)
     wrong = Mask("weight", (module,), 1, 4, weights={module: torch.ones(2, 2) > 0})
     with pytest.raises(MaskMismatchError, match="A mask fits the base it was made from"):
-        add_sparse_lora(sd.unet, wrong, rank=2, alpha=2.0, seed=1, name="other")
+        add_sparse_lora(sd.network, wrong, rank=2, alpha=2.0, seed=1, name="other")
 
 
 def test_saliency_of_a_coarser_granularity_is_the_mean_of_the_finer(base: StableDiffusion) -> None:
@@ -372,9 +365,8 @@ def test_saliency_of_a_coarser_granularity_is_the_mean_of_the_finer(base: Stable
 
     def found(granularity: str, at_once: int | None = None) -> dict[str, Tensor]:
         return accumulate_saliency(
-            base.unet,
+            base.denoiser,
             groups,
-            alphas_cumprod=base.alphas_cumprod,
             granularity=granularity,  # type: ignore[arg-type]
             at_once=at_once,
         )
@@ -391,8 +383,8 @@ def test_saliency_of_a_coarser_granularity_is_the_mean_of_the_finer(base: Stable
 
 
 def test_training_stops_early_when_little_disagreement_is_left(base: StableDiffusion) -> None:
-    everywhere = Mask("none", tuple(sorted(salient_parameters(base.unet))), 1, 1)
-    parameters = add_sparse_lora(base.unet, everywhere, rank=4, alpha=4.0, seed=1, name="student")
+    everywhere = Mask("none", tuple(sorted(salient_parameters(base.network))), 1, 1)
+    parameters = add_sparse_lora(base.network, everywhere, rank=4, alpha=4.0, seed=1, name="student")
     steps = _run(base, parameters, steps=100, learning_rate=1e-2, stop_at=0.97, check_every=5, held_out=_examples(5))
     measured = [step.held_out for step in steps if step.held_out is not None]
     assert len(steps) < 100
@@ -401,7 +393,7 @@ def test_training_stops_early_when_little_disagreement_is_left(base: StableDiffu
 
 
 def test_an_empty_set_is_refused_before_training(base: StableDiffusion) -> None:
-    parameters = add_sparse_lora(base.unet, MASK, rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(base.network, MASK, rank=2, alpha=2.0, seed=1, name="student")
     with pytest.raises(DataError, match="surrogate set is empty"):
         _run(base, parameters, surrogate=_examples(1)[:0])
 
@@ -414,7 +406,6 @@ def test_the_adversary_finds_states_that_denoise_better_keeps_the_old_ones_and_b
         examples.latents,
         starts=examples.prompts,
         empty=base.encode_prompts([""]),
-        alphas_cumprod=base.alphas_cumprod,
         states=4,
         lifetime=6,
         batch=8,
@@ -424,26 +415,25 @@ def test_the_adversary_finds_states_that_denoise_better_keeps_the_old_ones_and_b
         empty_share=0.0,
         retain_share=0.0,
         precision="fp32",
-        prediction_type="epsilon",
         device=base.device,
         seed=1,
     )
-    weights = weights_sha256(base.unet)
-    begun = adversary.known.embeds.clone()
+    weights = weights_sha256(base.network)
+    begun = adversary.known.states.clone()
     sizes = []
     for _ in range(15):
-        adversary.advance(base.unet)
+        adversary.advance(base.denoiser)
         sizes.append(len(adversary.known))
-    assert weights_sha256(base.unet) == weights
-    assert not torch.equal(adversary.known.embeds[:4], begun)
+    assert weights_sha256(base.network) == weights
+    assert not torch.equal(adversary.known.states[:4], begun)
     # Four under search; each of different age goes to the bank in its turn, which holds five.
     assert sizes[0] == 4
     assert sizes[-1] == 9
     generator = torch_generator(1, "test")
     forget, retain = adversary.disturbed(examples, examples, generator)
-    assert not torch.equal(forget.prompts.embeds, examples.prompts.embeds)
-    assert torch.equal(forget.targets.embeds, examples.targets.embeds)
-    assert torch.equal(retain.prompts.embeds, examples.prompts.embeds)
+    assert not torch.equal(forget.prompts.states, examples.prompts.states)
+    assert torch.equal(forget.targets.states, examples.targets.states)
+    assert torch.equal(retain.prompts.states, examples.prompts.states)
 
 
 def test_a_search_lowers_the_loss_and_a_restart_forgets(base: StableDiffusion) -> None:
@@ -451,26 +441,24 @@ def test_a_search_lowers_the_loss_and_a_restart_forgets(base: StableDiffusion) -
     search = Search(
         examples.latents,
         examples.prompts[:2],
-        alphas_cumprod=base.alphas_cumprod,
         learning_rate=0.1,
         precision="fp32",
-        prediction_type="epsilon",
         device=base.device,
     )
-    losses = [search.step(base.unet, batch=32, generator=torch_generator(7, "same draws")) for _ in range(12)]
+    losses = [search.step(base.denoiser, batch=32, generator=torch_generator(7, "same draws")) for _ in range(12)]
     assert losses[-1] < losses[0]
-    assert not torch.equal(search.states.embeds[0], examples.prompts.embeds[0])
+    assert not torch.equal(search.states.states[0], examples.prompts.states[0])
     search.restart(0, examples.prompts[:1])
-    assert torch.equal(search.states.embeds[0], examples.prompts.embeds[0])
-    assert not torch.equal(search.states.embeds[1], examples.prompts.embeds[1])
+    assert torch.equal(search.states.states[0], examples.prompts.states[0])
+    assert not torch.equal(search.states.states[1], examples.prompts.states[1])
 
 
 def test_gain_is_the_squared_gradient_of_the_whole_and_grows_with_a_part(base: StableDiffusion) -> None:
     examples = _examples(8)
     groups = noisy_groups(examples, groups=2, group_size=4, timesteps=power_law(1000, 0.5), seed=0)
-    fine = expected_gain(base.unet, groups, alphas_cumprod=base.alphas_cumprod, granularity="weight")
-    module = expected_gain(base.unet, groups, alphas_cumprod=base.alphas_cumprod, granularity="module")
-    rows = expected_gain(base.unet, groups, alphas_cumprod=base.alphas_cumprod, granularity="neuron")
+    fine = expected_gain(base.denoiser, groups, granularity="weight")
+    module = expected_gain(base.denoiser, groups, granularity="module")
+    rows = expected_gain(base.denoiser, groups, granularity="neuron")
     name = max(fine, key=lambda key: float(fine[key].sum()))
     assert float(fine[name].sum()) > 0
     torch.testing.assert_close(module[name], fine[name].sum(), rtol=1e-4, atol=0.0)
@@ -482,7 +470,7 @@ def test_gain_is_the_squared_gradient_of_the_whole_and_grows_with_a_part(base: S
         torch.cat([group.timesteps for group in groups]),
         torch.cat([group.noise for group in groups]),
     )
-    again = expected_gain(base.unet, [whole], alphas_cumprod=base.alphas_cumprod, granularity="module")
+    again = expected_gain(base.denoiser, [whole], granularity="module")
     torch.testing.assert_close(again[name], module[name], rtol=1e-3, atol=0.0)
 
 
@@ -493,16 +481,16 @@ def test_decrement_is_the_best_step_along_the_gradient_under_the_whole_curvature
         noisy_groups(_examples(size), groups=1, group_size=4, timesteps=power_law(1000, 0.5), seed=size)[0]
         for size in (4, 5)
     )
-    options: dict[str, Any] = {"alphas_cumprod": base.alphas_cumprod, "granularity": "module"}
-    found = expected_decrement(base.unet, [forget] * count, [retain] * count, seed=3, **options)
-    gain = expected_gain(base.unet, [forget], **options)
-    parameters = dict(base.unet.named_parameters())
+    options: dict[str, Any] = {"granularity": "module"}
+    found = expected_decrement(base.denoiser, [forget] * count, [retain] * count, seed=3, **options)
+    gain = expected_gain(base.denoiser, [forget], **options)
+    parameters = dict(base.network.named_parameters())
 
     def answers(group: NoisyGroup, changed: dict[str, Tensor]) -> Tensor:
-        noisy = add_noise(group.examples.latents, group.noise, group.timesteps, base.alphas_cumprod)
-        given = (noisy, group.timesteps, group.examples.prompts.embeds)
+        noisy = base.denoiser.path.noised(group.examples.latents, group.noise, group.timesteps)
+        given = (noisy, group.timesteps, group.examples.prompts.states)
         with sdpa_kernel(SDPBackend.MATH):
-            answer: Tensor = functional_call(base.unet, parameters | changed, given).sample
+            answer: Tensor = functional_call(base.network, parameters | changed, given).sample
         return answer
 
     with torch.no_grad():

@@ -44,7 +44,7 @@ def test_shares_are_all_rows_once_and_nearly_even() -> None:
 def test_the_halves_differ_and_add_up_to_the_whole(
     base: StableDiffusion, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    parameters = add_sparse_lora(base.unet, _everywhere(base), rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(base.network, _everywhere(base), rank=2, alpha=2.0, seed=1, name="student")
     begin = [parameter.detach().clone() for parameter in parameters]
     told: list[list[Tensor]] = []
     monkeypatch.setattr(
@@ -69,7 +69,7 @@ def test_the_halves_differ_and_add_up_to_the_whole(
 
 
 def test_more_processes_than_rows_are_refused(base: StableDiffusion) -> None:
-    parameters = add_sparse_lora(base.unet, _everywhere(base), rank=2, alpha=2.0, seed=1, name="student")
+    parameters = add_sparse_lora(base.network, _everywhere(base), rank=2, alpha=2.0, seed=1, name="student")
     with pytest.raises(ConfigError, match="9 processes share 8 rows"):
         _run(base, parameters, processes=Processes(0, 9))
 

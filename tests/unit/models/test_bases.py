@@ -151,14 +151,14 @@ def test_an_autoencoder_with_the_old_names_of_its_attention_is_read(base: Path) 
 def test_the_main_weights_count_where_a_variant_lies_beside_them(
     base: Path, variant: str, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    before, bits = base_sha256(base), weights_sha256(load_base(base).unet)
+    before, bits = base_sha256(base), weights_sha256(load_base(base).network)
     other = {key: change(value) for key, value in load_file(base / UNET).items()}
     save_file(other, (base / UNET).with_suffix(f".{variant}.safetensors"), metadata={"format": "pt"})
     found = find_base(base)
     assert [(part.part, part.unread) for part in found.parts if part.unread] == [("unet", (variant,))]
     assert set(found.weights) == {path for path in deciding_files(found).values() if path.suffix == ".safetensors"}
     assert base_sha256(base) == before
-    assert weights_sha256(load_base(base).unet) == bits
+    assert weights_sha256(load_base(base).network) == bits
 
 
 def test_a_variant_counts_where_there_is_nothing_else_part_by_part(base: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_variant_counts_where_there_is_nothing_else_part_by_part(base: Path) -
     (base / VAE).unlink()
     (base / TEXT).rename((base / TEXT).with_suffix(".fp16.safetensors"))
     loaded = load_base(base)
-    assert weights_sha256(loaded.unet) == weights_sha256(expected.unet)
+    assert weights_sha256(loaded.network) == weights_sha256(expected.network)
     assert weights_sha256(loaded.pipeline.text_encoder) == weights_sha256(expected.pipeline.text_encoder)
     held = loaded.pipeline.vae.state_dict()
     assert all(torch.equal(held[key], value.float()) for key, value in halves.items())
@@ -178,13 +178,13 @@ def test_a_variant_counts_where_there_is_nothing_else_part_by_part(base: Path) -
 
 def _sharded(base: Path, variant: str | None) -> Path:
     """The UNet's weights in shards; their index."""
-    before = load_base(base).unet
+    before = load_base(base).network
     (base / UNET).unlink()
     before.save_pretrained(base / "unet", max_shard_size="200KB", variant=variant)
     name = "diffusion_pytorch_model.safetensors.index" + (f".{variant}" if variant else "") + ".json"
     index = base / "unet" / name
     assert len(set(json.loads(index.read_text())["weight_map"].values())) > 1
-    assert weights_sha256(load_base(base).unet) == weights_sha256(before)
+    assert weights_sha256(load_base(base).network) == weights_sha256(before)
     return index
 
 
@@ -294,7 +294,7 @@ def test_parts_that_judge_pictures_are_left_out_and_need_not_be_there(base: Path
 def test_a_pair_of_equal_sides_is_a_square(base: Path) -> None:
     _config(base, "unet/config.json", sample_size=[16, 16])
     assert find_base(base).picture_size == 64
-    assert load_base(base).latent_shape == (4, 16, 16)
+    assert load_base(base).denoiser.latent_shape == (4, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_what_a_file_is_marked_as_must_be_what_its_scheduler_says(
         find_base(single)
     _config(single.with_suffix(""), SCHEDULER, prediction_type="v_prediction", rescale_betas_zero_snr=True)
     if set(marks) <= {"v_pred", "ztsnr"}:
-        assert load_base(single).prediction_type == "v_prediction"
+        assert load_base(single).denoiser.path.prediction == "v_prediction"
 
 
 def test_a_mark_in_a_folder_or_in_metadata_counts_as_well(base: Path) -> None:
@@ -360,7 +360,7 @@ def test_without_guidance_the_prompt_alone_is_followed(bases: dict[str, Path], k
     loaded, stock = load_base(bases[kind]), DiffusionPipeline.from_pretrained(bases[kind])
     stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)
     stock.set_progress_bar_config(disable=True)
-    first = first_latents([1], loaded.latent_shape)
+    first = first_latents([1], loaded.denoiser.latent_shape)
     given: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": guidance, "output_type": "latent"}
     theirs = stock(PROMPT, latents=first, **given).images
     mine, other, guided = (
@@ -390,16 +390,16 @@ def test_a_token_of_several_vectors_is_read_whole(base: Path) -> None:
         loaded.pipeline.tokenizer([prompt], padding="max_length", return_tensors="pt").input_ids
     ).last_hidden_state
     assert not torch.allclose(alone, theirs, atol=1e-3)
-    torch.testing.assert_close(loaded.encode_prompts([prompt]).embeds, theirs)
+    torch.testing.assert_close(loaded.encode_prompts([prompt]).states, theirs)
 
 
 def test_a_tokenizer_without_a_length_takes_the_text_encoders(base: Path) -> None:
     path = base / "tokenizer/tokenizer_config.json"
     config = json.loads(path.read_text())
     config.pop("model_max_length")
-    expected = load_base(base).encode_prompts([PROMPT]).embeds
+    expected = load_base(base).encode_prompts([PROMPT]).states
     path.write_text(json.dumps(config))
-    assert torch.equal(load_base(base).encode_prompts([PROMPT]).embeds, expected)
+    assert torch.equal(load_base(base).encode_prompts([PROMPT]).states, expected)
 
 
 def test_tokens_without_a_state_are_named(base: Path) -> None:
@@ -418,7 +418,7 @@ def test_what_is_not_read_of_a_prompt_is_said_without_its_words(
     with caplog.at_level(logging.WARNING):
         loaded.encode_prompts([PROMPT])
         assert not caplog.records
-        cut = loaded.encode_prompts([f"{lead} cat", f"{lead} dog", PROMPT]).embeds
+        cut = loaded.encode_prompts([f"{lead} cat", f"{lead} dog", PROMPT]).states
     assert torch.equal(cut[0], cut[1])
     assert "2 of 3 prompts are longer than the 16 tokens" in caplog.text
     assert "cat" not in caplog.text

@@ -175,7 +175,7 @@ def test_latents_and_pictures_equal_the_stock_pipelines(bases: dict[str, Path], 
     given: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0}
 
     def theirs(output: str) -> Any:
-        first = first_latents(seeds, loaded.latent_shape)
+        first = first_latents(seeds, loaded.denoiser.latent_shape)
         return stock(prompts, latents=first, output_type=output, **given).images
 
     assert not torch.allclose(ours[0], ours[1], atol=0.1)
@@ -190,13 +190,12 @@ def test_sdxl_tells_its_denoiser_what_the_stock_pipeline_does(bases: dict[str, P
     loaded, stock = load_base(bases[kind]), _stock(bases[kind])
     states, negative, pooled, negative_pooled = stock.encode_prompt(PROMPT)
     found, empty = loaded.encode_prompts(["", PROMPT, PROMPT])[2:], loaded.unconditional()
-    torch.testing.assert_close(found.embeds, states)
-    torch.testing.assert_close(found.pooled, pooled)
-    torch.testing.assert_close(empty.embeds, negative)
-    torch.testing.assert_close(empty.pooled, negative_pooled)
-    assert bool(empty.embeds.any()) is (kind == "sdxl-empty-prompt")
-    assert found.time_ids is not None
-    assert found.time_ids.tolist() == [[64, 64, 0, 0, 64, 64]]
+    torch.testing.assert_close(found.states, states)
+    torch.testing.assert_close(found.others["pooled"], pooled)
+    torch.testing.assert_close(empty.states, negative)
+    torch.testing.assert_close(empty.others["pooled"], negative_pooled)
+    assert bool(empty.states.any()) is (kind == "sdxl-empty-prompt")
+    assert found.others["sizes"].tolist() == [[64, 64, 0, 0, 64, 64]]
 
 
 # ---------------------------------------------------------------------------------------------- sources
@@ -280,7 +279,7 @@ def test_pickles_are_never_read(bases: dict[str, Path], tmp_path: Path) -> None:
 
 def test_pictures_of_another_size_are_refused(bases: dict[str, Path]) -> None:
     loaded = load_base(bases["epsilon"])
-    assert loaded.encode_pictures(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, *loaded.latent_shape)
+    assert loaded.encode_pictures(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, *loaded.denoiser.latent_shape)
     with pytest.raises(DataError, match=r"are 96 x 96; the base in .* draws 64 x 64"):
         loaded.encode_pictures(np.zeros((1, 96, 96, 3), np.uint8))
 
@@ -305,7 +304,7 @@ def test_a_hub_name_is_its_snapshot_in_the_local_cache(
     monkeypatch.chdir(tmp_path)
     assert base_sha256("somebody/tiny") == base_sha256("somebody/tiny@main") == base_sha256(bases["epsilon"])
     loaded = load_base("somebody/tiny", expected_sha256=base_sha256(bases["epsilon"]))
-    assert weights_sha256(loaded.unet) == weights_sha256(load_base(bases["epsilon"]).unet)
+    assert weights_sha256(loaded.network) == weights_sha256(load_base(bases["epsilon"]).network)
     # What other programs put into the cache changes nothing.
     weights = hub_cache / "unet/diffusion_pytorch_model.safetensors"
     shutil.copy(weights, weights.with_suffix(".fp16.safetensors"))
@@ -455,11 +454,11 @@ def test_an_export_for_a_base_in_a_single_file_is_checked(bases: dict[str, Path]
     single = _single_file(bases["epsilon"], tmp_path / "one.safetensors")
     shutil.copytree(bases["epsilon"], single.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
     sd = load_base(single)
-    names = tuple(sorted(salient_parameters(sd.unet)))[::3]
-    add_sparse_lora(sd.unet, Mask("module", names, len(names), len(names)), rank=2, alpha=2.0, seed=0, name="a")
-    for layer in lora_layers(sd.unet).values():
+    names = tuple(sorted(salient_parameters(sd.network)))[::3]
+    add_sparse_lora(sd.network, Mask("module", names, len(names), len(names)), rank=2, alpha=2.0, seed=0, name="a")
+    for layer in lora_layers(sd.network).values():
         torch.nn.init.normal_(layer.lora_B["a"].weight, std=0.2)
-    save_adapter(tmp_path / "adapter", adapter_tensors(sd.unet, "a"), {"base_sha256": sd.sha256})
+    save_adapter(tmp_path / "adapter", adapter_tensors(sd.denoiser, "a"), {"base_sha256": sd.sha256})
     out = export_adapter(tmp_path / "adapter", tmp_path / "lora.safetensors", layout="kohya")
     given: dict[str, Any] = {"layout": "kohya", "adapter": tmp_path / "adapter", "base": single}
     assert deviation(out, **given) < 1e-3
@@ -535,7 +534,7 @@ def test_an_erasure_is_loaded_by_the_stock_pipeline_and_leaves_the_bases_bits(
 ) -> None:
     _erase(tmp_path / "erasure", bases[kind], catalog, mask={"granularity": granularity, "density": 0.5})
     adapter, base = tmp_path / "erasure/adapter", load_base(bases[kind])
-    untouched, before = weights_sha256(base.unet), _latents(base)
+    untouched, before = weights_sha256(base.network), _latents(base)
     apply_adapter(base, adapter, name="one")
     assert torch.equal(_latents(base), before)
     activate(base, {"one": 1.0})
@@ -549,14 +548,14 @@ def test_an_erasure_is_loaded_by_the_stock_pipeline_and_leaves_the_bases_bits(
     stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)
     theirs = stock(
         "a astronaut image in photo style.",
-        latents=first_latents([1], base.latent_shape),
+        latents=first_latents([1], base.denoiser.latent_shape),
         num_inference_steps=2,
         guidance_scale=3.0,
         output_type="latent",
     ).images
     torch.testing.assert_close(after, theirs, rtol=1e-3, atol=1e-3)
     restore_base(base)
-    assert weights_sha256(base.unet) == untouched
+    assert weights_sha256(base.network) == untouched
     assert torch.equal(_latents(base), before)
 
 
@@ -577,21 +576,21 @@ def test_an_erasure_on_weights_held_in_bfloat16_is_held_in_float32_itself(
 ) -> None:
     _erase(tmp_path / "half", bases["sdxl"], catalog, weights="bf16")
     base = load_base(bases["sdxl"], weights="bf16")
-    assert {p.dtype for p in base.unet.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in base.network.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in base.pipeline.text_encoder_2.parameters()} == {torch.float32}
-    bits, before = weights_sha256(base.unet), _latents(base)
+    bits, before = weights_sha256(base.network), _latents(base)
     apply_adapter(base, tmp_path / "half/adapter", name="one")
     activate(base, {"one": 1.0})
     stored = load_file(tmp_path / "half/adapter/pytorch_lora_weights.safetensors")
     assert any(not torch.equal(tensor, tensor.bfloat16().half()) for tensor in stored.values())
-    for module, layer in lora_layers(base.unet).items():
+    for module, layer in lora_layers(base.network).items():
         for letter in "AB":
             held = getattr(layer, f"lora_{letter}")["one"].weight
             assert held.dtype == torch.float32
             assert torch.equal(held, stored[f"unet.{module}.lora_{letter}.weight"].float())
     assert not torch.allclose(_latents(base), before, atol=1e-2)
     restore_base(base)
-    assert weights_sha256(base.unet) == bits
+    assert weights_sha256(base.network) == bits
 
 
 # ---------------------------------------------------------------------------------------------- memory
@@ -657,9 +656,9 @@ def test_saving_memory_changes_an_erasure_by_rounding_alone(
 @pytest.mark.parametrize("granularity", ["module", "weight"])
 def test_saliency_never_holds_all_gradients_with_a_group_at_once(bases: dict[str, Path], granularity: Any) -> None:
     base = load_base(bases["sdxl"])
-    weights = list(salient_parameters(base.unet).values())
+    weights = list(salient_parameters(base.network).values())
     told = base.encode_prompts([PROMPT, "a horse image in oil style."])
-    latents = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(2, *base.denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
     groups = noisy_groups(
         Examples(latents, told, told[[1, 0]]), groups=2, group_size=2, timesteps=power_law(1000, 1.0), seed=0
     )
@@ -678,11 +677,7 @@ def test_saliency_never_holds_all_gradients_with_a_group_at_once(bases: dict[str
             weight.requires_grad_(False)
         for at_once in (1, None):
             held = 0
-            found.append(
-                accumulate_saliency(
-                    base.unet, groups, alphas_cumprod=base.alphas_cumprod, granularity=granularity, at_once=at_once
-                )
-            )
+            found.append(accumulate_saliency(base.denoiser, groups, granularity=granularity, at_once=at_once))
             most.append(held)
     finally:
         for hook in hooks:

@@ -17,15 +17,16 @@ from fade.errors import BaseModelError, ConfigError
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.hardware import fast_precision
 from fade.lineage import ROOT
-from fade.models.conditioning import Conditioning, denoise
-from fade.models.diffusion import add_noise, denoising_target, make_noise_scheduler, min_snr_weights
 from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
 from fade.models.family import load_base
 from fade.models.generate import first_latents, generate, generate_batch
 from fade.models.inversion import invert
 from fade.models.latents import encode_pictures
+from fade.models.paths import DiffusionPath, min_snr_weights
 from fade.models.source import base_sha256
+from fade.models.told import Told
 from fade.models.training import loop, networks
+from fade.models.training.networks import make_noise_scheduler
 
 SHIPPED = ROOT / "data/base/canvas"
 
@@ -35,7 +36,7 @@ def test_the_forward_process_equals_diffusers() -> None:
     latents, noise = torch.randn(5, 4, 8, 8, generator=generator), torch.randn(5, 4, 8, 8, generator=generator)
     timesteps = torch.tensor([0, 1, 500, 998, 999])
     scheduler = make_noise_scheduler()
-    ours = add_noise(latents, noise, timesteps, scheduler.alphas_cumprod)
+    ours = DiffusionPath(scheduler.alphas_cumprod).noised(latents, noise, timesteps)
     torch.testing.assert_close(ours, scheduler.add_noise(latents, noise, timesteps))
 
 
@@ -43,25 +44,34 @@ def test_the_velocity_target_equals_diffusers_and_unknown_types_are_refused() ->
     generator = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(3, 4, 8, 8, generator=generator), torch.randn(3, 4, 8, 8, generator=generator)
     timesteps, scheduler = torch.tensor([0, 500, 999]), make_noise_scheduler()
-    given = latents, noise, timesteps, scheduler.alphas_cumprod
-    velocity = denoising_target(*given, "v_prediction")
+    given, levels = (latents, noise, timesteps), scheduler.alphas_cumprod
+    velocity = DiffusionPath(levels, "v_prediction").target(*given)
     assert not torch.allclose(velocity, noise, atol=1e-2)
     torch.testing.assert_close(velocity, scheduler.get_velocity(latents, noise, timesteps))
-    assert torch.equal(denoising_target(*given, "epsilon"), noise)
+    assert torch.equal(DiffusionPath(levels).target(*given), noise)
     with pytest.raises(ConfigError, match="'sample' is not supported"):
-        denoising_target(*given, "sample")
+        DiffusionPath(levels, "sample")
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_an_answer_leads_back_to_the_clean_latents(prediction: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(3, 4, 8, 8, generator=generator), torch.randn(3, 4, 8, 8, generator=generator)
+    t, path = torch.tensor([0, 400, 900]), DiffusionPath(make_noise_scheduler().alphas_cumprod, prediction)
+    noisy = path.noised(latents, noise, t)
+    assert not torch.allclose(noisy, latents, atol=0.1)
+    torch.testing.assert_close(path.clean(noisy, path.target(latents, noise, t), t), latents, rtol=1e-4, atol=1e-4)
 
 
 def test_inversion_finds_states_that_denoise_better_and_leaves_the_network_alone(base: StableDiffusion) -> None:
-    bits = weights_sha256(base.unet)
+    bits = weights_sha256(base.network)
     latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    start = Conditioning(torch.zeros(2, 16, 32))
+    start = Told(torch.zeros(2, 16, 32))
     steps = list(
         invert(
-            base.unet,
+            base.denoiser,
             latents,
             start=start,
-            alphas_cumprod=base.alphas_cumprod,
             steps=60,
             batch=8,
             learning_rate=0.1,
@@ -70,23 +80,23 @@ def test_inversion_finds_states_that_denoise_better_and_leaves_the_network_alone
     )
     generator = torch.Generator().manual_seed(3)
     timesteps, noise = torch.randint(1000, (32,), generator=generator), torch.randn(32, 4, 16, 16, generator=generator)
-    noisy = add_noise(latents.repeat(8, 1, 1, 1), noise, timesteps, base.alphas_cumprod)
+    noisy = base.denoiser.path.noised(latents.repeat(8, 1, 1, 1), noise, timesteps)
 
-    def loss(states: Conditioning) -> float:
+    def loss(states: Told) -> float:
         with torch.no_grad():
-            return float((denoise(base.unet, noisy, timesteps, states.expand(32)) - noise).square().mean())
+            return float((base.denoiser.predict(noisy, timesteps, states.expand(32)) - noise).square().mean())
 
-    found = steps[-1].states.embeds
+    found = steps[-1].states.states
     for number in range(2):
         assert loss(steps[-1].states[number : number + 1]) < loss(start[:1])
-    assert not torch.allclose(found, start.embeds)
+    assert not torch.allclose(found, start.states)
     assert not torch.allclose(found[0], found[1])
-    assert weights_sha256(base.unet) == bits
-    assert not any(p.requires_grad or p.grad is not None for p in base.unet.parameters())
+    assert weights_sha256(base.network) == bits
+    assert not any(p.requires_grad or p.grad is not None for p in base.network.parameters())
 
 
 def test_min_snr_weights_are_one_at_high_noise_and_fall_below() -> None:
-    weights = min_snr_weights(torch.tensor([0, 200, 999]), make_noise_scheduler().alphas_cumprod, 5.0)
+    weights = min_snr_weights(torch.tensor([0, 200, 999]), DiffusionPath(make_noise_scheduler().alphas_cumprod), 5.0)
     assert weights[2] == 1
     assert weights[0] < weights[1] <= 1
 
@@ -117,7 +127,7 @@ def test_pictures_depend_on_seed_and_not_on_batches(base: StableDiffusion) -> No
 
 
 def test_equal_prompts_are_encoded_equally_and_different_ones_are_not(base: StableDiffusion) -> None:
-    states = base.encode_prompts(["a cat", "a horse", "a cat"]).embeds
+    states = base.encode_prompts(["a cat", "a horse", "a cat"]).states
     assert torch.equal(states[0], states[2])
     assert not torch.allclose(states[0], states[1])
 

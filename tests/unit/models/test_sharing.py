@@ -43,20 +43,20 @@ def test_twins_have_one_memory_and_an_adapter_each(tiny_base: Path, tmp_path: Pa
     with bases_shared():
         first, second, third = (load_base(tiny_base) for _ in range(3))
         assert len(loads) == 1
-        for one, other in zip(first.unet.parameters(), second.unet.parameters(), strict=True):
+        for one, other in zip(first.network.parameters(), second.network.parameters(), strict=True):
             assert one is not other
             assert one.data_ptr() == other.data_ptr()
-        plain = _predict(third.unet)
+        plain = _predict(third.network)
         for twin, folder in ((first, folders[0]), (second, folders[1])):
             apply_adapter(twin, folder, name="a")
             activate(twin, {"a": 1.0})
-        changed = [_predict(first.unet), _predict(second.unet)]
-    assert torch.equal(_predict(third.unet), plain)
+        changed = [_predict(first.network), _predict(second.network)]
+    assert torch.equal(_predict(third.network), plain)
     for answer, folder in zip(changed, folders, strict=True):
         alone = load_base(tiny_base)
         apply_adapter(alone, folder, name="a")
         activate(alone, {"a": 1.0})
-        assert torch.equal(answer, _predict(alone.unet))
+        assert torch.equal(answer, _predict(alone.network))
         assert not torch.equal(answer, plain)
     assert len(loads) == 3, "outside, every caller loads its own"
 
@@ -65,7 +65,7 @@ def test_whoever_writes_into_shared_weights_is_found_out(tiny_base: Path) -> Non
     sharing = bases_shared()
     sharing.__enter__()
     with torch.no_grad():
-        load_base(tiny_base).unet.conv_in.bias.add_(1)
+        load_base(tiny_base).network.conv_in.bias.add_(1)
     with pytest.raises(BaseModelError, match=r"tiny were written into\."):
         sharing.__exit__(None, None, None)
 

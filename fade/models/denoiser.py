@@ -1,0 +1,75 @@
+"""The network that an erasure changes, told through one protocol: all that a method needs to know of it."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fade.models.deltas import plain_modules
+from fade.models.paths import NoisePath
+from fade.models.told import Told
+
+Part = Literal["all", "attention", "cross_attention", "text_attention"]
+
+
+class Denoiser(ABC):
+    """A network that answers noisy latents at a time under what it is told.
+
+    Attributes:
+        component: its name in the pipeline and in LoRA files.
+        network: the module itself; adapters are put into it.
+        path: how its latents are noised, and what it answers.
+        latent_shape: channels, height and width of one picture's latents.
+    """
+
+    component: ClassVar[str]
+    patterns: ClassVar[Mapping[str, re.Pattern[str]]]
+    """Names of the modules of each part that is not all of the network: ``attention``, the projections that published
+    erasures train; ``cross_attention``, where text enters (its keys and values); ``text_attention``, the whole of the
+    layers in which it does."""
+
+    def __init__(self, network: Any, path: NoisePath, latent_shape: tuple[int, int, int]) -> None:
+        self.network, self.path, self.latent_shape = network, path, latent_shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return next(iter(self.network.parameters())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type its weights are held in."""
+        return next(iter(self.network.parameters())).dtype
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, t: Tensor, told: Told) -> Tensor:
+        """Its answer at z_t (what ``path.target`` says it learnt), (B, C, h, w), in the type of its weights.
+
+        Args:
+            noisy: z_t, (B, C, h, w).
+            t: (B,), or one for all.
+        """
+
+    def text_sites(self) -> list[str]:
+        """Names of the projections through which text enters: keys and values of ``told.states``."""
+        return self.modules("cross_attention")
+
+    def modules(self, part: Part = "all") -> list[str]:
+        """Names of the Linear and Conv2d modules of a part, sorted."""
+        names = sorted(plain_modules(self.network))
+        return names if part == "all" else [name for name in names if self.patterns[part].search(name)]
+
+    def on(self, network: nn.Module) -> Denoiser:
+        """The same on another network of its kind."""
+        return type(self)(network, self.path, self.latent_shape)
+
+
+def autocast(precision: str, device: str = "cpu") -> AbstractContextManager[None]:
+    """Matrix products in bfloat16 for ``bf16``, untouched float32 for ``fp32``."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")

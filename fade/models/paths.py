@@ -1,0 +1,98 @@
+"""The path from a picture to noise, and what a network on it learns to answer: written once for each kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from fade.errors import ConfigError
+
+Prediction = Literal["epsilon", "v_prediction"]
+
+
+class NoisePath(Protocol):
+    """How latents and noise mix at time t, and what is predicted of them.
+
+    Times are those that the network is told, 0..T-1; row by row, (B,).
+    """
+
+    @property
+    def steps(self) -> int:
+        """T, how many times there are to draw from."""
+
+    def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """z_t of z_0 and e, (B, C, h, w) each."""
+
+    def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network learns to answer at z_t, (B, C, h, w)."""
+
+    def clean(self, noisy: Tensor, answer: Tensor, t: Tensor) -> Tensor:
+        """z_0 that an answer at z_t implies, (B, C, h, w)."""
+
+    def snr(self, t: Tensor) -> Tensor:
+        """Signal-to-noise ratio at t, (B,) float32."""
+
+
+@dataclass(frozen=True)
+class DiffusionPath:
+    """A variance-preserving diffusion: z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) e   (DDPM, arXiv:2006.11239, eq. 4).
+
+    Attributes:
+        levels: cumulative alphas a_t, (T,) float32, as the base's scheduler has them.
+        prediction: ``epsilon`` (e), or ``v_prediction``: v = sqrt(a_t) e - sqrt(1 - a_t) z_0
+            (arXiv:2202.00512, appendix D).
+
+    Raises:
+        ConfigError: another prediction.
+    """
+
+    levels: Tensor
+    prediction: str = "epsilon"
+
+    def __post_init__(self) -> None:
+        if self.prediction not in get_args(Prediction):
+            raise ConfigError(
+                f"Prediction type {self.prediction!r} is not supported: expected {' or '.join(get_args(Prediction))}."
+            )
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.levels)
+
+    def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """z_t."""
+        signal, spread = self._mix(clean, t)
+        return signal * clean + spread * noise
+
+    def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """e or v."""
+        if self.prediction == "epsilon":
+            return noise
+        signal, spread = self._mix(clean, t)
+        return signal * noise - spread * clean
+
+    def clean(self, noisy: Tensor, answer: Tensor, t: Tensor) -> Tensor:
+        """z_0; of an answer e it is not defined where a_t is 0."""
+        signal, spread = self._mix(noisy, t)
+        if self.prediction == "epsilon":
+            return (noisy - spread * answer) / signal
+        return signal * noisy - spread * answer
+
+    def snr(self, t: Tensor) -> Tensor:
+        """a_t / (1 - a_t)."""
+        level = self.levels[t].float()
+        return level / (1 - level)
+
+    def _mix(self, like: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        level = self.levels.to(like.device, like.dtype)[t][:, None, None, None]
+        return level.sqrt(), (1 - level).sqrt()
+
+
+def min_snr_weights(t: Tensor, path: NoisePath, gamma: float) -> Tensor:
+    """min(SNR, gamma) / SNR for epsilon prediction, (B,)   (arXiv:2303.09556, section 3.4)."""
+    snr = path.snr(t)
+    return torch.clamp(snr, max=gamma) / snr
