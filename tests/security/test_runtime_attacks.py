@@ -181,7 +181,7 @@ def test_offloading_hooks_are_refused_because_their_removal_takes_the_adapters_o
 
 def test_the_denoiser_computes_in_its_own_runtimes_requests_alone(erasing: Release, tiny_base: Path) -> None:
     plain = load_base(tiny_base)
-    answer = _predict(plain.unet)
+    answer = _predict(plain.network)
     with closing(_start(erasing, load_base(tiny_base))) as runtime, closing(_start(erasing, plain)) as second:
         unet = runtime.unet
         latents, states = torch.zeros(1, 4, 16, 16), torch.zeros(1, 16, 32)

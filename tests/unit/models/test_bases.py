@@ -314,7 +314,7 @@ def test_what_a_file_is_marked_as_must_be_what_its_scheduler_says(
         find_base(single)
     _config(single.with_suffix(""), SCHEDULER, prediction_type="v_prediction", rescale_betas_zero_snr=True)
     if set(marks) <= {"v_pred", "ztsnr"}:
-        assert load_base(single).denoiser.path.prediction == "v_prediction"
+        assert load_base(single).denoiser.path.prediction == "v_prediction"  # type: ignore[attr-defined]
 
 
 def test_a_mark_in_a_folder_or_in_metadata_counts_as_well(base: Path) -> None:
