@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -81,47 +82,30 @@ def make_splits(
     Raises:
         DataError: the catalog holds no picture of the concept or of the surrogate, or nothing to retain.
     """
-    if chosen := frozenset().union(*selected.values()):
-        table = table.assign(split=table["split"].where(~table["image_id"].isin(chosen), "train"))
+    if named := frozenset().union(*selected.values()):
+        table = table.assign(split=table["split"].where(~table["image_id"].isin(named), "train"))
     train, holdout_rows = table[table["split"] == "train"], table[table["split"] == "holdout"]
     holdout = _draw(holdout_rows, holdout_per_pair, seed, "holdout")
-    erased = pd.Series(False, index=train.index)
-    for concept, _ in pairs:
-        erased |= train[concept.kind] == concept.name
+    shown = [train[concept.kind] == concept.name for concept, _ in pairs]
+    erased = pd.concat(shown, axis=1).any(axis=1) if shown else pd.Series(False, index=train.index)
     parts: dict[str, list[pd.DataFrame]] = {"forget": [], "surrogate": [], "held_out": []}
     for concept, surrogate in pairs:
-        domain, mine = concept.kind, selected.get(concept.name, frozenset())
-        shows_concept = _selected(train, concept, mine) if mine else train[domain] == concept.name
         own = dict(overwrite.get(concept.name, {}))
-        if unknown := sorted(set(own) - set(train[train[domain] == concept.name]["image_id"])):
-            raise DataError(
-                f"What is overwritten by something of its own does not show {concept.name!r}, or is no training "
-                f"picture: {listing(unknown)}."
-            )
-        forget = _draw(train[shows_concept], max(forget_per_pair, len(mine)), seed, "forget")
-        named = train[shows_concept & train["image_id"].isin(own) & ~train["image_id"].isin(forget["image_id"])]
-        forget = pd.concat([forget, named]).sort_values("image_id") if len(named) else forget
-        # Nothing has no pictures of its own: z_t is made from what else there is.
-        stands_in = {
-            instead: ~erased if instead is None else (train[domain] == instead.name) & ~erased
-            for instead in dict.fromkeys((surrogate, *(own[name] for name in sorted(own))))
-        }
-        _check_shown("forget set is empty", shows_concept, domain, concept.name)
-        for instead, stand_ins in stands_in.items():
-            _check_shown("surrogate has no pictures", stand_ins, domain, _name(instead))
-        parts["held_out"].append(
-            _paired_captions(holdout[holdout[domain] == concept.name], concept, pairs, seed, templates)
-        )
-        found: dict[str, list[pd.DataFrame]] = {"forget": [], "surrogate": []}
-        for instead, stand_ins in stands_in.items():
-            changed = [(one, instead if one == concept else other) for one, other in pairs]
+        chosen = selected.get(concept.name, frozenset())
+        forget = _forget_rows(train, concept, chosen, frozenset(own), per_pair=forget_per_pair, seed=seed)
+        surrogates = dict.fromkeys((surrogate, *(own[name] for name in sorted(own))))
+        stand_ins = _surrogate_rows(train[~erased], concept, surrogates, per_pair=forget_per_pair, seed=seed)
+        captioned = partial(_paired_captions, concept=concept, seed=seed, templates=templates)
+        learnt: dict[str, list[pd.DataFrame]] = {"forget": [], "surrogate": []}
+        parts["held_out"].append(captioned(holdout[holdout[concept.kind] == concept.name], pairs=pairs))
+        for instead, drawn in stand_ins.items():
+            changed = [(other, instead if other == concept else its) for other, its in pairs]
             given = [own.get(name, surrogate) == instead for name in forget["image_id"]]
-            drawn = _stand_ins(train[stand_ins], concept, instead, forget_per_pair, seed)
-            for part, rows in (("forget", forget[given]), ("surrogate", drawn)):
-                found[part].append(_paired_captions(rows, concept, changed, seed, templates))
-        for part, tables in found.items():
-            named = pd.concat(tables, ignore_index=True)
-            parts[part].append(_with_every_name(named, concept, spoken.get(concept.name, ())))
+            learnt["forget"].append(captioned(forget[given], pairs=changed))
+            learnt["surrogate"].append(captioned(drawn, pairs=changed))
+        for name, tables in learnt.items():
+            rows = pd.concat(tables, ignore_index=True)
+            parts[name].append(_with_every_name(rows, concept, spoken.get(concept.name, ())))
     paired = {
         name: pd.concat(tables, ignore_index=True).drop_duplicates(["image_id", "caption"], ignore_index=True)
         for name, tables in parts.items()
@@ -140,27 +124,67 @@ def make_splits(
     }
 
 
-def _check_shown(role: str, rows: pd.Series, domain: str, name: str) -> None:
-    if not rows.any():
+def _forget_rows(
+    train: pd.DataFrame,
+    concept: Concept,
+    selected: frozenset[str],
+    overwritten: frozenset[str],
+    *,
+    per_pair: int,
+    seed: int,
+) -> pd.DataFrame:
+    """The concept's pictures to forget: all that are selected, or as many as are drawn of each pair.
+
+    Args:
+        overwritten: ids of pictures with a surrogate of their own, which are among them whatever the draw.
+
+    Raises:
+        DataError: there are none, or what is named does not show the concept.
+    """
+    shows_it = train[concept.kind] == concept.name
+    candidates = train[_selected(train, concept, selected) if selected else shows_it]
+    if unknown := sorted(overwritten - set(train[shows_it]["image_id"])):
+        raise DataError(
+            f"What is overwritten by something of its own does not show {concept.name!r}, or is no training "
+            f"picture: {listing(unknown)}."
+        )
+    _check_shown("forget set is empty", candidates, concept.kind, concept.name)
+    drawn = _draw(candidates, max(per_pair, len(selected)), seed, "forget")
+    ids = candidates["image_id"]
+    further = candidates[ids.isin(overwritten) & ~ids.isin(drawn["image_id"])]
+    return pd.concat([drawn, further]).sort_values("image_id") if len(further) else drawn
+
+
+def _surrogate_rows(
+    others: pd.DataFrame, concept: Concept, surrogates: Iterable[Concept | None], *, per_pair: int, seed: int
+) -> dict[Concept | None, pd.DataFrame]:
+    """Pictures of each surrogate; of nothing, which has none, as many of the others, few of each (object, style).
+
+    Args:
+        others: training pictures that show nothing that is erased.
+
+    Raises:
+        DataError: a surrogate has no pictures.
+    """
+    rows = {}
+    for surrogate in surrogates:
+        shown = others if surrogate is None else others[others[concept.kind] == surrogate.name]
+        name = "anything else" if surrogate is None else surrogate.name
+        _check_shown("surrogate has no pictures", shown, concept.kind, name)
+        rows[surrogate] = _draw(shown, per_pair, seed, "surrogate")
+        if surrogate is None:
+            other = "style" if concept.kind == "object" else "object"
+            order = numpy_generator(seed, "split", "nothing").permutation(len(rows[surrogate]))
+            few = rows[surrogate].iloc[order].groupby(other, sort=True).head(per_pair)
+            rows[surrogate] = few.sort_values("image_id")
+    return rows
+
+
+def _check_shown(role: str, rows: pd.DataFrame, domain: str, name: str) -> None:
+    if rows.empty:
         raise DataError(
             f"The {role}: the catalog holds 0 training pictures whose {domain} is {name!r}, expected at least 1."
         )
-
-
-def _name(surrogate: Concept | None) -> str:
-    return "anything else" if surrogate is None else surrogate.name
-
-
-def _stand_ins(
-    table: pd.DataFrame, concept: Concept, surrogate: Concept | None, per_pair: int, seed: int
-) -> pd.DataFrame:
-    """The surrogate's pictures; of nothing as many of the others, one or few of each (object, style)."""
-    if surrogate is not None:
-        return _draw(table, per_pair, seed, "surrogate")
-    other = "style" if concept.kind == "object" else "object"
-    drawn = _draw(table, per_pair, seed, "surrogate")
-    order = numpy_generator(seed, "split", "nothing").permutation(len(drawn))
-    return drawn.iloc[order].groupby(other, sort=True).head(per_pair).sort_values("image_id")
 
 
 def _draw(
