@@ -1,4 +1,4 @@
-"""Which pictures of a set may be taken in, by their words alone: ids, names and captions, before any is decoded.
+"""Which pictures of a set may enter a catalog, by ids, names and captions alone, before any is decoded.
 
 Names are brought to one spelling here: the catalog's, else the first that a set gives. A catalog that held *cat*
 and *Cat* would keep the one in its retain set while the other is erased.
@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import Any
 
 from fade.concepts import PLAIN_STYLE
-from fade.data.duplicates import Looks
+from fade.data.duplicates import NearDuplicates
 from fade.data.sets import Item, PictureSet, Rejected
 from fade.names import mention, name_key, spelling
 
@@ -25,7 +25,7 @@ RESERVED = frozenset({"auto", "nothing", "scrambled"})
 
 @dataclass(slots=True)
 class Admission:
-    """What is remembered while a catalog is written: ids by hash, names by key, counts and the first pictures.
+    """What is remembered while a catalog is written: ids by hash, names by key, and counts.
 
     Attributes:
         concepts: entries of concepts.json by the key of their name.
@@ -33,13 +33,12 @@ class Admission:
     """
 
     ids: set[int] = field(default_factory=set)
-    removed: set[str] = field(default_factory=set)
-    removed_looks: Looks = field(default_factory=Looks)
+    deleted_hashes: set[str] = field(default_factory=set)
+    deleted_pictures: NearDuplicates = field(default_factory=NearDuplicates)
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
     groups: dict[str, str] = field(default_factory=dict)
     concepts: dict[str, dict[str, Any]] = field(default_factory=dict)
     spelled: dict[str, tuple[str, str]] = field(default_factory=lambda: {PLAIN_STYLE: (PLAIN_STYLE, "style")})
-    first: dict[tuple[str, str], str] = field(default_factory=dict)
     rejected: list[dict[str, str]] = field(default_factory=list)
     earlier: dict[tuple[str, str], None] = field(default_factory=dict)
     rows: int = 0
@@ -55,11 +54,11 @@ class Admission:
                 self.spelled.setdefault(name_key(alias), (entry["name"], entry["kind"]))
 
     def takes(self, image_id: str) -> None:
-        """From now on an id is taken."""
+        """Mark an id as used."""
         self.ids.add(_short(image_id))
 
     def set_aside(self, name: str, reason: str) -> None:
-        """Note a picture that is not taken in."""
+        """Record a picture that is not taken in, with the reason."""
         readable = name.encode("utf-8", "backslashreplace").decode()
         self.rejected.append({"name": readable, "reason": reason})
 
@@ -70,7 +69,7 @@ class Admission:
 
 
 def admitted(pictures: PictureSet, state: Admission) -> Iterator[Item]:
-    """The items whose words are in order, their names as the catalog spells them; the others are set aside."""
+    """Items whose id, labels and caption are valid, in the catalog's spelling; the others are set aside."""
     for given in pictures.items:
         if isinstance(given, Rejected):
             state.set_aside(given.name, given.reason)
@@ -95,7 +94,7 @@ def _spelled(item: Item, state: Admission) -> Item:
 
 
 def _wrong_words(item: Item, pictures: PictureSet, state: Admission) -> str:
-    """Why an item's id, labels or caption do not do; empty if they do."""
+    """Why an item's id, labels or caption are not valid; empty if they are."""
     parts = item.image_id.split("/")
     if not item.image_id or any(part in ("", ".", "..") for part in parts) or "\\" in item.image_id:
         return "its name leaves the folder or has an empty part; rename it"

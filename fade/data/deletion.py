@@ -1,4 +1,4 @@
-"""Deletion: pictures leave a catalog with their copies; their rows stay and say when, so that they never come back."""
+"""Deletion: removes pictures and their copies; their rows stay, with the time, so that they are not added again."""
 
 from __future__ import annotations
 

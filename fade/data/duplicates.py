@@ -116,7 +116,7 @@ def _other(table: pd.DataFrame, where: NDArray[np.int64], number: int, label: st
     return str(rows[rows["object"] != label]["image_id"].iloc[0])
 
 
-class Looks:
+class NearDuplicates:
     """Pictures by style and perceptual hash, to ask of another whether it is near one of them.
 
     Of a style, since the same photograph in another style has a near hash and is another picture.

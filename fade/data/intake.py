@@ -51,8 +51,8 @@ _ROW_GROUP = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class _How:
-    """How pictures are taken in: see ``build``."""
+class _Options:
+    """Settings of an intake: see ``build``."""
 
     size: int | None
     added_at: datetime | None
@@ -85,7 +85,7 @@ def build(
     Raises:
         DataError: the set's layout is broken, or not one picture of it can be taken in. Nothing is written then.
     """
-    yield from _write(folder, pictures, Admission(), None, _How(size, added_at, workers, max_pixels, bits, strict))
+    yield from _write(folder, pictures, Admission(), None, _Options(size, added_at, workers, max_pixels, bits, strict))
 
 
 def add(
@@ -122,12 +122,10 @@ def add(
             state.takes(row["image_id"])
             state.pairs[row["object"], row["style"]] += 1
             if row["deleted_at"] is not None:
-                state.removed |= {row["sha256"], row["source_sha256"]}
-                state.removed_looks.add(row["style"], row["phash"])
-            else:
-                state.first.setdefault((row["object"], row["style"]), row["path"])
+                state.deleted_hashes |= {row["sha256"], row["source_sha256"]}
+                state.deleted_pictures.add(row["style"], row["phash"])
     side = _common_size(folder, sizes, size)
-    yield from _write(folder, pictures, state, folder, _How(side, added_at, workers, max_pixels, bits))
+    yield from _write(folder, pictures, state, folder, _Options(side, added_at, workers, max_pixels, bits))
 
 
 def _common_templates(folder: Path, known: dict[str, Any], pictures: PictureSet) -> tuple[str, ...]:
@@ -170,33 +168,29 @@ def _captions_word(pictures: PictureSet) -> str:
 
 
 def _write(
-    folder: Path,
-    pictures: PictureSet,
-    state: Admission,
-    before: Path | None,
-    how: _How,
+    folder: Path, pictures: PictureSet, state: Admission, before: Path | None, options: _Options
 ) -> Iterator[int]:
+    """Write the catalog as one: table, pictures, concepts, what was set aside, sheet; yields pictures done."""
     state.knows(pictures.concepts)
     with writing(folder) as temporary:
         (temporary / "pictures").mkdir(parents=True)
         with pq.ParquetWriter(temporary / "catalog.parquet", SCHEMA) as writer:
             if before is not None:
                 _carry_over(before, temporary, writer)
-            for rows in _grouped(_rows(temporary, pictures, state, how)):
+            for rows in _grouped(_rows(temporary, pictures, state, options)):
                 writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
                 yield state.rows
+        reasons = [f"{entry['name']}: {entry['reason']}" for entry in state.rejected]
         if state.rows == 0:
-            reasons = [f"{entry['name']}: {entry['reason']}" for entry in state.rejected]
             raise DataError(
                 f"Not one picture of {pictures.source} could be taken in"
                 + (f": {listing(reasons)}. Mend them and build again." if reasons else ": it holds none.")
             )
-        if how.strict and state.rejected:
-            reasons = [f"{entry['name']}: {entry['reason']}" for entry in state.rejected]
-            raise DataError(f"{len(state.rejected)} pictures cannot be taken in: {listing(reasons)}. Mend them.")
+        if options.strict and reasons:
+            raise DataError(f"{len(reasons)} pictures cannot be taken in: {listing(reasons)}. Mend them.")
         write_json(temporary / "concepts.json", _concepts_file(pictures, state))
         write_json(temporary / "rejected.json", {"rejected": state.report()})
-        _save_sheet(temporary, temporary / "sheet.png", state)
+        draw_sheet(temporary)
 
 
 def _carry_over(before: Path, temporary: Path, writer: pq.ParquetWriter) -> None:
@@ -215,26 +209,22 @@ def _grouped(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield part
 
 
-def _rows(
-    temporary: Path,
-    pictures: PictureSet,
-    state: Admission,
-    how: _How,
-) -> Iterator[dict[str, Any]]:
-    for item, outcome in _prepared(admitted(pictures, state), temporary, how):
+def _rows(temporary: Path, pictures: PictureSet, state: Admission, options: _Options) -> Iterator[dict[str, Any]]:
+    """The table's rows of the pictures that are taken in; the others are set aside."""
+    for item, outcome in _prepared(admitted(pictures, state), temporary, options):
         if isinstance(outcome, str):
             state.set_aside(item.name, outcome)
-        elif {outcome["sha256"], outcome["source_sha256"]} & state.removed:
+        elif {outcome["sha256"], outcome["source_sha256"]} & state.deleted_hashes:
             (temporary / outcome["path"]).unlink()
             state.set_aside(item.name, "was deleted from this catalog before; what was deleted does not come back")
-        elif state.removed_looks.near(item.style, outcome["phash"]):
+        elif state.deleted_pictures.near(item.style, outcome["phash"]):
             (temporary / outcome["path"]).unlink()
             state.set_aside(
                 item.name, "looks like a picture that was deleted from this catalog: saved again, or scaled"
             )
         else:
             _mended(state, item.name)
-            yield _row(item, outcome, pictures, state, how.added_at)
+            yield _row(item, outcome, pictures, state, options.added_at)
 
 
 def _mended(state: Admission, name: str) -> None:
@@ -243,21 +233,21 @@ def _mended(state: Admission, name: str) -> None:
         del state.earlier[entry]
 
 
-def _prepared(items: Iterator[Item], folder: Path, how: _How) -> Iterator[tuple[Item, dict[str, Any] | str]]:
+def _prepared(items: Iterator[Item], folder: Path, options: _Options) -> Iterator[tuple[Item, dict[str, Any] | str]]:
     """Each item with what ``_store`` gives, in order; at most a few batches a worker are under way."""
     chunks: Iterator[Sequence[Item]] = iter(lambda: list(islice(items, _BATCH)), [])
     first = list(islice(chunks, 4))
     chunks = chain(first, chunks)
-    count = how.workers if how.workers is not None else os.cpu_count() or 1
+    count = options.workers if options.workers is not None else os.cpu_count() or 1
     if len(first) < 4 or count == 1:  # starting processes would take longer
         for chunk in chunks:
-            yield from zip(chunk, _store(chunk, folder, how), strict=True)
+            yield from zip(chunk, _store(chunk, folder, options), strict=True)
         return
     waiting: deque[tuple[Sequence[Item], Any]] = deque()
     try:
         with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
             for chunk in chunks:
-                waiting.append((chunk, pool.submit(_store, chunk, folder, how)))
+                waiting.append((chunk, pool.submit(_store, chunk, folder, options)))
                 if len(waiting) > 2 * count:
                     done, future = waiting.popleft()
                     yield from zip(done, future.result(), strict=True)
@@ -270,12 +260,12 @@ def _prepared(items: Iterator[Item], folder: Path, how: _How) -> Iterator[tuple[
         ) from None
 
 
-def _store(chunk: Sequence[Item], folder: Path, how: _How) -> list[dict[str, Any] | str]:
+def _store(chunk: Sequence[Item], folder: Path, options: _Options) -> list[dict[str, Any] | str]:
     """Write the pictures of some items; give the columns found, or the reason why one was not taken."""
     found: list[dict[str, Any] | str] = []
     for item in chunk:
         try:
-            ready = prepare(item.source, size=how.size, max_pixels=how.max_pixels, bits=how.bits)
+            ready = prepare(item.source, size=options.size, max_pixels=options.max_pixels, bits=options.bits)
             path = folder / "pictures" / f"{item.image_id}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(ready.content)
@@ -307,7 +297,6 @@ def _row(
     person = item.person or pictures.person
     state.concepts.setdefault(name_key(item.object), _concept(item.object, "object", pictures.domain, person))
     state.concepts.setdefault(name_key(item.style), _concept(item.style, "style", "style", False))
-    state.first.setdefault((item.object, item.style), found["path"])
     state.rows += 1
     return {
         "image_id": item.image_id,
@@ -351,20 +340,16 @@ def _concepts_file(pictures: PictureSet, state: Admission) -> dict[str, Any]:
 
 def draw_sheet(folder: Path) -> None:
     """Draw a catalog's contact sheet of the pictures that it has now; without one there is no sheet."""
-    state = Admission()
-    state.knows(read_concepts_file(folder)["concepts"])
+    concepts = read_concepts_file(folder)["concepts"]
+    names = {kind: [entry["name"] for entry in concepts if entry["kind"] == kind] for kind in KINDS}
+    first: dict[tuple[str, str], Path] = {}
     for batch in stream_table(folder, ["object", "style", "path", "deleted_at"]):
         for row in batch.to_pylist():
-            if row["deleted_at"] is None and (folder / row["path"]).is_file():
-                state.first.setdefault((row["object"], row["style"]), row["path"])
-    if not state.first:
+            pair, path = (row["object"], row["style"]), folder / row["path"]
+            if pair not in first and row["deleted_at"] is None and path.is_file():
+                first[pair] = path
+    if not first:
         (folder / "sheet.png").unlink(missing_ok=True)
         return
     with writing(folder / "sheet.png") as temporary:
-        _save_sheet(folder, temporary, state)
-
-
-def _save_sheet(folder: Path, to: Path, state: Admission) -> None:
-    names = {kind: [one["name"] for one in state.concepts.values() if one["kind"] == kind] for kind in KINDS}
-    shown = {pair: folder / path for pair, path in state.first.items()}
-    first_pictures(names["object"], names["style"], shown).save(to)
+        first_pictures(names["object"], names["style"], first).save(temporary)

@@ -47,7 +47,7 @@ _COLUMNS = [one.name for one in fields(Event)]
 
 @dataclass(frozen=True, slots=True)
 class ChainReport:
-    """A chain that holds: how many rows, and the hash of the last (what a copy kept elsewhere compares)."""
+    """A verified chain: number of rows, and the hash of the last, to compare with a copy kept elsewhere."""
 
     rows: int
     head: str
@@ -92,14 +92,14 @@ def append(connection: Connection, events: Iterable[Event]) -> list[int]:
 
 
 @dataclass(slots=True)
-class _Told:
-    """What the log says of requests and letters: the last state and the last seal of each, letters by number."""
+class _LoggedState:
+    """Requests and letters according to the log: last state and last seal of each request, letters by row number."""
 
     states: dict[str, str] = field(default_factory=dict)
     seals: dict[str, str] = field(default_factory=dict)
     letters: dict[int, tuple[str, str]] = field(default_factory=dict)
 
-    def hear(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any]) -> None:
         if row["request_id"] is None:
             return
         if row["after"] is not None:
@@ -118,7 +118,7 @@ def verify(connection: Connection) -> ChainReport:
         LineageError: names the first row that was changed, is missing or was added past the end, or the
             request or letter that is not as it was logged.
     """
-    expected, number, told = GENESIS, 0, _Told()
+    expected, number, logged = GENESIS, 0, _LoggedState()
     rows = connection.execution_options(yield_per=1000).execute(sa.select(tables.log).order_by(tables.log.c.seq))
     for row in rows.mappings():
         number += 1
@@ -127,36 +127,36 @@ def verify(connection: Connection) -> ChainReport:
         if row["previous"] != expected or row_hash(dict(row)) != row["hash"]:
             raise LineageError(f"The log is broken at row {number}: it, or the row before, was changed.")
         expected = row["hash"]
-        told.hear(dict(row))
+        logged.add(dict(row))
     end = connection.execute(sa.select(tables.head.c.seq, tables.head.c.hash)).one_or_none()
     if end is None or (end.seq, end.hash) != (number, expected):
         raise LineageError(f"The log ends at row {number}, which is not the recorded end: rows were cut off or added.")
-    _check_requests(connection, told)
-    _check_letters(connection, told)
+    _check_requests(connection, logged)
+    _check_letters(connection, logged)
     return ChainReport(number, expected)
 
 
-def _check_requests(connection: Connection, told: _Told) -> None:
+def _check_requests(connection: Connection, logged: _LoggedState) -> None:
     key = key_of(connection)
     for row in connection.execute(sa.select(tables.requests)).mappings():
         name, state = row["id"], row["state"]
-        if told.states.pop(name, None) != state:
+        if logged.states.pop(name, None) != state:
             raise LineageError(f"Request {name} is {state}, which its log does not say: it was changed by hand.")
-        if not hmac.compare_digest(told.seals.get(name, ""), seal_request(key, dict(row))):
+        if not hmac.compare_digest(logged.seals.get(name, ""), seal_request(key, dict(row))):
             raise LineageError(
                 f"Request {name} is not as the log sealed it: what it asks for, its base, dates or addresses were "
                 "changed by hand. Compare it with a backup."
             )
-    if told.states:
-        raise LineageError(f"The log tells of a request that is gone: {next(iter(told.states))}.")
+    if logged.states:
+        raise LineageError(f"The log tells of a request that is gone: {next(iter(logged.states))}.")
 
 
-def _check_letters(connection: Connection, told: _Told) -> None:
+def _check_letters(connection: Connection, logged: _LoggedState) -> None:
     key, outbox = key_of(connection), tables.outbox.c
     columns = (outbox.id, outbox.seq, outbox.request_id, outbox.url, outbox.body, outbox.sent_at, outbox.sent_seal)
     letters = sa.select(*columns).order_by(outbox.id)
     for row in connection.execute(letters):
-        _, seal = told.letters.pop(row.seq, ("", ""))
+        _, seal = logged.letters.pop(row.seq, ("", ""))
         if not hmac.compare_digest(seal, seal_letter(key, request_id=row.request_id, url=row.url, body=row.body)):
             raise LineageError(
                 f"The outbox holds a letter of request {row.request_id} (row {row.seq} of the log) that the log did "
@@ -169,5 +169,5 @@ def _check_letters(connection: Connection, told: _Told) -> None:
                 f"A letter of request {row.request_id} (row {row.seq} of the log) was marked as sent by hand: it was "
                 "not sent."
             )
-    for number, (name, _) in told.letters.items():
+    for number, (name, _) in logged.letters.items():
         raise LineageError(f"A letter of request {name} is gone from the outbox: that of row {number} of the log.")

@@ -1,4 +1,4 @@
-"""Warnings: an open request whose deadline is near, or over, is told of once; again when it was extended."""
+"""Deadline warnings: once for each open request that is nearly due or overdue, and once more after an extension."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ NEAR, OVER = "deadline.near", "deadline.over"
 
 
 @dataclass(frozen=True, slots=True)
-class Warned:
-    """A request that was told of, and why: ``deadline.near`` or ``deadline.over``."""
+class DeadlineWarning:
+    """A warning about a request; ``event`` is ``deadline.near`` or ``deadline.over``."""
 
     request: Record
     event: str
@@ -43,8 +43,8 @@ def alert_url() -> str | None:
     return url
 
 
-def warn(ledger: Ledger, *, days: float, url: str | None = None, now: datetime | None = None) -> list[Warned]:
-    """Log each open request due within ``days`` that was not told of yet, and write to ``url`` of it."""
+def warn(ledger: Ledger, *, days: float, url: str | None = None, now: datetime | None = None) -> list[DeadlineWarning]:
+    """Log a warning for each open request due within ``days`` that has none yet, and queue a webhook to ``url``."""
     found = []
     with ledger.writing() as connection:
         now = now or clock(connection)
@@ -52,8 +52,8 @@ def warn(ledger: Ledger, *, days: float, url: str | None = None, now: datetime |
             (NEAR, (requests.c.due_at > now, requests.c.due_at <= now + timedelta(days=days))),
             (OVER, (requests.c.due_at <= now,)),
         ):
-            new = select_records(connection, requests.c.state.in_(OPEN), *wanted, ~_told(event))
-            found += [Warned(record, event) for record in new]
+            new = select_records(connection, requests.c.state.in_(OPEN), *wanted, ~_was_warned(event))
+            found += [DeadlineWarning(record, event) for record in new]
         first = chain.lock_head(connection)[0] + 1
         letters = [_letter(one, seq, url, now) for seq, one in enumerate(found, first)] if url is not None else []
         sealed = [{LETTERS: letter_seals(ledger.key, [one])} for one in letters] or [{}] * len(found)
@@ -72,8 +72,8 @@ def warn(ledger: Ledger, *, days: float, url: str | None = None, now: datetime |
     return found
 
 
-def _told(event: str) -> Any:
-    """Whether the log has the warning, and no extension after it."""
+def _was_warned(event: str) -> Any:
+    """Condition: the log holds this warning of the request, and no extension after it."""
     told, extended = tables.log.alias("told"), tables.log.alias("extended")
     later = sa.exists().where(
         extended.c.request_id == requests.c.id, extended.c.event == "extended", extended.c.seq > told.c.seq
@@ -81,10 +81,10 @@ def _told(event: str) -> Any:
     return sa.exists().where(told.c.request_id == requests.c.id, told.c.event == event, ~later)
 
 
-def _letter(one: Warned, seq: int, url: str, now: datetime) -> dict[str, Any]:
-    record = one.request
+def _letter(warning: DeadlineWarning, seq: int, url: str, now: datetime) -> dict[str, Any]:
+    record = warning.request
     body = {
-        "alert": one.event, "id": record.id, "external_id": record.external_id, "sequence": seq,
+        "alert": warning.event, "id": record.id, "external_id": record.external_id, "sequence": seq,
         "state": record.state, "due_at": record.due_at.isoformat(), "at": now.isoformat(),
     }  # fmt: skip
     return letter(record.id, seq, url, body, now)

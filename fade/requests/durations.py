@@ -1,4 +1,4 @@
-"""What the log tells of erasures and messages, for Prometheus: how long, how many dead letters.
+"""Prometheus figures read from the ledger's log: durations of erasures and requests, and the number of dead letters.
 
 Each reading takes only the log's new rows.
 """
@@ -29,7 +29,7 @@ REACHED = (State.CANDIDATE, State.LIVE)
 
 @dataclass
 class Histogram:
-    """Seconds counted by upper bounds; the last count is of what is longer than all."""
+    """A histogram of seconds by upper bounds; the last bucket counts what exceeds every bound."""
 
     bounds: Sequence[float]
     counts: list[int] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Histogram:
 
 
 class Durations:
-    """Two families of histograms; a program keeps one, and the log makes it the same after a restart.
+    """Histograms of erasures and of requests. Read again from the log after a restart, they come out the same.
 
     Attributes:
         runs: by outcome, from the lease to the outcome of each attempt.

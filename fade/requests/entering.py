@@ -1,4 +1,4 @@
-"""How a message becomes a request: what the ledger has of it already, its row, its deadline, its first events."""
+"""How a message becomes a request: duplicates in the ledger, its row, its deadline, its first events."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fade.requests.tables import requests
 
 
 @dataclass(frozen=True, slots=True)
-class Same:
-    """A request whose erasure of the same concept on the same base is in force, and whose pictures it named."""
+class ErasureInForce:
+    """A live request for the same concept on the same base, with the pictures and the person that it named."""
 
     id: str
     erasure_id: str | None
@@ -29,29 +29,31 @@ class Same:
     subject: str | None
 
     def covers(self, pictures: Sequence[str], subject: str | None) -> bool:
-        """Whether nothing is left to do for who names these: each picture, and the person, were named before."""
+        """Whether a new request for these pictures and this person adds nothing: all were named in this one."""
         return self.pictures >= {*pictures} and subject in (None, self.subject)
 
 
 def known_bodies(connection: Connection, names: Sequence[str]) -> dict[str, str]:
-    """By id, the hash of what was sent, of those that are in the ledger."""
+    """Keyed hash of the stored message, by id, for those of the ids that the ledger knows."""
     asked = sa.select(requests.c.id, requests.c.body_sha256).where(requests.c.id.in_(names))
     return {row.id: row.body_sha256 for row in connection.execute(asked)}
 
 
-def in_force(connection: Connection, keys: Sequence[str]) -> dict[str, list[Same]]:
-    """By concept and base, the requests whose erasure is in force."""
+def in_force(connection: Connection, keys: Sequence[str]) -> dict[str, list[ErasureInForce]]:
+    """Live requests by concept key (keyed hash of concept and base), the oldest first."""
     asked = sa.select(
         requests.c.concept_key, requests.c.id, requests.c.erasure_id, requests.c.pictures, requests.c.subject
     ).where(requests.c.concept_key.in_(keys), requests.c.state == State.LIVE)
-    found: dict[str, list[Same]] = {}
+    found: dict[str, list[ErasureInForce]] = {}
     for row in connection.execute(asked.order_by(requests.c.state_at, requests.c.id)):
-        found.setdefault(row.concept_key, []).append(Same(row.id, row.erasure_id, frozenset(row.pictures), row.subject))
+        found.setdefault(row.concept_key, []).append(
+            ErasureInForce(row.id, row.erasure_id, frozenset(row.pictures), row.subject)
+        )
     return found
 
 
 def conflict(name: str) -> ConflictError:
-    """What is said to a sender whose id stands for another request."""
+    """The error for a sender who uses an id again for another request."""
     return ConflictError(
         f"Request {name} is in the ledger already, with other content. "
         "The id is the idempotency key: send what was sent before, or a new id."
@@ -59,9 +61,9 @@ def conflict(name: str) -> ConflictError:
 
 
 def enter(
-    message: Message, known: Sequence[Same], *, key: bytes, actor: str, now: datetime
+    message: Message, known: Sequence[ErasureInForce], *, key: bytes, actor: str, now: datetime
 ) -> tuple[dict[str, Any], list[Event]]:
-    """A new request's row and its first events: received, and what follows from that at once.
+    """The row of a new request and its first events: received, then scheduled, duplicate or in need of input.
 
     Args:
         known: requests in force for the same concept on the same base. One that names no pictures or person but

@@ -1,4 +1,4 @@
-"""Evidence of an erasure: one signed file, and a page that says the same for people to read.
+"""Evidence of an erasure: one signed JSON file, and an HTML page with the same content for people.
 
 ``evidence.json`` is signed and holds the log's rows of the erasure with their hashes; ``evidence.html`` is
 self-contained, and its hash is among what is signed. Both are checked with the public key alone, offline:

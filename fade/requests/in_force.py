@@ -1,4 +1,4 @@
-"""What requests have erased: which concepts, by whose request, and which erasures somebody still wants."""
+"""What requests have erased: which concepts, by which request, and which erasures are still wanted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fade.requests.tables import requests
 
 
 def erased_among(ledger: Ledger, names: Iterable[str], base: str, *, besides: str) -> set[str]:
-    """Which of these concepts another request than ``besides`` has erased on a base, or made a candidate of.
+    """Which of these concepts a request other than ``besides`` has erased on a base, or has a candidate for.
 
     Asked by ``concept_key``, so that a request whose names were forgotten still counts.
     """
@@ -32,7 +32,7 @@ def erased_among(ledger: Ledger, names: Iterable[str], base: str, *, besides: st
 
 
 def settled_by(ledger: Ledger, record: Record) -> Record | None:
-    """Another request whose erasure of the same concept on the same base is in force; None if there is none."""
+    """Another live request for the same concept on the same base; None if there is none."""
     if record.concept is None:
         return None
     key = keyed(ledger.key, concept_digest(record.concept, record.base))
@@ -43,7 +43,7 @@ def settled_by(ledger: Ledger, record: Record) -> Record | None:
 
 
 def wanted_by_erasure(ledger: Ledger, erasures: Sequence[str]) -> dict[str, bool]:
-    """For each erasure that requests led to: whether one of them was not cancelled."""
+    """For each erasure with requests: whether at least one of them was not cancelled."""
     kept = sa.func.sum(sa.case((requests.c.state == State.CANCELLED, 0), else_=1))
     asked = sa.select(requests.c.erasure_id, kept).where(requests.c.erasure_id.in_(erasures))
     with ledger.reading() as connection:

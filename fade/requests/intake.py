@@ -33,24 +33,24 @@ DEFAULT_QUEUE = "folder:.fade/queue"
 QUEUE, DEAD = "fade.requests", "fade.requests.dead"
 ACTOR, DEAD_LETTERS = "intake", "dead_letters"
 POISON = (ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
-"""What a single message may bring about, whatever is in it."""
+"""Errors that a malformed message may cause; they reject that message and stop no other."""
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """A message as it came, and how to say that it was taken, or that it is dead and why."""
+class Delivery:
+    """A message as the transport delivered it, with callbacks to acknowledge it or to reject it with a reason."""
 
     body: bytes
-    taken: Callable[[], None]
-    dead: Callable[[str], None]
+    acknowledge: Callable[[], None]
+    reject: Callable[[str], None]
     fault: str = ""
     """Why it is no message, if that is known before it is read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What a round of intake did."""
+class IntakeCounts:
+    """Messages of one round: ``new``, ``known`` before, ``dead`` (rejected)."""
 
     new: int = 0
     known: int = 0
@@ -65,7 +65,7 @@ class Taken:
 class Transport(Protocol):
     """Where messages come from."""
 
-    def receive(self, limit: int, seconds: float) -> Sequence[Letter]:
+    def receive(self, limit: int, seconds: float) -> Sequence[Delivery]:
         """Up to ``limit`` messages, after at most ``seconds`` of waiting for the first."""
 
     def send(self, body: bytes) -> None:
@@ -94,38 +94,38 @@ def transport(url: str | None = None) -> Iterator[Transport]:
         )
 
 
-def take_in(ledger: Ledger, source: Transport, *, limit: int = 200, seconds: float = 1.0) -> Taken:
+def take_in(ledger: Ledger, source: Transport, *, limit: int = 200, seconds: float = 1.0) -> IntakeCounts:
     """One round: receive, commit to the ledger in one transaction, then acknowledge.
 
     Raises:
         RegistryError: ledger or broker is down; what was received is not acknowledged and comes again.
     """
-    messages: list[tuple[Letter, Message]] = []
-    dead: list[tuple[Letter, str]] = []
-    for letter in source.receive(limit, seconds):
+    messages: list[tuple[Delivery, Message]] = []
+    dead: list[tuple[Delivery, str]] = []
+    for delivery in source.receive(limit, seconds):
         try:
-            if letter.fault:
-                raise DataError(letter.fault)
-            messages.append((letter, read_message(letter.body)))
+            if delivery.fault:
+                raise DataError(delivery.fault)
+            messages.append((delivery, read_message(delivery.body)))
         except POISON as error:
-            dead.append((letter, _why(error)))
+            dead.append((delivery, _why(error)))
     new = known = 0
     results = _submit(ledger, [message for _, message in messages])
-    for (letter, _), result in zip(messages, results, strict=True):
+    for (delivery, _), result in zip(messages, results, strict=True):
         if isinstance(result, str):
-            dead.append((letter, result))
+            dead.append((delivery, result))
             continue
         new, known = new + result, known + (not result)
-        letter.taken()
+        delivery.acknowledge()
     if dead:
         ledger.append(DEAD_LETTERS, actor=ACTOR, details={"count": len(dead)})
-    for letter, reason in dead:
-        letter.dead(reason)
-    return Taken(new, known, len(dead))
+    for delivery, reason in dead:
+        delivery.reject(reason)
+    return IntakeCounts(new, known, len(dead))
 
 
 def _submit(ledger: Ledger, messages: Sequence[Message]) -> list[bool | str]:
-    """For each message whether it is new, or why it is dead. One that the ledger cannot take holds up no other."""
+    """For each message whether it is new, or the reason to reject it. One bad message does not hold up the others."""
     if not messages:
         return []
     try:
@@ -140,7 +140,7 @@ def _submit(ledger: Ledger, messages: Sequence[Message]) -> list[bool | str]:
 
 
 def _why(error: Exception) -> str:
-    """The reason without any value of the message: our own errors hold none, others may."""
+    """The reason for a dead letter. Messages of foreign errors are left out: they may quote personal values."""
     return str(error) if isinstance(error, FadeError) else f"It cannot be taken in ({type(error).__name__})."
 
 
@@ -156,23 +156,23 @@ class Folder:
         self.stuck: set[str] = set()
         (folder / "dead").mkdir(parents=True, exist_ok=True)
 
-    def receive(self, limit: int, seconds: float) -> Sequence[Letter]:
+    def receive(self, limit: int, seconds: float) -> Sequence[Delivery]:
         """The oldest names first; an empty folder is looked at once more after ``seconds``."""
         found = self._names(limit)
         if not found and seconds:
             time.sleep(seconds)
             found = self._names(limit)
-        letters = []
+        deliveries = []
         for path in found:
             try:
                 # A pipe would be waited for, and a link could show what lies elsewhere.
                 fault = "" if S_ISREG(path.lstat().st_mode) else "It is no file: a folder, a link or a pipe."
-                letters.append(self._letter(path, b"" if fault else _read(path), fault))
+                deliveries.append(self._delivery(path, b"" if fault else _read(path), fault))
             except FileNotFoundError:
                 continue  # another consumer has taken it
             except OSError as error:
-                letters.append(self._letter(path, b"", f"It cannot be read ({type(error).__name__})."))
-        return letters
+                deliveries.append(self._delivery(path, b"", f"It cannot be read ({type(error).__name__})."))
+        return deliveries
 
     def send(self, body: bytes) -> None:
         """A new file, named by time, so that what was sent first is taken first."""
@@ -184,8 +184,8 @@ class Folder:
             names = (one.name for one in entries if one.name.endswith(".json") and not one.name.startswith("."))
             return [self.folder / name for name in heapq.nsmallest(limit, (n for n in names if n not in self.stuck))]
 
-    def _letter(self, path: Path, body: bytes, fault: str) -> Letter:
-        def dead(reason: str) -> None:
+    def _delivery(self, path: Path, body: bytes, fault: str) -> Delivery:
+        def reject(reason: str) -> None:
             place = self.folder / "dead" / path.name
             if place.exists():
                 place = place.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.json")
@@ -199,11 +199,11 @@ class Folder:
                 self.stuck.add(path.name)  # once is enough: the others are not to wait for it
                 logger.error("a dead letter cannot be moved out of %s (%s)", self.folder, type(error).__name__)
 
-        return Letter(body, lambda: path.unlink(missing_ok=True), dead, fault)
+        return Delivery(body, lambda: path.unlink(missing_ok=True), reject, fault)
 
 
 def _read(path: Path) -> bytes:
-    """A file, no further than a message may be long and one byte, by which it is found too long."""
+    """The beginning of a file, one byte more than a message may have, so that a longer one is noticed."""
     with path.open("rb") as stream:
         return stream.read(MAX_BYTES + 1)
 
@@ -229,22 +229,22 @@ class Broker:
         )  # fmt: skip
         self.consumer.consume()
 
-    def receive(self, limit: int, seconds: float) -> Sequence[Letter]:
+    def receive(self, limit: int, seconds: float) -> Sequence[Delivery]:
         """What the broker has pushed; waits for the first alone."""
-        letters: list[Letter] = []
+        deliveries: list[Delivery] = []
         patience = seconds
         if self.connection.supports_heartbeats:
             self.connection.heartbeat_check()  # a broker that is gone without a word is noticed
-        while len(letters) < limit:
+        while len(deliveries) < limit:
             if self.waiting.empty():
                 try:
                     self.connection.drain_events(timeout=max(patience, 0.01))
                 except TimeoutError:
                     break
                 continue
-            letters.append(self._letter(self.waiting.get()))
+            deliveries.append(self._delivery(self.waiting.get()))
             patience = 0.01
-        return letters
+        return deliveries
 
     def send(self, body: bytes) -> None:
         """Publish, kept on the broker's disk."""
@@ -256,11 +256,11 @@ class Broker:
             content_type="application/octet-stream", content_encoding="binary",
         )  # fmt: skip
 
-    def _letter(self, message: Any) -> Letter:
+    def _delivery(self, message: Any) -> Delivery:
         body = message.body.encode("utf-8", "surrogatepass") if isinstance(message.body, str) else bytes(message.body)
 
-        def dead(reason: str) -> None:
+        def reject(reason: str) -> None:
             self._publish(DEAD, body, {"reason": reason})
             message.ack()
 
-        return Letter(body, message.ack, dead)
+        return Delivery(body, message.ack, reject)

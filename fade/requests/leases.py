@@ -1,4 +1,4 @@
-"""Leases: a request is one worker's for a time, and a worker that is late cannot end what another has taken.
+"""Leases: a worker holds a request for a limited time, and cannot finish it once another worker has taken it over.
 
 Every lease has a number, the fence, that grows with each one given. A worker that died stops renewing; its lease ends
 and the request is given to the next. Times are the database's: a worker whose own clock is wrong takes nothing early.
@@ -26,7 +26,7 @@ NEAR = timedelta(days=3)
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A request that is this worker's until a time."""
+    """A request that a worker holds until a time; ``fence`` grows with every lease of the request."""
 
     request: Record
     worker: str
@@ -43,7 +43,7 @@ def take(
     attempts_limit: int = 5,
     now: datetime | None = None,
 ) -> Lease | None:
-    """The most urgent request that may run, now this worker's; None if there is none, or enough run.
+    """Lease the most urgent request that may run to a worker; None if there is none, or enough are running.
 
     Deadlines that are near or over come first, then priority, then deadline. Two requests for the same
     concept on the same base do not run at once: the second then finds its work done.
@@ -93,7 +93,7 @@ def _most_urgent(now: datetime) -> Any:
 
 
 def _take_back(connection: Connection, *, attempts_limit: int, now: datetime) -> None:
-    """Requests whose worker stopped giving signs of life are free again, or given up."""
+    """Reschedule requests whose lease has run out, or fail them after too many attempts."""
     ended = sa.select(requests).where(requests.c.state == State.RUNNING, requests.c.lease_until <= now)
     for row in connection.execute(ended.with_for_update(skip_locked=True)).mappings().all():
         record = to_record(dict(row))
@@ -113,7 +113,7 @@ def renew(
     erasure_id: str | None = None,
     now: datetime | None = None,
 ) -> None:
-    """A sign of life: the lease lasts on, and the step is shown.
+    """Heartbeat: extend the lease and record the current step.
 
     Args:
         erasure_id: what is made for the request, once that is known.
@@ -153,7 +153,7 @@ def finish(
     details: Mapping[str, Any] | None = None,
     now: datetime | None = None,
 ) -> Record:
-    """End a run with its result; the lease is over.
+    """Finish a run with its result and give the lease back.
 
     Args:
         logged: the reason as the log has it, which is never changed: without names; ``reason`` if None.

@@ -1,4 +1,4 @@
-"""How all requests stand, in few queries that an index answers."""
+"""Counts of requests by state and the most urgent ones, by few queries that an index answers."""
 
 from __future__ import annotations
 

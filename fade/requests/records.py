@@ -1,4 +1,4 @@
-"""A request as the ledger holds it, and what is done to it within one transaction: read, change, log, tell.
+"""A request as the ledger holds it, and the operations within one transaction: read, change, log, notify.
 
 A change of state is the row, a link of the chain and a webhook in the outbox, together or not at all.
 """
@@ -160,7 +160,7 @@ def change(
     details: Mapping[str, Any] | None = None,
     **columns: Any,
 ) -> None:
-    """Bring a request to a state within a transaction that holds the head: row, log and webhook together.
+    """Change a request's state within a transaction that holds the log's head: row, log and webhook together.
 
     Args:
         reason: in full words, for the row, which can be minimised.
@@ -189,7 +189,7 @@ def change(
 
 
 def _open_duplicates(connection: Connection, request_id: str, *, now: datetime) -> None:
-    """What was closed because this request's erasure is in force is due itself once it is not."""
+    """Reschedule the duplicates of a request that is no longer live: their own erasure is due now."""
     mine = (requests.c.duplicate_of == request_id, requests.c.state == State.DUPLICATE)
     for record in select_records(connection, *mine):
         change(
@@ -199,7 +199,7 @@ def _open_duplicates(connection: Connection, request_id: str, *, now: datetime) 
 
 
 def _take_up_others(connection: Connection, row: Mapping[str, Any], *, now: datetime) -> None:
-    """Requests whose own erasure of what is in force now cannot go live any more are due: the drain settles them."""
+    """Reschedule other requests for a concept that is live now, so that the drain closes them."""
     theirs = (
         requests.c.concept_key == row["concept_key"],
         requests.c.state.in_((State.CANDIDATE, State.REJECTED)),

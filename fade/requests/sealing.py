@@ -1,4 +1,4 @@
-"""The ledger's key, and what is hashed with it: requests' own rows, letters to their senders, and "the same concept".
+"""The ledger's key and the keyed hashes (HMAC) made with it: of requests' rows, of outbox letters, of concepts.
 
 seal = HMAC-SHA256(key, JSON(what decides about a request)). The log's rows hold seals, so that a request edited
 beside the log is found by whoever has the key; a seal names nobody, and without the key no name can be tried on it.
@@ -80,7 +80,7 @@ def _write_once(key: str) -> None:
 
 
 def key_id(key: bytes) -> str:
-    """A short name of a key, which tells nothing of it: 16 hexadecimal digits."""
+    """Fingerprint of a key: 16 hexadecimal digits that reveal nothing of it."""
     return hmac.new(key, b"fade-ledger-key", hashlib.sha256).hexdigest()[:16]
 
 
@@ -107,7 +107,7 @@ def key_of(connection: Connection) -> bytes:
 
 
 def keyed(key: bytes, digest: str) -> str:
-    """A digest under the key: equal for equal digests, and no use for trying names to whoever has no key."""
+    """Keyed hash (HMAC) of a digest: equal for equal digests, and without the key no name can be tried against it."""
     return hmac.new(key, b"fade-digest\n" + digest.encode(), hashlib.sha256).hexdigest()
 
 
@@ -124,12 +124,12 @@ def seal_request(key: bytes, row: Mapping[str, Any]) -> str:
 
 
 def seal_letter(key: bytes, *, request_id: str, url: str, body: str) -> str:
-    """The seal of a letter in the outbox: whose, where to, and what it says."""
+    """The seal (keyed hash) of a letter in the outbox: its request, address and body."""
     return _seal(key, b"fade-letter\n", {"request_id": request_id, "url": url, "body": body})
 
 
 def seal_sent(key: bytes, *, number: int, sent_at: datetime) -> str:
-    """The seal of a letter's having been sent; who only edits the outbox cannot let it count as sent."""
+    """The seal of the fact that a letter was sent: editing the outbox alone cannot mark a letter as sent."""
     return _seal(key, b"fade-sent\n", {"id": number, "sent_at": _plain(sent_at)})
 
 

@@ -193,7 +193,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 @contextlib.contextmanager
 def reached() -> Iterator[None]:
-    """What a database refuses is one of our errors: a value of the request, or that it cannot be reached."""
+    """Turn database errors into ours: DataError for a refused value, RegistryError for an unreachable database."""
     try:
         yield
     except (ValueRefused, IntegrityError, UnicodeEncodeError) as error:

@@ -102,14 +102,14 @@ def up(
     from fade.requests.intake import DEFAULT_QUEUE
     from fade.requests.tables import ledger_url
     from flows.services.local import told_to_end
-    from flows.services.up import TOKEN_FILE, everything
+    from flows.services.up import TOKEN_FILE, run_stack
     from flows.settings import PREFECT_AUTH
 
     ports = {"mlflow_port": mlflow_port, "prefect_port": prefect_port, "intake_port": intake_port}
     with (
         told_to_end() as ended,
         suppress(KeyboardInterrupt),
-        everything(**ports, cron=cron, timezone=timezone, ended=ended) as found,
+        run_stack(**ports, cron=cron, timezone=timezone, ended=ended) as found,
     ):
         given = environment()
         token = "FADE_INTAKE_TOKEN" if given.intake_token else f"in {TOKEN_FILE}"

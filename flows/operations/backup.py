@@ -1,4 +1,4 @@
-"""Backup and restore: databases first, then the files they name, each with its hash; then what was purged goes again.
+"""Backup and restore: databases first, then the files they name, each with its hash; a restore repeats every purge.
 
 A file that a database names is written before its row is, and never changed after: so databases are copied first,
 and nothing need be stopped. Object stores (an S3 bucket of MLflow or DVC) have their own versions and copies; what
@@ -60,7 +60,7 @@ _IN_FORCE = {".fade/environment", "params.yaml"}
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """What was written.
+    """A finished backup.
 
     Attributes:
         cache: where DVC's cache was found; of one outside the project, the objects of this project were copied.
@@ -77,7 +77,7 @@ class Backup:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What came back, how long the ledger's chain is, and how many erasures were purged again."""
+    """A finished restore: files, length and head of the ledger's chain, and erasures that were purged again."""
 
     files: int
     rows: int
@@ -132,7 +132,7 @@ def backup(folder: Path, *, databases: Iterable[str] = ()) -> Backup:
 
 
 def _copy_cache(to: Path) -> Path:
-    """DVC's cache into the backup; of one that lies elsewhere and others may share, what this project's files name."""
+    """Copy DVC's cache into the backup; of one shared outside the project only this project's objects."""
     cache = cache_folder()
     if not cache.is_absolute():
         if cache.is_dir():
@@ -146,7 +146,7 @@ def _copy_cache(to: Path) -> Path:
 
 
 def _restore_cache(source: Path) -> None:
-    """DVC's cache out of the backup, to where DVC keeps it now; one outside the project keeps what it has."""
+    """Copy DVC's cache from the backup to where DVC keeps it now; objects in a shared cache stay."""
     cache = cache_folder()
     if not source.is_dir():
         return
@@ -164,7 +164,7 @@ def _restore_cache(source: Path) -> None:
 def restore(
     folder: Path, *, force: bool = False, receipts: Path | None = None, databases: Iterable[str] = ()
 ) -> Restored:
-    """Bring a backup back and purge again what was purged, also what was purged after the backup was made.
+    """Restore a backup, then repeat every purge, also those made after the backup.
 
     Args:
         force: replace state that is there.
@@ -222,7 +222,7 @@ def _receipts(folder: Path | None) -> list[Path]:
 
 
 def _keep_receipts(path: Path, content: bytes) -> None:
-    """Receipts only grow: the longer ones are the newer ones."""
+    """Write receipts unless longer ones are there: receipts only grow, so the longer file is the newer."""
     if not path.parent.is_dir() or (path.is_file() and path.stat().st_size >= len(content)):
         return
     with writing(path) as temporary:

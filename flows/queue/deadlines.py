@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
 
-from fade.requests.deadlines import Warned, alert_url, warn
+from fade.requests.deadlines import DeadlineWarning, alert_url, warn
 from fade.requests.ledger import Ledger
 from fade.requests.overview import near_deadlines
 from flows.queue.schedules import drop_missed
@@ -18,7 +18,7 @@ NEAR_DAYS = 7.0
 
 
 @flow(name="deadlines")
-def deadlines(days: float = NEAR_DAYS) -> list[Warned]:
+def deadlines(days: float = NEAR_DAYS) -> list[DeadlineWarning]:
     """Warn of what is due within ``days``: a row of the log, a Prefect event, a webhook to FADE_ALERT_URL.
 
     The artifact ``deadlines`` shows all that is near or over, told before or not. An automation of Prefect can

@@ -63,8 +63,8 @@ _PASSING = (RegistryError, ResourceError, LineageError)
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How requests are run; `pace` reads it from FADE_DRAIN_* in the environment.
+class DrainSettings:
+    """How requests are run; `drain_settings` reads it from FADE_DRAIN_* in the environment.
 
     Attributes:
         lease_seconds: without a sign of life for so long, a worker counts as dead.
@@ -79,10 +79,12 @@ class Pace:
     running: int = 1
 
 
-def pace() -> Pace:
+def drain_settings() -> DrainSettings:
     """The pace in force: defaults, unless a variable says otherwise."""
     found = environment()
-    return Pace(found.drain_lease_seconds, found.drain_attempts, found.drain_retry_seconds, found.drain_running)
+    return DrainSettings(
+        found.drain_lease_seconds, found.drain_attempts, found.drain_retry_seconds, found.drain_running
+    )
 
 
 @flow(name="drain")
@@ -96,20 +98,20 @@ def drain(limit: int | None = None) -> dict[str, int]:
     drop_missed()
     ended: dict[str, int] = {}
     worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
-    steady = pace()
+    settings = drain_settings()
     with Ledger() as ledger:
         withdraw_cancelled(ledger)
         while limit is None or sum(ended.values()) < limit:
             lease = leases.take(
                 ledger,
                 worker,
-                seconds=steady.lease_seconds,
-                running_limit=steady.running,
-                attempts_limit=steady.attempts,
+                seconds=settings.lease_seconds,
+                running_limit=settings.running,
+                attempts_limit=settings.attempts,
             )
             if lease is None:
                 break
-            state = run_one(ledger, lease, steady)
+            state = run_one(ledger, lease, settings)
             ended[state] = ended.get(state, 0) + 1
             if state == LOST:
                 withdraw_cancelled(ledger)
@@ -157,23 +159,23 @@ def withdraw_cancelled(ledger: Ledger) -> list[str]:
     return [version.erasure for version in gone]
 
 
-def run_one(ledger: Ledger, lease: Lease, steady: Pace) -> str:
+def run_one(ledger: Ledger, lease: Lease, settings: DrainSettings) -> str:
     """One request to its outcome; gives the state it is in, or ``lost`` if it is no longer this worker's."""
     place: list[Path] = []
 
     def sign() -> None:
         step, name = (step_of(place[0]), place[0].name) if place else ("request", None)
-        leases.renew(ledger, lease, seconds=steady.lease_seconds, step=step, erasure_id=name)
+        leases.renew(ledger, lease, seconds=settings.lease_seconds, step=step, erasure_id=name)
 
-    with logs.about(lease.request.id), alive(sign, steady.lease_seconds):
+    with logs.about(lease.request.id), alive(sign, settings.lease_seconds):
         try:
             outcome = _erase(ledger, lease, place, sign)
         except LeaseLostError as error:
             logger.warning("%s", error)
             return LOST
         except Exception as error:  # the process boundary of an erasure: the ledger keeps what it was
-            outcome = _failure(lease.request, error, steady)
-    return _finish(ledger, lease, outcome, steady)
+            outcome = _failure(lease.request, error, settings)
+    return _finish(ledger, lease, outcome, settings)
 
 
 def forgotten(ledger: Ledger, record: Record, concepts: Mapping[str, Concept]) -> list[str]:
@@ -242,7 +244,7 @@ def _erase(ledger: Ledger, lease: Lease, place: list[Path], sign: Callable[[], N
     }
 
 
-def _failure(record: Record, error: Exception, steady: Pace) -> dict[str, Any]:
+def _failure(record: Record, error: Exception, settings: DrainSettings) -> dict[str, Any]:
     """Ask a person about what is wrong with the request; repeat what may pass; give up in the end."""
     said = str(error) if isinstance(error, FadeError) else f"{type(error).__name__}: {error}"
     # The log has the kind alone: an error's words suggest other names, and quote what was sent.
@@ -251,16 +253,16 @@ def _failure(record: Record, error: Exception, steady: Pace) -> dict[str, Any]:
         return {"after": State.NEEDS_INPUT, **outcome}
     if isinstance(error, FadeError) and not isinstance(error, _PASSING):
         return {"after": State.FAILED, **outcome}
-    if record.attempts >= steady.attempts:
+    if record.attempts >= settings.attempts:
         given_up = f"given up after {record.attempts} attempts: "
         return {"after": State.FAILED, **{name: given_up + words for name, words in outcome.items()}}
-    wait = min(steady.retry_seconds * 2 ** (record.attempts - 1), 3600)
+    wait = min(settings.retry_seconds * 2 ** (record.attempts - 1), 3600)
     return {"after": State.SCHEDULED, **outcome, "retry_seconds": wait}
 
 
-def _finish(ledger: Ledger, lease: Lease, outcome: dict[str, Any], steady: Pace) -> str:
+def _finish(ledger: Ledger, lease: Lease, outcome: dict[str, Any], settings: DrainSettings) -> str:
     """Write the outcome; a ledger that is down is waited for, as long as the lease lasts."""
-    deadline = time.monotonic() + steady.lease_seconds
+    deadline = time.monotonic() + settings.lease_seconds
     while True:
         try:
             leases.finish(ledger, lease, **outcome)

@@ -1,4 +1,4 @@
-"""What became of an approval: a row of the log first, then the version's page and the requests behind it.
+"""Record the outcome of an approval: in the log first, then on the version's page and in the requests behind it.
 
 The log says what was said last, not the page: whoever may write to MLflow can edit a page, and a version's page is gone
 with its model.
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """The last row of the log on a version's release.
+class ReleaseOutcome:
+    """The latest release event that the log holds of a version.
 
     Attributes:
         kind: ``live``, ``rolled_back``, ``refused``, ``waiting`` or ``kept``.
@@ -45,21 +45,21 @@ class Said:
     base_sha256: str
 
 
-def last_said(ledger: Ledger) -> dict[str, Said]:
-    """Name of a version to what the log said of it last."""
+def last_outcomes(ledger: Ledger) -> dict[str, ReleaseOutcome]:
+    """The latest release event of every version, by the version's name."""
     log = tables.log.c
     asked = sa.select(log.event, log.reason, log.erasure_id, log.details).where(log.event.in_(_EVENTS))
-    found: dict[str, Said] = {}
+    found: dict[str, ReleaseOutcome] = {}
     with ledger.reading() as connection:
         for event, reason, erasure, details in connection.execute(asked.order_by(log.seq)):
             row = json.loads(details)
             name = f"{MODEL_PREFIX}{erasure}/{row['version']}"
             kind = event.removeprefix("release.")
-            found[name] = Said(kind, reason, row.get("run_id", ""), row.get("base_sha256", ""))
+            found[name] = ReleaseOutcome(kind, reason, row.get("run_id", ""), row.get("base_sha256", ""))
     return found
 
 
-def say(
+def record_outcomes(
     ledger: Ledger,
     said: Mapping[str, str],
     versions: Mapping[str, AdapterVersion],
@@ -68,16 +68,16 @@ def say(
     together: Mapping[str, str] | None = None,
     base: str = "",
 ) -> None:
-    """Write down what became of versions where that is not what was said last.
+    """Log the outcomes that differ from the latest logged ones, and show them on the versions' pages.
 
     A page that cannot be written stops nothing: what is live is the manifest's to say.
 
     Args:
-        said: name of a version to ``live``, ``rolled back``, ``kept: why``, ``waiting: why`` or ``refused: why``.
-        versions: those MLflow has, by name.
-        together: name to how it did with everything live.
+        said: outcome by version name: ``live``, ``rolled back``, ``kept: why``, ``waiting: why`` or ``refused: why``.
+        versions: MLflow's versions by name.
+        together: result of the test with all live adapters, by version name.
     """
-    before = last_said(ledger)
+    before = last_outcomes(ledger)
     for name, what in said.items():
         kind, _, reason = what.replace("rolled back", "rolled_back").partition(": ")
         version, last = versions.get(name), before.get(name)
@@ -101,7 +101,7 @@ def _page(write: Callable[[AdapterVersion, str], None], version: AdapterVersion,
 def _log(
     ledger: Ledger, name: str, kind: str, reason: str, manifest: Manifest | None, *, run_id: str, base: str
 ) -> None:
-    """A row of the log, and the requests behind the erasure brought to their state."""
+    """Append a row to the log, and bring the requests behind the erasure to their new state."""
     model, _, number = name.partition("/")
     erasure, names = model.removeprefix(MODEL_PREFIX), () if manifest is None else manifest.names
     details: dict[str, object] = {"version": int(number), "run_id": run_id, "base_sha256": base}
@@ -130,7 +130,7 @@ def _log(
             ledger.transition(record.id, after, actor=actor, reason=said)
 
 
-def short(error: object) -> str:
-    """A reason as a tag takes it."""
+def shortened(error: object) -> str:
+    """A reason on one line, short enough for an MLflow tag."""
     said = " ".join(str(error).split())
     return said if len(said) <= _LONGEST else said[: _LONGEST - 3] + "..."

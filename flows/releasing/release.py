@@ -26,7 +26,7 @@ from fade.signing import signing_key
 from flows.cli.console import this_user
 from flows.erasing.together import Board, combination_folder, fitting_together, measure_together, offer_consolidated
 from flows.releasing.approval import TAKEN_BACK, Approved, check_version, named, still_live
-from flows.releasing.outcomes import GONE, LIVE, Said, last_said, say, short
+from flows.releasing.outcomes import GONE, LIVE, ReleaseOutcome, last_outcomes, record_outcomes, shortened
 from flows.releasing.released import KEYS, RELEASES, current_manifest, model_of, number_of, release_folder, released
 from tasks.mlflow import tracking
 from tasks.mlflow.tracking import MODEL_PREFIX, AdapterVersion, is_registered
@@ -34,15 +34,15 @@ from tasks.mlflow.tracking import MODEL_PREFIX, AdapterVersion, is_registered
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one look at the registry came to, for one base.
+    """The result of one check of the registry, for one base.
 
     Attributes:
         live: names in the manifest, in order.
         added: of those, what is new.
         removed: names that were taken out.
-        refused: name to the reason why it stays out.
-        waiting: name to what it waits for.
-        kept: name to what is wrong with it in MLflow or on this machine, although it stays live.
+        refused: reason by version name, of those that stay out.
+        waiting: what each version waits for, by name.
+        kept: by name, what is wrong in MLflow or on this machine with a version that stays live.
     """
 
     base_sha256: str
@@ -56,7 +56,7 @@ class Change:
     kept: dict[str, str] = field(default_factory=dict)
 
     def after(self, first: Change | None) -> Change:
-        """This look and the one before it as one."""
+        """This check and the one before it, combined."""
         if first is None:
             return self
         added = dict.fromkeys((*first.added, *self.added))
@@ -66,7 +66,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What one look came to for all bases, and what it left open.
+    """The result of one check for all bases, and what it left open.
 
     Attributes:
         live: what is live on each base, by the base's hash.
@@ -82,7 +82,7 @@ class Settled:
 
 @flow(name="release", flow_run_name="release")
 def release() -> list[Change]:
-    """One look at the registry, for a schedule; ``fade release --watch`` looks every second."""
+    """Check the registry once, for a schedule; ``fade release --watch`` checks every second."""
     return reconcile()
 
 
@@ -124,7 +124,7 @@ def settle(*, valid_seconds: int = 0, consolidate: bool = True, failed: Mapping[
     RELEASES.mkdir(parents=True, exist_ok=True)
     with FileLock(str(RELEASES / ".lock"), timeout=3600), Ledger() as ledger:
         before = {one.base_sha256: one for one in released().values()}
-        registry = _look(ledger, before.values())
+        registry = _read_registry(ledger, before.values())
         wanted = {_base_of(one) for one in registry.versions.values() if one.live}
         for base, manifest in before.items():
             _take_out(base, manifest, registry, valid_seconds)
@@ -151,7 +151,7 @@ def settle(*, valid_seconds: int = 0, consolidate: bool = True, failed: Mapping[
 
 @dataclass(frozen=True, slots=True)
 class _Registry:
-    """MLflow as one look saw it, and what the log said of it last.
+    """MLflow at the time of one check, and the latest logged outcome of every version.
 
     Attributes:
         versions: by the name a manifest gives them.
@@ -161,23 +161,23 @@ class _Registry:
 
     versions: dict[str, AdapterVersion]
     models: set[str]
-    said: dict[str, Said]
+    said: dict[str, ReleaseOutcome]
     live: frozenset[str]
 
     def is_withdrawn(self, entry: LiveAdapter) -> bool:
-        """Whether a person took back the alias of the very version that is live: it exists, and no alias does."""
+        """Whether a person withdrew the approval: the live version exists, and no version of its model is approved."""
         version = self.versions.get(entry.name)
-        if version is None or self.is_another(version):
+        if version is None or self.was_recreated(version):
             return False
         return not any(one.live for one in self.versions.values() if one.model == version.model)
 
-    def is_another(self, version: AdapterVersion) -> bool:
-        """Whether it only has the name of the version that went live: its model was deleted and made anew."""
+    def was_recreated(self, version: AdapterVersion) -> bool:
+        """Whether the model was deleted and made again, so that only the version's name is that of the live one."""
         said = self.said.get(named(version))
         return said is not None and bool(said.run_id) and said.run_id != version.run_id
 
-    def odd(self, entry: LiveAdapter, base: str) -> str:
-        """What is wrong in MLflow with what is live; empty if nothing is."""
+    def fault_of(self, entry: LiveAdapter, base: str) -> str:
+        """What is wrong in MLflow with a live adapter; empty if nothing is."""
         version = self.versions.get(entry.name)
         if model_of(entry) not in self.models:
             return "its registered model is gone from MLflow"
@@ -185,19 +185,19 @@ class _Registry:
             return "its version is gone from MLflow"
         if (version.adapter_sha256, _base_of(version)) != (entry.adapter_sha256, base):
             return "its tags in MLflow name another adapter or base than the one that is live"
-        if self.is_another(version) and not (version.live and is_registered(version)):
+        if self.was_recreated(version) and not (version.live and is_registered(version)):
             return "its version in MLflow was made anew, and nobody approved that one"
         return ""
 
 
-def _look(ledger: Ledger, manifests: Iterable[Manifest]) -> _Registry:
+def _read_registry(ledger: Ledger, manifests: Iterable[Manifest]) -> _Registry:
     everything = {named(one): one for one in tracking.versions()}
     live = frozenset(name for manifest in manifests for name in manifest.names)
-    return _Registry(everything, tracking.models(), last_said(ledger), live)
+    return _Registry(everything, tracking.models(), last_outcomes(ledger), live)
 
 
 def _base_of(version: AdapterVersion) -> str:
-    """The base whose release says what becomes of a version; none for one whose tags cannot be read."""
+    """Hash of a version's base; empty if its tags cannot be read."""
     return "" if version.fault else version.base_sha256
 
 
@@ -212,7 +212,7 @@ def open_release(base: str | Path, base_sha256: str, *, valid_seconds: int = 0) 
 
 
 def reissue(*, valid_seconds: int, now: Callable[[Manifest], bool]) -> int:
-    """Sign those manifests anew for which ``now`` says so, with what they have; give their number."""
+    """Sign again the manifests that ``now`` selects, with unchanged content; gives how many."""
     count = 0
     for folder, manifest in released().items():
         if now(manifest):
@@ -245,7 +245,7 @@ def permit_step_back(base: str, *, seen: int, reason: str, actor: str) -> Permis
 
 
 def take_out(model: str, *, actor: str | None = None) -> list[str]:
-    """Take what is live of a model out of the releases, whatever MLflow says; gives the names.
+    """Remove a model's live versions from the releases, whatever MLflow says; gives their names.
 
     For what MLflow no longer knows: the next look at the registry finds it neither live nor approved.
 
@@ -265,13 +265,13 @@ def take_out(model: str, *, actor: str | None = None) -> list[str]:
             kept = [entry for entry in manifest.adapters if model_of(entry) != model]
             left = _publish(folder, [_kept(folder, entry) for entry in kept], None, manifest.valid_seconds)
             names = [entry.name for entry in entries]
-            say(ledger, dict.fromkeys(names, GONE), _look(ledger, ()).versions, left)
+            record_outcomes(ledger, dict.fromkeys(names, GONE), _read_registry(ledger, ()).versions, left)
             out += names
     return out
 
 
 def _take_out(base: str, manifest: Manifest, registry: _Registry, valid_seconds: int) -> None:
-    """Publish without what a person took back.
+    """Publish the release without the versions whose approval was withdrawn.
 
     An alias that was moved to another version takes nothing out here: its concept stays erased until that
     version is live.
@@ -315,14 +315,14 @@ def _settle_base(
     if consolidate and not board.unknown and any("fails the gate" in reason for reason in board.waiting.values()):
         offer_consolidated(still + new, [one for one in registry.versions.values() if is_registered(one)], board)
     names = () if manifest is None else manifest.names
-    kept |= {entry.name: odd for entry in entries if entry.name in names and (odd := registry.odd(entry, base))}
+    kept |= {entry.name: odd for entry in entries if entry.name in names and (odd := registry.fault_of(entry, base))}
     kept |= _unreplaced(names, board)
     gone = _gone(base, registry, {entry.name for entry in was}, names)
     said_now = dict.fromkeys(sorted(gone), GONE) | dict.fromkeys(names, LIVE)
-    said_now |= {name: f"kept: {short(reason)}" for name, reason in kept.items()}
-    said_now |= {name: f"waiting: {short(reason)}" for name, reason in board.waiting.items()}
+    said_now |= {name: f"kept: {shortened(reason)}" for name, reason in kept.items()}
+    said_now |= {name: f"waiting: {shortened(reason)}" for name, reason in board.waiting.items()}
     said_now |= {name: f"refused: {reason}" for name, reason in board.refused.items()}
-    say(ledger, said_now, registry.versions, manifest, together=board.together, base=base)
+    record_outcomes(ledger, said_now, registry.versions, manifest, together=board.together, base=base)
     return Change(
         base,
         folder,
@@ -339,13 +339,13 @@ def _settle_base(
 def _what_is_live(
     ledger: Ledger, folder: Path, entries: Sequence[LiveAdapter]
 ) -> tuple[list[Approved], dict[str, str]]:
-    """What the manifest says, and of that what nothing more is known of here than its files, with the reason."""
+    """Live adapters whose records are in order, and by name what is wrong with the others, which stay live."""
     still, kept = [], {}
     for entry in entries:
         try:
             still.append(still_live(ledger, entry, live_folder(folder, entry)))
         except FadeError as error:
-            kept[entry.name] = short(error)
+            kept[entry.name] = shortened(error)
     return still, kept
 
 
@@ -355,7 +355,7 @@ def _what_is_new(approved: Sequence[AdapterVersion], board: Board) -> list[Appro
         try:
             new.append(check_version(version))
         except FadeError as error:
-            board.refused[named(version)] = short(error)
+            board.refused[named(version)] = shortened(error)
     return new
 
 
@@ -370,7 +370,7 @@ def _unreplaced(names: Sequence[str], board: Board) -> dict[str, str]:
 
 
 def _gone(base: str, registry: _Registry, was: set[str], names: Sequence[str]) -> set[str]:
-    """What is no longer live, or no longer waits to be, by the log: also where who took it out died before."""
+    """Versions that are live or waiting in the log alone, also because of a crash before it was written."""
     on_base = {name: one for name, one in registry.said.items() if one.base_sha256 == base}
     left = {name for name, one in on_base.items() if one.kind in ("live", "kept")}
     # An approval that was refused and then withdrawn leaves nothing to be said.

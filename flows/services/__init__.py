@@ -1,1 +1,1 @@
-"""What stays up: MLflow, Prefect, the intake, the pictures, and what stands before them."""
+"""Long-running services: MLflow, Prefect, the HTTP intake, the picture service, and their middleware."""

@@ -1,4 +1,4 @@
-"""What stands before the HTTP services: token and size first, then a queue that is bounded, and the gone are dropped.
+"""Middleware of the HTTP services: bearer token, size limit, bounded queue; requests of clients that left are dropped.
 
 A request is answered as early as it can be: 401 before its body is read, 413 as soon as it is too long, 408 when its
 body does not come, 429 when the queue is full. What waits when its sender leaves is never worked on. Open paths
@@ -20,8 +20,8 @@ RETRY_SECONDS = 5
 
 
 @dataclass
-class Gate:
-    """So many requests are worked on at once, so many more may wait."""
+class ConcurrencyLimit:
+    """How many requests are handled at once (``parallel``) and how many more may wait (``waiting``)."""
 
     parallel: int
     waiting: int
@@ -33,15 +33,15 @@ class Gate:
 
 
 class Refusal(Exception):
-    """An answer instead of the application's."""
+    """An error response in place of the application's answer."""
 
     def __init__(self, status: int, detail: str, **headers: str) -> None:
         super().__init__(detail)
         self.status, self.detail, self.headers = status, detail, headers
 
 
-class Gone(Exception):
-    """The sender left before its turn."""
+class ClientDisconnected(Exception):
+    """The client disconnected before its request was handled."""
 
 
 class Front:
@@ -50,8 +50,8 @@ class Front:
     Args:
         token: the bearer token that every path but the open ones asks for.
         max_bytes: longest body.
-        gate: for all paths that have none of their own.
-        gates: path to its own.
+        limit: of all paths together that have no limit of their own.
+        limits: path to its own limit.
         open_paths: answered to GET without a token and without waiting; they must not block.
     """
 
@@ -61,36 +61,36 @@ class Front:
         *,
         token: str,
         max_bytes: int,
-        gate: Gate,
-        gates: Mapping[str, Gate] | None = None,
+        limit: ConcurrencyLimit,
+        limits: Mapping[str, ConcurrencyLimit] | None = None,
         open_paths: frozenset[str] = frozenset({"/health"}),
     ) -> None:
         self.app, self.open_paths = app, open_paths
         self.expected, self.max_bytes = f"Bearer {token}".encode(), max_bytes
-        self.gate, self.gates = gate, dict(gates or {})
+        self.limit, self.limits = limit, dict(limits or {})
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""
         if scope["type"] != "http" or (scope["path"] in self.open_paths and scope["method"] in ("GET", "HEAD")):
             await self.app(scope, receive, send)
             return
-        gate = self.gates.get(scope["path"], self.gate)
+        limit = self.limits.get(scope["path"], self.limit)
         try:
             headers = dict(scope["headers"])
-            self._check(headers, gate)
-            gate.inside += 1
+            self._check(headers, limit)
+            limit.inside += 1
             try:
-                await self._work(scope, await self._body(receive), receive, send, gate)
+                await self._work(scope, await self._body(receive), receive, send, limit)
             finally:
-                gate.inside -= 1
+                limit.inside -= 1
         except Refusal as refusal:
             # What was not read of the body is not waited for.
             more = {**refusal.headers, "Connection": "close"}
             await JSONResponse({"detail": refusal.detail}, refusal.status, more)(scope, receive, send)
-        except Gone:
+        except ClientDisconnected:
             return  # nobody reads an answer
 
-    def _check(self, headers: dict[bytes, bytes], gate: Gate) -> None:
+    def _check(self, headers: dict[bytes, bytes], limit: ConcurrencyLimit) -> None:
         given = headers.get(b"authorization", b"")
         # As in RFC 9110 the scheme's case does not matter.
         if not hmac.compare_digest(given[:6].capitalize() + given[6:], self.expected):
@@ -98,7 +98,7 @@ class Front:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.max_bytes:
             raise self._too_long()
-        if gate.inside >= gate.parallel + gate.waiting:
+        if limit.inside >= limit.parallel + limit.waiting:
             raise Refusal(
                 429, "Too many requests wait already. Come back later.", **{"Retry-After": str(RETRY_SECONDS)}
             )
@@ -110,7 +110,7 @@ class Front:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Gone
+                        raise ClientDisconnected
                     body += message.get("body", b"")
                     if len(body) > self.max_bytes:
                         raise self._too_long()
@@ -119,14 +119,14 @@ class Front:
         except TimeoutError:
             raise Refusal(408, f"The request's body did not arrive within {BODY_SECONDS:.0f} s.") from None
 
-    async def _work(self, scope: Any, body: bytes, receive: Any, send: Any, gate: Gate) -> None:
-        """Wait for a place, unless the sender leaves before; then the application's turn."""
+    async def _work(self, scope: Any, body: bytes, receive: Any, send: Any, limit: ConcurrencyLimit) -> None:
+        """Wait for a free place while the client stays connected, then call the application."""
         gone = asyncio.ensure_future(receive())
-        place = asyncio.ensure_future(gate.places.acquire())
+        place = asyncio.ensure_future(limit.places.acquire())
         try:
             await asyncio.wait({gone, place}, return_when=asyncio.FIRST_COMPLETED)
             if not place.done():
-                raise Gone
+                raise ClientDisconnected
             sent = False
 
             async def given() -> Any:
@@ -140,7 +140,7 @@ class Front:
         finally:
             gone.cancel()
             if place.cancel() is False and not place.cancelled():
-                gate.places.release()
+                limit.places.release()
 
     def _too_long(self) -> Refusal:
         return Refusal(413, f"A request has at most {self.max_bytes} bytes.")

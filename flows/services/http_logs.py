@@ -1,4 +1,4 @@
-"""A line of the log for each HTTP request, and an id that answers, logs and callers share."""
+"""One log line for each HTTP request, with a request id that response, log and caller share."""
 
 from __future__ import annotations
 

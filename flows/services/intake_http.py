@@ -29,7 +29,7 @@ from fade.requests.messages import MAX_BYTES, read_message
 from fade.requests.overview import overview
 from fade.requests.records import Record
 from fade.requests.states import State
-from flows.services.front import Front, Gate
+from flows.services.front import ConcurrencyLimit, Front
 from flows.services.http_logs import HttpLogs
 from flows.services.own_origin import OwnOrigin
 
@@ -43,7 +43,7 @@ _STATUS = {
 
 
 def token() -> str:
-    """The token that callers must have.
+    """The bearer token that callers must send.
 
     Raises:
         ConfigError: it is not set, or too short.
@@ -61,7 +61,7 @@ def make_app(ledger: Ledger, *, expected: str) -> FastAPI:
         expected: the bearer token; every path but /health asks for it.
     """
     app = FastAPI(title="FADE intake", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Front, token=expected, max_bytes=MAX_BYTES, gate=Gate(parallel=8, waiting=64))
+    app.add_middleware(Front, token=expected, max_bytes=MAX_BYTES, limit=ConcurrencyLimit(parallel=8, waiting=64))
     app.add_middleware(OwnOrigin)
     app.add_middleware(HttpLogs)
     durations = Durations()
@@ -87,7 +87,7 @@ def make_app(ledger: Ledger, *, expected: str) -> FastAPI:
     @app.get("/metrics")
     def metrics() -> Response:
         registry = CollectorRegistry()
-        registry.register(Requests(ledger, durations))
+        registry.register(LedgerMetrics(ledger, durations))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/health")
@@ -98,7 +98,7 @@ def make_app(ledger: Ledger, *, expected: str) -> FastAPI:
 
 
 def public(record: Record) -> dict[str, Any]:
-    """What a sender is told: where it stands, and no name."""
+    """A request's status for its sender; holds no names."""
     return {
         "id": record.id,
         "external_id": record.external_id,
@@ -111,8 +111,8 @@ def public(record: Record) -> dict[str, Any]:
     }
 
 
-class Requests(Collector):
-    """Figures of the ledger, read when Prometheus asks."""
+class LedgerMetrics(Collector):
+    """Prometheus collector: reads the ledger's figures at every scrape."""
 
     def __init__(self, ledger: Ledger, durations: Durations) -> None:
         self.ledger, self.durations = ledger, durations

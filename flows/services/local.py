@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Addresses of what runs."""
+    """Addresses of the two servers."""
 
     mlflow: str
     prefect: str
@@ -56,7 +56,7 @@ def check_port(port: int, name: str, option: str) -> None:
 
 @contextmanager
 def told_to_end() -> Iterator[threading.Event]:
-    """Set by Ctrl-C, SIGTERM or a terminal that is closed; said twice, it is still one end, and none is cut short.
+    """An event that Ctrl-C, SIGTERM or a closed terminal sets; a second signal does not cut the shutdown short.
 
     A shell's background jobs ignore SIGINT, and so would all that this program starts: it is told anew.
     """
@@ -75,7 +75,7 @@ def told_to_end() -> Iterator[threading.Event]:
 
 @contextmanager
 def running(*, mlflow_port: int, prefect_port: int, ended: threading.Event | None = None) -> Iterator[Services]:
-    """Both servers, up and answering; stopped at the end.
+    """Run both servers until the block ends; entered once both answer.
 
     Args:
         ended: set while they start, it stops them again.
@@ -159,7 +159,7 @@ def wait_for(url: str, name: str, process: subprocess.Popen[bytes], ended: threa
 
 
 def stop_all(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    """End programs and the workers they started: told at once, so that they end side by side, and killed at last."""
+    """Stop programs and their workers: SIGTERM to all at once, SIGKILL to those that take too long."""
     processes = list(processes)
     for process in processes:
         _signal(process, signal.SIGTERM)
@@ -175,7 +175,7 @@ def stop_all(processes: Iterable[subprocess.Popen[bytes]]) -> None:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End one, as ``stop_all`` does."""
+    """Stop one program, as ``stop_all`` does."""
     stop_all([process])
 
 

@@ -1,4 +1,4 @@
-"""A server for its own pages and for programs: what a browser sends on behalf of another page is refused.
+"""Protection against cross-site requests and DNS rebinding: browsers may call a server from its own pages only.
 
 A page of any origin may send requests to loopback, and a name that its owner turns to 127.0.0.1 afterwards (DNS
 rebinding) makes them look like the server's own. So three headers that a browser sets and a page cannot forge decide:

@@ -1,4 +1,4 @@
-"""The HTTP service: pictures with everything that is live, and a plain page to try it.
+"""The HTTP picture service: draws with every live adapter, and has a plain page to try it.
 
     GET  /           the page
     GET  /health     200 while pictures can be drawn, 503 with the reason while not; needs no token
@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fade.adapters.runtime import Runtime
 from fade.environment import environment
 from fade.errors import ConfigError, RefusedError
-from flows.services.front import Front, Gate
+from flows.services.front import ConcurrencyLimit, Front
 from flows.services.http_logs import HttpLogs
 from flows.services.own_origin import OwnOrigin
 
@@ -43,7 +43,7 @@ WAITING = 32
 HEALTH_SECONDS = 2.0
 
 
-class Draw(BaseModel):
+class DrawRequest(BaseModel):
     """A request for one picture."""
 
     model_config = ConfigDict(extra="forbid")
@@ -54,8 +54,8 @@ class Draw(BaseModel):
     base: bool = False
 
 
-class Figures:
-    """What Prometheus is told; of its own registry, so that several services fit one program."""
+class RuntimeMetrics:
+    """Prometheus metrics in a registry of their own, so that one program can hold several services."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.registry = CollectorRegistry()
@@ -73,7 +73,7 @@ class Figures:
 
 
 def service_token() -> str:
-    """The token that callers must have.
+    """The bearer token that callers must send.
 
     Raises:
         ConfigError: FADE_SERVICE_TOKEN is not set, or too short to resist guessing.
@@ -95,15 +95,15 @@ def make_app(runtime: Runtime, *, token: str, compare: bool = False, parallel: i
         parallel: pictures drawn at once.
         waiting: requests for pictures that wait at most; further ones are turned away with 429.
     """
-    figures = Figures(runtime)
+    figures = RuntimeMetrics(runtime)
     app = _routes(runtime, figures, compare=compare)
-    drawing = {"/generate": Gate(parallel, waiting)}
+    drawing = {"/generate": ConcurrencyLimit(parallel, waiting)}
     app.add_middleware(
         Front,
         token=token,
         max_bytes=MAX_BYTES,
-        gate=Gate(4, WAITING),
-        gates=drawing,
+        limit=ConcurrencyLimit(4, WAITING),
+        limits=drawing,
         open_paths=frozenset({"/", "/health"}),
     )
     app.add_middleware(OwnOrigin)
@@ -111,7 +111,7 @@ def make_app(runtime: Runtime, *, token: str, compare: bool = False, parallel: i
     return app
 
 
-def _routes(runtime: Runtime, figures: Figures, *, compare: bool) -> FastAPI:
+def _routes(runtime: Runtime, figures: RuntimeMetrics, *, compare: bool) -> FastAPI:
     app = FastAPI(title="FADE", docs_url=None, redoc_url=None, openapi_url=None)
     own_thread = CapacityLimiter(1)
 
@@ -140,7 +140,7 @@ def _routes(runtime: Runtime, figures: Figures, *, compare: bool) -> FastAPI:
         return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.post("/generate")
-    def generate(asked: Draw) -> Response:
+    def generate(asked: DrawRequest) -> Response:
         if asked.base and not compare:
             raise HTTPException(403, "the base's own pictures are not served here: start with --compare to compare")
         begun = time.perf_counter()
@@ -166,7 +166,7 @@ def _look(runtime: Runtime) -> None:
         runtime.refresh()
 
 
-def _or_503(runtime: Runtime, figures: Figures) -> Any:
+def _or_503(runtime: Runtime, figures: RuntimeMetrics) -> Any:
     try:
         return runtime.refresh().manifest
     except RefusedError as error:

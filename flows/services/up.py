@@ -1,4 +1,4 @@
-"""Everything at once: the servers, the intake, the drain on its schedule, the release watch; until Ctrl-C."""
+"""``fade up``: servers, intake, scheduled drain and release watch in one command, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ AGAIN_SECONDS = 5.0
 
 @dataclass
 class Programs:
-    """What runs beside the servers: a command each, with its log; one that ends is started again."""
+    """The programs beside the servers, each a command with a log file; one that ends is started again.
+
+    honcho, which runs infra/native/Procfile, stops all programs when one ends; here the others must go on."""
 
     environment: Mapping[str, str]
     commands: dict[str, list[str]]
@@ -30,7 +32,7 @@ class Programs:
     ended: dict[str, float] = field(default_factory=dict)
 
     def start(self, name: str) -> None:
-        """Start one, in a process group of its own, so that Ctrl-C reaches it through this program alone."""
+        """Start a program in a process group of its own, so that Ctrl-C reaches it through this program alone."""
         with (STATE / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
                 [sys.executable, "-m", "flows.cli.app", *self.commands[name]],
@@ -41,7 +43,7 @@ class Programs:
             )
 
     def look(self) -> Iterator[str]:
-        """Start again what has ended a while ago; yields what a person should know."""
+        """Restart programs that ended a few seconds ago; yields a message for each that ended."""
         now = time.monotonic()
         for name, process in list(self.running.items()):
             if process.poll() is not None:
@@ -56,13 +58,13 @@ class Programs:
             self.start(name)
 
     def stop(self) -> None:
-        """End them all."""
+        """Stop all programs."""
         stop_all(self.running.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Up:
-    """Addresses of what runs, and the programs."""
+class RunningStack:
+    """Addresses of the running servers, and the programs beside them."""
 
     mlflow: str
     prefect: str
@@ -71,7 +73,7 @@ class Up:
 
 
 @contextmanager
-def everything(
+def run_stack(
     *,
     mlflow_port: int,
     prefect_port: int,
@@ -79,8 +81,8 @@ def everything(
     cron: str,
     timezone: str = "UTC",
     ended: threading.Event | None = None,
-) -> Iterator[Up]:
-    """All of it, up and answering; stopped at the end.
+) -> Iterator[RunningStack]:
+    """Run servers and programs until the block ends; entered once they answer.
 
     Args:
         ended: set while it starts, it stops all again.
@@ -114,7 +116,7 @@ def everything(
                 programs.start(name)
             intake = f"http://{HOST}:{intake_port}"
             wait_for(f"{intake}/health", "intake-http", programs.running["intake-http"], ended)
-            yield Up(services.mlflow, services.prefect, intake, programs)
+            yield RunningStack(services.mlflow, services.prefect, intake, programs)
         finally:
             programs.stop()
 

@@ -28,7 +28,7 @@ from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.states import State
 from flows.queue import drain as drained
-from flows.queue.drain import Pace, alive
+from flows.queue.drain import DrainSettings, alive
 from tasks.dvc import versioning
 from tests.databases import cluster
 from tests.servers import free_port
@@ -51,7 +51,7 @@ def test_postgresql_that_restarts_costs_no_lease_and_no_outcome() -> None:
             back = threading.Timer(0.5, server.start)
             back.start()
             outcome = {"after": State.CANDIDATE, "reason": "the gate passed", "erasure_id": "e0"}
-            assert drained._finish(ledger, lease, outcome, Pace(lease_seconds=60)) == "candidate"
+            assert drained._finish(ledger, lease, outcome, DrainSettings(lease_seconds=60)) == "candidate"
             back.join()
         assert [record.id for record in ledger.find()] == [name]
         assert ledger.get(name).state is State.CANDIDATE

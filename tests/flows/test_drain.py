@@ -34,7 +34,7 @@ from fade.steps.spec import prepare_spec
 from flows.erasing import erase as erasing
 from flows.proving import traces
 from flows.queue import drain as drained
-from flows.queue.drain import Pace, alive, drain
+from flows.queue.drain import DrainSettings, alive, drain
 from flows.queue.schedules import MISSED, cancel_missed
 from flows.services.intake_http import make_app, token
 from tasks import erasure
@@ -109,7 +109,7 @@ def test_what_may_pass_is_repeated_with_growing_waits_and_given_up(
     for _ in range(3):
         lease = leases.take(ledger, "w", seconds=60, now=now)
         assert lease
-        drained.run_one(ledger, lease, Pace(attempts=3, retry_seconds=100))
+        drained.run_one(ledger, lease, DrainSettings(attempts=3, retry_seconds=100))
         record = ledger.get(name)
         if record.not_before:
             waits.append(round((record.not_before - record.state_at).total_seconds(), -1))
@@ -135,7 +135,7 @@ def test_a_refusal_is_not_repeated_and_a_fault_is(
     monkeypatch.setattr(drained, "_erase", refuse)
     lease = leases.take(ledger, "w", seconds=60)
     assert lease
-    assert drained.run_one(ledger, lease, Pace()) == state
+    assert drained.run_one(ledger, lease, DrainSettings()) == state
     assert ledger.get(name).state == state
 
 
@@ -159,7 +159,7 @@ def test_a_worker_that_lost_its_lease_changes_nothing(ledger: Ledger, monkeypatc
     assert lease
     ledger.cancel(name, actor="test", reason="withdrawn")
     monkeypatch.setattr(drained, "_erase", lambda *_: {"after": State.CANDIDATE, "reason": "done"})
-    assert drained.run_one(ledger, lease, Pace()) == "lost"
+    assert drained.run_one(ledger, lease, DrainSettings()) == "lost"
     assert ledger.get(name).state is State.CANCELLED
     with pytest.raises(LeaseLostError):
         leases.renew(ledger, lease, seconds=1)
@@ -343,7 +343,7 @@ def test_auto_takes_for_a_surrogate_nothing_that_another_request_has_erased(
     first = ask(ledger, "cat", surrogate="auto")
     lease = leases.take(ledger, "w", seconds=60)
     assert lease
-    drained.run_one(ledger, lease, Pace())
+    drained.run_one(ledger, lease, DrainSettings())
     nearest = chosen[0][1]
 
     other = ask(ledger, nearest, surrogate="horse" if nearest != "horse" else "coins")
@@ -355,7 +355,7 @@ def test_auto_takes_for_a_surrogate_nothing_that_another_request_has_erased(
     ledger.transition(first, State.SCHEDULED, actor="test", reason="")
     lease = leases.take(ledger, "w", seconds=60)
     assert lease
-    drained.run_one(ledger, lease, Pace())
+    drained.run_one(ledger, lease, DrainSettings())
     assert chosen[1][0] == "cat"
     assert chosen[1][1] not in (nearest, "cat")
 
@@ -386,7 +386,7 @@ def test_own_pictures_of_what_is_erased_join_that_erasure_and_its_purge(ledger: 
     def run() -> str:
         lease = leases.take(ledger, "w", seconds=60)
         assert lease
-        return drained.run_one(ledger, lease, Pace())
+        return drained.run_one(ledger, lease, DrainSettings())
 
     try:
         assert run() == "live"

@@ -22,8 +22,8 @@ from fade.lineage import ROOT
 from fade.requests.durations import Durations
 from fade.requests.ledger import Ledger
 from fade.requests.states import State
-from flows.services.intake_http import Requests
-from flows.services.runtime_http import Figures
+from flows.services.intake_http import LedgerMetrics
+from flows.services.runtime_http import RuntimeMetrics
 from tests.databases import missing
 
 INFRA = ROOT / "infra"
@@ -287,9 +287,9 @@ def exported(folder: Path) -> set[str]:
 
     registry = CollectorRegistry()
     with Ledger(f"sqlite:///{folder / 'ledger.db'}") as ledger:
-        registry.register(Requests(ledger, Durations()))
+        registry.register(LedgerMetrics(ledger, Durations()))
         text = generate_latest(registry).decode()
-    figures = Figures(Idle())  # type: ignore[arg-type]
+    figures = RuntimeMetrics(Idle())  # type: ignore[arg-type]
     figures.drawn.labels("live").inc()
     figures.seconds.observe(1)
     text += generate_latest(figures.registry).decode()

@@ -12,6 +12,12 @@ _TIME = sa.DateTime()
 
 def upgrade() -> None:
     """Make the tables of the first version."""
+    _make_requests()
+    _make_log()
+    _make_outbox()
+
+
+def _make_requests() -> None:
     op.create_table(
         "requests",
         sa.Column("id", sa.String(36), primary_key=True),
@@ -48,6 +54,10 @@ def upgrade() -> None:
     op.create_index("requests_by_state", "requests", ["state", "due_at"])
     op.create_index("requests_by_concept", "requests", ["concept_key"])
     op.create_index("requests_by_erasure", "requests", ["erasure_id"])
+
+
+def _make_log() -> None:
+    """The log, and its head: the newest row's number and hash."""
     op.create_table(
         "log",
         sa.Column("seq", _BIG, primary_key=True, autoincrement=False),
@@ -71,6 +81,10 @@ def upgrade() -> None:
         sa.Column("seq", _BIG, nullable=False),
         sa.Column("hash", sa.String(64), nullable=False),
     )
+    op.execute(f"INSERT INTO head (id, seq, hash) VALUES (1, 0, '{'0' * 64}')")
+
+
+def _make_outbox() -> None:
     op.create_table(
         "outbox",
         sa.Column("id", _BIG, primary_key=True),
@@ -84,4 +98,3 @@ def upgrade() -> None:
         sa.Column("error", sa.Text),
     )
     op.create_index("outbox_by_turn", "outbox", ["sent_at", "next_at"])
-    op.execute(f"INSERT INTO head (id, seq, hash) VALUES (1, 0, '{'0' * 64}')")
