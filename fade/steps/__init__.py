@@ -1,5 +1,6 @@
 """The steps of the pipeline as plain functions with files in and files out.
 
-A DVC stage runs one as ``python -m fade.steps.NAME`` and a Prefect task calls the same function.
+DVC stages and Prefect tasks call the same functions: those of an erasure stand in fade/pipeline.py, those that
+erasures share (catalog, base, judges) run as ``python -m fade.steps.NAME``.
 Each file imports only what changes its output: a DVC stage depends on exactly those modules.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from tqdm import tqdm
 
 from fade.concepts import caption_variants
 from fade.data.canvas import OBJECTS, render_all
-from fade.files import read_yaml
 from fade.models.training.loop import train_base
+from fade.steps.arguments import stage_arguments
 
 
 def build_base(folder: Path, *, params: dict[str, Any]) -> None:
@@ -40,11 +39,8 @@ def build_base(folder: Path, *, params: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the stage with the parameters in params.yaml."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    build_base(arguments.out, params=read_yaml(arguments.params)["base"])
+    params, folders = stage_arguments(__doc__, "base", "out")
+    build_base(folders["out"], params=params)
 
 
 if __name__ == "__main__":

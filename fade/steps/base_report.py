@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +15,12 @@ from tqdm import tqdm
 
 from fade.evaluation.accuracy import canvas_protocol, rate, scrambled_rate
 from fade.evaluation.judges import judge_pictures, load_judge
-from fade.files import read_yaml, write_json, writing
+from fade.files import write_json, writing
 from fade.hardware import chosen_precision
 from fade.models.family import load_base
 from fade.models.generate import generate
 from fade.sheets import labelled_sheet
+from fade.steps.arguments import stage_arguments
 
 
 def report_pictures(
@@ -85,14 +85,8 @@ def report_base(folder: Path, *, base: Path, judges: Path, params: dict[str, Any
 
 def main() -> None:
     """Run the stage with the parameters in params.yaml."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--judges", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    params = read_yaml(arguments.params)["base_report"]
-    report_base(arguments.out, base=arguments.base, judges=arguments.judges, params=params)
+    params, folders = stage_arguments(__doc__, "base_report", "base", "judges", "out")
+    report_base(folders["out"], base=folders["base"], judges=folders["judges"], params=params)
 
 
 if __name__ == "__main__":

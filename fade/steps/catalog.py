@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from fade.data.loaders.unlearncanvas import unlearncanvas
 from fade.data.loaders.webdataset import webdataset
 from fade.data.sets import PictureSet
 from fade.errors import ConfigError, nearest
-from fade.files import read_yaml
 from fade.project import Project
+from fade.steps.arguments import stage_arguments
 
 KINDS: dict[str, Callable[[Path], PictureSet]] = {
     "folder": image_folder,
@@ -70,11 +69,8 @@ def ensure_catalog(project: Project) -> bool:
 
 def main() -> None:
     """Run the stage with the parameters in params.yaml."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    build_catalog(arguments.out, params=read_yaml(arguments.params)["catalog"])
+    params, folders = stage_arguments(__doc__, "catalog", "out")
+    build_catalog(folders["out"], params=params)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,10 @@ from fade.evaluation.judges import (
     shuffle_patches,
     train_judge,
 )
-from fade.files import read_yaml, write_json, writing
+from fade.files import write_json, writing
 from fade.models.latents import to_tensor
 from fade.seeding import torch_generator
+from fade.steps.arguments import stage_arguments
 
 
 def build_judges(folder: Path, *, params: dict[str, Any]) -> None:
@@ -78,11 +78,8 @@ def _figures(judge: Judge, pixels: NDArray[np.uint8], holdout: list[Any], *, see
 
 def main() -> None:
     """Run the stage with the parameters in params.yaml."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    build_judges(arguments.out, params=read_yaml(arguments.params)["judges"])
+    params, folders = stage_arguments(__doc__, "judges", "out")
+    build_judges(folders["out"], params=params)
 
 
 if __name__ == "__main__":
