@@ -23,7 +23,7 @@ from fade.requests.ledger import Ledger
 from fade.requests.messages import Message
 from flows.releasing.watch import serving
 from flows.services import front, runtime_http
-from flows.services.front import Front, Gate
+from flows.services.front import ConcurrencyLimit, Front
 from tests.servers import free_port
 
 TOKEN = "a-token-for-tests-alone"
@@ -70,7 +70,7 @@ class Sender:
 
 
 def _front(app: Any, *, parallel: int = 1, waiting: int = 2) -> Front:
-    return Front(app, token=TOKEN, max_bytes=1000, gate=Gate(parallel, waiting))
+    return Front(app, token=TOKEN, max_bytes=1000, limit=ConcurrencyLimit(parallel, waiting))
 
 
 def _endless() -> Iterator[bytes]:
@@ -124,7 +124,7 @@ def test_the_queue_is_bounded_the_gone_are_dropped_and_health_answers() -> None:
         app.let_go.set()
         await asyncio.gather(*tasks)
         assert (senders[0].status, stays.status, app.begun) == (200, 200, 2)
-        assert stack.gate.inside == 0
+        assert stack.limit.inside == 0
         last = Sender(headers=BEARER)  # every place was given back
         await last.through(stack)
         assert last.status == 200
