@@ -31,7 +31,8 @@ from fade.evaluation.judges import load_judge
 from fade.files import read_json, write_json
 from fade.lineage import made_on
 from fade.methods.plain_fade import PAPER_SETTINGS
-from fade.models.family import Base, load_base
+from fade.models.base import Base
+from fade.models.family import load_base
 from fade.models.generate import generate
 from fade.project import load_project
 from fade.steps.baseline import METHODS, baseline_settings, material

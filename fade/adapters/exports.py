@@ -40,8 +40,8 @@ from fade.adapters.foreign import (
 )
 from fade.errors import AdapterFormatError, ConfigError, listing
 from fade.files import read_json, write_json, writing
+from fade.models.base import Base
 from fade.models.deltas import FixedDelta, plain_modules
-from fade.models.family import Base
 from fade.models.source import find_base, identity
 
 Layout = Literal["diffusers", "peft", "kohya", "difference", "merged"]

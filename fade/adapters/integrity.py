@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from fade.errors import BaseModelError, RefusedError, listing
-from fade.models.family import FAMILIES
-from fade.models.supported import PARTS
+from fade.models.registry import family
 
 _FREE = {"use_slicing", "use_tiling", "gradient_checkpointing"}
 """Settings that say how a part saves memory, not what it computes."""
@@ -167,7 +166,7 @@ def check_against_files(pipeline: Any, anew: Any, *, origin: object) -> None:
         BaseModelError: they differ in a part's modules, settings, hooks or weights, a tokenizer or the noise.
     """
     wrong: list[str] = []
-    for part in PARTS[type(anew).__name__]:
+    for part in (name for name in family(type(anew).__name__).parts if getattr(anew, name) is not None):
         held = dict(getattr(pipeline, part).named_modules(prefix=part))
         read = dict(getattr(anew, part).named_modules(prefix=part))
         wrong += sorted({*held} ^ {*read})
@@ -258,7 +257,7 @@ def _spellings(pipeline: Any) -> Iterator[tuple[str, object]]:
 
 
 def _noise(pipeline: Any) -> tuple[object, Tensor | None]:
-    return FAMILIES[type(pipeline).__name__].noise_schedule(pipeline.scheduler)
+    return family(type(pipeline).__name__).noise_schedule(pipeline.scheduler)
 
 
 def _same_noise(one: tuple[object, Tensor | None], other: tuple[object, Tensor | None]) -> bool:

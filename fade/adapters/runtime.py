@@ -39,8 +39,10 @@ from fade.adapters.manifest import (
 from fade.adapters.overlay import AdapterSet, Overlay, using
 from fade.adapters.seen import Memory
 from fade.errors import BaseModelError, FadeError, RefusedError, listing
-from fade.models.family import FAMILIES, Base, read_pipeline
+from fade.models.base import Base
+from fade.models.family import read_pipeline
 from fade.models.generate import Solver, generate_batch
+from fade.models.registry import FAMILIES, family
 from fade.models.source import find_base
 from fade.signing import public_key as load_public_key
 
@@ -277,4 +279,4 @@ def _as_base(pipeline: Any) -> Base:
         raise BaseModelError(
             "The pipeline does not say where it was loaded from. Load it with from_pretrained(folder)."
         )
-    return FAMILIES[name](pipeline, "", Path(source))
+    return family(name)(pipeline, "", Path(source))

@@ -20,8 +20,10 @@ from fade.adapters.card import load_card, weights_path
 from fade.adapters.exports import Layout
 from fade.adapters.store import activate, apply_adapter, put_in, restore_base
 from fade.errors import AdapterFormatError, listing
+from fade.files import read_json
+from fade.models.base import Base
 from fade.models.denoiser import Denoiser
-from fade.models.family import Base, load_base
+from fade.models.family import load_base
 from fade.models.generate import first_latents
 from fade.models.source import find_base
 
@@ -138,7 +140,10 @@ def _stock_network(out: Path, layout: Layout, base: Path, component: str) -> Any
     if source.is_file():
         pipeline = load_base(source).pipeline
     else:
-        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32)
+        # Parts that a base does without are to be said: the loader asks for them else.
+        index = read_json(source / "model_index.json")
+        absent = {part: None for part, given in index.items() if given == [None, None]}
+        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32, **absent)
     if layout in ("diffusers", "kohya"):
         pipeline.load_lora_weights(out)
     network = getattr(pipeline, component)

@@ -21,8 +21,8 @@ from fade.adapters.card import CARD_NAME, DELTA_NAME, FORMAT, WEIGHTS_NAME, load
 from fade.errors import AdapterFormatError, ConfigError, listing
 from fade.files import sha256_file, write_json, writing
 from fade.methods.fade.sparse_lora import hold_in_float32, lora_layers
+from fade.models.base import Base
 from fade.models.deltas import FixedDelta, add_delta, delta_weights, plain_modules, remove_deltas
-from fade.models.family import Base
 from fade.seeding import GLOBAL_GENERATOR
 
 _MOST_LOST = 1e-3

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fade.errors import DataError
-from fade.models.family import Base
+from fade.models.base import Base
 from fade.models.generate import Solver, generate_from
 from fade.models.inversion import InversionStep, invert
 from fade.models.told import Told

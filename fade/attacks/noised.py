@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fade.models.base import Base
 from fade.models.denoiser import autocast
-from fade.models.family import Base
 from fade.models.generate import guided
 from fade.models.told import Told
 from fade.seeding import torch_generator

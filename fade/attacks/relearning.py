@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from fade.models.base import Base
 from fade.models.deltas import add_delta, delta_weights, plain_modules
 from fade.models.denoiser import autocast
-from fade.models.family import Base
 from fade.models.told import Told
 from fade.seeding import torch_generator
 

@@ -8,7 +8,7 @@ import torch
 
 from fade.concepts import PLAIN_STYLE, Concept, caption
 from fade.errors import ConfigError
-from fade.models.family import Base
+from fade.models.base import Base
 
 
 def by_nearness(base: Base, concept: Concept, others: Sequence[Concept]) -> list[Concept]:

@@ -27,8 +27,8 @@ from fade.methods.trained_difference import (
     noised,
     trained_difference,
 )
+from fade.models.base import Base
 from fade.models.denoiser import autocast
-from fade.models.family import Base
 from fade.models.told import Told
 from fade.seeding import torch_generator
 

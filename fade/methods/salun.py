@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from fade.errors import ConfigError
 from fade.methods.trained_difference import BaselineStep, Material, adam, drawn, noised, trained_difference
+from fade.models.base import Base
 from fade.models.deltas import plain_modules
 from fade.models.denoiser import autocast
-from fade.models.family import Base
 from fade.models.told import Told
 from fade.seeding import torch_generator
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fade.methods.trained_difference import BaselineStep, Material, modules_of, solved_difference
+from fade.models.base import Base
 from fade.models.deltas import plain_modules
-from fade.models.family import Base
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from fade.models.deltas import plain_modules
 from fade.models.paths import NoisePath
 from fade.models.told import Told
 
-Part = Literal["all", "attention", "cross_attention", "text_attention"]
+Part = Literal["all", "attention", "cross_attention", "text_attention", "text_sites"]
 
 
 class Denoiser(ABC):
@@ -31,8 +32,8 @@ class Denoiser(ABC):
     component: ClassVar[str]
     patterns: ClassVar[Mapping[str, re.Pattern[str]]]
     """Names of the modules of each part that is not all of the network: ``attention``, the projections that published
-    erasures train; ``cross_attention``, where text enters (its keys and values); ``text_attention``, the whole of the
-    layers in which it does."""
+    erasures train; ``cross_attention``, the keys and values of the text; ``text_attention``, the whole of the layers
+    that attend to it; ``text_sites``, the projections whose input is ``told.states`` itself."""
 
     def __init__(self, network: Any, path: NoisePath, latent_shape: tuple[int, int, int]) -> None:
         self.network, self.path, self.latent_shape = network, path, latent_shape
@@ -57,8 +58,8 @@ class Denoiser(ABC):
         """
 
     def text_sites(self) -> list[str]:
-        """Names of the projections through which text enters: keys and values of ``told.states``."""
-        return self.modules("cross_attention")
+        """Names of the projections whose input is ``told.states`` itself: all that the network knows of them."""
+        return self.modules("text_sites")
 
     def modules(self, part: Part = "all") -> list[str]:
         """Names of the Linear and Conv2d modules of a part, sorted."""
@@ -73,3 +74,12 @@ class Denoiser(ABC):
 def autocast(precision: str, device: str = "cpu") -> AbstractContextManager[None]:
     """Matrix products in bfloat16 for ``bf16``, untouched float32 for ``fp32``."""
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all weights and buffers: equal means equal bits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

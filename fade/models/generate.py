@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fade.models.base import Base
 from fade.models.denoiser import autocast
-from fade.models.family import Base
 from fade.models.told import Told
 
 Solver = Literal["ddim", "dpm++"]
@@ -72,7 +72,7 @@ def sample_latents(
     with autocast(precision, base.device.type):
         for timestep in scheduler.timesteps:
             latents = scheduler.step(
-                answer(latents, timestep, scheduler.scale_model_input), timestep, latents
+                answer(latents, timestep, getattr(scheduler, "scale_model_input", None)), timestep, latents
             ).prev_sample
     return latents
 

@@ -16,10 +16,14 @@ def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
 
 @torch.no_grad()
 def encode_pictures(vae: AutoencoderKL, pictures: NDArray[np.uint8], *, scaled: bool = True, batch: int = 64) -> Tensor:
-    """Posterior means of the latents, (N, C, h, w) float32 on the CPU, times the scaling factor if ``scaled``."""
+    """Posterior means of the latents, (N, C, h, w) float32 on the CPU, in the denoiser's scale if ``scaled``."""
     parts = []
     for start in range(0, len(pictures), batch):
         target = to_tensor(pictures[start : start + batch]).to(vae.device, vae.dtype)
         parts.append(vae.encode(target).latent_dist.mean.float().cpu())
     latents = torch.cat(parts)
-    return latents * vae.config.scaling_factor if scaled else latents
+    if not scaled:
+        return latents
+    if shift := vae.config.get("shift_factor"):
+        latents = latents - shift
+    return latents * vae.config.scaling_factor

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fade.errors import ConfigError
 
-Prediction = Literal["epsilon", "v_prediction"]
+PREDICTIONS = ("epsilon", "v_prediction")
 
 
 class NoisePath(Protocol):
@@ -53,9 +53,9 @@ class DiffusionPath:
     prediction: str = "epsilon"
 
     def __post_init__(self) -> None:
-        if self.prediction not in get_args(Prediction):
+        if self.prediction not in PREDICTIONS:
             raise ConfigError(
-                f"Prediction type {self.prediction!r} is not supported: expected {' or '.join(get_args(Prediction))}."
+                f"Prediction type {self.prediction!r} is not supported: expected {' or '.join(PREDICTIONS)}."
             )
 
     @property
@@ -90,6 +90,39 @@ class DiffusionPath:
     def _mix(self, like: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         level = self.levels.to(like.device, like.dtype)[t][:, None, None, None]
         return level.sqrt(), (1 - level).sqrt()
+
+
+@dataclass(frozen=True)
+class FlowPath:
+    """A straight path: z_t = (1 - s) z_0 + s e with s = t / T, and the answer is e - z_0   (arXiv:2209.03003).
+
+    Attributes:
+        steps: T, as the base's scheduler counts times; its network is told t, which may lie between whole numbers.
+    """
+
+    steps: int = 1000
+
+    def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """z_t."""
+        share = self._share(clean, t)
+        return (1 - share) * clean + share * noise
+
+    def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """e - z_0, whatever t."""
+        del t
+        return noise - clean
+
+    def clean(self, noisy: Tensor, answer: Tensor, t: Tensor) -> Tensor:
+        """z_0."""
+        return noisy - self._share(noisy, t) * answer
+
+    def snr(self, t: Tensor) -> Tensor:
+        """((1 - s) / s)^2; infinite at t = 0."""
+        share = t.float() / self.steps
+        return ((1 - share) / share).square()
+
+    def _share(self, like: Tensor, t: Tensor) -> Tensor:
+        return (t.to(like.device, like.dtype) / self.steps)[:, None, None, None]
 
 
 def min_snr_weights(t: Tensor, path: NoisePath, gamma: float) -> Tensor:

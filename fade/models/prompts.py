@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import CLIPTokenizer
+import transformers
 
 from fade.errors import BaseModelError, listing
+from fade.models.registry import family
 from fade.models.source import BaseSource
-from fade.models.supported import NETWORKS, read_config, tokenizers
+from fade.models.supported import read_config, tokenizers
 from fade.models.tensors import described
 
+T5_LENGTH = 256
+"""Tokens that the stock pipelines give a T5."""
+_TOKEN_STATES = ("token_embedding.weight", "shared.weight")
 UNSAID_LENGTH = 10**6
 """A tokenizer that was saved without a length says 10 ** 30; none reads as much as this."""
 
@@ -43,14 +47,16 @@ def readers(found: BaseSource) -> tuple[Reader, ...]:
     Raises:
         BaseModelError: one cannot be read, or knows tokens for which its text encoder has no state.
     """
-    loaded = []
-    for part in tokenizers(found.pipeline):
-        encoder = part.replace("tokenizer", "text_encoder")
+    loaded, kinds = [], read_config(found.config / "model_index.json")
+    for part, encoder in tokenizers(found.config, found.pipeline).items():
         try:
-            tokenizer: Any = CLIPTokenizer.from_pretrained(found.config / part, local_files_only=True)
+            tokenizer: Any = getattr(transformers, kinds[part][1]).from_pretrained(
+                found.config / part, local_files_only=True
+            )
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise BaseModelError(f"{found.config}/{part} cannot be read: {error}. Restore it.") from error
-        rows = described(NETWORKS[encoder], found.config / encoder)["embeddings.token_embedding.weight"][0]
+        shapes = described(family(found.pipeline).parts[encoder], found.config / encoder)
+        rows = next(shape[0] for name, shape in shapes.items() if name.endswith(_TOKEN_STATES))
         vocabulary = tokenizer.get_vocab()
         if without := sorted(token for token, number in vocabulary.items() if number >= rows):
             raise BaseModelError(
@@ -58,7 +64,8 @@ def readers(found: BaseSource) -> tuple[Reader, ...]:
                 f"states for {rows}: {listing(without, 3)} have none. Give each other the files they were saved with; "
                 "a concept that was trained in (textual inversion) changes both."
             )
-        positions = read_config(found.config / encoder / "config.json").get("max_position_embeddings", 77)
+        config = read_config(found.config / encoder / "config.json")
+        positions = config.get("max_position_embeddings", T5_LENGTH if "d_model" in config else 77)
         loaded.append(Reader(tokenizer, min(int(tokenizer.model_max_length), int(positions)), rows))
     return tuple(loaded)
 

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from fade.errors import BaseModelError
-from fade.models.families.stable_diffusion import weights_sha256
+from fade.models.denoiser import weights_sha256
 
 if TYPE_CHECKING:
-    from fade.models.family import Base
+    from fade.models.base import Base
 
 
 class _Shelf:
@@ -90,5 +90,5 @@ def _twin(base: Base) -> Base:
     same: dict[int, Any] = {id(one): nn.Parameter(one.data, requires_grad=False) for one in network.parameters()}
     same |= {id(one): one for one in network.buffers()}
     setattr(pipeline, base.denoiser.component, copy.deepcopy(network, same))
-    twin: Base = type(base)(pipeline, base.sha256, base.folder)  # type: ignore[call-arg]
+    twin: Base = type(base)(pipeline, base.sha256, base.folder)
     return twin

@@ -21,7 +21,8 @@ from pathlib import Path
 from fade.errors import BaseModelError, listing
 from fade.files import sha256_file
 from fade.models import supported
-from fade.models.supported import PARTS, read_config, refiner, tokenizers
+from fade.models.registry import FAMILIES, family
+from fade.models.supported import read_config, refiner, tokenizers
 from fade.models.weights import PICKLES, Header, PartWeights, find_weights, marks, read_header
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
@@ -38,7 +39,7 @@ class BaseSource:
 
     Attributes:
         path: its folder, or its single file.
-        pipeline: the name of its diffusers pipeline, a key of ``PARTS``.
+        pipeline: the name of its diffusers pipeline, a key of ``FAMILIES``.
         parts: where the weights of each part are; empty for a single file.
         config: the folder that describes its parts; ``path`` itself if that is a folder.
         picture_size: height and width it draws, in pixels.
@@ -49,6 +50,11 @@ class BaseSource:
     parts: tuple[PartWeights, ...]
     config: Path
     picture_size: int
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The parts that hold weights, in whatever file."""
+        return supported.parts(self.config, self.pipeline)
 
     @property
     def weights(self) -> tuple[Path, ...]:
@@ -80,7 +86,7 @@ def find_base(source: str | Path) -> BaseSource:
     if is_hub_name(source):
         path = _snapshot(str(source))
     pipeline = supported.pipeline_of(path)
-    found = [find_weights(path / part) for part in PARTS[pipeline]]
+    found = [find_weights(path / part) for part in supported.parts(path, pipeline)]
     faults = supported.lacking(path, pipeline) + [fault for fault in found if isinstance(fault, str)]
     if faults:
         raise BaseModelError(
@@ -88,7 +94,8 @@ def find_base(source: str | Path) -> BaseSource:
             "the missing files."
         )
     parts = tuple(part for part in found if isinstance(part, PartWeights))
-    denoiser = [read_header(file) for part in parts if part.part == "unet" for file in part.files]
+    component = family(pipeline).denoiser_type.component
+    denoiser = [read_header(file) for part in parts if part.part == component for file in part.files]
     return BaseSource(path, pipeline, parts, path, _checked(path, pipeline, path, denoiser))
 
 
@@ -121,7 +128,7 @@ def deciding_files(found: BaseSource) -> dict[str, Path]:
     """
     files = {found.path.name: found.path} if found.path.is_file() else {}
     described = [found.config / "model_index.json"]
-    for part in (*PARTS[found.pipeline], *tokenizers(found.pipeline), "scheduler"):
+    for part in (*found.held, *tokenizers(found.config, found.pipeline), "scheduler"):
         described += [path for path in (found.config / part).glob("*") if path.suffix in _CONFIGURATIONS]
     read = {path for part in found.parts for path in (*part.files, part.index) if path is not None}
     files |= {
@@ -147,7 +154,7 @@ def _checked(config: Path, pipeline: str, named: Path, headers: Sequence[Header]
     scheduler = read_config(config / "scheduler/scheduler_config.json")
     if faults := supported.contradicted(marked, scheduler):
         raise BaseModelError(f"The base in {named} contradicts itself: {'; '.join(faults)}.")
-    return supported.picture_size(read_config(config / "unet/config.json"), read_config(config / "vae/config.json"))
+    return family(pipeline).pictures_of(supported.configurations(config))
 
 
 def _single_file(path: Path) -> BaseSource:
@@ -233,7 +240,8 @@ def _snapshot(name: str) -> Path:
     try:
         path = _download(repository, revision or None, patterns, ["*/*.*.safetensors"])
         index = read_config(path / "model_index.json") if (path / "model_index.json").is_file() else {}
-        parts = PARTS.get(str(index.get("_class_name")), ())
+        known = str(index.get("_class_name"))
+        parts = supported.parts(path, known) if known in FAMILIES else ()
         if any(isinstance(find_weights(path / part), str) for part in parts):
             path = _download(repository, revision or None, patterns, [])
         return path

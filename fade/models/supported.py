@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fade.errors import BaseModelError, ConfigError, listing
 from fade.files import read_json
+from fade.models.registry import FAMILIES, family
 
-PARTS = {
-    "StableDiffusionPipeline": ("unet", "vae", "text_encoder"),
-    "StableDiffusionXLPipeline": ("unet", "vae", "text_encoder", "text_encoder_2"),
-}
-"""The pipelines that are supported, and the parts of each that hold weights."""
-NETWORKS = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "text_encoder_2": "CLIPTextModelWithProjection",
-}
-"""The class of each part that holds weights."""
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-SCHEDULERS = (
-    *(
-        "DDIM",
-        "DDPM",
-        "PNDM",
-        "LMSDiscrete",
-        "EulerDiscrete",
-        "EulerAncestralDiscrete",
-        "HeunDiscrete",
-        "DEISMultistep",
-    ),
-    *("KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE"),
-    *("UniPCMultistep", "SASolver", "DDIMInverse", "DPMSolverMultistepInverse"),
-)
-"""Solvers, without the ending ``Scheduler``, that are made from one schedule of noise, so that any of them draws."""
 SCALED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".scale_input")
 """Endings of tensors that scale weights of 8 bits."""
-_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 _REFINER = "is the refiner of Stable Diffusion XL, which goes over the pictures of another model"
 
 
 def supported() -> str:
     """The end of a message that refuses."""
     return (
-        f"supported are {' and '.join(PARTS)} (Stable Diffusion 1.x, 2.x and XL) that make a picture of a text alone, "
-        f"with {' or '.join(PREDICTION_TYPES)}"
+        f"supported are {', '.join(FAMILIES)} (Stable Diffusion 1.x, 2.x, XL, 3 and 3.5) that make a picture of a text "
+        "alone, with epsilon, v_prediction or flow matching"
     )
 
 
@@ -64,7 +36,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def pipeline_of(folder: Path) -> str:
-    """The name of the pipeline that a folder holds, a key of ``PARTS``.
+    """The name of the pipeline that a folder holds, a key of ``FAMILIES``.
 
     Raises:
         BaseModelError: it holds no pipeline, or one that is not supported; says what it holds instead.
@@ -75,7 +47,7 @@ def pipeline_of(folder: Path) -> str:
         )
     index = read_config(folder / "model_index.json")
     name = str(index.get("_class_name"))
-    if name in PARTS and not _absent(index, "text_encoder"):
+    if name in FAMILIES and not _absent(index, "text_encoder"):
         return name
     if name.startswith("StableDiffusionXL") and _absent(index, "text_encoder"):
         raise BaseModelError(f"The base in {folder} {_REFINER}. Give that model; {supported()}.")
@@ -110,16 +82,28 @@ def _instead(folder: Path) -> str:
     return "Give the folder of a StableDiffusionPipeline, or build the built-in base with `dvc repro base`."
 
 
+def parts(folder: Path, pipeline: str) -> tuple[str, ...]:
+    """The parts of a base that hold weights; of those that its family may do without, the ones it has."""
+    kind, index = family(pipeline), read_config(folder / "model_index.json")
+    return tuple(part for part in kind.parts if part not in kind.optional or not _absent(index, part))
+
+
+def tokenizers(folder: Path, pipeline: str) -> dict[str, str]:
+    """The parts of a base that read prompts, each with the text encoder that it reads for."""
+    here = parts(folder, pipeline)
+    return {part: encoder for part, encoder in family(pipeline).tokenizers.items() if encoder in here}
+
+
 def lacking(folder: Path, pipeline: str) -> list[str]:
     """Parts and configurations that a folder should hold and does not, each as ``lacks ...``; weights are not asked."""
     index, found = read_config(folder / "model_index.json"), []
-    wanted = {part: "config.json" for part in PARTS[pipeline]} | {"scheduler": "scheduler_config.json"}
+    wanted = dict.fromkeys(parts(folder, pipeline), "config.json") | {"scheduler": "scheduler_config.json"}
     for part, file in wanted.items():
         if _absent(index, part):
             found.append(f"lacks {part} (model_index.json names none)")
         elif not (folder / part / file).is_file():
             found.append(f"lacks {part}/{file}")
-    for part in tokenizers(pipeline):
+    for part in tokenizers(folder, pipeline):
         at = folder / part
         if not (at / "tokenizer.json").is_file() and not (
             (at / "vocab.json").is_file() and (at / "merges.txt").is_file()
@@ -128,61 +112,28 @@ def lacking(folder: Path, pipeline: str) -> list[str]:
     return found
 
 
-def tokenizers(pipeline: str) -> tuple[str, ...]:
-    """The parts of a pipeline that read prompts, one for each text encoder."""
-    return tuple(part.replace("text_encoder", "tokenizer") for part in PARTS[pipeline] if part.startswith("text_"))
-
-
 def unsupported(folder: Path, pipeline: str) -> list[str]:
     """What in the configurations of a whole folder is not supported, each as a phrase that follows ``the base``."""
-    index = read_config(folder / "model_index.json")
+    index, kind, here = read_config(folder / "model_index.json"), family(pipeline), parts(folder, pipeline)
     found = []
-    expected = {part: (NETWORKS[part],) for part in PARTS[pipeline]}
-    for part, classes in (expected | dict.fromkeys(tokenizers(pipeline), _TOKENIZERS)).items():
-        if (given := (index.get(part) or ("", None))[1]) not in classes:
-            found.append(f"has a {given} as its {part} (expected {classes[0]})")
-    for part in PARTS[pipeline]:
+    for part in here:
+        if (given := (index.get(part) or ("", None))[1]) != kind.parts[part]:
+            found.append(f"has a {given} as its {part} (expected {kind.parts[part]})")
+    for part, encoder in tokenizers(folder, pipeline).items():
+        expected = kind.parts[encoder].partition("Text")[0].partition("Encoder")[0] + "Tokenizer"
+        if (given := str((index.get(part) or ("", None))[1])).removesuffix("Fast") != expected:
+            found.append(f"has a {given} as its {part} (expected {expected})")
+    for part in here:
         if "quantization_config" in read_config(folder / part / "config.json"):
             found.append(f"has a quantised {part}")
         if (folder / part / "adapter_config.json").is_file():
             found.append(f"has an adapter of its own in {part} (adapter_config.json)")
-    found += _of_networks(read_config(folder / "unet/config.json"), read_config(folder / "vae/config.json"))
-    name = str((index.get("scheduler") or ("", None))[1])
-    return found + _of_scheduler(name, read_config(folder / "scheduler/scheduler_config.json"))
+    return found + kind.unsupported(configurations(folder), str((index.get("scheduler") or ("", None))[1]))
 
 
-def _of_networks(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> list[str]:
-    found = []
-    if (takes := unet.get("in_channels", 4)) != (latent := vae.get("latent_channels", 4)):
-        found.append(f"has a UNet that takes {takes} channels (inpainting or depth) for latents of {latent}")
-    if unet.get("time_cond_proj_dim") is not None:
-        found.append("has a UNet that is told the guidance (LCM)")
-    if unet.get("addition_embed_type") not in (None, "text_time"):
-        found.append(f"has a UNet that is told {unet['addition_embed_type']!r} besides the text")
-    if vae.get("latents_mean") is not None:
-        found.append("has an autoencoder that shifts its latents")
-    size = unet.get("sample_size")
-    if isinstance(size, list) and len(set(size)) > 1:
-        factor = 2 ** (len(vae.get("block_out_channels") or ()) - 1)
-        high, wide = (int(side * factor) for side in size[:2])
-        found.append(f"draws pictures that are not square ({high} x {wide}: sample_size {size})")
-    elif side(size) is None or not isinstance(vae.get("block_out_channels"), list):
-        found.append("does not say the size of its pictures (sample_size, block_out_channels)")
-    return found
-
-
-def _of_scheduler(name: str, config: Mapping[str, Any]) -> list[str]:
-    predicts = str(config.get("prediction_type", "epsilon"))
-    if name.startswith("Flow") or config.get("use_flow_sigmas") or predicts.startswith("flow"):
-        return [f"is a flow model ({name}, which predicts {predicts!r})"]
-    if name.startswith("EDM") or config.get("timestep_type") == "continuous":
-        return [f"is trained on the noise levels of EDM ({name})"]
-    if name in ("LCMScheduler", "TCDScheduler"):
-        return [f"is drawn by an {name}, in a few steps as it was distilled to: other solvers do not draw it"]
-    found = [f"predicts {predicts!r}"] if predicts not in PREDICTION_TYPES else []
-    if name.removesuffix("Scheduler") not in SCHEDULERS:
-        found.append(f"has a {name}, of whose noise schedule nothing is known")
-    return found
+def configurations(folder: Path) -> Callable[[str], dict[str, Any]]:
+    """The configuration of each part of a folder, read when it is asked for."""
+    return lambda part: read_config(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
 
 
 def side(sample_size: Any) -> int | None:
@@ -192,9 +143,9 @@ def side(sample_size: Any) -> int | None:
     return only if isinstance(only, int) else None
 
 
-def picture_size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
-    """Height and width in pixels of what a UNet and an autoencoder of these configurations draw."""
-    return int(side(unet["sample_size"]) or 0) * 2 ** (len(vae["block_out_channels"]) - 1)
+def autoencoder_factor(vae: Mapping[str, Any]) -> int:
+    """Pixels of a picture's side to one of its latents."""
+    return int(2 ** (len(vae.get("block_out_channels") or ()) - 1))
 
 
 def unsupported_marks(marks: Mapping[str, str]) -> list[str]:
@@ -217,7 +168,7 @@ def contradicted(marks: Mapping[str, str], config: Mapping[str, Any]) -> list[st
     predicts = config.get("prediction_type", "epsilon")
     said = "v" if "v_pred" in marks else marks.get("modelspec.prediction_type", predicts)
     said = "v_prediction" if said == "v" else said
-    if said in PREDICTION_TYPES and said != predicts:
+    if said in ("epsilon", "v_prediction") and said != predicts:
         found.append(
             f"its weights' file is marked as {said}, and {where} says {predicts}: correct prediction_type there"
         )

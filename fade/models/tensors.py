@@ -22,8 +22,9 @@ from diffusers.loaders import single_file_utils
 from safetensors import SafetensorError, safe_open
 
 from fade.errors import BaseModelError, listing
+from fade.models.registry import family
 from fade.models.source import BaseSource
-from fade.models.supported import NETWORKS, PARTS, read_config
+from fade.models.supported import read_config
 from fade.models.weights import read_header
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -49,7 +50,7 @@ def check_weights(found: BaseSource) -> None:
         BaseModelError: a tensor is lacking, not known, of another shape, not a number or infinite; names tensor and
             file. A part's configuration describes no network.
     """
-    faults = [fault for part in PARTS[found.pipeline] for fault in _misfits(found, part)]
+    faults = [fault for part in found.held for fault in _misfits(found, part)]
     if not faults:
         faults = [fault for file in found.weights for fault in _not_numbers(found, file)]
     if faults:
@@ -62,7 +63,7 @@ def check_weights(found: BaseSource) -> None:
 def _misfits(found: BaseSource, part: str) -> Iterator[str]:
     """What of a part's tensors does not fit its configuration."""
     folder = found.config / part
-    wanted = described(NETWORKS[part], folder)
+    wanted = described(family(found.pipeline).parts[part], folder)
     files = next((one.files for one in found.parts if one.part == part), (found.path,))
     where = listing((file.relative_to(found.path).as_posix() for file in files), 2) if found.parts else found.path.name
     try:
@@ -109,9 +110,10 @@ def described(network: str, folder: Path) -> Shapes:
 def _shapes(network: str, config: str) -> Shapes:
     given: dict[str, Any] = json.loads(config)
     with torch.device("meta"):  # nothing is allocated, and nothing drawn
-        if network.startswith("CLIP"):
+        if hasattr(transformers, network):
+            kind: Any = getattr(transformers, network)
             text = given.get("text_config") or given
-            model: Any = getattr(transformers, network)(transformers.CLIPTextConfig.from_dict(text))
+            model: Any = kind(kind.config_class.from_dict(text))
         else:
             model = getattr(diffusers, network).from_config(given)
     return {_name(key): tuple(value.shape) for key, value in model.state_dict().items()}
@@ -148,7 +150,7 @@ def _held_in_one(path: Path, folder: Path, part: str) -> Shapes:
 def _not_numbers(found: BaseSource, file: Path) -> Iterator[str]:
     """The tensors of a file that hold NaN or infinite values."""
     name = file.relative_to(found.path).as_posix() if found.parts else file.name
-    used = tuple(start for part in PARTS[found.pipeline] for start in _SINGLE_FILE_PREFIXES[part])
+    used = tuple(start for part in found.held for start in _SINGLE_FILE_PREFIXES.get(part, ()))
     try:
         with safe_open(file, framework="pt") as stored:
             keys = [key for key in stored.keys() if found.parts or key.startswith(used)]  # noqa: SIM118

@@ -34,7 +34,8 @@ from fade.evaluation.judges import JUDGES, judge_pictures, load_judge
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.lineage import library_versions, module_closure
 from fade.methods.fade.sparse_lora import computed_whole
-from fade.models.family import Base, load_base
+from fade.models.base import Base
+from fade.models.family import load_base
 from fade.models.generate import generate
 from fade.steps.attack import attack
 from fade.steps.encoded import encode_split

@@ -31,8 +31,9 @@ from fade.methods.esd import EsdSettings, EsdUSettings, esd
 from fade.methods.salun import SalunSettings, salun
 from fade.methods.trained_difference import BaselineStep, Material, difference_tensors
 from fade.methods.uce import UceSettings, uce
+from fade.models.base import Base
 from fade.models.deltas import plain_modules
-from fade.models.family import Base, load_base
+from fade.models.family import load_base
 from fade.models.told import Told
 from fade.steps.encoded import check_told_apart, split_rows
 from fade.steps.split import split

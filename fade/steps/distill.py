@@ -32,7 +32,8 @@ from fade.methods.fade.sparse_lora import (
     computed_whole,
 )
 from fade.methods.fade.targeting import in_proportion, power_law, teacher_disagreement
-from fade.models.family import Base, load_base
+from fade.models.base import Base
+from fade.models.family import load_base
 from fade.models.generate import sample_latents
 from fade.models.told import Told
 from fade.seeding import derive_seed

@@ -14,8 +14,8 @@ from fade.config import Spec
 from fade.data.catalog import load_pictures
 from fade.errors import DataError
 from fade.methods.fade.examples import Examples
+from fade.models.base import Base
 from fade.models.denoiser import autocast
-from fade.models.family import Base
 from fade.models.told import Told
 
 logger = logging.getLogger(__name__)

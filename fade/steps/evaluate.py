@@ -36,8 +36,9 @@ from fade.evaluation.review import failures_sheet, review_page
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.lineage import module_closure
 from fade.methods.fade.sparse_lora import computed_whole
-from fade.models.families.stable_diffusion import weights_sha256
-from fade.models.family import Base, load_base
+from fade.models.base import Base
+from fade.models.denoiser import weights_sha256
+from fade.models.family import load_base
 from fade.models.generate import generate
 
 CACHE = Path(".fade/cache")

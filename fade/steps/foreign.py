@@ -18,7 +18,8 @@ from fade.adapters.store import save_adapter
 from fade.config import load_spec
 from fade.errors import AdapterFormatError, LineageError
 from fade.files import sha256_file, writing
-from fade.models.family import Base, load_base
+from fade.models.base import Base
+from fade.models.family import load_base
 
 FOREIGN = "foreign"
 """Folder of the files as they came."""

@@ -19,7 +19,8 @@ from fade.data.catalog import load_concepts, load_templates, read_concepts_file
 from fade.data.intake import build
 from fade.data.sets import PHOTO_TEMPLATES, STYLE_TEMPLATES, Item, PictureSet, generated_by
 from fade.data.splits import NOTHING
-from fade.models.family import Base, load_base
+from fade.models.base import Base
+from fade.models.family import load_base
 from fade.models.generate import generate
 from fade.seeding import derive_seed
 

@@ -13,7 +13,7 @@ import numpy as np
 from fade.concepts import caption
 from fade.config import Settings, Spec, load_settings
 from fade.files import read_json, writing
-from fade.models.families.stable_diffusion import weights_sha256
+from fade.models.denoiser import weights_sha256
 from fade.project import Project
 from fade.sheets import labelled_sheet
 from fade.steps.catalog import ensure_catalog

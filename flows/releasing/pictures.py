@@ -12,7 +12,8 @@ from PIL import Image
 from fade.adapters.store import activate, apply_adapter
 from fade.errors import ConfigError, ResourceError
 from fade.files import writing
-from fade.models.family import Base, load_base
+from fade.models.base import Base
+from fade.models.family import load_base
 from fade.models.generate import generate_batch
 from tasks.mlflow import tracking
 

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fade.adapters.manifest import publish
 from fade.adapters.runtime import Runtime
-from fade.models.families.stable_diffusion import weights_sha256
+from fade.models.denoiser import weights_sha256
 from fade.models.family import load_base
 from fade.models.generate import generate_batch
 from tests.chaos.arguments import run_and_write

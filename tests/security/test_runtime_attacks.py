@@ -24,7 +24,8 @@ from fade.adapters.overlay import Overlay, using
 from fade.adapters.runtime import Runtime
 from fade.adapters.store import activate, apply_adapter
 from fade.errors import BaseModelError, FadeError, RefusedError
-from fade.models.family import Base, load_base, read_pipeline
+from fade.models.base import Base
+from fade.models.family import load_base, read_pipeline
 from fade.models.generate import generate_batch
 from fade.models.source import find_base
 from tests.unit.adapters.test_adapters import _adapter, _predict

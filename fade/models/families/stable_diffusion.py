@@ -1,30 +1,33 @@
-"""Stable Diffusion 1.x and 2.x: encode pictures and prompts, decode latents."""
+"""Stable Diffusion 1.x and 2.x: a U-Net told by one CLIP."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
 
-from fade.errors import DataError
+from fade.models.base import Base, Config, Configs
 from fade.models.denoiser import Denoiser
-from fade.models.latents import encode_pictures
-from fade.models.paths import DiffusionPath
-from fade.models.supported import picture_size, side
+from fade.models.paths import PREDICTIONS, DiffusionPath
+from fade.models.supported import autoencoder_factor, side
 from fade.models.told import Told
 
 logger = logging.getLogger(__name__)
+# Plain attention is faster than the fused kernel in the backward pass on CPU, but holds all pairs of positions.
+_PLAIN_ATTENTION_UP_TO = 32 * 32
+_SCHEDULERS = (
+    *("DDIM", "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete"),
+    *("DEISMultistep", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep"),
+    *("DPMSolverSDE", "UniPCMultistep", "SASolver", "DDIMInverse", "DPMSolverMultistepInverse"),
+)
+"""Solvers, without the ending ``Scheduler``, that are made from one schedule of noise, so that any of them draws."""
 _SOLVERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
 
 
@@ -32,9 +35,10 @@ class UNet(Denoiser):
     """Stable Diffusion's network: text enters through the keys and values of its cross-attention."""
 
     component = "unet"
-    patterns = {  # noqa: RUF012
+    patterns: ClassVar[Mapping[str, re.Pattern[str]]] = {
         "attention": re.compile(r"\.(to_q|to_k|to_v|to_out\.0)$"),
         "cross_attention": re.compile(r"\.attn2\.(to_k|to_v)$"),
+        "text_sites": re.compile(r"\.attn2\.(to_k|to_v)$"),
         "text_attention": re.compile(r"\.attn2\."),
     }
 
@@ -45,15 +49,6 @@ class UNet(Denoiser):
             added = {"text_embeds": told.others["pooled"].to(dtype), "time_ids": told.others["sizes"]}
         answer: Tensor = self.network(noisy.to(dtype), t, told.states.to(dtype), added_cond_kwargs=added).sample
         return answer
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all weights and buffers: equal means equal bits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def token_ids(pipeline: Any, prompts: Sequence[str], *, encoder: str = "") -> Tensor:
@@ -87,83 +82,93 @@ def read_length(tokenizer: Any, text_encoder: Any) -> int:
     return min(int(tokenizer.model_max_length), int(text_encoder.max_position_embeddings))
 
 
-@dataclass
-class StableDiffusion:
-    """A loaded base: the diffusers pipeline, the hash it was loaded under, the adapters switched on.
+class StableDiffusion(Base):
+    """Stable Diffusion 1.x and 2.x."""
 
-    Attributes:
-        folder: where it was loaded from: a folder, or a single file.
-        active: adapter name to weight; kept here because peft reports a disabled adapter as active.
-    """
+    parts: ClassVar[Mapping[str, str]] = {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+    }
+    tokenizers: ClassVar[Mapping[str, str]] = {"tokenizer": "text_encoder"}
+    denoiser_type = UNet
+    left_out: ClassVar[Mapping[str, Any]] = {
+        **{"safety_checker": None, "requires_safety_checker": False},
+        **{"feature_extractor": None, "image_encoder": None},
+    }
 
-    denoiser_type: ClassVar[type[UNet]] = UNet
-    pipeline: Any
-    sha256: str
-    folder: Path
-    active: dict[str, float] = field(default_factory=dict)
+    @classmethod
+    def unsupported(cls, config: Configs, scheduler: str) -> list[str]:
+        """Inpainting, depth, guidance told, shapes that are no squares, and schedules that are no diffusion's."""
+        return [*_of_networks(config("unet"), config("vae")), *_of_scheduler(scheduler, config("scheduler"))]
 
-    @property
-    def network(self) -> Any:
-        """The denoiser's module, in evaluation mode, its weights as ``load_base`` was asked to hold them."""
-        return self.pipeline.unet
+    @classmethod
+    def pictures_of(cls, config: Configs) -> int:
+        """The latents' side times the autoencoder's factor."""
+        return int(side(config("unet")["sample_size"]) or 0) * autoencoder_factor(config("vae"))
 
     @cached_property
     def denoiser(self) -> UNet:
-        """What a method changes and asks."""
+        """The U-Net on its scheduler's path."""
         config, scheduler = self.network.config, self.pipeline.scheduler
         edge = side(config.sample_size) or 0
         path = DiffusionPath(scheduler.alphas_cumprod, str(scheduler.config.prediction_type))
         return UNet(self.network, path, (config.in_channels, edge, edge))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the denoiser lies."""
-        return self.denoiser.device
-
     @staticmethod
     def noise_schedule(scheduler: Any) -> tuple[object, Tensor | None]:
-        """What two schedulers must agree in to lead along one path: what is predicted, and the noise's levels."""
+        """What is predicted, and the cumulative alphas."""
         return scheduler.config.get("prediction_type"), getattr(scheduler, "alphas_cumprod", None)
 
     def solver(self, name: str, steps: int) -> Any:
-        """``ddim`` or ``dpm++``, of the base's own noise schedule."""
+        """DDIM or DPM-Solver++, of the base's own noise schedule."""
         scheduler = _SOLVERS[name].from_config(self.pipeline.scheduler.config)
         scheduler.set_timesteps(steps)
         return scheduler
 
-    @property
-    def picture_size(self) -> int:
-        """Height and width of a picture, in pixels."""
-        return picture_size(self.network.config, self.pipeline.vae.config)
+    def prepare(self) -> None:
+        """Elsewhere one number is expected of the latents' side, and a pair of equal ones says the same."""
+        network = self.network
+        network.register_to_config(sample_size=side(network.config.sample_size))
+        if network.config.sample_size**2 <= _PLAIN_ATTENTION_UP_TO:
+            network.set_attn_processor(AttnProcessor())
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Told:
-        """Text states, (B, L, D) float32 on the CPU; equal prompts are encoded once."""
-        unique = list(dict.fromkeys(prompts))
-        ids = token_ids(self.pipeline, unique)
-        states = self.pipeline.text_encoder(ids.to(self.device)).last_hidden_state.float().cpu()
-        at = {prompt: i for i, prompt in enumerate(unique)}
-        return Told(states)[[at[prompt] for prompt in prompts]]
+    def encoded(self, prompts: list[str]) -> Told:
+        """The text encoder's last states, (B, L, D)."""
+        ids = token_ids(self.pipeline, prompts)
+        return Told(self.pipeline.text_encoder(ids.to(self.device)).last_hidden_state.float().cpu())
 
-    def unconditional(self) -> Told:
-        """What guidance leads away from, one row: the states of the empty prompt."""
-        return self.encode_prompts([""])
 
-    def encode_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """Scaled latents, (N, C, h, w) float32: the posterior's mean, so nothing is drawn.
+def _of_networks(unet: Config, vae: Config) -> list[str]:
+    found = []
+    if (takes := unet.get("in_channels", 4)) != (latent := vae.get("latent_channels", 4)):
+        found.append(f"has a UNet that takes {takes} channels (inpainting or depth) for latents of {latent}")
+    if unet.get("time_cond_proj_dim") is not None:
+        found.append("has a UNet that is told the guidance (LCM)")
+    if unet.get("addition_embed_type") not in (None, "text_time"):
+        found.append(f"has a UNet that is told {unet['addition_embed_type']!r} besides the text")
+    if vae.get("latents_mean") is not None:
+        found.append("has an autoencoder that shifts its latents")
+    size = unet.get("sample_size")
+    if isinstance(size, list) and len(set(size)) > 1:
+        factor = autoencoder_factor(vae)
+        high, wide = (int(side * factor) for side in size[:2])
+        found.append(f"draws pictures that are not square ({high} x {wide}: sample_size {size})")
+    elif side(size) is None or not isinstance(vae.get("block_out_channels"), list):
+        found.append("does not say the size of its pictures (sample_size, block_out_channels)")
+    return found
 
-        Raises:
-            DataError: the pictures are not of the size that the base draws.
-        """
-        if pictures.shape[1:3] != (self.picture_size, self.picture_size):
-            raise DataError(
-                f"The pictures are {pictures.shape[1]} x {pictures.shape[2]}; the base in {self.folder} draws "
-                f"{self.picture_size} x {self.picture_size}. Resize them to that, or take another base."
-            )
-        return encode_pictures(self.pipeline.vae, pictures)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of scaled latents, (B, 3, H, W) float32, about -1..1."""
-        vae = self.pipeline.vae
-        decoded: Tensor = vae.decode((latents / vae.config.scaling_factor).to(vae.device, vae.dtype)).sample
-        return decoded.float()
+def _of_scheduler(name: str, config: Config) -> list[str]:
+    predicts = str(config.get("prediction_type", "epsilon"))
+    if name.startswith("Flow") or config.get("use_flow_sigmas") or predicts.startswith("flow"):
+        return [f"is a flow model ({name}, which predicts {predicts!r}) in a pipeline of diffusion models"]
+    if name.startswith("EDM") or config.get("timestep_type") == "continuous":
+        return [f"is trained on the noise levels of EDM ({name})"]
+    if name in ("LCMScheduler", "TCDScheduler"):
+        return [f"is drawn by an {name}, in a few steps as it was distilled to: other solvers do not draw it"]
+    found = [f"predicts {predicts!r}"] if predicts not in PREDICTIONS else []
+    if name.removesuffix("Scheduler") not in _SCHEDULERS:
+        found.append(f"has a {name}, of whose noise schedule nothing is known")
+    return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
@@ -11,26 +12,34 @@ from fade.models.told import Told
 
 
 class StableDiffusionXL(StableDiffusion):
-    """A loaded SDXL base: a Stable Diffusion but for what its denoiser is told (arXiv:2307.01952, section 2)."""
+    """A Stable Diffusion but for what its denoiser is told (arXiv:2307.01952, section 2)."""
+
+    parts: ClassVar[Mapping[str, str]] = {
+        **StableDiffusion.parts,
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    }
+    tokenizers: ClassVar[Mapping[str, str]] = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+    left_out: ClassVar[Mapping[str, Any]] = {
+        "add_watermarker": False,
+        **{"feature_extractor": None, "image_encoder": None},
+    }
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Told:
+    def encoded(self, prompts: list[str]) -> Told:
         """Both encoders' last but one hidden states side by side, the second's pooled state, and the sizes.
 
         The sizes say a whole picture as the base draws it: original and target size are its own, and
-        nothing was cropped away. All float32 on the CPU; equal prompts are encoded once.
+        nothing was cropped away.
         """
-        pipeline, unique = self.pipeline, list(dict.fromkeys(prompts))
+        pipeline = self.pipeline
         first, second = (
-            encoder(token_ids(pipeline, unique, encoder=ending).to(self.device), output_hidden_states=True)
+            encoder(token_ids(pipeline, prompts, encoder=ending).to(self.device), output_hidden_states=True)
             for encoder, ending in ((pipeline.text_encoder, ""), (pipeline.text_encoder_2, "_2"))
         )
         states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1).float().cpu()
         size = float(self.picture_size)
-        sizes = torch.tensor([[size, size, 0.0, 0.0, size, size]]).expand(len(unique), -1)
-        at = {prompt: i for i, prompt in enumerate(unique)}
-        found = Told(states, others={"pooled": second.text_embeds.float().cpu(), "sizes": sizes})
-        return found[[at[prompt] for prompt in prompts]]
+        sizes = torch.tensor([[size, size, 0.0, 0.0, size, size]]).expand(len(prompts), -1)
+        return Told(states, others={"pooled": second.text_embeds.float().cpu(), "sizes": sizes})
 
     def unconditional(self) -> Told:
         """What guidance leads away from, one row: zeros, or the empty prompt, as the base's pipeline says."""

@@ -17,7 +17,8 @@ from fade.methods.fade.masks import Mask, make_mask
 from fade.methods.fade.saliency import random_saliency
 from fade.methods.fade.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
 from fade.models.deltas import delta_weights
-from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
+from fade.models.denoiser import weights_sha256
+from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
 
 MODULES = ("conv_in", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "up_blocks.1.resnets.0.conv1")

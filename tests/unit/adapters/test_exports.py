@@ -26,7 +26,8 @@ from fade.files import sha256_file
 from fade.methods.fade.masks import Mask
 from fade.methods.fade.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
 from fade.models.deltas import delta_weights, plain_modules
-from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
+from fade.models.denoiser import weights_sha256
+from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
 from fade.models.source import base_sha256
 from tests.tiny import save_tiny_base

@@ -19,9 +19,10 @@ from fade.adapters.exports import PEFT_WEIGHTS, import_adapter
 from fade.adapters.stock import LIMIT, _answers, check_stored
 from fade.adapters.store import put_in, save_adapter
 from fade.errors import AdapterFormatError, FadeError
+from fade.models.base import Base
 from fade.models.deltas import plain_modules
 from fade.models.families.stable_diffusion import StableDiffusion
-from fade.models.family import Base, load_base
+from fade.models.family import load_base
 from fade.steps.foreign import take_in
 from tests.unit.models.test_families import _stock, save_tiny
 

@@ -24,7 +24,8 @@ from fade.adapters.store import activate, apply_adapter
 from fade.errors import AdapterFormatError, BaseModelError, ConfigError, RefusedError, SignatureError
 from fade.files import read_json
 from fade.lineage import ROOT
-from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
+from fade.models.denoiser import weights_sha256
+from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
 from fade.models.generate import generate_batch
 from fade.signing import KEY_VARIABLE, canonical, public_key, read_signed, sign, signing_key, verify, write_signed

@@ -19,7 +19,8 @@ from fade.data.styles import STYLES
 from fade.errors import ConfigError
 from fade.evaluation.review import review_page
 from fade.files import read_json
-from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
+from fade.models.denoiser import weights_sha256
+from fade.models.families.stable_diffusion import StableDiffusion
 from fade.steps.attacks import KINDS, attack_figures, run
 from fade.steps.spec import prepare_spec
 from fade.steps.trial import run_trial

@@ -32,7 +32,8 @@ from fade.methods.trained_difference import (
 )
 from fade.methods.uce import UceSettings, solve, uce
 from fade.models.deltas import delta_weights, plain_modules
-from fade.models.families.stable_diffusion import StableDiffusion, UNet, weights_sha256
+from fade.models.denoiser import weights_sha256
+from fade.models.families.stable_diffusion import StableDiffusion, UNet
 from fade.models.told import Told
 from fade.steps.baseline import (
     METHODS,

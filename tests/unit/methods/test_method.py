@@ -37,7 +37,8 @@ from fade.methods.fade.sparse_lora import (
 )
 from fade.methods.fade.targeting import draw_timesteps, in_proportion, power_law, teacher_disagreement
 from fade.models.deltas import delta_weights
-from fade.models.families.stable_diffusion import StableDiffusion, UNet, weights_sha256
+from fade.models.denoiser import weights_sha256
+from fade.models.families.stable_diffusion import StableDiffusion, UNet
 from fade.models.inversion import Search
 from fade.models.paths import DiffusionPath
 from fade.models.told import Told

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fade.errors import BaseModelError, DataError
-from fade.models.families.stable_diffusion import weights_sha256
+from fade.models.denoiser import weights_sha256
 from fade.models.family import load_base
 from fade.models.generate import first_latents, sample_latents
 from fade.models.prompts import names_unread, readers

@@ -18,7 +18,10 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -40,11 +43,11 @@ from fade.methods.fade.masks import Mask
 from fade.methods.fade.saliency import accumulate_saliency, noisy_groups, salient_parameters
 from fade.methods.fade.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
 from fade.methods.fade.targeting import power_law
-from fade.models.families.stable_diffusion import weights_sha256
-from fade.models.family import Base, load_base
+from fade.models.base import Base
+from fade.models.denoiser import weights_sha256
+from fade.models.family import load_base
 from fade.models.generate import first_latents, generate_batch, sample_latents
 from fade.models.source import base_sha256, find_base, is_hub_name
-from fade.models.supported import PARTS
 from fade.models.training import networks as small
 from fade.pipeline import maker_of
 from fade.steps.catalog import build_catalog
@@ -58,7 +61,7 @@ from tests.tiny import PROJECT, SETTINGS
 
 LENGTH, LATENT, CHANNELS = 16, 16, 4
 PROMPT = "a cat image in neon style."
-KINDS = ("epsilon", "velocity", "sd2", "sdxl", "sdxl-empty-prompt")
+KINDS = ("epsilon", "velocity", "sd2", "sdxl", "sdxl-empty-prompt", "sd3")
 _SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -106,9 +109,38 @@ def save_tiny(folder: Path, kind: str, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     tokenizer = _tokenizer()
     vae = small.make_autoencoder([16, 16, 16], size=64, latent_channels=CHANNELS)
-    if kind.startswith("sdxl"):
+    if kind == "sd3":
+        vae.register_to_config(shift_factor=0.1, scaling_factor=1.5)
+        texts = (
+            CLIPTextModelWithProjection(_text_config(tokenizer, width=width, act=act, projection=width))
+            for width, act in ((32, "quick_gelu"), (16, "gelu"))
+        )
+        first, second = texts
+        pipeline: Any = StableDiffusion3Pipeline(
+            vae=vae,
+            text_encoder=first,
+            text_encoder_2=second,
+            text_encoder_3=None,
+            tokenizer=tokenizer,
+            tokenizer_2=_tokenizer(),
+            tokenizer_3=None,
+            transformer=SD3Transformer2DModel(
+                sample_size=LATENT,
+                in_channels=CHANNELS,
+                out_channels=CHANNELS,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=4,
+                joint_attention_dim=56,
+                caption_projection_dim=32,
+                pooled_projection_dim=32 + 16,
+                pos_embed_max_size=LATENT,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+    elif kind.startswith("sdxl"):
         text_2 = _text_config(tokenizer, width=16, act="gelu", projection=16)
-        pipeline: Any = StableDiffusionXLPipeline(
+        pipeline = StableDiffusionXLPipeline(
             vae=vae,
             text_encoder=CLIPTextModel(_text_config(tokenizer, width=32, act="quick_gelu", projection=32)),
             text_encoder_2=CLIPTextModelWithProjection(text_2),
@@ -155,9 +187,20 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _stock(folder: Path) -> Any:
-    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    index = json.loads((folder / "model_index.json").read_text())
+    absent = {part: None for part, given in index.items() if given == [None, None] and part != "safety_checker"}
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _solver(stock: Any, name: str) -> Any:
+    """A stock scheduler as a user would set it: of a flow, Euler's is the first-order one."""
+    if isinstance(stock.scheduler, FlowMatchEulerDiscreteScheduler):
+        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+        return stock.scheduler if name == "ddim" else DPMSolverMultistepScheduler(**flow)
+    kind = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}[name]
+    return kind.from_config(stock.scheduler.config)
 
 
 # ---------------------------------------------------------------------------------------------- generation
@@ -167,8 +210,7 @@ def _stock(folder: Path) -> Any:
 @pytest.mark.parametrize("solver", ["ddim", "dpm++"])
 def test_latents_and_pictures_equal_the_stock_pipelines(bases: dict[str, Path], kind: str, solver: Any) -> None:
     loaded, stock = load_base(bases[kind]), _stock(bases[kind])
-    schedulers = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
-    stock.scheduler = schedulers[solver].from_config(stock.scheduler.config)
+    stock.scheduler = _solver(stock, solver)
     prompts, seeds = [PROMPT, "a horse image in oil style."], [188, 288]
     told = loaded.encode_prompts(prompts)
     ours = sample_latents(loaded, told, seeds, steps=4, guidance=3.0, solver=solver)
@@ -244,8 +286,8 @@ def test_a_base_is_identified_by_every_file_that_decides_its_pictures(
         ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline, which is not supported yet"),
         (
             "model_index.json",
-            {"_class_name": "StableDiffusion3Pipeline"},
-            "StableDiffusion3Pipeline.*supported are Sta",
+            {"_class_name": "StableCascadeDecoderPipeline"},
+            "StableCascadeDecoderPipeline.*supported are Sta",
         ),
         ("model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"}, "InpaintPipeline, which is not"),
         ("model_index.json", {"_class_name": "KandinskyPipeline"}, "KandinskyPipeline, which is not supported yet"),
@@ -442,7 +484,7 @@ def test_a_single_file_with_a_described_folder_beside_it_is_the_same_base(
     shutil.copytree(bases[kind], single.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
     loaded, folder = load_base(single), load_base(bases[kind])
     assert loaded.sha256 == base_sha256(single) != folder.sha256
-    for part in PARTS[find_base(single).pipeline]:
+    for part in find_base(single).held:
         assert weights_sha256(getattr(loaded.pipeline, part)) == weights_sha256(getattr(folder.pipeline, part)), part
     settings: dict[str, Any] = {"steps": 2, "guidance": 3.0, "solver": "ddim"}
     assert np.array_equal(
@@ -527,7 +569,10 @@ def _latents(base: Base) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("kind", "granularity"),
-    [("velocity", "module"), ("sd2", "module"), ("sdxl", "module"), ("sdxl", "neuron"), ("sdxl", "weight")],
+    [
+        *(("velocity", "module"), ("sd2", "module"), ("sdxl", "module"), ("sdxl", "neuron"), ("sdxl", "weight")),
+        *(("sd3", "module"), ("sd3", "neuron"), ("sd3", "weight")),
+    ],
 )
 def test_an_erasure_is_loaded_by_the_stock_pipeline_and_leaves_the_bases_bits(
     bases: dict[str, Path], catalog: Path, tmp_path: Path, kind: str, granularity: str
@@ -545,7 +590,7 @@ def test_an_erasure_is_loaded_by_the_stock_pipeline_and_leaves_the_bases_bits(
     else:
         stock = _stock(bases[kind])
         stock.load_lora_weights(export_adapter(adapter, tmp_path / "lora", layout="diffusers"))
-    stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)
+    stock.scheduler = _solver(stock, "ddim")
     theirs = stock(
         "a astronaut image in photo style.",
         latents=first_latents([1], base.denoiser.latent_shape),

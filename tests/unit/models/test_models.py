@@ -17,7 +17,8 @@ from fade.errors import BaseModelError, ConfigError
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.hardware import fast_precision
 from fade.lineage import ROOT
-from fade.models.families.stable_diffusion import StableDiffusion, weights_sha256
+from fade.models.denoiser import weights_sha256
+from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
 from fade.models.generate import first_latents, generate, generate_batch
 from fade.models.inversion import invert

@@ -1,0 +1,144 @@
+"""A loaded base model, and what is known of its family before it is loaded: one class, a subclass for each family.
+
+A family is one file in ``fade/models/families`` and one line in ``fade/models/registry.py``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fade.errors import DataError
+from fade.models.denoiser import Denoiser
+from fade.models.latents import encode_pictures
+from fade.models.told import Told
+
+Config = Mapping[str, Any]
+Configs = Callable[[str], Config]
+"""The configuration of a part, by the part's name."""
+
+
+class Base(ABC):
+    """A loaded base: the stock pipeline, the hash it was loaded under, the adapters that are switched on.
+
+    Attributes:
+        pipeline: the stock diffusers pipeline.
+        sha256: its identity; an adapter holds for one base only.
+        folder: where it was loaded from: a folder, or a single file.
+        active: adapter name to weight; kept here because peft reports a disabled adapter as active.
+    """
+
+    parts: ClassVar[Mapping[str, str]]
+    """The parts of the pipeline that hold weights, each with its class in diffusers or transformers."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Those of them that a base may do without."""
+    tokenizers: ClassVar[Mapping[str, str]]
+    """The parts that read prompts, each with the text encoder that it reads for."""
+    denoiser_type: ClassVar[type[Denoiser]]
+    left_out: ClassVar[Mapping[str, Any]] = {}
+    """What the pipeline's loader is told: parts that judge or mark pictures are no part of what is erased."""
+
+    def __init__(self, pipeline: Any, sha256: str, folder: Path) -> None:
+        self.pipeline, self.sha256, self.folder = pipeline, sha256, folder
+        self.active: dict[str, float] = {}
+
+    # --- before it is loaded ---
+
+    @classmethod
+    @abstractmethod
+    def unsupported(cls, config: Configs, scheduler: str) -> list[str]:
+        """What of the configurations is not supported, each as a phrase that follows ``the base``.
+
+        Args:
+            scheduler: the name of its scheduler's class.
+        """
+
+    @classmethod
+    @abstractmethod
+    def pictures_of(cls, config: Configs) -> int:
+        """Height and width in pixels of what a base of these configurations draws."""
+
+    # --- loaded ---
+
+    @property
+    def network(self) -> Any:
+        """The denoiser's module, in evaluation mode, its weights as ``load_base`` was asked to hold them."""
+        return getattr(self.pipeline, self.denoiser_type.component)
+
+    @cached_property
+    @abstractmethod
+    def denoiser(self) -> Denoiser:
+        """What a method changes and asks."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser lies."""
+        return self.denoiser.device
+
+    @property
+    def picture_size(self) -> int:
+        """Height and width of a picture, in pixels."""
+        return self.pictures_of(lambda part: getattr(self.pipeline, part).config)
+
+    @staticmethod
+    @abstractmethod
+    def noise_schedule(scheduler: Any) -> tuple[object, Tensor | None]:
+        """What two schedulers must agree in to lead along one path: what is predicted, and the noise's levels."""
+
+    @abstractmethod
+    def solver(self, name: str, steps: int) -> Any:
+        """One of diffusers' schedulers, of the base's own configuration, set to so many steps.
+
+        Args:
+            name: ``ddim``, the first-order step along the path, or ``dpm++``.
+        """
+
+    def prepare(self) -> None:  # noqa: B027, most families change nothing
+        """What a family changes in a pipeline that was just loaded; nothing that changes its answers."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Told:
+        """What the denoiser is told for each prompt, on the CPU; equal prompts are encoded once."""
+        unique = list(dict.fromkeys(prompts))
+        at = {prompt: i for i, prompt in enumerate(unique)}
+        return self.encoded(unique)[[at[prompt] for prompt in prompts]]
+
+    @abstractmethod
+    def encoded(self, prompts: list[str]) -> Told:
+        """The same for prompts that differ from each other, float32 on the CPU."""
+
+    def unconditional(self) -> Told:
+        """What guidance leads away from, one row."""
+        return self.encode_prompts([""])
+
+    def encode_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
+        """Scaled latents, (N, C, h, w) float32 on the CPU: the posterior's mean, so nothing is drawn.
+
+        Args:
+            pictures: (N, H, W, 3).
+
+        Raises:
+            DataError: the pictures are not of the size that the base draws.
+        """
+        if pictures.shape[1:3] != (self.picture_size, self.picture_size):
+            raise DataError(
+                f"The pictures are {pictures.shape[1]} x {pictures.shape[2]}; the base in {self.folder} draws "
+                f"{self.picture_size} x {self.picture_size}. Resize them to that, or take another base."
+            )
+        return encode_pictures(self.pipeline.vae, pictures)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of scaled latents, (B, 3, H, W) float32, about -1..1."""
+        vae = self.pipeline.vae
+        unscaled = latents / vae.config.scaling_factor
+        if shift := vae.config.get("shift_factor"):
+            unscaled = unscaled + shift
+        decoded: Tensor = vae.decode(unscaled.to(vae.device, vae.dtype)).sample
+        return decoded.float()
