@@ -77,11 +77,7 @@ def export_adapter(folder: Path, out: Path, *, layout: Layout, base: Path | None
         raise ConfigError(f"{out} exists; give a new name, or remove it first.")
     card = load_card(folder)
     tensors, sparse = _read(weights_path(folder, card)), card.get("type") == "delta"
-    if sparse and layout in ("diffusers", "peft", "kohya"):
-        raise AdapterFormatError(
-            f"The adapter in {folder} is from a weight-level mask: its difference is not of low rank, so {layout!r} "
-            "cannot hold it. Export it as 'difference' or 'merged'."
-        )
+    _check_layout_holds(layout, _component(tensors), sparse=sparse, folder=folder)
     if base is not None:
         base = _base_folder(base, card["base_sha256"], adapter=folder)
     if base is None and (layout == "merged" or sparse):
@@ -94,6 +90,19 @@ def export_adapter(folder: Path, out: Path, *, layout: Layout, base: Path | None
         else:
             _write_lora(temporary, tensors, layout, strength)
     return out
+
+
+def _check_layout_holds(layout: Layout, component: str, *, sparse: bool, folder: Path) -> None:
+    if sparse and layout in ("diffusers", "peft", "kohya"):
+        raise AdapterFormatError(
+            f"The adapter in {folder} is from a weight-level mask: its difference is not of low rank, so {layout!r} "
+            "cannot hold it. Export it as 'difference' or 'merged'."
+        )
+    if layout == "kohya" and component != "unet":
+        raise AdapterFormatError(
+            f"The adapter in {folder} changes a {component}; kohya's names are known of U-Nets alone. Export it as "
+            "'diffusers', 'peft', 'difference' or 'merged'."
+        )
 
 
 def _base_folder(base: Path, wanted: str, *, adapter: Path) -> Path:

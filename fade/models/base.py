@@ -66,6 +66,11 @@ class Base(ABC):
     def pictures_of(cls, config: Configs) -> int:
         """Height and width in pixels of what a base of these configurations draws."""
 
+    @classmethod
+    @abstractmethod
+    def predicts(cls, config: Configs) -> str:
+        """What its denoiser answers, in the field's word."""
+
     # --- loaded ---
 
     @property

@@ -13,15 +13,15 @@ _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 def examine_base(source: str) -> Iterator[Finding]:
     """What is known of a base; after a failure nothing more is looked at, since the rest depends on it."""
     from fade.models.prompts import UNSAID_LENGTH, readers
+    from fade.models.registry import family
     from fade.models.source import deciding_files, find_base, identity
-    from fade.models.supported import read_config
+    from fade.models.supported import configurations, read_config
     from fade.models.tensors import check_weights
 
     try:
         found = find_base(source)
-        scheduler = read_config(found.config / "scheduler/scheduler_config.json")
         index = read_config(found.config / "model_index.json")
-        size, predicts = found.picture_size, scheduler.get("prediction_type", "epsilon")
+        size, predicts = found.picture_size, family(found.pipeline).predicts(configurations(found.config))
         schedule = f"{index['scheduler'][1]}, predicts {predicts}"
         yield Finding("base", "ok", f"{found.pipeline} in {found.path}: {size} x {size}, {schedule}")
         if left_out := [name for name in _LEFT_OUT if (index.get(name) or [None])[0] is not None]:

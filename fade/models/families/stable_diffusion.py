@@ -107,6 +107,11 @@ class StableDiffusion(Base):
         """The latents' side times the autoencoder's factor."""
         return int(side(config("unet")["sample_size"]) or 0) * autoencoder_factor(config("vae"))
 
+    @classmethod
+    def predicts(cls, config: Configs) -> str:
+        """``epsilon`` or ``v_prediction``."""
+        return str(config("scheduler").get("prediction_type", "epsilon"))
+
     @cached_property
     def denoiser(self) -> UNet:
         """The U-Net on its scheduler's path."""

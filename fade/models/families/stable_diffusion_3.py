@@ -76,6 +76,12 @@ class StableDiffusion3(Base):
         """The latents' side times the autoencoder's factor."""
         return int(side(config("transformer")["sample_size"]) or 0) * autoencoder_factor(config("vae"))
 
+    @classmethod
+    def predicts(cls, config: Configs) -> str:
+        """A flow's velocity, e - z_0."""
+        del config
+        return "velocity of a flow"
+
     @cached_property
     def denoiser(self) -> JointTransformer:
         """The transformer on the straight path."""
