@@ -604,16 +604,21 @@ def test_an_erasure_is_loaded_by_the_stock_pipeline_and_leaves_the_bases_bits(
     assert torch.equal(_latents(base), before)
 
 
-def test_every_way_of_targeting_and_depth_runs_on_sdxl(bases: dict[str, Path], catalog: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sdxl", "sd3"])
+def test_every_way_of_targeting_and_depth_runs(
+    bases: dict[str, Path], catalog: Path, tmp_path: Path, kind: str
+) -> None:
     deep = {"steps": 2, "states": 2, "lifetime": 1, "batch": 2, "size": 4}
     ways: dict[str, dict[str, Any]] = {
         "deep": {"depth": "deep", "deep": deep},
         "targeted": {"pictures": "generated", "timesteps": "disagreement"},
+        "closed form": {"start": "closed_form"},
     }
     for name, changes in ways.items():
         folder = tmp_path / name
-        _erase(folder, bases["sdxl"], catalog, distill={"steps": 2, "gradient_checkpointing": True, **changes})
-        apply_adapter(load_base(bases["sdxl"]), folder / "adapter", name="one")
+        distilled = {"steps": 2, "gradient_checkpointing": True, **changes}
+        _erase(folder, bases[kind], catalog, mask={"granularity": "none"}, distill=distilled)
+        apply_adapter(load_base(bases[kind]), folder / "adapter", name="one")
 
 
 def test_an_erasure_on_weights_held_in_bfloat16_is_held_in_float32_itself(
