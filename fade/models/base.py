@@ -36,6 +36,8 @@ class Base(ABC):
         active: adapter name to weight; kept here because peft reports a disabled adapter as active.
     """
 
+    title: ClassVar[str]
+    """What people call models of its kind."""
     parts: ClassVar[Mapping[str, str]]
     """The parts of the pipeline that hold weights, each with its class in diffusers or transformers."""
     optional: ClassVar[tuple[str, ...]] = ()

@@ -17,10 +17,8 @@ _REFINER = "is the refiner of Stable Diffusion XL, which goes over the pictures 
 
 def supported() -> str:
     """The end of a message that refuses."""
-    return (
-        f"supported are {', '.join(FAMILIES)} (Stable Diffusion 1.x, 2.x, XL, 3 and 3.5) that make a picture of a text "
-        "alone, with epsilon, v_prediction or flow matching"
-    )
+    titles = [f"{name} ({family(name).title})" for name in FAMILIES]
+    return f"supported are {', '.join(titles[:-1])} and {titles[-1]} that make a picture of a text alone"
 
 
 def read_config(path: Path) -> dict[str, Any]:

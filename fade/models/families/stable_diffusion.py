@@ -85,6 +85,7 @@ def read_length(tokenizer: Any, text_encoder: Any) -> int:
 class StableDiffusion(Base):
     """Stable Diffusion 1.x and 2.x."""
 
+    title = "Stable Diffusion 1.x and 2.x"
     parts: ClassVar[Mapping[str, str]] = {
         "unet": "UNet2DConditionModel",
         "vae": "AutoencoderKL",

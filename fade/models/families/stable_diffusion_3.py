@@ -43,6 +43,7 @@ class JointTransformer(Denoiser):
 class StableDiffusion3(Base):
     """Two CLIPs, and a T5 that may be absent (arXiv:2403.03206)."""
 
+    title = "Stable Diffusion 3 and 3.5"
     parts: ClassVar[Mapping[str, str]] = {
         "transformer": "SD3Transformer2DModel",
         "vae": "AutoencoderKL",

@@ -14,6 +14,7 @@ from fade.models.told import Told
 class StableDiffusionXL(StableDiffusion):
     """A Stable Diffusion but for what its denoiser is told (arXiv:2307.01952, section 2)."""
 
+    title = "Stable Diffusion XL"
     parts: ClassVar[Mapping[str, str]] = {
         **StableDiffusion.parts,
         "text_encoder_2": "CLIPTextModelWithProjection",

@@ -48,11 +48,11 @@ def _pairs(unet: Any, *, rank: int = 2, std: float = 0.2) -> dict[str, tuple[Ten
 
 def _off(base: Base, file: Path, folder: Path, stock: Any) -> float:
     """How far the imported adapter is from the stock pipeline that loaded the same file, in parts of its change."""
-    plain = _answers(base, base.network)
+    plain = _answers(base, base.denoiser)
     take_in(file, base, folder, {})
     put_in(base, load_file(next(folder.glob("*.safetensors"))), name="a", origin="a test")
     base.network.enable_adapters()
-    ours, theirs = _answers(base, base.network), _answers(base, stock.unet.eval())
+    ours, theirs = _answers(base, base.denoiser), _answers(base, base.denoiser.on(stock.unet.eval()))
     assert torch.linalg.vector_norm(theirs - plain) > 1e-2 * torch.linalg.vector_norm(plain)
     return float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs - plain))
 
@@ -62,11 +62,11 @@ def _off(base: Base, file: Path, folder: Path, stock: Any) -> float:
 
 def test_what_diffusers_training_scripts_save_is_read(base: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
     trained = _stock(tiny_base)
-    trained.network.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    for name, weight in trained.network.named_parameters():
+    trained.unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    for name, weight in trained.unet.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(2))
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(trained.network))
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(trained.unet))
     StableDiffusionPipeline.save_lora_weights(tmp_path / "out", unet_lora_layers=layers)
     assert any(".lora.down.weight" in key for key in load_file(next((tmp_path / "out").glob("*.safetensors"))))
     assert _off(base, tmp_path / "out", tmp_path / "a", trained) < LIMIT
@@ -77,11 +77,11 @@ def test_what_a_denoiser_saves_by_itself_keeps_its_alpha(
     base: StableDiffusion, tiny_base: Path, tmp_path: Path, alpha: int
 ) -> None:
     trained = _stock(tiny_base)
-    trained.network.add_adapter(LoraConfig(r=2, lora_alpha=alpha, target_modules=["to_q", "to_k"]), adapter_name="a")
-    for name, weight in trained.network.named_parameters():
+    trained.unet.add_adapter(LoraConfig(r=2, lora_alpha=alpha, target_modules=["to_q", "to_k"]), adapter_name="a")
+    for name, weight in trained.unet.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(2))
-    trained.network.save_lora_adapter(tmp_path / "out", adapter_name="a")
+    trained.unet.save_lora_adapter(tmp_path / "out", adapter_name="a")
     assert _off(base, tmp_path / "out", tmp_path / "a", trained) < LIMIT
 
 

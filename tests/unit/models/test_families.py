@@ -6,9 +6,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,9 +47,12 @@ from fade.methods.fade.sparse_lora import adapter_tensors, add_sparse_lora, lora
 from fade.methods.fade.targeting import power_law
 from fade.models.base import Base
 from fade.models.denoiser import weights_sha256
+from fade.models.families.stable_diffusion import StableDiffusion, UNet
 from fade.models.family import load_base
 from fade.models.generate import first_latents, generate_batch, sample_latents
+from fade.models.registry import FAMILIES
 from fade.models.source import base_sha256, find_base, is_hub_name
+from fade.models.told import Told
 from fade.models.training import networks as small
 from fade.pipeline import maker_of
 from fade.steps.catalog import build_catalog
@@ -601,6 +606,51 @@ def test_an_erasure_is_loaded_by_the_stock_pipeline_and_leaves_the_bases_bits(
     torch.testing.assert_close(after, theirs, rtol=1e-3, atol=1e-3)
     restore_base(base)
     assert weights_sha256(base.network) == untouched
+    assert torch.equal(_latents(base), before)
+
+
+class NegatedUNet(UNet):
+    """A network of another kind: its answers are the other way round."""
+
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, told: Told) -> torch.Tensor:
+        return -super().predict(noisy, t, told)
+
+
+class Negated(StableDiffusion):
+    """A family of one's own."""
+
+    title = "Negated"
+    denoiser_type = NegatedUNet
+
+    @cached_property
+    def denoiser(self) -> NegatedUNet:
+        plain = super().denoiser
+        return NegatedUNet(plain.network, plain.path, plain.latent_shape)
+
+
+class NegatedPipeline(StableDiffusionPipeline):
+    """Its pipeline, as diffusers would have it."""
+
+
+def test_a_family_is_a_class_and_a_line(
+    bases: dict[str, Path], catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "base"
+    shutil.copytree(bases["epsilon"], own)
+    _changed(own, "model_index.json", _class_name="NegatedPipeline")
+    with pytest.raises(BaseModelError, match="is a NegatedPipeline, which is not supported yet"):
+        find_base(own)
+    monkeypatch.setattr(diffusers, "NegatedPipeline", NegatedPipeline, raising=False)
+    monkeypatch.setitem(FAMILIES, "NegatedPipeline", f"{__name__}:Negated")
+    drawn = [_latents(load_base(folder)) for folder in (own, bases["epsilon"])]
+    assert not torch.allclose(*drawn, atol=1e-2)
+    _erase(tmp_path / "erasure", own, catalog)
+    base = load_base(own)
+    before = _latents(base)
+    apply_adapter(base, tmp_path / "erasure/adapter", name="one")
+    activate(base, {"one": 1.0})
+    assert not torch.allclose(_latents(base), before, atol=1e-2)
+    restore_base(base)
     assert torch.equal(_latents(base), before)
 
 
