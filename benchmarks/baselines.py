@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 from fade.adapters.store import activate, apply_adapter, restore_base
-from fade.config import Spec, load_settings, save_spec
+from fade.config import load_settings
 from fade.data.catalog import find_concept, load_concepts
 from fade.evaluation.accuracy import canvas_protocol, drift, naming_none, summary
 from fade.evaluation.judges import load_judge
@@ -35,6 +35,7 @@ from fade.models.base import Base
 from fade.models.family import load_base
 from fade.models.generate import generate
 from fade.project import load_project
+from fade.spec import Spec, save_spec
 from fade.steps.baseline import METHODS, baseline_settings, material
 from fade.steps.catalog import ensure_catalog
 from fade.steps.distill import distill_adapter

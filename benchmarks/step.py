@@ -31,7 +31,7 @@ from plain_loop import PUBLISHED, PlainSet, Recipe, loop, prepare
 from sd15_memory import TOKENS, WIDTH, as_denoiser, build_unet, examples, peak_gb
 from torch.utils.flop_counter import FlopCounterMode
 
-from fade.config import Spec, load_settings, save_spec
+from fade.config import load_settings
 from fade.data.catalog import load_pictures
 from fade.lineage import made_on
 from fade.methods.fade.distillation import Sets, distill
@@ -42,6 +42,7 @@ from fade.methods.fade.targeting import power_law
 from fade.models.family import load_base
 from fade.models.told import Told
 from fade.project import load_project
+from fade.spec import Spec, save_spec
 from fade.steps.catalog import ensure_catalog
 from fade.steps.distill import add_student, loop_settings, train_student, training_sets
 from fade.steps.mask import mask as mask_step

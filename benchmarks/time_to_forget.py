@@ -37,7 +37,7 @@ from plain_loop import PUBLISHED, Recipe, loop, prepare
 from step import plain_set, same_as_ours
 
 from fade.concepts import Concept
-from fade.config import Spec, load_settings, save_spec
+from fade.config import load_settings
 from fade.data.catalog import load_concepts
 from fade.evaluation.accuracy import canvas_protocol, drift, naming_none, summary
 from fade.evaluation.judges import load_judge
@@ -47,6 +47,7 @@ from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
 from fade.models.generate import generate
 from fade.project import load_project
+from fade.spec import Spec, save_spec
 from fade.steps.catalog import ensure_catalog
 from fade.steps.distill import add_student, train_student
 from fade.steps.evaluate import domains, named_by

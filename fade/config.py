@@ -1,27 +1,19 @@
-"""Parameters: an erasure's spec (what it is asked to be), the settings of each step; checked before anything runs."""
+"""The settings of each step of an erasure: section ``erasure`` of params.yaml, checked before anything runs."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fade.errors import ConfigError
-from fade.files import read_yaml, writing
+from fade.files import read_yaml
 from fade.hardware import AUTO_PRECISION, Precision, fast_precision
-from fade.names import name_key
 
 DRAWN_BY = ("steps", "guidance", "solver", "batch", "precision")
 """Of the section ``evaluate``: how the base draws pictures."""
-GENERATED = "generated"
-"""In the folder of a data-free erasure: the pictures that the base drew, as a catalog."""
-ATTACKED = "attacked.json"
-"""In the folder of an erasure whose gate asks for attacks: their figures."""
 ATTACKS = {
     "prompts": ("paraphrase", "synonym", "misspelling", "composition"),
     "noised": ("noised",),
@@ -32,11 +24,13 @@ ATTACKS = {
 """Attacks by the kind that is run (fade/steps/attacks.py)."""
 
 
-class _Settings(BaseModel):
+class StrictModel(BaseModel):
+    """A frozen model that refuses unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SplitSettings(_Settings):
+class SplitSettings(StrictModel):
     """How many pictures of each pair (object x style) go into the splits."""
 
     seed: int = Field(42, description="of every draw of this step")
@@ -46,7 +40,7 @@ class SplitSettings(_Settings):
     holdout_per_pair: int = Field(4, ge=1, description="kept from training, to measure on")
 
 
-class SaliencySettings(_Settings):
+class SaliencySettings(StrictModel):
     """Which gradient ranks the weights, over how many groups of how many pictures.
 
     ``denoising`` is the paper's; ``contrast`` divides it by the same on the retain set; ``distillation``
@@ -68,7 +62,7 @@ class SaliencySettings(_Settings):
     precision: Precision = Field("fp32", description="of the gradients")
 
 
-class MaskSettings(_Settings):
+class MaskSettings(StrictModel):
     """What may change: which share, of what, and within which modules.
 
     ``none`` is the control without a mask. ``attention`` are the published targets.
@@ -81,7 +75,7 @@ class MaskSettings(_Settings):
     within: Literal["all", "attention", "cross_attention"] = Field("all", description="modules that are asked at all")
 
 
-class DeepSettings(_Settings):
+class DeepSettings(StrictModel):
     """Training against inversion, for ``depth: deep`` (fade/methods/fade/adversary.py)."""
 
     steps: int = Field(240, ge=1, description="in the place of distill.steps")
@@ -106,14 +100,14 @@ class DeepSettings(_Settings):
         return self
 
 
-class ClosedFormSettings(_Settings):
+class ClosedFormSettings(StrictModel):
     """The linear change of the text path that training may begin with (fade/methods/closed_form.py)."""
 
     retain_weight: float = Field(3.0, gt=0, description="of the other texts against the concept's")
     ridge: float = Field(1e-3, gt=0, description="share of the mean square of a text state's entries")
 
 
-class DistillSettings(_Settings):
+class DistillSettings(StrictModel):
     """Self-distillation; defaults were chosen on the canvas (README, "The method").
 
     ``start: closed_form`` begins with the closed form instead of with no change; with 0 steps that is all.
@@ -172,7 +166,7 @@ class DistillSettings(_Settings):
         return self.model_copy(update={"steps": steps, "deep": self.deep.model_copy(update={"steps": steps})})
 
 
-class EvaluateSettings(_Settings):
+class EvaluateSettings(StrictModel):
     """The canvas protocol: every pair x every seed. Seeds are UnlearnCanvas' own."""
 
     seeds: tuple[int, ...] = Field((188, 288, 588, 688, 888), description="pictures of every prompt, one for each")
@@ -190,7 +184,7 @@ class EvaluateSettings(_Settings):
         return self.model_dump(mode="json", include={*DRAWN_BY, "seeds"})
 
 
-class InversionSettings(_Settings):
+class InversionSettings(StrictModel):
     """White-box inversion (fade/attacks/inversion.py): its budget, and how many pictures it draws."""
 
     seed: int = Field(42, description="of every draw of this step")
@@ -203,7 +197,7 @@ class InversionSettings(_Settings):
     )
 
 
-class AttackSettings(_Settings):
+class AttackSettings(StrictModel):
     """The suite of attacks beside inversion (fade/steps/attacks.py): budgets and how many pictures each draws."""
 
     seed: int = Field(42, description="of every draw of this step")
@@ -227,7 +221,7 @@ class AttackSettings(_Settings):
         return self
 
 
-class Sure(_Settings):
+class GateBounds(StrictModel):
     """What the *bounds* of the figures must reach, and how often a decision may be wrong (fade/evaluation/gate.py).
 
     Pictures are added, ``round`` seeds at a time, until every decision is sure or ``most`` seeds are drawn.
@@ -242,7 +236,7 @@ class Sure(_Settings):
     most: int = Field(20, ge=1, description="seeds at most")
 
 
-class Gate(_Settings):
+class Gate(StrictModel):
     """What an erasure must reach to be offered for approval (fractions of 1).
 
     ``ua``, ``ira_loss`` and ``cra_loss`` are asked of the figures themselves, ``sure`` of their bounds; without
@@ -257,7 +251,7 @@ class Gate(_Settings):
     recognised: float = Field(
         0.5, ge=0, le=1, description="least share the judge surely recognises before, lower bound"
     )
-    sure: Sure | None = None
+    sure: GateBounds | None = None
     attacks: dict[str, float] | None = Field(None, description="attack to the most of its upper bound")
 
     @model_validator(mode="after")
@@ -276,7 +270,7 @@ class Gate(_Settings):
         return tuple(kind for kind, names in ATTACKS.items() if set(names) & set(self.attacks or {}))
 
 
-class Settings(_Settings):
+class Settings(StrictModel):
     """The settings of every step of an erasure: the section ``erasure`` of params.yaml."""
 
     split: SplitSettings = SplitSettings()
@@ -291,96 +285,8 @@ class Settings(_Settings):
     weights: Literal["fp32", "bf16"] = Field("fp32", description="how the denoiser's weights are held; bf16 rounds")
 
 
-class Pair(_Settings):
-    """A concept that is erased, and what its prompts shall give instead: a concept's name, or ``nothing``.
-
-    Attributes:
-        aliases: other names that bring it up: the catalog's, and those that whoever asked gave.
-        image_ids: pictures that must be forgotten: its forget set is these (and those of ``subjects``) alone.
-        subjects: opaque references of those whose pictures must be forgotten.
-        overwrite: picture id to what it gives way to instead of ``surrogate``: a concept or ``nothing``.
-    """
-
-    concept: str = Field(min_length=1)
-    kind: Literal["object", "style"]
-    surrogate: str = Field(min_length=1)
-    person: bool = False
-    aliases: tuple[str, ...] = ()
-    image_ids: tuple[str, ...] = ()
-    subjects: tuple[str, ...] = ()
-    overwrite: dict[str, str] = Field(default_factory=dict)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The words that bring the concept up."""
-        return (self.concept, *self.aliases)
-
-    @model_validator(mode="after")
-    def _differ(self) -> Pair:
-        if name_key(self.surrogate) in {name_key(name) for name in self.names}:
-            raise ValueError(
-                f"the surrogate must differ from the concept: got {self.surrogate!r} for both. "
-                "Name what its prompts shall give instead"
-            )
-        return self
-
-
-class Spec(Settings, Pair):
-    """One erasure, whole: what, instead of what, from which base and pictures, and how.
-
-    Paths are relative to the project's root.
-
-    Attributes:
-        also: further concepts that the same adapter erases, each with pictures of its own where some are named.
-        neighbours: concepts nearest those erased, of which ``split.neighbour_factor`` times as many are retained.
-        data_free: no pictures are left: the base itself draws them (fade/steps/generate.py).
-        imported: hash of another tool's adapter that is judged instead of one made here (``fade import``).
-    """
-
-    also: tuple[Pair, ...] = ()
-    neighbours: tuple[str, ...] = ()
-    data_free: bool = False
-    imported: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    base: str
-    base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    catalog: str
-    judges: str
-
-    @model_validator(mode="after")
-    def _apart(self) -> Spec:
-        erased = [name_key(pair.concept) for pair in self.pairs]
-        if twice := sorted({name for name in erased if erased.count(name) > 1}):
-            raise ValueError(f"a concept is erased once: got {', '.join(twice)} more than once")
-        instead = {name for pair in self.pairs for name in (pair.surrogate, *pair.overwrite.values())}
-        if back := sorted(name for name in instead if name_key(name) in erased):
-            raise ValueError(
-                f"a surrogate must not be erased itself: got {', '.join(back)} as both. Choose another surrogate"
-            )
-        if self.data_free and any(pair.image_ids or pair.subjects or pair.overwrite for pair in self.pairs):
-            raise ValueError(
-                "pictures and subjects are named where there are none: data_free draws pictures of the concept. "
-                "Leave out one or the other"
-            )
-        return self
-
-    def picture_catalog(self, folder: Path) -> Path:
-        """The catalog whose pictures the splits are made of; of a data-free erasure its own, in its folder."""
-        return folder / GENERATED if self.data_free else Path(self.catalog)
-
-    @property
-    def pairs(self) -> tuple[Pair, ...]:
-        """All that is erased, the first concept first."""
-        first = Pair(**{name: getattr(self, name) for name in Pair.model_fields})
-        return (first, *self.also)
-
-    @property
-    def id(self) -> str:
-        """The erasure's name: a hash of all that is asked, so the same spec is the same erasure."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return "e" + hashlib.sha256(content.encode()).hexdigest()[:11]
-
-
-def _explain(error: ValidationError, where: str) -> ConfigError:
+def explained(error: ValidationError, where: str) -> ConfigError:
+    """A validation error in our words: every faulty field, what was got and what is expected."""
     faults = "; ".join(
         f"{'.'.join(str(part) for part in fault['loc']) or 'spec'}: {fault['msg']} (got {fault['input']!r})"
         if fault["type"] != "value_error"
@@ -388,18 +294,6 @@ def _explain(error: ValidationError, where: str) -> ConfigError:
         for fault in error.errors()
     )
     return ConfigError(f"{where}: {faults}.")
-
-
-def make_spec(**fields: Any) -> Spec:
-    """Build a spec.
-
-    Raises:
-        ConfigError: names every faulty field, what was got and what is expected.
-    """
-    try:
-        return Spec(**fields)
-    except ValidationError as error:
-        raise _explain(error, "The spec is not valid") from None
 
 
 def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Settings:
@@ -430,15 +324,4 @@ def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Se
     try:
         return Settings(**section)
     except ValidationError as error:
-        raise _explain(error, f"Section 'erasure' of {path}") from None
-
-
-def load_spec(folder: Path) -> Spec:
-    """The spec in an erasure's folder (``spec.yaml``)."""
-    return make_spec(**read_yaml(folder / "spec.yaml"))
-
-
-def save_spec(spec: Spec, folder: Path) -> None:
-    """Write ``spec.yaml``."""
-    with writing(folder / "spec.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        raise explained(error, f"Section 'erasure' of {path}") from None

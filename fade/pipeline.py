@@ -23,7 +23,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fade.config import ATTACKED, DRAWN_BY, GENERATED, Settings, Spec, load_spec
+from fade.config import DRAWN_BY, Settings
+from fade.spec import ATTACKED, GENERATED, Spec, load_spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,10 +23,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from tqdm import tqdm
 
-from fade.config import load_spec
 from fade.errors import FadeError, nameless
 from fade.files import read_json, write_json
 from fade.methods.fade.distillation import DistillStep
+from fade.spec import load_spec
 from fade.steps import distill as distill_step
 from fade.steps import evaluate as evaluate_step
 from fade.steps import foreign as foreign_step

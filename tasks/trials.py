@@ -11,8 +11,8 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from fade.config import load_spec
 from fade.errors import FadeError
+from fade.spec import load_spec
 from fade.steps.baseline import BASELINE_NAME
 from fade.steps.trial import figures, run_trial
 

@@ -11,10 +11,11 @@ import torch
 import yaml
 
 from fade.adapters.store import save_adapter
-from fade.config import Gate, load_settings, make_spec
+from fade.config import Gate, load_settings
 from fade.evaluation import accuracy
 from fade.files import write_json
 from fade.models.source import base_sha256
+from fade.spec import make_spec
 from flows.erasing.erase import prepare_folder
 from tasks.erasure import register_version
 from tasks.mlflow.tracking import AdapterVersion

@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 
 from fade.concepts import CAPTION_TEMPLATE, PARAPHRASES, Concept, caption
-from fade.config import Pair
 from fade.data.catalog import find_concept
 from fade.errors import DataError, listing
 from fade.names import mention, name_key
 from fade.seeding import numpy_generator
+from fade.spec import Pair
 
 NOTHING, NO_CAPTION = "nothing", ""
 """As a surrogate, *nothing* stands for what the empty prompt gives."""

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.attacks.inversion import draw_from_states, invert_concept
-from fade.config import Spec, load_spec
 from fade.errors import ConfigError
 from fade.evaluation.accuracy import rate
 from fade.evaluation.judges import JUDGES, judge_pictures, load_judge
@@ -34,6 +33,7 @@ from fade.models.base import Base
 from fade.models.family import load_base
 from fade.models.inversion import InversionStep
 from fade.sheets import labelled_sheet
+from fade.spec import Spec, load_spec
 from fade.steps.encoded import encode_split
 from fade.steps.evaluate import CACHE
 

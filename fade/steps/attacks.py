@@ -25,7 +25,6 @@ from fade.attacks.noised import draw_from_noised
 from fade.attacks.prompts import PROMPT_ATTACKS, Ask, of_whole_words, prompt_attacks
 from fade.attacks.relearning import relearn
 from fade.concepts import PLAIN_STYLE, caption
-from fade.config import Spec, load_spec
 from fade.data.catalog import load_concepts
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, nearest
@@ -37,6 +36,7 @@ from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
 from fade.models.family import load_base
 from fade.models.generate import generate
+from fade.spec import Spec, load_spec
 from fade.steps.attack import attack
 from fade.steps.encoded import encode_split
 from fade.steps.evaluate import CACHE, domains

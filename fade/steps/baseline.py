@@ -22,7 +22,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fade.adapters.store import save_adapter
-from fade.config import Spec, load_spec, save_spec
 from fade.errors import AdapterFormatError, ConfigError, FadeError, nearest
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.lineage import library_versions, module_closure
@@ -35,6 +34,7 @@ from fade.models.base import Base
 from fade.models.deltas import plain_modules
 from fade.models.family import load_base
 from fade.models.told import Told
+from fade.spec import Spec, load_spec, save_spec
 from fade.steps.encoded import check_told_apart, split_rows
 from fade.steps.split import split
 from fade.steps.trial import TRIALS, emptied_if_other, finish, report_progress, timed

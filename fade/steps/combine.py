@@ -16,7 +16,6 @@ from tqdm import tqdm
 from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter
 from fade.concepts import CAPTION_TEMPLATE
-from fade.config import ATTACKED, Spec, load_spec
 from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, DataError, listing
@@ -25,6 +24,7 @@ from fade.evaluation.gate import strictest
 from fade.evaluation.report import erasure_sheet
 from fade.files import read_json, write_json, writing
 from fade.models.family import load_base
+from fade.spec import ATTACKED, Spec, load_spec
 from fade.steps.evaluate import domains, judge_gate, measured, neighbours_of
 
 SHARED = ("base_sha256", "weights", "catalog", "judges", "evaluate", "threads")

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fade.adapters.store import save_adapter
-from fade.config import DistillSettings, Spec, load_spec
+from fade.config import DistillSettings
 from fade.errors import DataError
 from fade.files import sha256_file, write_json, writing
 from fade.methods.closed_form import LowRank, closed_form, distinct, text_moments
@@ -37,6 +37,7 @@ from fade.models.family import load_base
 from fade.models.generate import sample_latents
 from fade.models.told import Told
 from fade.seeding import derive_seed
+from fade.spec import Spec, load_spec
 from fade.steps.encoded import check_told_apart, encode_split, split_rows
 
 GENERATED_BATCH, GENERATED_STEPS, GENERATED_GUIDANCE = 32, 20, 4.0

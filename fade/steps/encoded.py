@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fade.config import Spec
 from fade.data.catalog import load_pictures
 from fade.errors import DataError
 from fade.methods.fade.examples import Examples
 from fade.models.base import Base
 from fade.models.denoiser import autocast
 from fade.models.told import Told
+from fade.spec import Spec
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.concepts import CAPTION_TEMPLATE, Concept
-from fade.config import ATTACKED, Gate, Spec, load_spec
+from fade.config import Gate
 from fade.data.catalog import given_names, load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import LineageError
@@ -40,6 +40,7 @@ from fade.models.base import Base
 from fade.models.denoiser import weights_sha256
 from fade.models.family import load_base
 from fade.models.generate import generate
+from fade.spec import ATTACKED, Spec, load_spec
 
 CACHE = Path(".fade/cache")
 

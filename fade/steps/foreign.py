@@ -15,11 +15,11 @@ from fade.adapters.card import WEIGHTS_NAME
 from fade.adapters.exports import PEFT_CONFIG, PEFT_WEIGHTS, import_adapter
 from fade.adapters.stock import check_stored
 from fade.adapters.store import save_adapter
-from fade.config import load_spec
 from fade.errors import AdapterFormatError, LineageError
 from fade.files import sha256_file, writing
 from fade.models.base import Base
 from fade.models.family import load_base
+from fade.spec import load_spec
 
 FOREIGN = "foreign"
 """Folder of the files as they came."""

@@ -12,10 +12,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from fade.config import load_spec
 from fade.data.catalog import stream_table
 from fade.errors import ConfigError, DataError, listing
 from fade.files import read_json, write_json
+from fade.spec import load_spec
 
 FURTHER = "further.json"
 _COLUMNS = ["image_id", "subject", "sha256", "object", "style", "deleted_at"]

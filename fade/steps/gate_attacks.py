@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fade.config import ATTACKED, load_spec
 from fade.files import write_json
+from fade.spec import ATTACKED, load_spec
 from fade.steps.attacks import attack_figures, run
 
 

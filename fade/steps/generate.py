@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fade.concepts import Concept, caption, slug
-from fade.config import DRAWN_BY, GENERATED, Spec, load_spec
+from fade.config import DRAWN_BY
 from fade.data.catalog import load_concepts, load_templates, read_concepts_file
 from fade.data.intake import build
 from fade.data.sets import PHOTO_TEMPLATES, STYLE_TEMPLATES, Item, PictureSet, generated_by
@@ -23,6 +23,7 @@ from fade.models.base import Base
 from fade.models.family import load_base
 from fade.models.generate import generate
 from fade.seeding import derive_seed
+from fade.spec import GENERATED, Spec, load_spec
 
 
 def generate_catalog(folder: Path) -> Iterator[tuple[int, int]]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from fade.config import load_spec
 from fade.methods.fade.masks import Mask, make_mask, save_mask
 from fade.models.family import family_of
+from fade.spec import load_spec
 
 
 def mask(folder: Path) -> Mask:

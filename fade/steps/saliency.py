@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fade.config import load_spec
 from fade.files import writing
 from fade.methods.fade.saliency import (
     NoisyGroup,
@@ -23,6 +22,7 @@ from fade.methods.fade.saliency import (
 from fade.methods.fade.targeting import power_law
 from fade.models.denoiser import autocast
 from fade.models.family import load_base
+from fade.spec import load_spec
 from fade.steps.encoded import check_told_apart, split_rows
 
 FEW_GROUPS, MANY_GROUPS = 1, 8

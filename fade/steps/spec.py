@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from fade.concepts import Concept
-from fade.config import Pair, Settings, Spec, load_settings, make_spec, save_spec
+from fade.config import Settings, load_settings
 from fade.data.catalog import (
     find_concept,
     known_concept,
@@ -36,6 +36,7 @@ from fade.models.source import BaseSource, find_base, identity
 from fade.models.tensors import check_weights
 from fade.names import name_key
 from fade.project import Project, load_project
+from fade.spec import Pair, Spec, make_spec, save_spec
 
 AUTO = "auto"
 NEEDED_BYTES = 200 * 2**20

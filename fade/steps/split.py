@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from fade.concepts import Concept
-from fade.config import Pair, load_spec
 from fade.data.catalog import COLUMNS, find_concept, given_names, load_catalog, load_concepts, load_templates
 from fade.data.duplicates import leaked
 from fade.data.splits import NOTHING, find_pairs, make_splits
 from fade.errors import DataError, listing
 from fade.files import sha256_file, writing
+from fade.spec import Pair, load_spec
 
 
 def split(folder: Path) -> dict[str, int]:

@@ -17,21 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fade.config import (
-    ATTACKED,
-    AttackSettings,
-    DistillSettings,
-    EvaluateSettings,
-    Gate,
-    InversionSettings,
-    Spec,
-    load_spec,
-    save_spec,
-)
+from fade.config import AttackSettings, DistillSettings, EvaluateSettings, Gate, InversionSettings
 from fade.errors import FadeError
 from fade.files import read_json, sha256_file, write_json
 from fade.hardware import peak_mib
 from fade.lineage import library_versions, module_closure
+from fade.spec import ATTACKED, Spec, load_spec, save_spec
 from fade.steps.attacks import attack_figures, run
 from fade.steps.distill import distill_adapter
 from fade.steps.evaluate import evaluate

@@ -31,7 +31,7 @@ from flows.cli.console import (
 from flows.cli.release import named
 
 if TYPE_CHECKING:
-    from fade.config import Spec
+    from fade.spec import Spec
 
 app = typer.Typer(
     name="fade",
@@ -148,7 +148,8 @@ def consolidate(
     import time
 
     begun = time.perf_counter()
-    from fade.config import load_settings, load_spec
+    from fade.config import load_settings
+    from fade.spec import load_spec
     from fade.steps.spec import prepare_spec
     from flows.erasing.erase import asked_together, find_folder, for_several
 
@@ -314,7 +315,7 @@ def export(
 
 def _base_of(erasure: str) -> Path | None:
     """The base that an erasure was made on, as its spec names it; None if it is not on this machine."""
-    from fade.config import load_spec
+    from fade.spec import load_spec
     from flows.settings import ERASURES
 
     folder = ERASURES / erasure

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from fade.concepts import caption
-from fade.config import Settings, Spec, load_settings
+from fade.config import Settings, load_settings
 from fade.files import read_json, writing
 from fade.models.denoiser import weights_sha256
 from fade.project import Project
 from fade.sheets import labelled_sheet
+from fade.spec import Spec
 from fade.steps.catalog import ensure_catalog
 from fade.steps.spec import prepare_spec
 from flows.erasing.erase import erase, prepare_folder

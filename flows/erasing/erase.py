@@ -11,11 +11,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from prefect import flow
 
-from fade.config import DistillSettings, Spec, load_spec, save_spec
+from fade.config import DistillSettings
 from fade.errors import ConfigError, RegistryError, ResourceError, nearest
 from fade.models.source import base_sha256
 from fade.requests import leases
 from fade.requests.ledger import Ledger
+from fade.spec import Spec, load_spec, save_spec
 from fade.steps.spec import Wanted, asked_again, check_disk, gate_without_power
 from flows.settings import ERASURES
 from tasks import erasure

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-from fade.config import Settings, Spec, load_spec
+from fade.config import Settings
 from fade.errors import ConfigError, FadeError
 from fade.project import Project
+from fade.spec import Spec, load_spec
 from fade.steps.spec import asked_again, prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.settings import ERASURES

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fade.config import load_spec
 from fade.errors import ConfigError
 from fade.evaluation.gate import strictest
 from fade.files import read_json, sha256_file
 from fade.lineage import module_closure
+from fade.spec import load_spec
 from fade.steps.combine import check_alike, combine
 from fade.steps.evaluate import CACHE, judge_gate
 from flows.releasing.approval import Approved, named

@@ -28,10 +28,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from fade.config import load_spec
 from fade.errors import LineageError, ResourceError
 from fade.files import sha256_file, write_json, writing
 from fade.lineage import ROOT
+from fade.spec import load_spec
 from fade.temporary import remove_abandoned, temporary_folder
 from tasks.dvc import versioning
 from tasks.mlflow import tracking

@@ -24,11 +24,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fade.config import load_spec
 from fade.data.deletion import mark
 from fade.errors import ConfigError, ResourceError
 from fade.requests.ledger import Ledger
 from fade.signing import read_signed, signing_key, verifying_key, write_signed
+from fade.spec import load_spec
 from flows.proving.traces import (
     BEGUN_NAME,
     DERIVED,

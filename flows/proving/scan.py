@@ -16,10 +16,10 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fade.config import load_spec
 from fade.errors import ConfigError
 from fade.files import sha256_file
 from fade.requests.ledger import Ledger
+from fade.spec import load_spec
 from flows.proving.purge import state_of
 from flows.proving.traces import UNFINISHED
 from tasks.dvc.objects import folders, md5_of, stores

@@ -16,12 +16,13 @@ from typing import Any
 
 from fade.adapters.card import CARD_NAME, load_card
 from fade.adapters.manifest import LiveAdapter
-from fade.config import Gate, Spec, load_spec
+from fade.config import Gate
 from fade.errors import ConfigError, LineageError, RefusedError, listing
 from fade.files import sha256_file
 from fade.requests.ledger import Ledger
 from fade.requests.records import Entry
 from fade.requests.states import State
+from fade.spec import Spec, load_spec
 from fade.steps.evaluate import judge_gate
 from flows.cli.console import this_user
 from flows.settings import ERASURES

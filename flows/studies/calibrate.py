@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from prefect import flow
 
-from fade.config import load_settings, load_spec, save_spec
+from fade.config import load_settings
 from fade.errors import ConfigError, DataError
 from fade.files import read_json
 from fade.project import Project
+from fade.spec import load_spec, save_spec
 from fade.steps.catalog import ensure_catalog
 from fade.steps.evaluate import judge_gate
 from fade.steps.spec import prepare_spec

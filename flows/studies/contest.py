@@ -20,13 +20,14 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from fade.config import Spec, load_settings, save_spec
+from fade.config import load_settings
 from fade.errors import ConfigError, DataError, nearest
 from fade.evaluation.contest import COLUMNS, contest_markdown, contest_table, scatter_figure, sequence_figure
 from fade.files import read_json, write_json, writing
 from fade.lineage import made_on
 from fade.methods.plain_fade import PAPER_SETTINGS
 from fade.project import Project
+from fade.spec import Spec, save_spec
 from fade.steps.attacks import KINDS
 from fade.steps.baseline import METHODS as BASELINES
 from fade.steps.baseline import baseline_id, baseline_settings, save_baseline

@@ -22,7 +22,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.futures import as_completed
 from tqdm import tqdm
 
-from fade.config import Spec, load_settings, save_spec
+from fade.config import load_settings
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError
 from fade.evaluation.accuracy import rate
@@ -31,6 +31,7 @@ from fade.files import write_json, writing
 from fade.lineage import made_on
 from fade.models.sharing import bases_shared
 from fade.project import Project
+from fade.spec import Spec, save_spec
 from fade.steps.catalog import ensure_catalog
 from fade.steps.spec import AUTO, prepare_spec
 from fade.steps.trial import TRIALS

@@ -28,7 +28,7 @@ from dvc_data.hashfile.build import build
 from filelock import FileLock
 
 from fade import pipeline
-from fade.config import Spec, load_settings, make_spec
+from fade.config import load_settings
 from fade.data.splits import NOTHING
 from fade.errors import LineageError
 from fade.files import sha256_file, write_json, writing
@@ -36,6 +36,7 @@ from fade.lineage import ROOT, library_versions, module_closure, processor_kind
 from fade.models.source import is_hub_name
 from fade.pipeline import Step
 from fade.project import Project, load_project
+from fade.spec import Spec, make_spec
 
 logging.getLogger("dvc").setLevel(logging.WARNING)
 logging.getLogger("dvc_data").setLevel(logging.ERROR)  # it warns of each output that a stage has yet to make

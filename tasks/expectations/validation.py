@@ -27,7 +27,6 @@ from great_expectations.expectations.metrics import ColumnMapMetricProvider, col
 from PIL import Image, UnidentifiedImageError
 
 from fade.concepts import Concept
-from fade.config import Spec, load_spec
 from fade.data.catalog import COLUMNS, load_catalog, load_concepts
 from fade.data.duplicates import as_bits, conflicting, leaked, near_pairs
 from fade.data.sets import generated_by
@@ -35,6 +34,7 @@ from fade.data.splits import NOTHING, SPLIT_NAMES, differs_in_names_alone
 from fade.errors import DataError, listing
 from fade.files import write_json
 from fade.names import mention
+from fade.spec import Spec, load_spec
 from tasks.expectations.pages import write_pages
 
 logging.getLogger("great_expectations").setLevel(logging.WARNING)

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fade.adapters.card import CARD_NAME, load_card
-from fade.config import Gate, Settings, Spec, load_spec
+from fade.config import Gate, Settings
 from fade.errors import ConfigError, LineageError
 from fade.files import read_json, read_yaml, sha256_file
 from fade.lineage import git_state, library_versions
 from fade.requests.ledger import Ledger
 from fade.requests.records import Entry
+from fade.spec import Spec, load_spec
 
 if TYPE_CHECKING:
     from tasks.mlflow.tracking import AdapterVersion

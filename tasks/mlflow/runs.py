@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from fade.adapters.card import load_card
-from fade.config import Spec
 from fade.errors import AdapterFormatError, LineageError, RegistryError
 from fade.evaluation.report import loss_figure
 from fade.files import read_json
 from fade.lineage import git_state, library_versions
 from fade.methods.fade.masks import load_mask
+from fade.spec import Spec
 from tasks.mlflow.client import EXPERIMENT, STUDIES, experiment, mlflow_client, read_file
 from tasks.mlflow.page import DOCS
 from tasks.mlflow.registration import as_param, kind_of

@@ -8,12 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fade.config import Gate, Spec, Sure, load_settings, save_spec
+from fade.config import Gate, GateBounds, load_settings
 from fade.data.catalog import given_names, load_catalog, load_concepts
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, DataError
 from fade.evaluation.aliases import alias_figures, alias_samples
 from fade.evaluation.gate import recognition, verdict
+from fade.spec import Spec, save_spec
 from fade.steps.spec import Wanted, asked_again, prepare_spec
 from fade.steps.split import split
 from flows.erasing.erase import asked_together
@@ -113,7 +114,7 @@ def test_further_names_are_judged_as_the_concept(workspace: Path) -> None:
 
 def test_the_gate_asks_the_names_by_which_the_base_draws_the_concept() -> None:
     figures = judged_figures({"it": (50, 0, 50)})
-    gate = Gate(sure=Sure())
+    gate = Gate(sure=GateBounds())
     assert verdict(figures, gate)["verdict"] == "passed"
 
     def named(before: int, after: int) -> dict[str, Any]:

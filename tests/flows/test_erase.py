@@ -15,11 +15,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from typer.testing import CliRunner
 
-from fade.config import Spec, load_settings, load_spec, save_spec
+from fade.config import load_settings
 from fade.data.catalog import load_concepts
 from fade.errors import BaseModelError, ConfigError, DataError, RegistryError
 from fade.files import read_json, sha256_file
 from fade.pipeline import steps_of
+from fade.spec import Spec, load_spec, save_spec
 from fade.steps.attack import attack
 from fade.steps.spec import prepare_spec
 from flows.cli.app import _base_of, app

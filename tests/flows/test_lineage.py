@@ -15,11 +15,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from fade import config
-from fade.config import Settings, load_settings, save_spec
+from fade import config, spec
+from fade.config import Settings, load_settings
 from fade.files import read_json
 from fade.lineage import ROOT, processor_kind
 from fade.pipeline import steps_of
+from fade.spec import save_spec
 from fade.steps.distill import distill_adapter
 from fade.steps.evaluate import evaluate
 from fade.steps.mask import mask
@@ -109,7 +110,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The settings that are read, as ``section.field``, from here on."""
     sections = {type(part): name for name, part in Settings() if isinstance(part, BaseModel)}
     found: set[str] = set()
-    made = config.make_spec
+    made = spec.make_spec
 
     def noted(self: BaseModel, name: str) -> Any:
         section = sections.get(type(self))
@@ -117,15 +118,15 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             found.add(f"{section}.{name}")
         return object.__getattribute__(self, name)
 
-    def unnoted(**fields: Any) -> config.Spec:
+    def unnoted(**fields: Any) -> spec.Spec:
         """A request's validators look at much that no step reads."""
         before = set(found)
         request = made(**fields)
         found.intersection_update(before)
         return request
 
-    monkeypatch.setattr(config._Settings, "__getattribute__", noted, raising=False)
-    monkeypatch.setattr(config, "make_spec", unnoted)
+    monkeypatch.setattr(config.StrictModel, "__getattribute__", noted, raising=False)
+    monkeypatch.setattr(spec, "make_spec", unnoted)
     return found
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from fade.config import make_spec
 from fade.files import read_json
 from fade.lineage import ROOT
+from fade.spec import make_spec
 from tasks.dvc.versioning import root_pipeline, write_pipeline
 
 CURVE = "step,forget_loss,retain_loss,gradient_norm,held_out\n1,0.5,0.1,1.0,\n2,0.25,0.1,1.0,\n3,0.2,0.1,1.0,0.4\n"

@@ -22,13 +22,14 @@ from prefect.settings import get_current_settings
 from typer.testing import CliRunner
 
 from fade.adapters.manifest import read_manifest
-from fade.config import load_settings, load_spec
+from fade.config import load_settings
 from fade.data.deletion import delete
 from fade.errors import ConfigError, SignatureError
 from fade.files import read_json, sha256_file, write_json
 from fade.requests.evidence import verify_evidence
 from fade.requests.ledger import Ledger
 from fade.signing import public_key
+from fade.spec import load_spec
 from fade.steps.attack import reference_path
 from fade.steps.spec import prepare_spec
 from fade.steps.trial import TRIALS

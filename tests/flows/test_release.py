@@ -20,13 +20,14 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from fade.adapters.runtime import Runtime
-from fade.config import Gate, load_settings, load_spec
+from fade.config import Gate, load_settings
 from fade.errors import ConfigError, RefusedError
 from fade.files import read_json
 from fade.models.family import load_base
 from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.states import State
+from fade.spec import load_spec
 from fade.steps.evaluate import judged
 from fade.steps.spec import prepare_spec
 from flows.cli.app import app

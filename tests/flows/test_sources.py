@@ -8,13 +8,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fade.config import Spec, load_settings, save_spec
+from fade.config import load_settings
 from fade.data.catalog import load_catalog, load_concepts
 from fade.data.deletion import delete
 from fade.data.intake import build
 from fade.data.sets import generated_by
 from fade.errors import ConfigError, DataError
 from fade.files import read_json, sha256_file
+from fade.spec import Spec, save_spec
 from fade.steps.catalog import KINDS, open_set
 from fade.steps.distill import distill_adapter
 from fade.steps.evaluate import evaluate

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fade.config import Spec, load_settings, load_spec, save_spec
+from fade.config import load_settings
 from fade.errors import ConfigError, DataError
 from fade.evaluation.tradeoff import means
 from fade.lineage import ROOT
+from fade.spec import Spec, load_spec, save_spec
 from fade.steps import trial as trial_step
 from fade.steps.distill import distill_adapter
 from fade.steps.mask import mask

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from fade.config import Gate, Sure
+from fade.config import Gate, GateBounds
 from fade.errors import DataError, LineageError
 from fade.evaluation.gate import verdict
 from fade.requests.ledger import Ledger
 from flows.releasing.approval import judged
 from tests.figures import counted, judged_figures
 
-GATE = Gate(sure=Sure(), attacks={"paraphrase": 0.1})
+GATE = Gate(sure=GateBounds(), attacks={"paraphrase": 0.1})
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -129,7 +129,7 @@ def test_forged_figures_in_the_registry_are_refused_on_approval(tmp_path: Path) 
     def asked(figures: dict[str, Any], *, logged: bytes | None = None) -> dict[str, Any]:
         content = json.dumps({"judges": {"report": figures}, "adapter_sha256": "a"}).encode()
         row: Any = SimpleNamespace(
-            thresholds=Gate(sure=Sure()), metrics_sha256=hashlib.sha256(logged or content).hexdigest()
+            thresholds=Gate(sure=GateBounds()), metrics_sha256=hashlib.sha256(logged or content).hexdigest()
         )
         with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
             return judged(ledger, row, "e0", content)

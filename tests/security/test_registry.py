@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from fade.config import Gate
-from fade.config import Sure as SureGate
+from fade.config import GateBounds as SureGate
 from fade.errors import ConfigError, FadeError, LineageError, RefusedError
 from fade.files import read_json, write_json
 from fade.lineage import ROOT

@@ -14,10 +14,11 @@ from dvc.repo import Repo
 from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
-from fade.config import load_settings, make_spec
+from fade.config import load_settings
 from fade.errors import LineageError
 from fade.files import sha256_file
 from fade.lineage import ROOT
+from fade.spec import make_spec
 from fade.steps.split import hashes, split
 from flows.cli.app import app
 from flows.erasing.erase import prepare_folder

@@ -9,13 +9,14 @@ import torch
 import yaml
 
 from fade import config
-from fade.config import Settings, Spec, load_settings, make_spec
+from fade.config import Settings, load_settings
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError, ResourceError
 from fade.evaluation.judges import new_judge, save_judge
 from fade.hardware import fast_precision
 from fade.lineage import ROOT, module_closure
 from fade.pipeline import STEPS, steps_of
+from fade.spec import Spec, make_spec
 from fade.steps.spec import check_disk, gate_without_power, prepare_spec
 from tasks.dvc.versioning import root_pipeline, write_pipeline
 from tests.tiny import PROJECT, save_judges

@@ -22,7 +22,6 @@ import skimage.data
 from PIL import Image
 from scipy.io import savemat
 
-from fade.config import make_spec, save_spec
 from fade.data.canvas import photograph
 from fade.data.catalog import load_catalog, load_concepts, load_templates, stream_table
 from fade.data.deletion import delete, mark
@@ -38,6 +37,7 @@ from fade.data.loaders.webdataset import webdataset
 from fade.data.sets import PictureSet
 from fade.errors import ConfigError, DataError, FadeError
 from fade.files import read_json
+from fade.spec import make_spec, save_spec
 from fade.steps.catalog import KINDS
 from fade.steps.split import split
 

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fade.concepts import Concept
-from fade.config import Pair
 from fade.data.catalog import find_concept, load_catalog, load_concepts
 from fade.data.intake import add, build
 from fade.data.sets import Item, PictureSet
@@ -27,6 +26,7 @@ from fade.evaluation.judges import load_judge, new_judge, save_judge
 from fade.files import read_json, write_json
 from fade.names import mention, name_key, respelled, spelling
 from fade.requests.messages import Message
+from fade.spec import Pair
 
 SPELLINGS = {
     "Roh Moo-hyun": ["roh moo hyun", "Roh_Moo-hyun", " ROH  MOO\N{EN DASH}HYUN", "roh\u00a0moo\u2011hyun"],

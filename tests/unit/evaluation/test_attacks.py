@@ -13,7 +13,7 @@ from fade.attacks.noised import draw_from_noised
 from fade.attacks.prompts import PROMPT_ATTACKS, TOGETHER, misspellings, of_whole_words, prompt_attacks
 from fade.attacks.relearning import relearn
 from fade.concepts import Concept, caption_variants
-from fade.config import Spec, load_settings
+from fade.config import load_settings
 from fade.data.canvas import OBJECTS
 from fade.data.styles import STYLES
 from fade.errors import ConfigError
@@ -21,6 +21,7 @@ from fade.evaluation.review import review_page
 from fade.files import read_json
 from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion
+from fade.spec import Spec
 from fade.steps.attacks import KINDS, attack_figures, run
 from fade.steps.spec import prepare_spec
 from fade.steps.trial import run_trial

@@ -16,7 +16,7 @@ from scipy.special import beta as beta_function
 from scipy.special import xlogy
 
 from fade.concepts import Concept
-from fade.config import Gate, Sure
+from fade.config import Gate, GateBounds
 from fade.data.canvas import render_all
 from fade.errors import DataError, RefusedError
 from fade.evaluation.accuracy import canvas_protocol, rate, summary
@@ -29,7 +29,7 @@ from fade.lineage import ROOT
 from fade.steps.evaluate import further_seeds
 from tests.figures import counted, judged_figures
 
-SURE = Gate(sure=Sure())
+SURE = Gate(sure=GateBounds())
 
 
 def test_the_set_of_rates_is_what_its_formula_says() -> None:
@@ -136,9 +136,9 @@ def _attacked(hits: int, count: int) -> dict[str, Any]:
 
 
 def test_the_strictest_gate_passes_only_what_each_passes() -> None:
-    loose = Gate(ua=0.5, sure=Sure(ua=0.5, neighbours_loss=None))
+    loose = Gate(ua=0.5, sure=GateBounds(ua=0.5, neighbours_loss=None))
     loose = loose.model_copy(update={"attacks": {"paraphrase": 0.1, "inversion": 0.5}})
-    tight = Gate(ua=0.9, recognised=0.8, sure=Sure(ua=0.8, error_rate=0.01), attacks={"inversion": 0.2})
+    tight = Gate(ua=0.9, recognised=0.8, sure=GateBounds(ua=0.8, error_rate=0.01), attacks={"inversion": 0.2})
     both = strictest([loose, Gate(), tight])
     assert (both.ua, both.recognised) == (0.99, 0.8)
     assert both.attacks == {"paraphrase": 0.1, "inversion": 0.2}
@@ -299,7 +299,7 @@ def test_a_gate_that_can_never_decide_says_so() -> None:
         "7 pictures can never make base: concept sure",
     ]
     assert without_power(Gate(), {**plenty, "ua": 7, "neighbour": 1}) == [said[1]]
-    (impossible,) = without_power(Gate(sure=Sure(ua=1.0)), plenty)
+    (impossible,) = without_power(Gate(sure=GateBounds(ua=1.0)), plenty)
     assert impossible.startswith("no number of pictures can make ua sure")
     # And in the verdict, of figures that are the best there can be.
     (reason,) = verdict(_figures(10, 10), SURE)["reasons"]

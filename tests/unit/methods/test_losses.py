@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from fade.config import Spec, make_spec, save_spec
 from fade.errors import DataError
 from fade.methods.fade.distillation import DistillStep
 from fade.models.families.stable_diffusion import StableDiffusion
+from fade.spec import Spec, make_spec, save_spec
 from fade.steps.distill import check_changes, check_losses, distill_adapter
 from fade.steps.encoded import check_told_apart
 from fade.steps.saliency import saliency

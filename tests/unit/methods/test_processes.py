@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fade.adapters.store import WEIGHTS_NAME
-from fade.config import load_settings, save_spec
+from fade.config import load_settings
 from fade.errors import ConfigError
 from fade.files import read_json
 from fade.methods.fade.processes import ALONE, Processes
 from fade.methods.fade.sparse_lora import add_sparse_lora
 from fade.models.families.stable_diffusion import StableDiffusion
+from fade.spec import save_spec
 from fade.steps.distill import distill_adapter
 from fade.steps.mask import mask
 from fade.steps.saliency import saliency

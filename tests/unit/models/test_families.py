@@ -35,7 +35,7 @@ from fade.adapters.exports import export_adapter
 from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, restore_base, save_adapter
 from fade.concepts import caption
-from fade.config import Spec, load_settings, make_spec, save_spec
+from fade.config import load_settings
 from fade.data.canvas import OBJECTS
 from fade.data.styles import STYLES
 from fade.errors import AdapterFormatError, BaseModelError, DataError
@@ -55,6 +55,7 @@ from fade.models.source import base_sha256, find_base, is_hub_name
 from fade.models.told import Told
 from fade.models.training import networks as small
 from fade.pipeline import maker_of
+from fade.spec import Spec, make_spec, save_spec
 from fade.steps.catalog import build_catalog
 from fade.steps.distill import distill_adapter
 from fade.steps.mask import mask

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from fade.adapters.store import activate, apply_adapter
-from fade.config import Spec, load_settings
+from fade.config import load_settings
 from fade.errors import BaseModelError
 from fade.files import sha256_file
 from fade.models import family
 from fade.models.family import load_base
 from fade.models.sharing import bases_shared
+from fade.spec import Spec
 from fade.steps.spec import prepare_spec
 from fade.steps.trial import run_trial
 from tests.tiny import PROJECT
