@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import os
 import platform
 import subprocess
 import threading
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from fade.files import sha256_file
 
 _PACKAGES = ("fade", "tasks", "flows")
 _LIBRARIES = ("torch", "diffusers", "peft", "transformers", "safetensors", "numpy", "pandas", "pillow", "scipy")
@@ -63,6 +68,21 @@ def _imports(path: Path) -> list[str]:
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide an adapter's bytes."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in _LIBRARIES}}
+
+
+def content_hash(decided_by: Mapping[str, Any], *, module: str) -> str:
+    """SHA-256 of everything that decides a result, to keep the result under: equal hash, equal result.
+
+    Args:
+        decided_by: settings and hashes of inputs; JSON-ready.
+        module: its code and all code it imports, and the libraries' versions, count too.
+    """
+    content = {
+        **decided_by,
+        "code": [sha256_file(path) for path in module_closure(module)],
+        "libraries": library_versions(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def git_state(folder: Path = ROOT) -> dict[str, str]:

@@ -1,12 +1,10 @@
 """Step ``attack``: how easily the erased concept is brought back by inversion, against the base as reference.
 
-Not a stage of the pipeline yet; run it on a finished erasure: ``python -m fade.steps.attack FOLDER``.
+Run it on a finished erasure: ``python -m fade.steps.attacks FOLDER --kind inversion``.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
@@ -19,7 +17,6 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.attacks.inversion import draw_from_states, invert_concept
@@ -27,7 +24,7 @@ from fade.errors import ConfigError
 from fade.evaluation.accuracy import rate
 from fade.evaluation.judges import JUDGES, judge_pictures, load_judge
 from fade.files import sha256_file, write_json, writing
-from fade.lineage import library_versions, module_closure
+from fade.lineage import content_hash
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
 from fade.models.family import load_base
@@ -98,11 +95,8 @@ def reference_path(spec: Spec, folder: Path) -> Path:
         "evaluate": spec.evaluate.drawing,
         "judges": [sha256_file(Path(spec.judges) / f"{name}.safetensors") for name in JUDGES],
         "threads": spec.threads,
-        "code": [sha256_file(path) for path in module_closure("fade.attacks.inversion")],
-        "libraries": library_versions(),
     }
-    digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
-    return CACHE / f"base-inversion-{digest[:16]}.safetensors"
+    return CACHE / f"base-inversion-{content_hash(decided_by, module='fade.attacks.inversion')[:16]}.safetensors"
 
 
 def _search(
@@ -149,17 +143,3 @@ def _judged(
         seen = np.array(verdict.objects if spec.kind == "object" else verdict.styles)
         figures[name] = asdict(rate(int((seen[counted] == spec.concept).sum()), int(counted.sum())))
     return figures, pictures
-
-
-def main() -> None:
-    """Run the step for one erasure's folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    for _ in tqdm(attack(folder), total=2 * load_spec(folder).inversion.steps, desc="inversion"):
-        pass
-    tqdm.write(json.dumps(json.loads((folder / "attacks" / "inversion.json").read_text()), indent=1))
-
-
-if __name__ == "__main__":
-    main()

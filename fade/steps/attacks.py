@@ -7,7 +7,6 @@ it was made of. ``python -m fade.steps.attacks FOLDER --kind prompts --kind nois
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -31,7 +30,7 @@ from fade.errors import ConfigError, nearest
 from fade.evaluation.accuracy import rate
 from fade.evaluation.judges import JUDGES, judge_pictures, load_judge
 from fade.files import read_json, sha256_file, write_json, writing
-from fade.lineage import library_versions, module_closure
+from fade.lineage import content_hash
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
 from fade.models.family import load_base
@@ -256,11 +255,8 @@ def _kept(
         "attacks": spec.attacks.model_dump(mode="json"),
         "evaluate": spec.evaluate.drawing,
         "threads": spec.threads,
-        "code": [sha256_file(path) for path in module_closure("fade.attacks.noised")],
-        "libraries": library_versions(),
     }
-    digest = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
-    kept = place / f"base-attack-{digest[:16]}.safetensors"
+    kept = place / f"base-attack-{content_hash(decided_by, module='fade.attacks.noised')[:16]}.safetensors"
     if not kept.is_file():
         with writing(kept) as temporary:
             save_file({"pictures": torch.from_numpy(draw())}, temporary)

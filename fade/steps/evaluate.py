@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,8 +31,8 @@ from fade.evaluation.neighbours import find_neighbours
 from fade.evaluation.paired import paired_retention
 from fade.evaluation.report import erasure_sheet
 from fade.evaluation.review import failures_sheet, review_page
-from fade.files import read_json, sha256_file, write_json, writing
-from fade.lineage import module_closure
+from fade.files import read_json, write_json, writing
+from fade.lineage import content_hash
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
 from fade.models.denoiser import weights_sha256
@@ -225,11 +223,8 @@ def _cache_path(spec: Spec, samples: pd.DataFrame) -> Path:
         "seeds": samples["seed"].tolist(),
         "settings": spec.evaluate.drawing,
         "threads": spec.threads,
-        "code": [sha256_file(path) for path in module_closure("fade.models.generate")],
-        "torch": torch.__version__,
     }
-    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-    return CACHE / f"base-pictures-{digest[:16]}.safetensors"
+    return CACHE / f"base-pictures-{content_hash(made_by, module='fade.models.generate')[:16]}.safetensors"
 
 
 def neighbours_of(

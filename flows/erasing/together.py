@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +13,7 @@ from typing import Any
 from fade.errors import ConfigError
 from fade.evaluation.gate import strictest
 from fade.files import read_json, sha256_file
-from fade.lineage import module_closure
+from fade.lineage import content_hash
 from fade.spec import load_spec
 from fade.steps.combine import check_alike, combine
 from fade.steps.evaluate import CACHE, judge_gate
@@ -155,10 +153,8 @@ def combination_folder(chosen: Sequence[Approved]) -> Path:
         "base": first.base_sha256,
         "settings": first.evaluate.model_dump(mode="json"),
         "judges": [sha256_file(path) for path in sorted(Path(first.judges).glob("*.safetensors"))],
-        "code": [sha256_file(path) for path in module_closure("fade.steps.combine")],
     }
-    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-    return COMBINATIONS / f"r{digest[:15]}"
+    return COMBINATIONS / f"r{content_hash(made_by, module='fade.steps.combine')[:15]}"
 
 
 def verdict_together(chosen: Sequence[Approved]) -> dict[str, Any] | None:
