@@ -32,6 +32,7 @@ import sqlalchemy as sa
 
 from fade.files import write_json
 from fade.lineage import git_state, library_versions
+from fade.project import Projects, load_project
 from fade.requests import leases, tables
 from fade.requests.intake import Folder, take_in
 from fade.requests.ledger import Ledger
@@ -42,6 +43,7 @@ from fade.requests.states import State
 from tests.databases import database
 
 BATCH = 200
+PROJECT = load_project()
 
 
 def timed(work: Callable[[], Any]) -> dict[str, float]:
@@ -68,7 +70,7 @@ def intake(ledger: Ledger, folder: Path, count: int) -> dict[str, float]:
         (queue.folder / f"{i:08d}.json").write_text(json.dumps(body))
 
     def work() -> None:
-        while take_in(ledger, queue, limit=BATCH, seconds=0).total:
+        while take_in(ledger, queue, Projects((PROJECT,)), limit=BATCH, seconds=0).total:
             pass
 
     return per_second(count, timed(work))
@@ -101,6 +103,8 @@ def fill(ledger: Ledger, count: int) -> None:
                 rows.append(
                     {
                         **message.model_dump(mode="json", exclude={"version", "received_at"}),
+                        "project": PROJECT.name,
+                        "base": PROJECT.base,
                         "body_sha256": "0" * 64,
                         "concept_key": f"{i:064d}",
                         "received_at": received,

@@ -105,6 +105,15 @@ def load_project(path: Path = PARAMS) -> Project:
         raise ConfigError(
             f"{file} has no section 'project'. Expected name, catalog, base and judges; `fade init` writes one."
         )
+    return make_project(section, file)
+
+
+def make_project(section: dict[str, Any], file: Path) -> Project:
+    """A project from its fields, which stand in a file or are about to.
+
+    Raises:
+        ConfigError: names every field that is missing or wrong.
+    """
     try:
         return Project(**{**section, "params": file})
     except ValidationError as error:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -23,12 +24,13 @@ from fade.data.styles import STYLES
 from fade.evaluation.judges import Architecture, new_judge, save_judge
 from fade.lineage import ROOT
 from fade.models.training import networks
-from fade.project import Project
+from fade.project import PARAMS, Project, Projects
 
 PROJECT = Project(
     name="canvas", catalog="data/catalog/canvas", base="data/base/canvas", judges="data/judges", render="canvas"
 )
 """What `make_workspace` makes: a small catalog, a tiny base and the shipped judges."""
+PROJECTS = Projects((PROJECT,))
 SETTINGS = {
     "threads": 1,
     "split": {"forget_per_pair": 1, "retain_per_pair": 1, "holdout_per_pair": 1},
@@ -64,9 +66,11 @@ def save_tiny_catalog(folder: Path, *, train: int = 3, holdout: int = 1, seed: i
         pass
 
 
-def save_tiny_base(folder: Path, *, seed: int = 0) -> None:
-    """An untrained Stable Diffusion of the built-in base's classes, 0.5 MB."""
-    sentences = sorted({c for name in OBJECTS for style in STYLES for c in caption_variants(name, style)})
+def save_tiny_base(
+    folder: Path, *, seed: int = 0, names: tuple[Iterable[str], Iterable[str]] = (OBJECTS, STYLES)
+) -> None:
+    """An untrained Stable Diffusion of the built-in base's classes, 0.5 MB; ``names``: objects and styles it reads."""
+    sentences = sorted({c for name in names[0] for style in names[1] for c in caption_variants(name, style)})
     tokenizer = networks.build_tokenizer(sentences, max_length=16)
     torch.manual_seed(seed)
     networks.save_pipeline(
@@ -87,14 +91,22 @@ def save_judges(folder: Path, catalog: Path) -> str:
     return str(folder)
 
 
-def make_workspace(folder: Path) -> Path:
-    """A project with a small catalog, a tiny base and the shipped judges; DVC without git."""
+def write_project(file: Path, project: Project, **settings: Any) -> Path:
+    """A params.yaml with this project, the tests' settings for an erasure, and judges' training."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {"project": project.model_dump(mode="json"), "erasure": {**SETTINGS, **settings}, "judges": JUDGES}
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def make_workspace(folder: Path, *, canvas: bool = True) -> Path:
+    """A workspace; with the canvas, small, a tiny base and the shipped judges as its project. DVC without git."""
     folder.mkdir(parents=True)
     Repo.init(str(folder), no_scm=True).close()
-    (folder / "params.yaml").write_text(
-        yaml.safe_dump({"project": PROJECT.model_dump(mode="json"), "erasure": SETTINGS, "judges": JUDGES})
-    )
     (folder / "dvc.yaml").write_text("stages: {}\n")
+    if not canvas:
+        return folder
+    write_project(folder / PARAMS, PROJECT)
     save_tiny_catalog(folder / PROJECT.catalog)
     save_tiny_base(folder / PROJECT.base)
     shutil.copytree(ROOT / PROJECT.judges, folder / PROJECT.judges)

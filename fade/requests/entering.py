@@ -11,8 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from fade.errors import ConflictError
+from fade.project import Project
 from fade.requests.chain import Event
-from fade.requests.messages import Message
+from fade.requests.messages import Message, concept_digest
 from fade.requests.records import deadline
 from fade.requests.sealing import keyed
 from fade.requests.states import State
@@ -60,12 +61,18 @@ def conflict(name: str) -> ConflictError:
     )
 
 
+def concept_key(message: Message, project: Project, key: bytes) -> str | None:
+    """Equal for the same concept on the same base, under the ledger's key; None without a concept."""
+    return None if message.concept is None else keyed(key, concept_digest(message.concept, project.base))
+
+
 def enter(
-    message: Message, known: Sequence[ErasureInForce], *, key: bytes, actor: str, now: datetime
+    message: Message, project: Project, known: Sequence[ErasureInForce], *, key: bytes, actor: str, now: datetime
 ) -> tuple[dict[str, Any], list[Event]]:
     """The row of a new request and its first events: received, then scheduled, duplicate or in need of input.
 
     Args:
+        project: the one that it is for.
         known: requests in force for the same concept on the same base. One that names no pictures or person but
             theirs is closed as a duplicate; one that names its own is due, as nobody has forgotten those yet.
         key: the ledger's.
@@ -83,7 +90,9 @@ def enter(
         **message.model_dump(mode="json", exclude={"version", "received_at"}),
         "id": name,
         "body_sha256": keyed(key, message.sha256),
-        "concept_key": None if message.key is None else keyed(key, message.key),
+        "concept_key": concept_key(message, project, key),
+        "project": project.name,
+        "base": project.base,
         "received_at": received,
         "due_at": deadline(received, message.regulation),
         "extended": False,

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import sqlalchemy as sa
 
+from fade.requests.chain import Event
 from fade.requests.ledger import Ledger
 from fade.requests.messages import concept_digest
-from fade.requests.records import Record, select_records
+from fade.requests.records import Record, clock, get, log_events, select_records, update
 from fade.requests.sealing import keyed
 from fade.requests.states import State
 from fade.requests.tables import requests
@@ -40,6 +41,17 @@ def settled_by(ledger: Ledger, record: Record) -> Record | None:
     with ledger.reading() as connection:
         found = select_records(connection, *wanted, requests.c.id != record.id, limit=1)
     return found[0] if found else None
+
+
+def take_to_base(ledger: Ledger, record: Record, base: str, *, actor: str) -> Record:
+    """A request whose project has another base than when it came: it is of that base now, which its log says."""
+    key = None if record.concept is None else keyed(ledger.key, concept_digest(record.concept, base))
+    with ledger.writing() as connection:
+        row = update(connection, record.id, base=base, concept_key=key)
+        said = "the project has another base than when the request came"
+        event = Event("base", actor, clock(connection), reason=said, request_id=record.id)
+        log_events(connection, [event], {record.id: row})
+        return get(connection, record.id)
 
 
 def wanted_by_erasure(ledger: Ledger, erasures: Sequence[str]) -> dict[str, bool]:

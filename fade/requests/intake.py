@@ -25,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 from fade.environment import environment
 from fade.errors import ConfigError, ConflictError, DataError, FadeError
 from fade.files import writing
+from fade.project import Project, Projects
 from fade.requests import brokers
 from fade.requests.ledger import Ledger
 from fade.requests.messages import MAX_BYTES, Message, read_message
@@ -94,19 +95,25 @@ def transport(url: str | None = None) -> Iterator[Transport]:
         )
 
 
-def take_in(ledger: Ledger, source: Transport, *, limit: int = 200, seconds: float = 1.0) -> IntakeCounts:
+def take_in(
+    ledger: Ledger, source: Transport, projects: Projects, *, limit: int = 200, seconds: float = 1.0
+) -> IntakeCounts:
     """One round: receive, commit to the ledger in one transaction, then acknowledge.
+
+    Args:
+        projects: those that messages may be for; one that names another is dead.
 
     Raises:
         RegistryError: ledger or broker is down; what was received is not acknowledged and comes again.
     """
-    messages: list[tuple[Delivery, Message]] = []
+    messages: list[tuple[Delivery, tuple[Message, Project]]] = []
     dead: list[tuple[Delivery, str]] = []
     for delivery in source.receive(limit, seconds):
         try:
             if delivery.fault:
                 raise DataError(delivery.fault)
-            messages.append((delivery, read_message(delivery.body)))
+            message = read_message(delivery.body)
+            messages.append((delivery, (message, projects.chosen(message.project))))
         except POISON as error:
             dead.append((delivery, _why(error)))
     new = known = 0
@@ -124,7 +131,7 @@ def take_in(ledger: Ledger, source: Transport, *, limit: int = 200, seconds: flo
     return IntakeCounts(new, known, len(dead))
 
 
-def _submit(ledger: Ledger, messages: Sequence[Message]) -> list[bool | str]:
+def _submit(ledger: Ledger, messages: Sequence[tuple[Message, Project]]) -> list[bool | str]:
     """For each message whether it is new, or the reason to reject it. One bad message does not hold up the others."""
     if not messages:
         return []

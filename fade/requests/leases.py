@@ -6,7 +6,7 @@ and the request is given to the next. Times are the database's: a worker whose o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -39,6 +39,7 @@ def take(
     worker: str,
     *,
     seconds: float,
+    projects: Collection[str] | None = None,
     running_limit: int = 1,
     attempts_limit: int = 5,
     now: datetime | None = None,
@@ -49,6 +50,7 @@ def take(
     concept on the same base do not run at once: the second then finds its work done.
 
     Args:
+        projects: names of those that the worker serves; requests for others are left alone. None: all.
         running_limit: requests that run at once, over all workers.
         attempts_limit: a request whose workers died that often is given up: state ``failed``.
     """
@@ -58,7 +60,7 @@ def take(
         count = sa.select(sa.func.count()).where(requests.c.state == State.RUNNING)
         if (connection.scalar(count) or 0) >= running_limit:
             return None
-        row = connection.execute(_most_urgent(now)).mappings().one_or_none()
+        row = connection.execute(_most_urgent(now, projects)).mappings().one_or_none()
         if row is None:
             return None
         record, until = to_record(dict(row)), now + timedelta(seconds=seconds)
@@ -69,7 +71,7 @@ def take(
         return Lease(get(connection, record.id), worker, record.fence + 1, until)
 
 
-def _most_urgent(now: datetime) -> Any:
+def _most_urgent(now: datetime, projects: Collection[str] | None) -> Any:
     near = sa.case((requests.c.due_at <= now + NEAR, 0), else_=1)
     other = requests.alias("other")
     busy = sa.exists().where(other.c.concept_key == requests.c.concept_key, other.c.state == State.RUNNING)
@@ -79,6 +81,7 @@ def _most_urgent(now: datetime) -> Any:
             requests.c.state == State.SCHEDULED,
             sa.or_(requests.c.not_before.is_(None), requests.c.not_before <= now),
             ~busy,
+            sa.true() if projects is None else requests.c.project.in_(projects),
         )
         .order_by(
             near,

@@ -20,10 +20,11 @@ from sqlalchemy.engine import Connection
 
 from fade.environment import environment
 from fade.errors import ConfigError, ConflictError, TransitionError
+from fade.project import Project
 from fade.requests import chain, tables
 from fade.requests.chain import ChainReport, Event
-from fade.requests.entering import conflict, enter, in_force, known_bodies
-from fade.requests.messages import Message, make_message
+from fade.requests.entering import concept_key, conflict, enter, in_force, known_bodies
+from fade.requests.messages import Message, concept_digest, make_message
 from fade.requests.records import (
     Entry,
     Record,
@@ -105,35 +106,36 @@ class Ledger:
 
     # Coming in
 
-    def submit(self, message: Message, *, actor: str, now: datetime | None = None) -> tuple[Record, bool]:
-        """Take a request in; gives it, and whether it is new.
+    def submit(
+        self, message: Message, project: Project, *, actor: str, now: datetime | None = None
+    ) -> tuple[Record, bool]:
+        """Take a request in for a project; gives it, and whether it is new.
 
         Raises:
             ConflictError: its id is taken by a request of other content.
         """
-        (result,) = self.submit_all([message], actor=actor, now=now)
+        (result,) = self.submit_all([(message, project)], actor=actor, now=now)
         if isinstance(result, ConflictError):
             raise result
         return result
 
     def submit_all(
-        self, messages: Sequence[Message], *, actor: str, now: datetime | None = None
+        self, messages: Sequence[tuple[Message, Project]], *, actor: str, now: datetime | None = None
     ) -> list[tuple[Record, bool] | ConflictError]:
-        """Take many requests in by one transaction; a result for each, in order."""
-        keys = {message.key: keyed(self.key, message.key) for message in messages if message.key}
+        """Take many requests in by one transaction, each for its project; a result for each, in order."""
+        keys = [concept_key(message, project, self.key) for message, project in messages]
         with self.writing() as connection:
             now = now or clock(connection)
-            known = known_bodies(connection, [str(message.id) for message in messages])
-            same = in_force(connection, list(keys.values()))
+            known = known_bodies(connection, [str(message.id) for message, _ in messages])
+            same = in_force(connection, [key for key in keys if key])
             results: list[tuple[str, bool] | ConflictError] = []
             rows, events = [], []
-            for message in messages:
+            for (message, project), concept in zip(messages, keys, strict=True):
                 name, body = str(message.id), keyed(self.key, message.sha256)
                 if (before := known.get(name)) is not None:
                     results.append((name, False) if before == body else conflict(name))
                     continue
-                others = same.get(keys.get(message.key or "", ""), [])
-                row, happened = enter(message, others, key=self.key, actor=actor, now=now)
+                row, happened = enter(message, project, same.get(concept or "", []), key=self.key, actor=actor, now=now)
                 known[name] = body
                 rows.append(row)
                 events += happened
@@ -215,12 +217,10 @@ class Ledger:
             answered = concept or record.concept
             if answered is None:
                 raise ConfigError(f"Request {request_id} names no concept, so nothing can be erased. Give --concept.")
-            body = make_message(
-                id=record.id, kind="object", concept=answered, base=record.base, surrogate=surrogate or "auto"
-            )
+            body = make_message(id=record.id, kind="object", concept=answered, surrogate=surrogate or "auto")
             given: dict[str, Any] = {
                 "concept": body.concept,
-                "concept_key": keyed(self.key, str(body.key)),
+                "concept_key": keyed(self.key, concept_digest(answered, record.base)),
                 "attempts": 0,
                 "not_before": None,
             }

@@ -91,7 +91,9 @@ class Message(BaseModel):
     surrogate: _Text = Field("auto", description="What its prompts shall give instead; auto; nothing.")
     pictures: tuple[_Text, ...] = Field((), max_length=10_000, description="Ids of pictures; opaque.")
     subject: _Text | None = Field(None, description="An opaque reference to the person; no name.")
-    base: _Text = Field("data/base/canvas", description="The base model: a folder, a file or a hub name.")
+    project: _Text | None = Field(
+        None, description="Which of several projects it is for, by name: whose model, pictures and judges."
+    )
     priority: int = Field(5, ge=0, le=9, description="9 is the most urgent.")
     callback_url: Annotated[_Text, AfterValidator(_reachable)] | None = Field(
         None, description="Signed webhooks go there."
@@ -107,13 +109,6 @@ class Message(BaseModel):
         if self.kind == "pictures" and not self.pictures:
             raise ValueError("pictures is empty: a request of kind 'pictures' lists their ids")
         return self
-
-    @property
-    def key(self) -> str | None:
-        """Equal for the same concept on the same base, and no name; None without a concept."""
-        if self.concept is None:
-            return None
-        return concept_digest(self.concept, self.base)
 
     @property
     def sha256(self) -> str:

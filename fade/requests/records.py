@@ -45,6 +45,7 @@ class Record:
     surrogate: str | None
     pictures: tuple[str, ...]
     subject: str | None
+    project: str
     base: str
     priority: int
     callback_url: str | None

@@ -33,8 +33,8 @@ SEALED_EVENT = "sealed"
 """The rows by which a migration seals what an older version made."""
 SEALED = (
     "id", "body_sha256", "external_id", "regulation", "legal_basis", "kind", "concept", "concept_key", "aliases",
-    "surrogate", "pictures", "subject", "base", "priority", "callback_url", "received_at", "due_at", "extended",
-    "state", "state_at", "reason", "erasure_id", "duplicate_of", "attempts", "not_before", "fence",
+    "surrogate", "pictures", "subject", "project", "base", "priority", "callback_url", "received_at", "due_at",
+    "extended", "state", "state_at", "reason", "erasure_id", "duplicate_of", "attempts", "not_before", "fence",
 )  # fmt: skip
 """Columns of a request that are sealed: all but what a lease moves on (worker, its end, the step)."""
 _RUNNING = "running"

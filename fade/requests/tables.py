@@ -21,7 +21,7 @@ from sqlalchemy.exc import DataError as ValueRefused
 from fade.errors import ConfigError, DataError, RegistryError
 
 DEFAULT_URL = "sqlite:///.fade/ledger.db"
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration; a test holds it to the files."""
 GENESIS = "0" * 64
 """What the first row of the chain follows."""
@@ -65,6 +65,7 @@ requests = sa.Table(
     sa.Column("surrogate", sa.Text),
     sa.Column("pictures", sa.JSON, nullable=False),
     sa.Column("subject", sa.Text),
+    sa.Column("project", sa.String(64), nullable=False),
     sa.Column("base", sa.Text, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("callback_url", sa.Text),
@@ -87,8 +88,9 @@ requests = sa.Table(
     sa.Index("requests_by_concept", "concept_key"),
     sa.Index("requests_by_erasure", "erasure_id"),
 )
-"""What is asked and where it stands. ``concept_key`` says "same concept on the same base" without a name, and
-``body_sha256`` "the same message": both are hashes under the ledger's key (`fade.requests.sealing`)."""
+"""What is asked and where it stands. ``base`` is the project's when the request came, or when it ran. ``concept_key``
+says "same concept on the same base" without a name, and ``body_sha256`` "the same message": both are hashes under the
+ledger's key (`fade.requests.sealing`)."""
 
 log = sa.Table(
     "log",

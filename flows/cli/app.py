@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows.cli import benchmark, data, operations, queue, release, requests, studies, train
+from flows.cli import benchmark, data, operations, project, queue, release, requests, studies, train
 from flows.cli.console import (
     BaseOption,
     CatalogOption,
@@ -44,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(project.app)
 app.add_typer(release.app)
 app.add_typer(studies.app)
 app.add_typer(benchmark.app)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import JsonOption, console, guarded, write_figures
+from flows.cli.console import JsonOption, ServedOption, console, guarded, served, write_figures
 from flows.cli.requests import as_json
 
 app = typer.Typer()
@@ -20,6 +20,7 @@ AGAIN_SECONDS = 5.0
 @guarded
 def intake(
     follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C.")] = False,
+    projects: ServedOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Take messages from the queue (FADE_QUEUE_URL; the folder .fade/queue) into the ledger."""
@@ -29,12 +30,13 @@ def intake(
     from fade.requests.intake import take_in, transport
     from fade.requests.ledger import Ledger
 
+    known = served(projects)
     sums = {"new": 0, "known": 0, "dead": 0}
     try:
         while True:
             try:
                 with Ledger() as ledger, transport() as source:
-                    while (found := take_in(ledger, source)).total or follow:
+                    while (found := take_in(ledger, source, known)).total or follow:
                         sums = {name: sums[name] + getattr(found, name) for name in sums}
                 break
             except RegistryError as error:
@@ -54,6 +56,7 @@ def drain(
     limit: Annotated[int | None, typer.Option(min=1, help="Run at most so many.")] = None,
     cron: Annotated[str | None, typer.Option(help="Serve it on a schedule instead, e.g. '*/5 * * * *'.")] = None,
     timezone: TimezoneOption = "UTC",
+    projects: ServedOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Run the requests that are due; several may run at once, and a dead one's work is taken over.
@@ -63,10 +66,11 @@ def drain(
     from flows.queue.drain import drain as drain_flow
     from flows.queue.drain import serve_schedule
 
+    files = [one.params for one in served(projects).served]
     if cron is not None:
-        serve_schedule(cron, timezone)
+        serve_schedule(cron, timezone, projects=files)
         return
-    ended = drain_flow(limit)
+    ended = drain_flow(limit, files)
     console.print(", ".join(f"{count} {state}" for state, count in sorted(ended.items())) or "Nothing is due.")
     write_figures(json_file, ended)
 
@@ -96,6 +100,7 @@ def up(
     intake_port: Annotated[int, typer.Option(help="Port of the HTTP intake.")] = 8700,
     cron: Annotated[str, typer.Option(help="When the drain runs.")] = "*/5 * * * *",
     timezone: TimezoneOption = "UTC",
+    projects: ServedOption = None,
 ) -> None:
     """Start everything on loopback until Ctrl-C: servers, intake, drain on its schedule, release watch."""
     from fade.environment import environment
@@ -106,10 +111,11 @@ def up(
     from flows.settings import PREFECT_AUTH
 
     ports = {"mlflow_port": mlflow_port, "prefect_port": prefect_port, "intake_port": intake_port}
+    known = served(projects)
     with (
         told_to_end() as ended,
         suppress(KeyboardInterrupt),
-        run_stack(**ports, cron=cron, timezone=timezone, ended=ended) as found,
+        run_stack(**ports, projects=known, cron=cron, timezone=timezone, ended=ended) as found,
     ):
         given = environment()
         token = "FADE_INTAKE_TOKEN" if given.intake_token else f"in {TOKEN_FILE}"
@@ -119,6 +125,7 @@ def up(
             "Prefect": f"{found.prefect}   drain at '{cron}' ({timezone}); log in with what is in {PREFECT_AUTH}",
             "Intake": f"{found.intake}/requests   token: {token}; metrics: /metrics",
             "Queue": queue.rpartition("@")[2],
+            "Projects": ", ".join(f"{one.name} on {one.base}" for one in known.served),
             "Ledger": ledger_url(given.ledger_url).render_as_string(),
             "Webhooks": "sent" if "webhooks" in found.programs.commands else "kept: set FADE_WEBHOOK_SECRET",
         }
@@ -136,6 +143,7 @@ def up(
 def intake_http(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8700,
+    projects: ServedOption = None,
 ) -> None:
     """Take requests over HTTP, with the token FADE_INTAKE_TOKEN; Prometheus metrics under /metrics."""
     import uvicorn
@@ -144,11 +152,11 @@ def intake_http(
     from flows.services.intake_http import make_app, token
     from flows.services.local import check_port
 
-    expected = token()
+    expected, known = token(), served(projects)
     check_port(port, "the HTTP intake", "--port")
     with Ledger() as ledger:
         console.print(f"Intake   http://{host}:{port}/requests   metrics: /metrics")
-        uvicorn.run(make_app(ledger, expected=expected), host=host, port=port, log_config=None, access_log=False)
+        uvicorn.run(make_app(ledger, known, expected=expected), host=host, port=port, log_config=None, access_log=False)
 
 
 @app.command()

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows.cli.console import JsonOption, console, guarded, this_user, write_figures
+from flows.cli.console import JsonOption, console, guarded, served, this_user, write_figures
 
 if TYPE_CHECKING:
     from fade.requests.overview import Overview
@@ -41,7 +41,9 @@ def submit(
     concept: Annotated[str | None, typer.Option(help="What is erased, as the catalog calls it.")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Another name of it; repeatable.")] = None,
     surrogate: Annotated[str, typer.Option(help="What its prompts shall give instead; auto; nothing.")] = "auto",
-    base: Annotated[str, typer.Option(help="The base model.")] = "data/base/canvas",
+    project: Annotated[
+        str | None, typer.Option(help="Which of the projects of FADE_PROJECT it is for; the only one if left out.")
+    ] = None,
     request_id: Annotated[
         str | None, typer.Option("--id", help="UUID, the idempotency key; a new one if left out.")
     ] = None,
@@ -69,7 +71,7 @@ def submit(
             concept=concept,
             aliases=tuple(alias or ()),
             surrogate=surrogate,
-            base=base,
+            project=project,
             external_id=external_id,
             regulation=regulation,
             legal_basis=legal_basis,
@@ -77,7 +79,7 @@ def submit(
             callback_url=callback_url,
         )
     with Ledger() as ledger:
-        record, new = ledger.submit(message, actor=actor())
+        record, new = ledger.submit(message, served().chosen(message.project), actor=actor())
     console.print(
         f"{record.id} is [bold]{record.state}[/bold], due {record.due_at:%Y-%m-%d}"
         + ("" if new else " (it was here already)")
@@ -104,10 +106,11 @@ def list_requests(
             raise ConfigError(f"There is no state {name!r}. {nearest(name, [str(one) for one in State])}")
     with Ledger() as ledger:
         found = ledger.find(states=[State(name) for name in state] if state else None, limit=limit)
-    table = Table("id", "external id", "kind", "state", "due", "erasure")
+    table = Table("id", "project", "external id", "kind", "state", "due", "erasure")
     for record in found:
         table.add_row(
-            record.id, record.external_id, record.kind, record.state, f"{record.due_at:%Y-%m-%d}", record.erasure_id
+            *(record.id, record.project, record.external_id, record.kind),
+            *(record.state, f"{record.due_at:%Y-%m-%d}", record.erasure_id),
         )
     console.print(table if found else "No request is in the ledger. Begin with: fade request submit")
     write_figures(json_file, {"requests": [as_json(record) for record in found]})
@@ -247,12 +250,12 @@ def status(
 
 def _status_table(found: Overview) -> Table:
     counts = "  ".join(f"{state} {count}" for state, count in sorted(found.counts.items())) or "no request yet"
-    table = Table("id", "kind", "state", "step", "age", "due in", "attempts", title=counts)
+    table = Table("id", "project", "kind", "state", "step", "age", "due in", "attempts", title=counts)
     table.caption = f"{found.overdue} overdue, {found.webhooks} webhooks wait, {found.at:%Y-%m-%d %H:%M:%S} UTC"
     for record in found.urgent:
         left = (record.due_at - found.at).total_seconds()
         table.add_row(
-            *(record.id, record.kind, record.state, record.step or ""),
+            *(record.id, record.project, record.kind, record.state, record.step or ""),
             _span((found.at - record.received_at).total_seconds()),
             f"[red]-{_span(-left)}[/red]" if left < 0 else _span(left),
             str(record.attempts),

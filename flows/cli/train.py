@@ -17,8 +17,10 @@ classifier = typer.Typer(help="Judges of your own.", no_args_is_help=True)
 app.add_typer(base, name="base")
 app.add_typer(classifier, name="classifier")
 
-CatalogOption = Annotated[Path, typer.Option(help="Folder of the catalog.")]
-OutOption = Annotated[Path, typer.Option("--out", help="New folder; what is under way is kept beside it.")]
+CatalogOption = Annotated[Path | None, typer.Option(help="Folder of the catalog; the project's.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="New folder, the project's; what is under way is kept beside it.")
+]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Processor threads; part of what decides the bytes.")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of every draw instead of the one in params.yaml.")]
 
@@ -26,8 +28,8 @@ SeedOption = Annotated[int | None, typer.Option(help="Seed of every draw instead
 @base.command("train")
 @guarded
 def train_base(
-    catalog: CatalogOption,
-    out: OutOption,
+    catalog: CatalogOption = None,
+    out: OutOption = None,
     judges: Annotated[
         Path | None, typer.Option(help="Judges of the same catalog: then it ends with recognition figures.")
     ] = None,
@@ -47,8 +49,9 @@ def train_base(
     from fade.steps import train
     from tasks.dvc import versioning
 
-    _refuse_taken(out)
     asked = chosen(project)
+    catalog, out = catalog or Path(asked.catalog), out or Path(asked.base)
+    _refuse_taken(out)
     params = asked.section("base") | {"threads": threads} | ({} if seed is None else {"seed": seed})
     params["autoencoder"]["steps"], params["denoiser"]["steps"] = autoencoder_steps, denoiser_steps
     report = out.with_name(f"{out.name}.report")
@@ -72,8 +75,8 @@ def train_base(
 @classifier.command("train")
 @guarded
 def train_classifier(
-    catalog: CatalogOption,
-    out: OutOption,
+    catalog: CatalogOption = None,
+    out: OutOption = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of each instead of those in params.yaml.")] = None,
     threads: ThreadsOption = 2,
     project: ProjectOption = None,
@@ -85,8 +88,10 @@ def train_classifier(
     from fade.steps import train
     from tasks.dvc import versioning
 
+    asked = chosen(project)
+    catalog, out = catalog or Path(asked.catalog), out or Path(asked.judges)
     _refuse_taken(out)
-    params = chosen(project).section("judges") | {"threads": threads}
+    params = asked.section("judges") | {"threads": threads}
     if steps is not None:
         for name in JUDGES:
             params[name]["steps"] = steps

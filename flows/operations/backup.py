@@ -49,12 +49,13 @@ TREES = tuple(
         "data/audits",
         "data/evidence",
         "params.yaml",
+        "projects",
     )
 )
 """What is copied as it is. Bases and judges are not: git, DVC or a hub holds them, and their hashes are recorded."""
 CACHE = Path(".dvc/cache")
 """Where a backup has DVC's cache, wherever DVC keeps it."""
-_IN_FORCE = {".fade/environment", "params.yaml"}
+_IN_FORCE = {".fade/environment", "params.yaml", "projects"}
 """A restore does not overwrite these: they belong to the machine and the code, and lie in the backup to compare."""
 
 

@@ -29,12 +29,27 @@ def deadlines(days: float = NEAR_DAYS) -> list[DeadlineWarning]:
         told = warn(ledger, days=days, url=alert_url())
         near = near_deadlines(ledger, days=days)
     for one in told:
-        logger.warning("%s: request %s is %s, due %s", one.event, one.request.id, one.request.state, one.request.due_at)
+        asked = one.request
+        logger.warning(
+            "%s: request %s of %s is %s, due %s", one.event, asked.id, asked.project, asked.state, asked.due_at
+        )
         emit_event(
             event=f"fade.{one.event}",
             resource={"prefect.resource.id": f"fade.request.{one.request.id}"},
-            payload={"due_at": one.request.due_at.isoformat(), "state": str(one.request.state)},
+            payload={
+                "project": one.request.project,
+                "due_at": one.request.due_at.isoformat(),
+                "state": str(one.request.state),
+            },
         )
-    rows = [{"request": one.id, "state": str(one.state), "due (UTC)": f"{one.due_at:%Y-%m-%d %H:%M}"} for one in near]
+    rows = [
+        {
+            "request": one.id,
+            "project": one.project,
+            "state": str(one.state),
+            "due (UTC)": f"{one.due_at:%Y-%m-%d %H:%M}",
+        }
+        for one in near
+    ]
     create_table_artifact(rows, key="deadlines", description=f"Open, and due within {days:g} days or before now")
     return told

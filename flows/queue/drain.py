@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +35,9 @@ from fade.errors import (
     nameless,
 )
 from fade.files import read_json, read_yaml
-from fade.project import load_projects
+from fade.project import Project, Projects, load_projects
 from fade.requests import leases
-from fade.requests.in_force import erased_among, settled_by, wanted_by_erasure
+from fade.requests.in_force import erased_among, settled_by, take_to_base, wanted_by_erasure
 from fade.requests.leases import Lease
 from fade.requests.ledger import Ledger
 from fade.requests.records import Record
@@ -88,8 +88,11 @@ def drain_settings() -> DrainSettings:
 
 
 @flow(name="drain")
-def drain(limit: int | None = None) -> dict[str, int]:
+def drain(limit: int | None = None, projects: list[Path] | None = None) -> dict[str, int]:
     """Run due requests until none is left or ``limit`` have run; gives how many ended in each state.
+
+    Args:
+        projects: params.yaml of each project that is served; those of FADE_PROJECT if None. Requests for others wait.
 
     Several drains may run at once: a lease makes a request one worker's. One that dies is taken over when its
     lease ends, and its erasure goes on from the last finished step.
@@ -98,7 +101,7 @@ def drain(limit: int | None = None) -> dict[str, int]:
     drop_missed()
     ended: dict[str, int] = {}
     worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
-    settings = drain_settings()
+    settings, served = drain_settings(), load_projects(projects or environment().projects)
     with Ledger() as ledger:
         withdraw_cancelled(ledger)
         while limit is None or sum(ended.values()) < limit:
@@ -106,22 +109,24 @@ def drain(limit: int | None = None) -> dict[str, int]:
                 ledger,
                 worker,
                 seconds=settings.lease_seconds,
+                projects=served.names,
                 running_limit=settings.running,
                 attempts_limit=settings.attempts,
             )
             if lease is None:
                 break
-            state = run_one(ledger, lease, settings)
+            state = run_one(ledger, lease, served, settings)
             ended[state] = ended.get(state, 0) + 1
             if state == LOST:
                 withdraw_cancelled(ledger)
     return ended
 
 
-def serve_schedule(cron: str, timezone: str = "UTC") -> None:
+def serve_schedule(cron: str, timezone: str = "UTC", *, projects: Sequence[Path]) -> None:
     """Serve the drain on a schedule, and the flow ``deadlines`` every hour, until the program is ended.
 
     Args:
+        projects: params.yaml of each project that is served.
         cron: when the drain runs, as the clocks of ``timezone`` show it, also across changes of summer time.
 
     Prefect's own limit on a deployment is not used: what a killed run held of it would stay taken. Two
@@ -131,10 +136,13 @@ def serve_schedule(cron: str, timezone: str = "UTC") -> None:
         ConfigError: it is no cron line, or no time zone.
     """
     schedule = Cron(checked_cron(cron), timezone=checked_zone(timezone))
+    parameters = {"projects": [str(path) for path in projects]}
     by_module: Any = {"entrypoint_type": EntrypointType.MODULE_PATH}
     # Outside of an event loop both are deployments, never coroutines.
     serve(
-        cast("RunnerDeployment", drain.to_deployment(name="drain", schedule=schedule, **by_module)),
+        cast(
+            "RunnerDeployment", drain.to_deployment(name="drain", schedule=schedule, parameters=parameters, **by_module)
+        ),
         cast("RunnerDeployment", deadlines.to_deployment(name="deadlines", cron="0 * * * *", **by_module)),
         limit=3,
     )
@@ -159,7 +167,7 @@ def withdraw_cancelled(ledger: Ledger) -> list[str]:
     return [version.erasure for version in gone]
 
 
-def run_one(ledger: Ledger, lease: Lease, settings: DrainSettings) -> str:
+def run_one(ledger: Ledger, lease: Lease, projects: Projects, settings: DrainSettings) -> str:
     """One request to its outcome; gives the state it is in, or ``lost`` if it is no longer this worker's."""
     place: list[Path] = []
 
@@ -169,7 +177,7 @@ def run_one(ledger: Ledger, lease: Lease, settings: DrainSettings) -> str:
 
     with logs.about(lease.request.id), alive(sign, settings.lease_seconds):
         try:
-            outcome = _erase(ledger, lease, place, sign)
+            outcome = _erase(ledger, lease, projects.chosen(lease.request.project), place, sign)
         except LeaseLostError as error:
             logger.warning("%s", error)
             return LOST
@@ -204,13 +212,16 @@ def _settle(record: Record, other: Record) -> dict[str, Any]:
     }
 
 
-def _erase(ledger: Ledger, lease: Lease, place: list[Path], sign: Callable[[], None]) -> dict[str, Any]:
+def _erase(
+    ledger: Ledger, lease: Lease, project: Project, place: list[Path], sign: Callable[[], None]
+) -> dict[str, Any]:
     record = lease.request
     if record.concept is None:
         raise DataError("The request names no concept. Give one: fade request release ID --concept NAME.")
+    if record.base != project.base:
+        record = take_to_base(ledger, record, project.base, actor=lease.worker)
     if (other := settled_by(ledger, record)) is not None:
         return _settle(record, other)
-    project = load_projects(environment().projects).chosen(None).at(base=record.base)
     with FileLock(STATE / "catalog.lock", timeout=600):  # two drains at their first use: one renders, the other waits
         ensure_catalog(project)
     known = load_concepts(Path(project.catalog))

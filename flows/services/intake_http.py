@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 
 from fade.environment import environment
 from fade.errors import ConfigError, ConflictError, DataError, RegistryError, TransitionError
+from fade.project import Projects
 from fade.requests.durations import Durations
 from fade.requests.ledger import Ledger
 from fade.requests.messages import MAX_BYTES, read_message
@@ -54,10 +55,11 @@ def token() -> str:
     return found.get_secret_value()
 
 
-def make_app(ledger: Ledger, *, expected: str) -> FastAPI:
+def make_app(ledger: Ledger, projects: Projects, *, expected: str) -> FastAPI:
     """The intake as an application.
 
     Args:
+        projects: those that requests may be for.
         expected: the bearer token; every path but /health asks for it.
     """
     app = FastAPI(title="FADE intake", docs_url=None, redoc_url=None, openapi_url=None)
@@ -71,7 +73,7 @@ def make_app(ledger: Ledger, *, expected: str) -> FastAPI:
     @app.post("/requests", status_code=201)
     async def submit(spec: Request, response: Response) -> dict[str, Any]:
         message = read_message(await spec.body())  # no longer than Front lets through
-        record, new = await run_in_threadpool(ledger.submit, message, actor=ACTOR)
+        record, new = await run_in_threadpool(ledger.submit, message, projects.chosen(message.project), actor=ACTOR)
         response.status_code = 201 if new else 200
         return public(record)
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fade.environment import environment
+from fade.project import Projects
 from flows.queue.schedules import checked_cron, checked_zone
 from flows.services.local import HOST, check_port, running, stop_all, wait_for
 from flows.settings import STATE, kept_secret, prefect_auth
@@ -78,6 +79,7 @@ def run_stack(
     mlflow_port: int,
     prefect_port: int,
     intake_port: int,
+    projects: Projects,
     cron: str,
     timezone: str = "UTC",
     ended: threading.Event | None = None,
@@ -85,6 +87,7 @@ def run_stack(
     """Run servers and programs until the block ends; entered once they answer.
 
     Args:
+        projects: those that the intake and the drain serve.
         ended: set while it starts, it stops all again.
 
     Raises:
@@ -95,10 +98,11 @@ def run_stack(
     cron, timezone = checked_cron(cron), checked_zone(timezone)
     check_port(intake_port, "the HTTP intake", "--intake-port")
     with running(mlflow_port=mlflow_port, prefect_port=prefect_port, ended=ended) as services:
+        served = [word for one in projects.served for word in ("--project", str(one.params))]
         commands = {
-            "intake": ["intake", "--follow"],
-            "intake-http": ["intake-http", "--port", str(intake_port)],
-            "drain": ["drain", "--cron", cron, "--timezone", timezone],
+            "intake": ["intake", "--follow", *served],
+            "intake-http": ["intake-http", "--port", str(intake_port), *served],
+            "drain": ["drain", "--cron", cron, "--timezone", timezone, *served],
             "release": ["release", "--watch"],
         }
         if environment().webhook_secret:

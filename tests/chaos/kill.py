@@ -39,6 +39,7 @@ from fade.requests.records import utc_now
 from fade.requests.states import State
 from tests.chaos.worker import BOUNDARIES, Nursery, kill, make_project, prefect_server
 from tests.servers import free_port
+from tests.tiny import PROJECT
 
 OBJECTS = ("cat", "horse", "rocket", "coffee", "coins", "flower", "temple", "retina", "motorcycle")
 DUE = [State.SCHEDULED, State.RUNNING]
@@ -53,7 +54,7 @@ def submit(ledger: Ledger, draw: random.Random, number: int) -> str:
     surrogate = OBJECTS[(number + 1 + number // len(OBJECTS)) % len(OBJECTS)]
     if surrogate == concept:
         surrogate = "nothing"
-    ledger.submit(make_message(id=name, kind="object", concept=concept, surrogate=surrogate), actor="chaos")
+    ledger.submit(make_message(id=name, kind="object", concept=concept, surrogate=surrogate), PROJECT, actor="chaos")
     return name
 
 

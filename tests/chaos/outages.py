@@ -35,6 +35,7 @@ from fade.requests.states import State
 from tests.chaos.worker import Nursery, make_project, prefect_server, wait_for
 from tests.databases import Cluster, cluster
 from tests.servers import free_port
+from tests.tiny import PROJECT
 
 PACE = {"LEASE_SECONDS": 20.0, "ATTEMPTS": 1000, "RETRY_SECONDS": 1.0}
 PATIENCE = 900.0
@@ -117,7 +118,7 @@ def run(folder: Path) -> dict[str, Any]:
         os.environ["FADE_LEDGER_URL"] = database.url
         ledger = stack.enter_context(Ledger())
         name = str(uuid.uuid4())
-        ledger.submit(make_message(id=name, kind="object", concept="cat", surrogate="horse"), actor="chaos")
+        ledger.submit(make_message(id=name, kind="object", concept="cat", surrogate="horse"), PROJECT, actor="chaos")
         nursery = Nursery(folder)
         with prefect_server(folder, prefect):
             with small_disk(folder / "data/erasures"):

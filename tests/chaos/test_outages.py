@@ -32,11 +32,12 @@ from flows.queue.drain import DrainSettings, alive
 from tasks.dvc import versioning
 from tests.databases import cluster
 from tests.servers import free_port
+from tests.tiny import PROJECT, PROJECTS
 
 
 def test_postgresql_that_restarts_costs_no_lease_and_no_outcome() -> None:
     with cluster(free_port()) as server, Ledger(server.url) as ledger:
-        name = ledger.submit(make_message(id=uuid.uuid4(), kind="object", concept="cat"), actor="test")[0].id
+        name = ledger.submit(make_message(id=uuid.uuid4(), kind="object", concept="cat"), PROJECT, actor="test")[0].id
         lease = leases.take(ledger, "worker", seconds=60)
         assert lease is not None
 
@@ -46,7 +47,7 @@ def test_postgresql_that_restarts_costs_no_lease_and_no_outcome() -> None:
         with alive(sign, 0.4):
             server.stop()
             with pytest.raises(RegistryError, match="Nothing of this transaction was kept"):
-                ledger.submit(make_message(id=uuid.uuid4(), kind="object", concept="horse"), actor="test")
+                ledger.submit(make_message(id=uuid.uuid4(), kind="object", concept="horse"), PROJECT, actor="test")
             time.sleep(0.5)  # a sign of life falls into the outage
             back = threading.Timer(0.5, server.start)
             back.start()
@@ -93,14 +94,14 @@ def test_a_full_disk_keeps_messages_in_the_queue_and_the_chain_whole(tmp_path: P
     with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger, transport(f"folder:{tmp_path / 'queue'}") as source:
         for one in asked:
             source.send(json.dumps(one).encode())
-        assert take_in(ledger, source, limit=5, seconds=0).new == 5
+        assert take_in(ledger, source, PROJECTS, limit=5, seconds=0).new == 5
         with file_sizes_limited((tmp_path / "ledger.db-wal").stat().st_size + 8192):
             with pytest.raises(RegistryError, match="Nothing of this transaction was kept"):
-                take_in(ledger, source, limit=295, seconds=0)
+                take_in(ledger, source, PROJECTS, limit=295, seconds=0)
             assert len(list((tmp_path / "queue").glob("*.json"))) == 295
             assert len(ledger.find()) == 5
         ledger.verify()
-        assert take_in(ledger, source, limit=1000, seconds=0).new == 295
+        assert take_in(ledger, source, PROJECTS, limit=1000, seconds=0).new == 295
         assert {record.id for record in ledger.find()} == {one["id"] for one in asked}
         ledger.verify()
 

@@ -23,6 +23,7 @@ from fade.config import load_settings
 from fade.data.catalog import load_catalog, load_concepts
 from fade.errors import BaseModelError, ConfigError, LeaseLostError, RegistryError, ResourceError, SignatureError
 from fade.lineage import ROOT
+from fade.project import PARAMS, Project, load_project
 from fade.requests import leases, webhooks
 from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
@@ -43,7 +44,7 @@ from tasks.mlflow import client as mlflow_reached
 from tasks.mlflow import runs as mlflow_runs
 from tasks.mlflow import tracking
 from tasks.mlflow.client import mlflow_client
-from tests.tiny import PROJECT
+from tests.tiny import PROJECT, PROJECTS, write_project
 
 TOKEN = "a token of the test"
 KEY = b"a key of the test"
@@ -56,9 +57,9 @@ def ledger(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield found
 
 
-def ask(ledger: Ledger, concept: str = "cat", **changes: Any) -> str:
+def ask(ledger: Ledger, concept: str = "cat", *, project: Project = PROJECT, **changes: Any) -> str:
     asked = {"id": str(uuid.uuid4()), "kind": "object", "concept": concept, "surrogate": "horse", **changes}
-    return ledger.submit(make_message(**asked), actor="test")[0].id
+    return ledger.submit(make_message(**asked), project, actor="test")[0].id
 
 
 def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(
@@ -66,10 +67,13 @@ def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(
 ) -> None:
     monkeypatch.setattr(mlflow_runs, "LIVE_SECONDS", 0)
     good, wrong = ask(ledger), ask(ledger, "astronot")
-    nowhere = ask(ledger, base="data/base/nowhere")
+    other = Path("projects/nowhere/params.yaml")
+    write_project(other, PROJECT.model_copy(update={"name": "nowhere", "base": "data/base/nowhere"}))
+    nowhere = ask(ledger, project=load_project(other))
     held = ask(ledger, "coffee")
     ledger.hold(held, actor="test", reason="court")
-    assert drain() == {"candidate": 1, "needs_input": 1, "failed": 1}
+    assert drain(limit=1, projects=[other]) == {"failed": 1}
+    assert drain() == {"candidate": 1, "needs_input": 1}
     record = ledger.get(good)
     assert record.state is State.CANDIDATE
     assert (workspace / "data/erasures" / str(record.erasure_id) / "adapter/card.json").is_file()
@@ -109,7 +113,7 @@ def test_what_may_pass_is_repeated_with_growing_waits_and_given_up(
     for _ in range(3):
         lease = leases.take(ledger, "w", seconds=60, now=now)
         assert lease
-        drained.run_one(ledger, lease, DrainSettings(attempts=3, retry_seconds=100))
+        drained.run_one(ledger, lease, PROJECTS, DrainSettings(attempts=3, retry_seconds=100))
         record = ledger.get(name)
         if record.not_before:
             waits.append(round((record.not_before - record.state_at).total_seconds(), -1))
@@ -135,7 +139,7 @@ def test_a_refusal_is_not_repeated_and_a_fault_is(
     monkeypatch.setattr(drained, "_erase", refuse)
     lease = leases.take(ledger, "w", seconds=60)
     assert lease
-    assert drained.run_one(ledger, lease, DrainSettings()) == state
+    assert drained.run_one(ledger, lease, PROJECTS, DrainSettings()) == state
     assert ledger.get(name).state == state
 
 
@@ -159,7 +163,7 @@ def test_a_worker_that_lost_its_lease_changes_nothing(ledger: Ledger, monkeypatc
     assert lease
     ledger.cancel(name, actor="test", reason="withdrawn")
     monkeypatch.setattr(drained, "_erase", lambda *_: {"after": State.CANDIDATE, "reason": "done"})
-    assert drained.run_one(ledger, lease, DrainSettings()) == "lost"
+    assert drained.run_one(ledger, lease, PROJECTS, DrainSettings()) == "lost"
     assert ledger.get(name).state is State.CANCELLED
     with pytest.raises(LeaseLostError):
         leases.renew(ledger, lease, seconds=1)
@@ -232,7 +236,9 @@ def test_the_overview_counts_and_shows_the_most_urgent_first(ledger: Ledger) -> 
 @pytest.fixture
 def client(ledger: Ledger) -> TestClient:
     return TestClient(
-        make_app(ledger, expected=TOKEN), base_url="http://127.0.0.1", headers={"authorization": f"Bearer {TOKEN}"}
+        make_app(ledger, PROJECTS, expected=TOKEN),
+        base_url="http://127.0.0.1",
+        headers={"authorization": f"Bearer {TOKEN}"},
     )
 
 
@@ -262,7 +268,7 @@ def test_requests_are_taken_followed_and_withdrawn_over_http(client: TestClient,
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer \xe9"])
 def test_nothing_is_told_without_the_token(ledger: Ledger, header: str | None) -> None:
-    client = TestClient(make_app(ledger, expected=TOKEN), base_url="http://127.0.0.1")
+    client = TestClient(make_app(ledger, PROJECTS, expected=TOKEN), base_url="http://127.0.0.1")
     headers = {"authorization": header.encode("latin-1")} if header else {}
     for method, path in (("POST", "/requests"), ("GET", "/requests/x"), ("DELETE", "/requests/x"), ("GET", "/metrics")):
         assert client.request(method, path, headers=headers).status_code == 401
@@ -343,7 +349,7 @@ def test_auto_takes_for_a_surrogate_nothing_that_another_request_has_erased(
     first = ask(ledger, "cat", surrogate="auto")
     lease = leases.take(ledger, "w", seconds=60)
     assert lease
-    drained.run_one(ledger, lease, DrainSettings())
+    drained.run_one(ledger, lease, PROJECTS, DrainSettings())
     nearest = chosen[0][1]
 
     other = ask(ledger, nearest, surrogate="horse" if nearest != "horse" else "coins")
@@ -355,7 +361,7 @@ def test_auto_takes_for_a_surrogate_nothing_that_another_request_has_erased(
     ledger.transition(first, State.SCHEDULED, actor="test", reason="")
     lease = leases.take(ledger, "w", seconds=60)
     assert lease
-    drained.run_one(ledger, lease, DrainSettings())
+    drained.run_one(ledger, lease, PROJECTS, DrainSettings())
     assert chosen[1][0] == "cat"
     assert chosen[1][1] not in (nearest, "cat")
 
@@ -386,7 +392,7 @@ def test_own_pictures_of_what_is_erased_join_that_erasure_and_its_purge(ledger: 
     def run() -> str:
         lease = leases.take(ledger, "w", seconds=60)
         assert lease
-        return drained.run_one(ledger, lease, DrainSettings())
+        return drained.run_one(ledger, lease, PROJECTS, DrainSettings())
 
     try:
         assert run() == "live"
@@ -412,13 +418,14 @@ def test_own_pictures_of_what_is_erased_join_that_erasure_and_its_purge(ledger: 
 def test_a_schedule_has_its_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Any] = []
     monkeypatch.setattr(drained, "serve", lambda *deployments, **_: served.extend(deployments))
-    drained.serve_schedule("0 3 * * *", "Europe/Berlin")
-    drained.serve_schedule("*/5 * * * *")
+    drained.serve_schedule("0 3 * * *", "Europe/Berlin", projects=[Path("mine/params.yaml")])
+    drained.serve_schedule("*/5 * * * *", projects=[PARAMS])
     found = [(one.name, one.schedules[0].schedule.cron, one.schedules[0].schedule.timezone) for one in served]
     assert found[0] == ("drain", "0 3 * * *", "Europe/Berlin")
     assert found[2] == ("drain", "*/5 * * * *", "UTC")
+    assert served[0].parameters == {"projects": ["mine/params.yaml"]}
     with pytest.raises(ConfigError, match="Did you mean 'Europe/Berlin'"):
-        drained.serve_schedule("0 3 * * *", "Europe/Berln")
+        drained.serve_schedule("0 3 * * *", "Europe/Berln", projects=[PARAMS])
 
 
 def test_runs_that_were_missed_are_done_by_one(workspace: Path) -> None:
@@ -459,7 +466,7 @@ def test_the_embedded_store_is_made_by_one_at_a_time(tmp_path: Path, monkeypatch
 FIRST_USE = """
 import pathlib, sys, time
 from tasks.mlflow.client import experiment, mlflow_client
-from tests.tiny import PROJECT
+from tests.tiny import PROJECT, PROJECTS, write_project
 pathlib.Path(sys.argv[1]).touch()
 while len(list(pathlib.Path().glob("ready-*"))) < 2:
     time.sleep(0.005)

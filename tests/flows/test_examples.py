@@ -98,11 +98,12 @@ def test_from_pictures_to_a_base_of_ones_own(
     shutil.copy(own_pictures / "Seed_Images/Star/1.jpg", more)
     fade("catalog", "add", catalog, "folder", str(more.parent), "--json", "added.json")
     assert read_json(Path("added.json")) != {}
-    fade("classifier", "train", "--catalog", catalog, "--out", "data/judges-mine", "--threads", "1")
-    steps = ("--autoencoder-steps", "2", "--denoiser-steps", "2", "--threads", "1")
-    said = fade(
-        "base", "train", "--catalog", catalog, "--out", "data/base/mine", "--judges", "data/judges-mine", *steps
-    )
+    fade("init", "projects/mine", "--base", "data/base/mine")
+    mine = ("--project", "projects/mine", "--threads", "1")
+    fade("classifier", "train", *mine)
+    assert (project / "data/judges-mine/report.safetensors").is_file()
+    steps = ("--autoencoder-steps", "2", "--denoiser-steps", "2")
+    said = fade("base", "train", *mine, "--judges", "data/judges-mine", *steps)
     assert "object recognised" in said
     assert (project / "data/base/mine.report/sheet.png").is_file()
 

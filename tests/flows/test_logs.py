@@ -13,6 +13,7 @@ from fade import logs
 from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from flows.services.intake_http import make_app
+from tests.tiny import PROJECTS
 
 TOKEN = "a token of the test"
 
@@ -60,7 +61,9 @@ def test_a_request_over_http_is_followed_and_its_concept_is_in_no_line(
     message = make_message(id=identity, kind="object", concept="astronaut", external_id="order 7")
     with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
         client = TestClient(
-            make_app(ledger, expected=TOKEN), base_url="http://127.0.0.1", headers={"Authorization": f"Bearer {TOKEN}"}
+            make_app(ledger, PROJECTS, expected=TOKEN),
+            base_url="http://127.0.0.1",
+            headers={"Authorization": f"Bearer {TOKEN}"},
         )
         answer = client.post("/requests", content=message.model_dump_json(), headers={"X-Request-Id": "call-1"})
         assert answer.status_code == 201

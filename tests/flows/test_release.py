@@ -267,7 +267,7 @@ def test_what_the_ledger_stops_stays_out_until_somebody_wants_it(
 
     def ask(ledger: Ledger) -> str:
         message = make_message(id=str(uuid.uuid4()), kind="object", concept="cat", surrogate="horse")
-        name = ledger.submit(message, actor="test")[0].id
+        name = ledger.submit(message, PROJECT, actor="test")[0].id
         ledger.transition(name, State.RUNNING, actor="test", reason="test")
         ledger.transition(name, State.CANDIDATE, actor="test", reason="test", erasure_id=_id(one))
         return name

@@ -28,6 +28,7 @@ from flows.releasing.watch import serving
 from flows.services import intake_http, local, runtime_http
 from flows.settings import PREFECT_AUTH
 from tests.servers import free_port
+from tests.tiny import PROJECTS
 
 pytestmark = pytest.mark.timeout(300)
 TOKEN = "a-token-for-tests-alone"
@@ -92,7 +93,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         drawing = NoRuntime()
         runtime = runtime_http.make_app(drawing, token=TOKEN)  # type: ignore[arg-type]
         stack.enter_context(serving(runtime, host="127.0.0.1", port=ports[4]))
-        stack.enter_context(serving(intake_http.make_app(ledger, expected=TOKEN), host="127.0.0.1", port=ports[5]))
+        stack.enter_context(
+            serving(intake_http.make_app(ledger, PROJECTS, expected=TOKEN), host="127.0.0.1", port=ports[5])
+        )
         base = [f"http://127.0.0.1:{port}" for port in ports]
         local.wait_for(f"{base[0]}/api/health", "old-prefect", old["old-prefect"])
         local.wait_for(f"{base[1]}/health", "old-mlflow", old["old-mlflow"])

@@ -30,6 +30,7 @@ from flows.operations import doctor
 from flows.releasing.watch import is_genuine
 from flows.services.intake_http import make_app
 from tests.databases import database
+from tests.tiny import PROJECT, PROJECTS
 
 ACTOR = "test"
 CALLBACK = "https://sender.example/hook"
@@ -85,7 +86,10 @@ EDITS = {
 
 
 def test_an_edit_of_a_requests_row_is_found(ledger: Ledger) -> None:
-    ledger.submit_all([ask(callback_url=CALLBACK, pictures=("p1",), subject="s-1"), ask("cat")], actor=ACTOR)
+    ledger.submit_all(
+        [(one, PROJECT) for one in [ask(callback_url=CALLBACK, pictures=("p1",), subject="s-1"), ask("cat")]],
+        actor=ACTOR,
+    )
     ledger.extend(ledger.find()[0].id, actor=ACTOR, reason="many")
     rows = ledger.verify().rows
     with ledger.reading() as connection:
@@ -104,7 +108,7 @@ def test_an_edit_of_a_requests_row_is_found(ledger: Ledger) -> None:
 
 
 def test_a_row_that_changes_by_the_rules_holds(ledger: Ledger) -> None:
-    record, _ = ledger.submit(ask(callback_url=CALLBACK), actor=ACTOR)
+    record, _ = ledger.submit(ask(callback_url=CALLBACK), PROJECT, actor=ACTOR)
     for state in (State.ON_HOLD, State.SCHEDULED, State.RUNNING, State.CANDIDATE, State.LIVE):
         ledger.transition(record.id, state, actor=ACTOR, reason="on", erasure_id="e1")
         ledger.verify()
@@ -131,7 +135,7 @@ def test_a_row_that_changes_by_the_rules_holds(ledger: Ledger) -> None:
     ],
 )
 def test_an_edit_of_the_outbox_is_found(ledger: Ledger, spoil: Any, said: str) -> None:
-    ledger.submit(ask(callback_url=CALLBACK, received_at=datetime(2026, 1, 1, tzinfo=UTC)), actor=ACTOR)
+    ledger.submit(ask(callback_url=CALLBACK, received_at=datetime(2026, 1, 1, tzinfo=UTC)), PROJECT, actor=ACTOR)
     warn(ledger, days=7, url="https://alerts.example/x", now=LATER)
     with ledger.reading() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(tables.outbox)) == 3
@@ -144,36 +148,36 @@ def test_an_edit_of_the_outbox_is_found(ledger: Ledger, spoil: Any, said: str) -
 def test_names_cannot_be_tried_on_what_the_ledger_keeps(ledger: Ledger) -> None:
     """The attacker has the database and a list of names, not the key; the names themselves were forgotten."""
     message = ask()
-    record, _ = ledger.submit(message, actor=ACTOR)
+    record, _ = ledger.submit(message, PROJECT, actor=ACTOR)
     for state in (State.RUNNING, State.CANDIDATE, State.LIVE):
         ledger.transition(record.id, state, actor=ACTOR, reason="on", erasure_id="e1")
     ledger.minimise(record.id, actor=ACTOR, reason="over")
     with ledger.reading() as connection:
         kept = str([connection.execute(sa.select(table)).all() for table in tables.metadata.tables.values()])
     text = str(message.concept)
-    guesses = {concept_digest(text, message.base), message.sha256, hashlib.sha256(text.encode()).hexdigest()}
+    guesses = {concept_digest(text, PROJECT.base), message.sha256, hashlib.sha256(text.encode()).hexdigest()}
     assert record.id in kept
     assert not [guess for guess in (*guesses, "Lovelace", "lovelace") if guess in kept]
-    again, _ = ledger.submit(ask(" zoe LOVELACE "), actor=ACTOR)
+    again, _ = ledger.submit(ask(" zoe LOVELACE "), PROJECT, actor=ACTOR)
     assert again.duplicate_of == record.id  # known all the same, by the key
-    assert ledger.submit(message, actor=ACTOR)[1] is False
+    assert ledger.submit(message, PROJECT, actor=ACTOR)[1] is False
 
 
 def test_the_key_is_made_once_for_its_owner_alone_and_is_the_same_everywhere(
     address: str, own_key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Ledger(address) as ledger:
-        ledger.submit(ask("cat"), actor=ACTOR)
+        ledger.submit(ask("cat"), PROJECT, actor=ACTOR)
     assert own_key.stat().st_mode & 0o777 == 0o600
     first = own_key.read_bytes()
     with Ledger(address) as ledger:
-        ledger.submit(ask("dog"), actor=ACTOR)
+        ledger.submit(ask("dog"), PROJECT, actor=ACTOR)
     assert own_key.read_bytes() == first
     # Another machine: it may look, makes no key, and neither writes nor verifies without the right one.
     monkeypatch.setattr(sealing, "KEY_FILE", tmp_path / "other" / "ledger.key")
     with Ledger(address) as ledger:
         assert len(ledger.find()) == 2
-        for act in (lambda: ledger.submit(ask("horse"), actor=ACTOR), ledger.verify):
+        for act in (lambda: ledger.submit(ask("horse"), PROJECT, actor=ACTOR), ledger.verify):
             with pytest.raises(ConfigError, match="key is not here"):
                 act()
         assert not sealing.KEY_FILE.exists()
@@ -182,9 +186,9 @@ def test_the_key_is_made_once_for_its_owner_alone_and_is_the_same_everywhere(
         monkeypatch.setenv(sealing.KEY_VARIABLE, "another key of sixteen")
         assert doctor.ledger(address).verdict == "fail"
         with pytest.raises(ConfigError, match="was made with the key"):
-            ledger.submit(ask("horse"), actor=ACTOR)
+            ledger.submit(ask("horse"), PROJECT, actor=ACTOR)
         monkeypatch.setenv(sealing.KEY_VARIABLE, first.decode())
-        ledger.submit(ask("horse"), actor=ACTOR)
+        ledger.submit(ask("horse"), PROJECT, actor=ACTOR)
         assert doctor.ledger(address).verdict == "ok"
         monkeypatch.setattr(doctor, "utc_now", lambda: datetime(2040, 1, 1, tzinfo=UTC))
         assert "clock differs" in doctor.ledger(address).said
@@ -198,7 +202,7 @@ def test_what_others_can_read_is_refused_or_closed(
     before = os.umask(0)
     try:
         with Ledger(f"sqlite:///{path}") as ledger:
-            ledger.submit(ask(), actor=ACTOR)
+            ledger.submit(ask(), PROJECT, actor=ACTOR)
             files = list(path.parent.glob("ledger.db*"))
             assert {one.name for one in files} >= {"ledger.db", "ledger.db-wal"}
             modes = {one.name: one.stat().st_mode & 0o077 for one in files if not one.name.endswith(".lock")}
@@ -207,7 +211,7 @@ def test_what_others_can_read_is_refused_or_closed(
     assert set(modes.values()) == {0}
     own_key.chmod(0o644)
     with Ledger(f"sqlite:///{path}") as ledger, pytest.raises(ConfigError, match="Others can read the ledger's key"):
-        ledger.submit(ask(), actor=ACTOR)
+        ledger.submit(ask(), PROJECT, actor=ACTOR)
     state = tmp_path / "state"
     state.mkdir()
     monkeypatch.setenv("FADE_LEDGER_URL", f"sqlite:///{path}")
@@ -216,7 +220,10 @@ def test_what_others_can_read_is_refused_or_closed(
     assert (doctor.permissions(state).verdict, str(path) in doctor.permissions(state).said) == ("fail", True)
 
 
-def test_an_older_ledger_is_sealed_and_its_hashes_go_under_the_key(address: str, own_key: Path) -> None:
+def test_an_older_ledger_is_sealed_and_its_hashes_go_under_the_key(
+    address: str, own_key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FADE_PROJECT", str(ROOT))
     message = ask(callback_url=CALLBACK)
     old = _first_version(address, message)
     with Ledger(address) as ledger:
@@ -224,14 +231,15 @@ def test_an_older_ledger_is_sealed_and_its_hashes_go_under_the_key(address: str,
             row = connection.execute(sa.select(ROW).where(ROW.c.id == str(message.id))).mappings().one()
         assert row["concept_key"] not in (None, old["concept_key"])
         assert row["body_sha256"] != old["body_sha256"]
-        assert [entry.event for entry in ledger.history()] == ["state", "state", "sealed", "sealed"]
-        assert ledger.verify().rows == 4
+        assert {record.project for record in ledger.find()} == {"canvas"}, "an older ledger knew no other project"
+        assert [entry.event for entry in ledger.history()] == ["state"] * 2 + ["sealed"] * 4
+        assert ledger.verify().rows == 6
         hashes = [entry.hash for entry in ledger.history()]
-        assert [ledger.ended_at(rows, hashes[rows - 1]) for rows in (1, 2, 3, 4)] == [False, True, True, True]
+        assert [ledger.ended_at(rows, hashes[rows - 1]) for rows in range(1, 7)] == [False, *[True] * 5]
         assert not ledger.ended_at(2, hashes[0])
-        assert ledger.submit(message, actor=ACTOR)[1] is False
-        assert ledger.submit(ask(), actor=ACTOR)[0].duplicate_of == str(message.id)
-        assert ledger.submit(ask("forgotten"), actor=ACTOR)[0].duplicate_of is not None
+        assert ledger.submit(message, PROJECT, actor=ACTOR)[1] is False
+        assert ledger.submit(ask(), PROJECT, actor=ACTOR)[0].duplicate_of == str(message.id)
+        assert ledger.submit(ask("forgotten"), PROJECT, actor=ACTOR)[0].duplicate_of is not None
         assert not ledger.ended_at(2, hashes[1])  # what came since is no mere seal
         by_hand(ledger, sa.update(tables.outbox).values(url="https://attacker.example/"))
         with pytest.raises(LineageError, match="outbox"):
@@ -246,11 +254,13 @@ def _first_version(address: str, message: Message) -> dict[str, Any]:
     config.set_main_option("script_location", str(ROOT / "fade/requests/migrations"))
     now = datetime(2026, 1, 31, tzinfo=UTC)
     row = {
-        **message.model_dump(mode="json", exclude={"version", "received_at"}), "id": str(message.id),
-        "body_sha256": message.sha256, "concept_key": message.key, "received_at": now, "due_at": now,
+        **message.model_dump(mode="json", exclude={"version", "received_at", "project"}), "id": str(message.id),
+        "base": PROJECT.base, "body_sha256": message.sha256,
+        "concept_key": concept_digest(str(message.concept), PROJECT.base),
+        "received_at": now, "due_at": now,
         "extended": False, "state": "live", "state_at": now, "attempts": 1, "fence": 1, "erasure_id": "e1",
     }  # fmt: skip
-    gone = {"id": str(uuid.uuid4()), "concept": None, "concept_key": concept_digest("forgotten", message.base)}
+    gone = {"id": str(uuid.uuid4()), "concept": None, "concept_key": concept_digest("forgotten", PROJECT.base)}
     letter = {"request_id": row["id"], "seq": 1, "url": CALLBACK, "body": "{}", "attempts": 1, "next_at": now}
     letter["sent_at"] = now
     with engine.begin() as connection:
@@ -322,7 +332,7 @@ def test_lone_surrogates_and_nul_are_said_and_never_crash(ledger: Ledger, odd: s
             ask(**{field: odd})
         with pytest.raises(DataError, match="not valid"):
             read_message(json.dumps({"id": str(uuid.uuid4()), "kind": "object", "concept": "cat", field: odd}))
-    record, _ = ledger.submit(ask("cat"), actor=ACTOR)
+    record, _ = ledger.submit(ask("cat"), PROJECT, actor=ACTOR)
     with pytest.raises(DataError, match="not valid"):
         ledger.release(ledger.hold(record.id, actor=ACTOR, reason=odd).id, actor=ACTOR, reason="x", concept=odd)
     assert ledger.history(request_id=record.id)[-1].reason.isprintable()
@@ -335,7 +345,7 @@ def test_lone_surrogates_and_nul_are_said_and_never_crash(ledger: Ledger, odd: s
 def test_over_http_a_wrong_message_is_422_and_an_odd_id_404(ledger: Ledger) -> None:
     token = "a token of the test"
     client = TestClient(
-        make_app(ledger, expected=token),
+        make_app(ledger, PROJECTS, expected=token),
         base_url="http://127.0.0.1",  # under a foreign name nothing is answered
         headers={"authorization": f"Bearer {token}"},
         raise_server_exceptions=False,

@@ -25,6 +25,7 @@ from flows.releasing.watch import serving
 from flows.services import front, runtime_http
 from flows.services.front import ConcurrencyLimit, Front
 from tests.servers import free_port
+from tests.tiny import PROJECT
 
 TOKEN = "a-token-for-tests-alone"
 KEY = b"a-key-for-tests-alone"
@@ -220,7 +221,7 @@ def _ask(ledger: Ledger, url: str) -> None:
     asked = {"id": str(uuid.uuid4()), "kind": "object", "concept": f"c{uuid.uuid4().hex}"}
     # Whatever the intake let through, now or before.
     message = Message.model_validate(asked).model_copy(update={"callback_url": url})
-    ledger.submit(message, actor="test")
+    ledger.submit(message, PROJECT, actor="test")
 
 
 def _errors(ledger: Ledger) -> dict[str, set[str | None]]:

@@ -27,6 +27,7 @@ from flows.queue.drain import DrainSettings, _failure
 from tasks.dvc.objects import stores
 from tasks.dvc.versioning import read_lock
 from tests.chaos.purge import Children, Place, make_erasure, one_round
+from tests.tiny import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,9 @@ def test_a_refusal_that_suggests_another_name_leaves_it_in_no_place_that_stays(
     place.bring_back()
     monkeypatch.chdir(place.project)
     with Ledger() as ledger:
-        asked, _ = ledger.submit(make_message(id=str(uuid.uuid4()), kind="object", concept="roh"), actor="test")
+        asked, _ = ledger.submit(
+            make_message(id=str(uuid.uuid4()), kind="object", concept="roh"), PROJECT, actor="test"
+        )
         lease = leases.take(ledger, "w", seconds=60)
         assert lease
         refusal = ConfigError("Unknown concept 'roh'. Did you mean 'Roh Moo-hyun'?")

@@ -18,6 +18,7 @@ from flows.operations import backup as backups
 from flows.operations.backup import MANIFEST, backup, restore
 from tasks.dvc import versioning
 from tests.databases import database
+from tests.tiny import PROJECT
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -39,7 +40,7 @@ def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 def ask(concept: str) -> None:
     with Ledger() as ledger:
-        ledger.submit(make_message(id=str(uuid.uuid4()), kind="object", concept=concept), actor="test")
+        ledger.submit(make_message(id=str(uuid.uuid4()), kind="object", concept=concept), PROJECT, actor="test")
 
 
 def head() -> str:

@@ -31,6 +31,7 @@ from flows.cli import queue
 from flows.cli.app import app
 from flows.operations import doctor
 from tests.databases import database, missing
+from tests.tiny import PROJECT, PROJECTS
 
 BROKERS = {"rabbitmq": "amqp://guest:guest@127.0.0.1:5672//", "redis": "redis://127.0.0.1:6379/7"}
 
@@ -84,7 +85,7 @@ def request(concept: str, **changes: Any) -> dict[str, Any]:
 
 def test_fifty_messages_each_end_in_the_state_they_should(url: str, ledger: Ledger) -> None:
     assert (QUEUE, DEAD) == ("fade.requests", "fade.requests.dead") or not url.startswith("folder")
-    live = ledger.submit(Message(**request("rocket")), actor="test")[0]
+    live = ledger.submit(Message(**request("rocket")), PROJECT, actor="test")[0]
     for state in (State.RUNNING, State.CANDIDATE, State.LIVE):
         ledger.transition(live.id, state, actor="test", reason="on")
     valid = [request(f"concept {i}") for i in range(25)]
@@ -107,9 +108,9 @@ def test_fifty_messages_each_end_in_the_state_they_should(url: str, ledger: Ledg
             source.send(body)
     taken = Counter[str]()
     with transport(url) as source:
-        while (found := take_in(ledger, source, limit=7, seconds=0.5)).total:
+        while (found := take_in(ledger, source, PROJECTS, limit=7, seconds=0.5)).total:
             taken.update(new=found.new, known=found.known, dead=found.dead)
-        assert take_in(ledger, source, seconds=0.1).total == 0
+        assert take_in(ledger, source, PROJECTS, seconds=0.1).total == 0
     assert taken == Counter(new=32, known=8, dead=10)
     states = {record.id: record.state for record in ledger.find()}
     assert states.pop(live.id) is State.LIVE
@@ -137,10 +138,10 @@ def test_a_message_is_not_acknowledged_before_the_ledger_has_it(
     with monkeypatch.context() as patched, transport(url) as source:
         patched.setattr(ledger, "submit_all", refuse)
         with pytest.raises(RegistryError, match="is down"):
-            take_in(ledger, source, seconds=2)
+            take_in(ledger, source, PROJECTS, seconds=2)
     assert ledger.find() == []
     with transport(url) as source:
-        assert take_in(ledger, source, seconds=2).new == 1
+        assert take_in(ledger, source, PROJECTS, seconds=2).new == 1
     assert ledger.get(asked["id"]).state is State.SCHEDULED
 
 
@@ -169,7 +170,7 @@ def test_a_malformed_request_is_refused_with_the_fields_name(tmp_path: Path, fie
     queue = tmp_path / "queue"
     with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger, transport(f"folder:{queue}") as source:
         source.send(json.dumps(asked).encode())
-        assert take_in(ledger, source, seconds=0).dead == 1
+        assert take_in(ledger, source, PROJECTS, seconds=0).dead == 1
         assert not list(queue.glob("*.json"))
         assert ledger.find() == []
 
@@ -212,7 +213,7 @@ def test_each_poison_message_is_dead_alone_and_no_name_is_told(
     monkeypatch.setattr(ledger, "submit_all", overflowing)
     taken = Counter[str]()
     with transport(url) as source:
-        while (found := take_in(ledger, source, seconds=0.5)).total:
+        while (found := take_in(ledger, source, PROJECTS, seconds=0.5)).total:
             taken.update(new=found.new, dead=found.dead)
     assert taken == Counter(new=4, dead=2)
     reasons = sorted(reason for _, reason in dead_letters(url))
@@ -237,9 +238,9 @@ def test_what_is_no_file_in_the_folder_holds_up_nothing(tmp_path: Path, ledger: 
         (folder / "4.json").write_bytes(b"x" * ((1 << 20) + 10))
         (folder / "dead" / "4.json").write_text("an earlier one")
         source.send(json.dumps(request("cat")).encode())
-        found = take_in(ledger, source, seconds=0)
+        found = take_in(ledger, source, PROJECTS, seconds=0)
         assert (found.new, found.dead) == (1, 5)
-        assert take_in(ledger, source, seconds=0).total == 0
+        assert take_in(ledger, source, PROJECTS, seconds=0).total == 0
     assert [one.name for one in folder.iterdir()] == ["dead"]
     assert (folder / "dead" / "4.json").read_text() == "an earlier one"
     reasons = [json.loads(one.read_text())["reason"] for one in (folder / "dead").glob("*.reason.json")]
@@ -255,7 +256,7 @@ def test_a_request_pushed_into_redis_without_an_envelope_is_taken(ledger: Ledger
             connection.default_channel.client.lpush(intake.QUEUE, body)
     taken = Counter[str]()
     with transport(url) as source:
-        while (found := take_in(ledger, source, seconds=0.5)).total:
+        while (found := take_in(ledger, source, PROJECTS, seconds=0.5)).total:
             taken.update(new=found.new, dead=found.dead)
     assert taken == Counter(new=1, dead=3)
     assert {body for body, _ in dead_letters(url)} == {*odd}
@@ -285,7 +286,7 @@ def test_a_queue_that_others_declared_is_used_as_it_is(rabbitmq: str, ledger: Le
     assert doctor.queue(rabbitmq).said.endswith("is there")
     with transport(rabbitmq) as source:
         source.send(json.dumps(request("cat")).encode())
-        assert take_in(ledger, source, seconds=2).new == 1
+        assert take_in(ledger, source, PROJECTS, seconds=2).new == 1
 
 
 def test_what_the_broker_refuses_is_said_once_and_doctor_sees_it(rabbitmq: str) -> None:
@@ -362,7 +363,7 @@ def test_a_broker_that_restarts_ends_no_intake_that_follows(
         rounds.append("")
         if len(rounds) == 1:
             between.cut(told=told)
-        found = take_in(ledger, source, seconds=2)
+        found = take_in(ledger, source, PROJECTS, seconds=2)
         rounds[-1] = f"{found.new} new"
         if found.new:
             raise KeyboardInterrupt

@@ -33,6 +33,7 @@ from fade.requests.messages import Message, make_message, read_message
 from fade.requests.states import TRANSITIONS, State, check_transition
 from flows.cli.app import app
 from tests.databases import database
+from tests.tiny import PROJECT
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 ACTOR = "test"
@@ -42,6 +43,9 @@ ACTOR = "test"
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     with database(request.param, tmp_path) as url, Ledger(url) as found:
         yield found
+
+
+OTHER = PROJECT.at(base="other")
 
 
 def ask(concept: str | None = "cat", **changes: Any) -> Message:
@@ -79,13 +83,13 @@ def test_the_migrations_make_the_tables_the_code_knows(ledger: Ledger) -> None:
 
 def test_the_same_request_twice_is_one_and_another_body_is_refused(ledger: Ledger) -> None:
     message = ask()
-    first, new = ledger.submit(message, actor=ACTOR)
+    first, new = ledger.submit(message, PROJECT, actor=ACTOR)
     assert new
     assert first.state is State.SCHEDULED
-    again, new = ledger.submit(message, actor=ACTOR)
+    again, new = ledger.submit(message, PROJECT, actor=ACTOR)
     assert (again, new) == (first, False)
     with pytest.raises(ConflictError, match="with other content"):
-        ledger.submit(ask("dog", id=str(message.id)), actor=ACTOR)
+        ledger.submit(ask("dog", id=str(message.id)), PROJECT, actor=ACTOR)
     assert ledger.find() == [first]
     assert [entry.after for entry in ledger.history(request_id=first.id)] == ["received", "scheduled"]
 
@@ -93,30 +97,30 @@ def test_the_same_request_twice_is_one_and_another_body_is_refused(ledger: Ledge
 def test_a_batch_holds_duplicates_and_conflicts_apart(ledger: Ledger) -> None:
     one, two = ask(), ask("horse")
     other = ask("dog", id=str(one.id))
-    results = ledger.submit_all([one, two, one, other], actor=ACTOR)
+    results = ledger.submit_all([(one, PROJECT) for one in [one, two, one, other]], actor=ACTOR)
     assert [result[1] for result in results if not isinstance(result, ConflictError)] == [True, True, False]
     assert isinstance(results[3], ConflictError)
 
 
 def test_a_concept_already_in_force_on_the_same_base_makes_a_linked_duplicate(ledger: Ledger) -> None:
-    first, _ = ledger.submit(ask("Cat"), actor=ACTOR)
-    before, _ = ledger.submit(ask("cat"), actor=ACTOR)
+    first, _ = ledger.submit(ask("Cat"), PROJECT, actor=ACTOR)
+    before, _ = ledger.submit(ask("cat"), PROJECT, actor=ACTOR)
     assert before.state is State.SCHEDULED  # nothing is in force yet
     to_live(ledger, first.id, erasure_id="e0123")
-    after, _ = ledger.submit(ask(" cAt "), actor=ACTOR)
+    after, _ = ledger.submit(ask(" cAt "), PROJECT, actor=ACTOR)
     assert (after.state, after.duplicate_of, after.erasure_id) == (State.DUPLICATE, first.id, "e0123")
-    elsewhere, _ = ledger.submit(ask("cat", base="other"), actor=ACTOR)
+    elsewhere, _ = ledger.submit(ask("cat"), OTHER, actor=ACTOR)
     assert elsewhere.state is State.SCHEDULED
     assert {record.id for record in ledger.find(erasure_id="e0123")} == {first.id, after.id}
 
 
 @pytest.mark.parametrize("own", [{"pictures": ("p2",)}, {"pictures": ("p1", "p2")}, {"subject": "s-2"}])
 def test_who_names_pictures_of_their_own_is_no_duplicate(ledger: Ledger, own: dict[str, Any]) -> None:
-    first, _ = ledger.submit(ask(pictures=("p1",), subject="s-1"), actor=ACTOR, now=NOW)
+    first, _ = ledger.submit(ask(pictures=("p1",), subject="s-1"), PROJECT, actor=ACTOR, now=NOW)
     to_live(ledger, first.id)
     for known in ({}, {"pictures": ("p1",)}, {"subject": "s-1", "pictures": ("p1",)}):
-        assert ledger.submit(ask(**known), actor=ACTOR)[0].state is State.DUPLICATE
-    record, _ = ledger.submit(ask(**own), actor=ACTOR, now=NOW)
+        assert ledger.submit(ask(**known), PROJECT, actor=ACTOR)[0].state is State.DUPLICATE
+    record, _ = ledger.submit(ask(**own), PROJECT, actor=ACTOR, now=NOW)
     assert (record.state, record.duplicate_of) == (State.SCHEDULED, None)
     late = NOW + timedelta(days=40)
     assert record.id in {one.request.id for one in warn(ledger, days=7, now=late)}  # its deadline counts
@@ -124,16 +128,16 @@ def test_who_names_pictures_of_their_own_is_no_duplicate(ledger: Ledger, own: di
     assert settled is not None
     assert settled.id == first.id
     ledger.minimise(first.id, actor=ACTOR, reason="over")
-    again, _ = ledger.submit(ask(pictures=("p1",)), actor=ACTOR)
+    again, _ = ledger.submit(ask(pictures=("p1",)), PROJECT, actor=ACTOR)
     assert again.state is State.SCHEDULED  # nobody knows any more whose pictures were meant
 
 
 def test_once_one_of_two_candidates_is_in_force_the_other_is_due_to_be_settled_by_it(ledger: Ledger) -> None:
     """An adapter for a concept that another one erases cannot go live; its request must not wait for it for ever."""
-    first, _ = ledger.submit(ask(), actor=ACTOR, now=NOW)
-    own, _ = ledger.submit(ask(pictures=("p2",)), actor=ACTOR, now=NOW)
-    same, _ = ledger.submit(ask(), actor=ACTOR, now=NOW)
-    elsewhere, _ = ledger.submit(ask(base="other"), actor=ACTOR, now=NOW)
+    first, _ = ledger.submit(ask(), PROJECT, actor=ACTOR, now=NOW)
+    own, _ = ledger.submit(ask(pictures=("p2",)), PROJECT, actor=ACTOR, now=NOW)
+    same, _ = ledger.submit(ask(), PROJECT, actor=ACTOR, now=NOW)
+    elsewhere, _ = ledger.submit(ask(), OTHER, actor=ACTOR, now=NOW)
     for record, erasure in ((first, "e1"), (own, "e2"), (same, "e1"), (elsewhere, "e3")):
         for state in (State.RUNNING, State.CANDIDATE):
             ledger.transition(record.id, state, actor=ACTOR, reason="on", erasure_id=erasure)
@@ -147,10 +151,10 @@ def test_once_one_of_two_candidates_is_in_force_the_other_is_due_to_be_settled_b
 
 
 def test_a_duplicate_is_due_once_what_closed_it_is_no_longer_in_force(ledger: Ledger) -> None:
-    first, _ = ledger.submit(ask(), actor=ACTOR, now=NOW)
+    first, _ = ledger.submit(ask(), PROJECT, actor=ACTOR, now=NOW)
     to_live(ledger, first.id)
-    closed, _ = ledger.submit(ask(), actor=ACTOR)
-    withdrawn, _ = ledger.submit(ask(), actor=ACTOR)
+    closed, _ = ledger.submit(ask(), PROJECT, actor=ACTOR)
+    withdrawn, _ = ledger.submit(ask(), PROJECT, actor=ACTOR)
     ledger.cancel(withdrawn.id, actor=ACTOR, reason="withdrawn")
     assert closed.state is State.DUPLICATE
     ledger.transition(first.id, State.ROLLED_BACK, actor=ACTOR, reason="back")
@@ -162,7 +166,7 @@ def test_a_duplicate_is_due_once_what_closed_it_is_no_longer_in_force(ledger: Le
 
 def test_what_is_erased_is_known_however_many_there_are_and_without_its_name(ledger: Ledger) -> None:
     names = [f"thing {number}" for number in range(1100)]
-    ledger.submit_all([ask(name, received_at=NOW) for name in names], actor=ACTOR, now=NOW)
+    ledger.submit_all([(one, PROJECT) for one in [ask(name, received_at=NOW) for name in names]], actor=ACTOR, now=NOW)
     with ledger.engine.begin() as connection:  # by hand, as 3,300 transitions would take their time
         changed = sa.update(tables.requests).where(tables.requests.c.concept != "thing 7")
         connection.execute(changed.values(state="live", erasure_id="e1", concept=None))
@@ -176,7 +180,7 @@ def test_a_deadline_is_told_when_it_is_near_and_over_and_again_after_an_extensio
     near, far = ask(received_at=NOW - timedelta(days=25)), ask("horse", received_at=NOW)
     closed = ask("coins", received_at=NOW - timedelta(days=40))
     for one in (near, far, closed):
-        ledger.submit(one, actor=ACTOR, now=NOW)
+        ledger.submit(one, PROJECT, actor=ACTOR, now=NOW)
     ledger.cancel(str(closed.id), actor=ACTOR, reason="withdrawn", now=NOW)
 
     def told(days_later: float) -> list[tuple[str, str]]:
@@ -199,7 +203,7 @@ def test_a_deadline_is_told_when_it_is_near_and_over_and_again_after_an_extensio
 
 def test_durations_are_counted_from_the_log_once(ledger: Ledger) -> None:
     one = ask(received_at=NOW - timedelta(days=2))
-    ledger.submit(one, actor=ACTOR, now=NOW)
+    ledger.submit(one, PROJECT, actor=ACTOR, now=NOW)
     found = Durations()
     for state, seconds in (("running", 0), ("scheduled", 5), ("running", 100), ("candidate", 140)):
         ledger.transition(str(one.id), State(state), actor=ACTOR, reason="on", now=NOW + timedelta(seconds=seconds))
@@ -217,7 +221,7 @@ def test_durations_are_counted_from_the_log_once(ledger: Ledger) -> None:
 
 
 def test_pictures_without_a_concept_wait_for_an_answer(ledger: Ledger) -> None:
-    record, _ = ledger.submit(ask(None, kind="pictures", pictures=("p1",)), actor=ACTOR)
+    record, _ = ledger.submit(ask(None, kind="pictures", pictures=("p1",)), PROJECT, actor=ACTOR)
     assert record.state is State.NEEDS_INPUT
     with pytest.raises(ConfigError, match="names no concept"):
         ledger.release(record.id, actor=ACTOR, reason="go")
@@ -231,12 +235,12 @@ def test_pictures_without_a_concept_wait_for_an_answer(ledger: Ledger) -> None:
 )
 def test_the_deadline_is_one_calendar_month(ledger: Ledger, received: str, due: str) -> None:
     at = datetime.fromisoformat(received).replace(tzinfo=UTC)
-    record, _ = ledger.submit(ask(received_at=at), actor=ACTOR, now=at)
+    record, _ = ledger.submit(ask(received_at=at), PROJECT, actor=ACTOR, now=at)
     assert f"{record.due_at:%Y-%m-%d}" == due
 
 
 def test_a_deadline_is_extended_once_within_the_first_month_with_a_reason(ledger: Ledger) -> None:
-    record, _ = ledger.submit(ask(), actor=ACTOR, now=NOW)
+    record, _ = ledger.submit(ask(), PROJECT, actor=ACTOR, now=NOW)
     with pytest.raises(ConfigError, match="needs a reason"):
         ledger.extend(record.id, actor=ACTOR, reason=" ", now=NOW)
     with pytest.raises(TransitionError, match="before that day alone"):
@@ -252,7 +256,7 @@ def test_a_deadline_is_extended_once_within_the_first_month_with_a_reason(ledger
     [("gdpr", "2026-02-28", "2026-04-30"), ("ccpa", "2026-03-17", "2026-05-01"), ("other", "2026-02-28", "2026-04-30")],
 )
 def test_each_regulation_has_its_own_terms(ledger: Ledger, regulation: str, due: str, extended: str) -> None:
-    record, _ = ledger.submit(ask(regulation=regulation, received_at=NOW), actor=ACTOR, now=NOW)
+    record, _ = ledger.submit(ask(regulation=regulation, received_at=NOW), PROJECT, actor=ACTOR, now=NOW)
     assert f"{record.due_at:%Y-%m-%d}" == due
     late = ledger.extend(record.id, actor=ACTOR, reason="complex", now=NOW)
     assert f"{late.due_at:%Y-%m-%d}" == extended
@@ -262,7 +266,7 @@ def test_each_regulation_has_its_own_terms(ledger: Ledger, regulation: str, due:
 def test_a_month_is_one_where_it_was_received_and_an_extension_goes_no_further(ledger: Ledger) -> None:
     auckland = datetime.fromisoformat("2026-03-31T08:00:00+13:00")  # still the 30th in UTC
     assert auckland.astimezone(UTC).day == 30
-    record, _ = ledger.submit(ask(received_at=auckland), actor=ACTOR, now=datetime(2026, 4, 1, tzinfo=UTC))
+    record, _ = ledger.submit(ask(received_at=auckland), PROJECT, actor=ACTOR, now=datetime(2026, 4, 1, tzinfo=UTC))
     assert record.due_at == datetime.fromisoformat("2026-04-30T08:00:00+13:00")
     late = ledger.extend(record.id, actor=ACTOR, reason="complex", now=record.due_at)
     assert late.due_at == datetime.fromisoformat("2026-06-30T08:00:00+13:00")
@@ -277,14 +281,14 @@ def test_a_time_that_was_never_set_is_refused(given: str | int) -> None:
 
 
 def test_a_senders_clock_that_is_ahead_does_not_move_the_deadline(ledger: Ledger) -> None:
-    record, _ = ledger.submit(ask(received_at=NOW + timedelta(days=400)), actor=ACTOR, now=NOW)
+    record, _ = ledger.submit(ask(received_at=NOW + timedelta(days=400)), PROJECT, actor=ACTOR, now=NOW)
     assert record.received_at == NOW
 
 
 def test_the_log_holds_no_names(ledger: Ledger) -> None:
     # No hexadecimal hash or id holds these by chance.
     record, _ = ledger.submit(
-        ask("Zoe Lovelace", kind="person", aliases=("Zoe",), subject="s-9", pictures=("x-17",)), actor=ACTOR
+        ask("Zoe Lovelace", kind="person", aliases=("Zoe",), subject="s-9", pictures=("x-17",)), PROJECT, actor=ACTOR
     )
     ledger.release(ledger.hold(record.id, actor=ACTOR, reason="see x-17").id, actor=ACTOR, reason="over")
     ledger.hold(record.id, actor=ACTOR, reason="ZOE LOVELACE asked; Zoe, s-9 again, for zoe/picture-3")
@@ -297,14 +301,14 @@ def test_the_log_holds_no_names(ledger: Ledger) -> None:
 
 
 def test_names_are_forgotten_when_a_request_is_over(ledger: Ledger) -> None:
-    record, _ = ledger.submit(ask("Ada Lovelace", aliases=("Ada",)), actor=ACTOR)
+    record, _ = ledger.submit(ask("Ada Lovelace", aliases=("Ada",)), PROJECT, actor=ACTOR)
     with pytest.raises(TransitionError, match="still needed"):
         ledger.minimise(record.id, actor=ACTOR, reason="over")
     to_live(ledger, record.id)
     record = ledger.minimise(record.id, actor=ACTOR, reason="over")
     assert (record.concept, record.aliases) == (None, ())
     ledger.verify()
-    again, _ = ledger.submit(ask("ada lovelace"), actor=ACTOR)
+    again, _ = ledger.submit(ask("ada lovelace"), PROJECT, actor=ACTOR)
     assert again.duplicate_of == record.id  # still known, without its name
 
 
@@ -320,7 +324,7 @@ def test_names_are_forgotten_when_a_request_is_over(ledger: Ledger) -> None:
     ],
 )
 def test_a_changed_ledger_is_noticed(ledger: Ledger, spoil: Any, message: str) -> None:
-    ledger.submit_all([ask(), ask("horse")], actor=ACTOR)
+    ledger.submit_all([(one, PROJECT) for one in [ask(), ask("horse")]], actor=ACTOR)
     ledger.append("released", actor=ACTOR, erasure_id="e1", details={"counter": 3})
     assert ledger.verify().rows == 5
     with ledger.engine.begin() as connection:
@@ -335,7 +339,7 @@ def test_the_chain_holds_when_many_write_at_once(ledger: Ledger) -> None:
     def work() -> None:
         try:
             for _ in range(5):
-                ledger.submit(ask(), actor=ACTOR)
+                ledger.submit(ask(), PROJECT, actor=ACTOR)
         except BaseException as error:
             errors.append(error)
 
@@ -359,7 +363,7 @@ def test_near_deadlines_go_first_then_priority_then_deadline(ledger: Ledger) -> 
         "older": ask("c", received_at=NOW - timedelta(days=9)),
         "newer": ask("d", received_at=NOW - timedelta(days=2)),
     }
-    ledger.submit_all(list(reversed(asked.values())), actor=ACTOR, now=NOW)
+    ledger.submit_all([(one, PROJECT) for one in list(reversed(asked.values()))], actor=ACTOR, now=NOW)
     order = []
     while lease := take(ledger):
         order.append(lease.request.id)
@@ -367,7 +371,7 @@ def test_near_deadlines_go_first_then_priority_then_deadline(ledger: Ledger) -> 
 
 
 def test_no_request_is_two_workers_and_the_limit_holds(ledger: Ledger) -> None:
-    ledger.submit_all([ask(f"c{i}") for i in range(12)], actor=ACTOR, now=NOW)
+    ledger.submit_all([(one, PROJECT) for one in [ask(f"c{i}") for i in range(12)]], actor=ACTOR, now=NOW)
     taken: list[leases.Lease] = []
 
     def work(worker: str) -> None:
@@ -384,14 +388,14 @@ def test_no_request_is_two_workers_and_the_limit_holds(ledger: Ledger) -> None:
 
 
 def test_the_same_concept_does_not_run_twice_at_once(ledger: Ledger) -> None:
-    ledger.submit_all([ask("cat"), ask("CAT"), ask("horse")], actor=ACTOR, now=NOW)
+    ledger.submit_all([(one, PROJECT) for one in [ask("cat"), ask("CAT"), ask("horse")]], actor=ACTOR, now=NOW)
     found = [take(ledger), take(ledger)]
     assert all(found)
     assert take(ledger) is None
 
 
 def test_a_dead_workers_request_is_taken_over_and_it_can_end_nothing(ledger: Ledger) -> None:
-    ledger.submit(ask(), actor=ACTOR, now=NOW)
+    ledger.submit(ask(), PROJECT, actor=ACTOR, now=NOW)
     dead = take(ledger, "dead")
     assert dead
     assert take(ledger, "next") is None
@@ -415,7 +419,7 @@ def test_a_dead_workers_request_is_taken_over_and_it_can_end_nothing(ledger: Led
 def test_a_worker_whose_clock_is_ahead_takes_no_live_lease(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     if ledger.engine.dialect.name == "sqlite":
         pytest.skip("all that share the file share its machine's clock")
-    ledger.submit(ask(), actor=ACTOR)
+    ledger.submit(ask(), PROJECT, actor=ACTOR)
     first = leases.take(ledger, "right", seconds=120)
     assert first
     ahead = datetime.now(UTC) + timedelta(minutes=5)
@@ -430,7 +434,7 @@ def test_a_worker_whose_clock_is_ahead_takes_no_live_lease(ledger: Ledger, monke
 
 
 def test_a_request_whose_workers_keep_dying_is_given_up(ledger: Ledger) -> None:
-    record, _ = ledger.submit(ask(), actor=ACTOR, now=NOW)
+    record, _ = ledger.submit(ask(), PROJECT, actor=ACTOR, now=NOW)
     now = NOW
     for _ in range(3):
         assert take(ledger, now=now, attempts_limit=3)
@@ -444,7 +448,7 @@ def test_a_request_whose_workers_keep_dying_is_given_up(ledger: Ledger) -> None:
 
 
 def test_a_cancelled_run_ends_its_workers_lease(ledger: Ledger) -> None:
-    ledger.submit(ask(), actor=ACTOR, now=NOW)
+    ledger.submit(ask(), PROJECT, actor=ACTOR, now=NOW)
     lease = take(ledger)
     assert lease
     ledger.cancel(lease.request.id, actor=ACTOR, reason="withdrawn", now=NOW)
@@ -454,7 +458,7 @@ def test_a_cancelled_run_ends_its_workers_lease(ledger: Ledger) -> None:
 
 
 def test_a_retry_waits_for_its_time(ledger: Ledger) -> None:
-    ledger.submit(ask(), actor=ACTOR, now=NOW)
+    ledger.submit(ask(), PROJECT, actor=ACTOR, now=NOW)
     lease = take(ledger)
     assert lease
     later = NOW + timedelta(minutes=5)

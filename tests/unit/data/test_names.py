@@ -25,8 +25,10 @@ from fade.errors import ConfigError, DataError
 from fade.evaluation.judges import load_judge, new_judge, save_judge
 from fade.files import read_json, write_json
 from fade.names import mention, name_key, respelled, spelling
+from fade.requests.entering import concept_key
 from fade.requests.messages import Message
 from fade.spec import Pair
+from tests.tiny import PROJECT
 
 SPELLINGS = {
     "Roh Moo-hyun": ["roh moo hyun", "Roh_Moo-hyun", " ROH  MOO\N{EN DASH}HYUN", "roh\u00a0moo\u2011hyun"],
@@ -129,7 +131,7 @@ def test_a_label_that_can_be_no_concepts_name_is_set_aside(label: str, tmp_path:
 
 def test_messages_about_one_concept_have_one_key_in_every_spelling() -> None:
     def key(concept: str) -> str | None:
-        return Message(id=uuid.uuid4(), kind="person", concept=concept).key
+        return concept_key(Message(id=uuid.uuid4(), kind="person", concept=concept), PROJECT, b"key")
 
     for name, others in SPELLINGS.items():
         assert {key(other) for other in others} == {key(name)}
