@@ -16,8 +16,10 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fade.environment import environment
 from fade.errors import ConfigError
 from fade.files import sha256_file
+from fade.project import load_projects
 from fade.requests.ledger import Ledger
 from fade.spec import load_spec
 from flows.proving.purge import state_of
@@ -27,6 +29,7 @@ from tasks.dvc.objects import folders, md5_of, stores
 LISTED = {
     "params.yaml": "settings of the example erasure",
     "dvc.lock": "settings of the example erasure",
+    "projects/*": "settings and protected concepts of further projects",
     "data/catalog/*": "catalogs: concepts.json, catalog.parquet, rejected.json, names of the pictures that stay",
     "data/base/*": "words that the base knows",
     "data/judges/*": "classes that the judges know",
@@ -45,6 +48,8 @@ LISTED = {
 }
 """Where a name may stand, and why. No picture that was purged may stand there either. DVC's objects of these files
 and the lists of catalogs are among them."""
+PLACES = ("catalog", "base", "judges")
+"""Of each project, wherever they lie: the same may stand in them and in what is named after them."""
 _NAMED_IN_LISTS = {"catalog.parquet", "concepts.json", "rejected.json", "metrics.json"}
 
 
@@ -56,13 +61,20 @@ class Finding:
     what: str
 
 
-def scan(names: Collection[str] = (), hashes: Collection[str] = (), contents: Iterable[bytes] = ()) -> list[Finding]:
+def scan(
+    names: Collection[str] = (),
+    hashes: Collection[str] = (),
+    contents: Iterable[bytes] = (),
+    *,
+    places: Collection[str] = (),
+) -> list[Finding]:
     """What is found of names and pictures in the project; empty if nothing is.
 
     Args:
         names: of concepts; found as words, whatever their case and whether blanks are ``_``, ``-`` or ``%20``.
         hashes: SHA-256 or MD5 of files that must be gone.
         contents: bytes that must be gone, also from within other files.
+        places: catalogs, bases and judges of projects, where a name may stand as it may in ``LISTED``.
     """
     pattern = _pattern(names)
     needles = {hashlib.sha256(one).hexdigest()[:16]: (one, base64.b64encode(one)) for one in contents}
@@ -70,6 +82,7 @@ def scan(names: Collection[str] = (), hashes: Collection[str] = (), contents: It
     found = []
     for path, shown in _everything():
         listed = shown in allowed or any(Path(shown).match(one) or _under(shown, one) for one in LISTED)
+        listed = listed or any(_beside(shown, one) for one in places)
         content = _content(path)
         if pattern and not listed and (pattern.search(shown.encode()) or pattern.search(content)):
             found.append(Finding(_unnamed(shown, pattern), "name"))
@@ -93,7 +106,9 @@ def scan_erasure(folder: Path) -> list[Finding]:
     kept = {one["hash"] for one in receipts if not one["removed"]}
     names = [name for pair in spec.pairs if pair.person for name in pair.names]
     gone = {one["hash"] for one in receipts if one["removed"] and one["hash"] and one["name"] != UNFINISHED}
-    return scan(names, gone - kept)
+    served = load_projects(environment().projects).served
+    places = {getattr(one, name) for one in (spec, *served) for name in PLACES}
+    return scan(names, gone - kept, places=places)
 
 
 def _pattern(names: Collection[str]) -> re.Pattern[bytes] | None:
@@ -116,6 +131,12 @@ def _under(shown: str, listed: str) -> bool:
     """Whether a path lies anywhere under a listed folder (``FOLDER/*``, ``FOLDER/*/NAME``)."""
     top, star, name = listed.partition("/*")
     return bool(star) and shown.startswith(f"{top}/") and (not name or shown.endswith(name))
+
+
+def _beside(shown: str, place: str) -> bool:
+    """Whether a path lies in a folder, or in what is named after it: its card, its report, its ``.dvc`` file."""
+    top = Path(place).as_posix()
+    return shown == top or shown.startswith((f"{top}/", f"{top}."))
 
 
 def _everything() -> Iterator[tuple[Path, str]]:
