@@ -216,7 +216,8 @@ def _erase(
     ledger: Ledger, lease: Lease, project: Project, place: list[Path], sign: Callable[[], None]
 ) -> dict[str, Any]:
     record = lease.request
-    if record.concept is None:
+    concept = record.concept
+    if concept is None:
         raise DataError("The request names no concept. Give one: fade request release ID --concept NAME.")
     if record.base != project.base:
         record = take_to_base(ledger, record, project.base, actor=lease.worker)
@@ -226,7 +227,7 @@ def _erase(
         ensure_catalog(project)
     known = load_concepts(Path(project.catalog))
     spec = prepare_spec(
-        record.concept,
+        concept,
         record.surrogate or AUTO,
         project=project,
         settings=load_settings(project.params),
