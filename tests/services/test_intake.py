@@ -21,6 +21,7 @@ from kombu import Connection, Queue
 from typer.testing import CliRunner
 
 from fade.errors import ConfigError, DataError, RegistryError
+from fade.project import Projects
 from fade.requests import intake
 from fade.requests.durations import Durations
 from fade.requests.intake import DEAD, QUEUE, take_in, transport
@@ -359,11 +360,11 @@ def test_a_broker_that_restarts_ends_no_intake_that_follows(
     monkeypatch.setenv("FADE_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
     rounds = list[str]()
 
-    def round_(ledger: Ledger, source: Any) -> Any:
+    def round_(ledger: Ledger, source: Any, projects: Projects) -> Any:
         rounds.append("")
         if len(rounds) == 1:
             between.cut(told=told)
-        found = take_in(ledger, source, PROJECTS, seconds=2)
+        found = take_in(ledger, source, projects, seconds=2)
         rounds[-1] = f"{found.new} new"
         if found.new:
             raise KeyboardInterrupt
