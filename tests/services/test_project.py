@@ -12,7 +12,6 @@ from kombu import Connection, Queue
 from PIL import Image, ImageDraw, ImageOps
 from typer.testing import CliRunner
 
-from fade.config import load_spec
 from fade.data.catalog import load_concepts
 from fade.data.intake import build
 from fade.models.source import base_sha256
@@ -21,6 +20,7 @@ from fade.requests import intake
 from fade.requests.intake import take_in, transport
 from fade.requests.ledger import Ledger
 from fade.requests.states import State
+from fade.spec import load_spec
 from fade.steps.catalog import open_set
 from flows.cli.app import app
 from flows.queue.drain import drain
@@ -117,7 +117,7 @@ def test_a_request_over_rabbitmq_goes_live_on_its_projects_base_alone(two: Path,
         assert (asked.project, asked.base, asked.state) == ("garden", GARDEN.base, State.SCHEDULED)
         # The same concept on another base is no duplicate, and a worker leaves alone what it does not serve.
         assert ledger.get(str(same["id"])).state is State.SCHEDULED
-        assert drain(projects=[FILES[1]]) == {"candidate": 1}
+        assert drain(projects=[FILES[1]]) == {"candidate": 1}, ledger.get(asked.id).reason
         assert ledger.get(str(same["id"])).state is State.SCHEDULED
         asked = ledger.get(str(lamp["id"]))
         spec = load_spec(ERASURES / str(asked.erasure_id))
