@@ -12,6 +12,7 @@ from threading import Barrier
 import pytest
 
 from fade.files import writing
+from fade.lineage import content_hash
 
 KILLED = """
 import os, sys
@@ -98,3 +99,15 @@ def test_threads_that_write_one_path_do_not_meet(tmp_path: Path, kind: str) -> N
     assert len(set(found)) == 1
     assert found[0] in map(str, range(count))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_kept_result_is_named_by_inputs_code_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = content_hash({"a": 1, "b": 2}, module="fade.names")
+    assert name == content_hash({"b": 2, "a": 1}, module="fade.names")
+    others = {
+        content_hash({"a": 2, "b": 2}, module="fade.names"),
+        content_hash({"a": 1, "b": 2}, module="fade.seeding"),
+    }
+    monkeypatch.setattr("fade.lineage.library_versions", lambda: {"torch": "0"})
+    others.add(content_hash({"a": 1, "b": 2}, module="fade.names"))
+    assert len(others | {name}) == 4
