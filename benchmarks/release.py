@@ -155,7 +155,7 @@ def alias_to_picture(folder: Path, *, repeats: int) -> dict[str, Any]:
     from fade.config import load_settings
     from fade.steps.spec import prepare_spec
     from flows.erasing.erase import erase, prepare_folder
-    from flows.releasing import release, released
+    from flows.releasing import manifests, released
     from flows.releasing.watch import Watch
 
     changes = {"distill.learning_rate": 0.02, "distill.precision": "fp32", "evaluate.precision": "fp32"}
@@ -164,7 +164,7 @@ def alias_to_picture(folder: Path, *, repeats: int) -> dict[str, Any]:
     prepare_folder(spec)
     version = erase(spec.id)
     sd = load_base(spec.base)
-    where = release.open_release(spec.base, sd.sha256)
+    where = manifests.open_release(spec.base, sd.sha256)
     runtime = Runtime(sd, where, public_key=released.KEYS / "public.pem", state=folder / "state.json")
 
     def picture() -> bytes:

@@ -67,7 +67,7 @@ def rollback(
 ) -> None:
     """Take an approved adapter back: its concept is drawn again."""
     from flows.erasing import together
-    from flows.releasing import approval, release
+    from flows.releasing import approval, manifests, release
     from flows.releasing.released import live_versions
     from tasks.mlflow import tracking
 
@@ -75,7 +75,7 @@ def rollback(
     known = [one for one in tracking.versions() if one.model == model]
     if live_versions(model) and not any(one.live for one in known):
         # MLflow no longer knows what is live, so that no alias can be taken back there.
-        console.print(f"Out, though MLflow has no alias of it: {', '.join(release.take_out(model))}.")
+        console.print(f"Out, though MLflow has no alias of it: {', '.join(manifests.take_out(model))}.")
     else:
         known = [approval.rollback(name, to)]
         _print_changes(release.reconcile())
@@ -108,12 +108,13 @@ def release(
 ) -> None:
     """Bring the releases to what is approved in MLflow: publish, refuse, take out."""
     from flows.erasing import together
+    from flows.releasing import manifests
     from flows.releasing import release as flow
 
     if open_base is not None:
         from fade.models.family import load_base
 
-        flow.open_release(open_base, load_base(open_base).sha256, valid_seconds=round(60 * valid_minutes) * watch)
+        manifests.open_release(open_base, load_base(open_base).sha256, valid_seconds=round(60 * valid_minutes) * watch)
     if not watch:
         changes = flow.release()
         _print_changes(changes)
@@ -133,7 +134,7 @@ def step_back(
     because: Annotated[str, typer.Option(help="Why; kept in the ledger's log and the permission. Name nobody.")],
 ) -> None:
     """After a restore: let runtimes take over the release as it is now, once, though they saw a higher counter."""
-    from flows.releasing.release import permit_step_back
+    from flows.releasing.manifests import permit_step_back
 
     permission = permit_step_back(base, seen=seen, reason=because, actor=this_user())
     console.print(
@@ -220,7 +221,7 @@ def serve(
     from fade.signing import key_id, verifying_key
     from fade.signing import public_key as load_key
     from flows.releasing import released
-    from flows.releasing.release import open_release
+    from flows.releasing.manifests import open_release
     from flows.releasing.released import KEYS
     from flows.services.runtime_http import make_app, service_token
 

@@ -12,24 +12,22 @@ deleted, a version made anew, an alias moved to what may not go live, an edited 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from filelock import FileLock
 from prefect import flow
 
-from fade.adapters.manifest import LiveAdapter, Manifest, Permission, live_folder, permit, publish
-from fade.errors import ConfigError, FadeError, listing
+from fade.adapters.manifest import LiveAdapter, Manifest, live_folder
+from fade.errors import FadeError
 from fade.requests.ledger import Ledger
-from fade.signing import signing_key
-from flows.cli.console import this_user
 from flows.erasing.together import Board, combination_folder, fitting_together, measure_together, offer_consolidated
-from flows.releasing.approval import TAKEN_BACK, Approved, check_version, named, still_live
+from flows.releasing.approval import Approved, check_version, named, still_live
+from flows.releasing.manifests import as_published, publish_signed, releases_locked
 from flows.releasing.outcomes import GONE, LIVE, ReleaseOutcome, last_outcomes, record_outcomes, shortened
-from flows.releasing.released import KEYS, RELEASES, current_manifest, model_of, number_of, release_folder, released
+from flows.releasing.released import current_manifest, model_of, release_folder, released
 from tasks.mlflow import tracking
-from tasks.mlflow.tracking import MODEL_PREFIX, AdapterVersion, is_registered
+from tasks.mlflow.tracking import AdapterVersion, is_registered
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +119,7 @@ def settle(*, valid_seconds: int = 0, consolidate: bool = True, failed: Mapping[
         RegistryError: MLflow cannot be asked. Releases are then as they were, or less.
         SignatureError: a manifest that is there is not ours.
     """
-    RELEASES.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(RELEASES / ".lock"), timeout=3600), Ledger() as ledger:
+    with releases_locked(), Ledger() as ledger:
         before = {one.base_sha256: one for one in released().values()}
         registry = _read_registry(ledger, before.values())
         wanted = {_base_of(one) for one in registry.versions.values() if one.live}
@@ -201,75 +198,6 @@ def _base_of(version: AdapterVersion) -> str:
     return "" if version.fault else version.base_sha256
 
 
-def open_release(base: str | Path, base_sha256: str, *, valid_seconds: int = 0) -> Path:
-    """A base's release folder; without a manifest there it gets one that erases nothing."""
-    folder = release_folder(base_sha256)
-    RELEASES.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(RELEASES / ".lock"), timeout=3600):
-        if current_manifest(folder) is None:
-            publish(folder, [], base=base, key=signing_key(KEYS), valid_seconds=valid_seconds)
-    return folder
-
-
-def reissue(*, valid_seconds: int, now: Callable[[Manifest], bool]) -> int:
-    """Sign again the manifests that ``now`` selects, with unchanged content; gives how many."""
-    count = 0
-    for folder, manifest in released().items():
-        if now(manifest):
-            _publish(folder, [_kept(folder, entry) for entry in manifest.adapters], None, valid_seconds)
-            count += 1
-    return count
-
-
-def permit_step_back(base: str, *, seen: int, reason: str, actor: str) -> Permission:
-    """Sign that runtimes which saw counters up to ``seen`` may take over a base's release as it is now.
-
-    Args:
-        base: the base's hash, or its beginning.
-
-    Raises:
-        ConfigError: no release, or several, of such a base; or nothing to step back from.
-    """
-    found = {folder: one for folder, one in released().items() if one.base_sha256.startswith(base)}
-    if len(found) != 1:
-        raise ConfigError(
-            f"{len(found)} releases are of a base {base!r}; expected one. There are: "
-            f"{listing(one.base_sha256[:12] for one in released().values()) or 'none'}."
-        )
-    ((folder, manifest),) = found.items()
-    with FileLock(str(RELEASES / ".lock"), timeout=3600), Ledger() as ledger:
-        details = {"manifest": manifest.counter, "manifest_sha256": manifest.sha256, "seen": seen}
-        permission = permit(folder, manifest, seen=seen, reason=reason, key=signing_key(KEYS))
-        ledger.append("release.step_back", actor=actor, reason=reason, details=details)
-    return permission
-
-
-def take_out(model: str, *, actor: str | None = None) -> list[str]:
-    """Remove a model's live versions from the releases, whatever MLflow says; gives their names.
-
-    For what MLflow no longer knows: the next look at the registry finds it neither live nor approved.
-
-    Args:
-        actor: who takes it out; the account that runs this program if None.
-    """
-    out: list[str] = []
-    with FileLock(str(RELEASES / ".lock"), timeout=3600), Ledger() as ledger:
-        for folder, manifest in released().items():
-            entries = [entry for entry in manifest.adapters if model_of(entry) == model]
-            if not entries:
-                continue
-            for entry in entries:
-                details = {"version": number_of(entry), "adapter_sha256": entry.adapter_sha256}
-                erasure = model.removeprefix(MODEL_PREFIX)
-                ledger.append(TAKEN_BACK, actor=actor or this_user(), erasure_id=erasure, details=details)
-            kept = [entry for entry in manifest.adapters if model_of(entry) != model]
-            left = _publish(folder, [_kept(folder, entry) for entry in kept], None, manifest.valid_seconds)
-            names = [entry.name for entry in entries]
-            record_outcomes(ledger, dict.fromkeys(names, GONE), _read_registry(ledger, ()).versions, left)
-            out += names
-    return out
-
-
 def _take_out(base: str, manifest: Manifest, registry: _Registry, valid_seconds: int) -> None:
     """Publish the release without the versions whose approval was withdrawn.
 
@@ -279,7 +207,7 @@ def _take_out(base: str, manifest: Manifest, registry: _Registry, valid_seconds:
     folder = release_folder(base)
     kept = [entry for entry in manifest.adapters if not registry.is_withdrawn(entry)]
     if len(kept) < len(manifest.adapters):
-        _publish(folder, [_kept(folder, entry) for entry in kept], None, valid_seconds)
+        publish_signed(folder, as_published(folder, kept), None, valid_seconds)
 
 
 def _settle_base(
@@ -309,9 +237,9 @@ def _settle_base(
     wanted = [entry for entry in entries if entry.name in kept or entry.name in {one.name for one in live}]
     added = [one for one in live if one.name not in there]
     if added or len(wanted) < len(entries):
-        adapters = [_kept(folder, entry) for entry in wanted] + [(one.name, one.adapter, 1.0) for one in added]
+        adapters = as_published(folder, wanted) + [(one.name, one.adapter, 1.0) for one in added]
         source = live[0].spec.base if manifest is None else None
-        manifest = _publish(folder, adapters, source, valid_seconds)
+        manifest = publish_signed(folder, adapters, source, valid_seconds)
     if consolidate and not board.unknown and any("fails the gate" in reason for reason in board.waiting.values()):
         offer_consolidated(still + new, [one for one in registry.versions.values() if is_registered(one)], board)
     names = () if manifest is None else manifest.names
@@ -377,13 +305,3 @@ def _gone(base: str, registry: _Registry, was: set[str], names: Sequence[str]) -
     open_ = {name for name, one in on_base.items() if one.kind in ("refused", "waiting")}
     left |= {name for name in open_ if name not in registry.versions or not registry.versions[name].live}
     return (was | left) - {*names}
-
-
-def _kept(folder: Path, entry: LiveAdapter) -> tuple[str, Path, float]:
-    return entry.name, live_folder(folder, entry), entry.weight
-
-
-def _publish(
-    folder: Path, adapters: Sequence[tuple[str, Path, float]], base: str | None, valid_seconds: int
-) -> Manifest:
-    return publish(folder, adapters, base=base, key=signing_key(KEYS), valid_seconds=valid_seconds)

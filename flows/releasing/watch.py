@@ -30,7 +30,7 @@ from fade.adapters.manifest import Manifest
 from fade.errors import ConfigError, FadeError, RegistryError, listing
 from fade.steps.combine import check_alike
 from flows.erasing.together import Measurement, Wanted, joined, told, verdict_together
-from flows.releasing import release
+from flows.releasing import manifests, release
 from flows.releasing.approval import Approved, check_version, named
 from flows.releasing.release import Change
 from tasks.mlflow import tracking
@@ -115,7 +115,7 @@ class Watch:
         return settled.changes
 
     def _heartbeat(self) -> None:
-        release.reissue(valid_seconds=self.valid_seconds, now=self._is_stale)
+        manifests.reissue(valid_seconds=self.valid_seconds, now=self._is_stale)
 
     def _is_stale(self, manifest: Manifest) -> bool:
         if not self.valid_seconds:

@@ -33,7 +33,7 @@ from fade.steps.spec import prepare_spec
 from flows.cli.app import app
 from flows.erasing import together
 from flows.erasing.erase import erase, prepare_folder
-from flows.releasing import release, released, watch
+from flows.releasing import manifests, release, released, watch
 from flows.releasing.approval import check_version
 from flows.services import runtime_http
 from flows.settings import ERASURES
@@ -94,7 +94,7 @@ def nothing_approved(client: MlflowClient) -> Iterator[None]:
 def runtime(pair: tuple[AdapterVersion, AdapterVersion], tmp_path: Path) -> Runtime:
     base = load_spec(ERASURES / _id(pair[0])).base
     sd = load_base(base)
-    folder = release.open_release(base, sd.sha256)
+    folder = manifests.open_release(base, sd.sha256)
     return Runtime(sd, folder, public_key=released.KEYS / "public.pem", state=tmp_path / "state.json")
 
 
@@ -374,7 +374,7 @@ def test_a_manifest_holds_for_its_time_and_is_signed_anew_while_someone_watches(
     time.sleep(12.2)
     with pytest.raises(RefusedError, match="was valid for 12 s"):
         runtime.refresh()
-    release.reissue(valid_seconds=0, now=lambda _: True)
+    manifests.reissue(valid_seconds=0, now=lambda _: True)
     assert runtime.refresh().manifest.adapters == swapped.manifest.adapters
 
 

@@ -18,8 +18,7 @@ from fade.adapters.seen import Memory
 from fade.errors import ConfigError, FadeError, RefusedError
 from fade.files import read_json
 from fade.signing import KEY_VARIABLE, PRIVATE_NAME, PUBLIC_NAME, public_key, signing_key, verifying_key
-from flows.releasing import release as release_flow
-from flows.releasing import released
+from flows.releasing import manifests, released
 from tests.tiny import save_tiny_base
 from tests.unit.adapters.test_runtime import Release
 
@@ -59,7 +58,7 @@ def test_reading_with_the_public_key_alone_makes_and_replaces_no_key(project: Pa
         with pytest.raises(ConfigError, match=f"Restore {PRIVATE_NAME} from a backup"):
             signing_key(released.KEYS)
     with pytest.raises(ConfigError, match="nothing can be signed"):
-        release_flow.reissue(valid_seconds=60, now=lambda _: True)
+        manifests.reissue(valid_seconds=60, now=lambda _: True)
     assert _all(released.KEYS) == before
     (released.KEYS / PUBLIC_NAME).unlink()
     with pytest.raises(ConfigError, match="No public key in"):
@@ -161,8 +160,8 @@ def test_a_step_back_is_permitted_on_the_command_line_and_logged(project: Path) 
     folder = released.release_folder("a" * 64)
     base = read_manifest(folder, verifying_key(released.KEYS)).base_sha256
     with pytest.raises(ConfigError, match="0 releases are of a base 'zzz'"):
-        release_flow.permit_step_back("zzz", seen=4, reason="restored", actor="test")
-    permission = release_flow.permit_step_back(base[:12], seen=4, reason="restored", actor="test")
+        manifests.permit_step_back("zzz", seen=4, reason="restored", actor="test")
+    permission = manifests.permit_step_back(base[:12], seen=4, reason="restored", actor="test")
     assert (permission.from_counter, permission.to_counter) == (4, 1)
     with Ledger() as ledger:
         assert ledger.history()[-1].event == "release.step_back"

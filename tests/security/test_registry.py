@@ -30,7 +30,7 @@ from flows.cli.console import this_user
 from flows.operations import doctor
 from flows.proving.evidence import gather, seal_evidence
 from flows.proving.purge import purge
-from flows.releasing import approval, release, released
+from flows.releasing import approval, manifests, release, released
 from flows.releasing.reconcile import compare
 from tasks.erasure import register_version
 from tasks.mlflow import traces, tracking
@@ -48,7 +48,7 @@ def nothing_live(mlflow: MlflowClient) -> Iterator[None]:
     release.settle(consolidate=False)
     for manifest in released.released().values():
         for entry in manifest.adapters:
-            release.take_out(released.model_of(entry), actor="test")
+            manifests.take_out(released.model_of(entry), actor="test")
 
 
 def approve_in_the_page(mlflow: MlflowClient, model: str, version: int) -> release.Change:

@@ -27,7 +27,7 @@ from fade.spec import Spec
 from fade.steps.spec import prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.proving.purge import purge
-from flows.releasing import release, released
+from flows.releasing import manifests, release, released
 from flows.releasing.watch import Watch, serving
 from flows.services import runtime_http
 from flows.services.local import running
@@ -95,7 +95,7 @@ def test_a_click_in_mlflow_changes_the_picture_and_another_brings_the_bases_back
 ) -> None:
     server, request, version = erased
     sd = load_base(request.base)
-    folder = release.open_release(request.base, sd.sha256)
+    folder = manifests.open_release(request.base, sd.sha256)
     runtime = Runtime(sd, folder, public_key=released.KEYS / "public.pem", state=tmp_path / "state.json")
     watcher, port = Watch(valid_seconds=0), free_port()
     thread = threading.Thread(target=lambda: list(watcher.run()), daemon=True)
