@@ -10,6 +10,7 @@ import platform
 import subprocess
 import threading
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,14 @@ def module_closure(module: str) -> list[Path]:
     return sorted(path for path in found.values() if path.name not in ("__init__.py", "errors.py"))
 
 
-def _imports(path: Path) -> list[str]:
+def _imports(path: Path) -> tuple[str, ...]:
+    state = path.stat()
+    return _imports_as_written(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _imports_as_written(path: Path, _written_ns: int, _size: int) -> tuple[str, ...]:
+    """What a file imports; it is parsed once for as long as it is not written again."""
     names: list[str] = []
     with _PARSING:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -62,7 +70,7 @@ def _imports(path: Path) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name.split(".")[0] in _PACKAGES]
+    return tuple(name for name in names if name.split(".")[0] in _PACKAGES)
 
 
 def library_versions() -> dict[str, str]:

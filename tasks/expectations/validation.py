@@ -349,11 +349,7 @@ def _judged(context: Any, source: Any, name: str, table: pd.DataFrame, checks: d
     batch = asset.add_batch_definition_whole_dataframe("all")
     suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=list(checks.values())))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
-    checkpoint = context.checkpoints.add(
-        gx.Checkpoint(name=name, validation_definitions=[definition], result_format={"result_format": "BOOLEAN_ONLY"})
-    )
-    outcome = checkpoint.run(batch_parameters={"dataframe": table})
-    (validation,) = outcome.run_results.values()
+    validation = definition.run(batch_parameters={"dataframe": table}, result_format={"result_format": "BOOLEAN_ONLY"})
     found = {(result.expectation_config.id): bool(result.success) for result in validation.results}
     by_id = {expectation.id: label for label, expectation in zip(checks, suite.expectations, strict=True)}
     return {label: found[key] for key, label in by_id.items()}
