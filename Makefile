@@ -12,8 +12,8 @@ demo: install
 up: install
 	fade up
 
-# A worker has a workspace and services of its own, shared by the files it runs.
-PYTEST := pytest --numprocesses 2 --dist loadfile --durations 15
+# A worker has a workspace and services of its own, shared by the files it runs; the longest files come first.
+PYTEST := pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 test: install
 	$(PYTEST) -m "not slow"
 

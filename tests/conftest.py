@@ -31,11 +31,21 @@ from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
 from tests.tiny import entered, make_workspace, save_tiny_base
 
+HERE = Path(__file__).parent
+LONGEST = (
+    *("flows/test_erase.py", "flows/test_release.py", "flows/test_proof.py", "flows/test_studies.py"),
+    *("services/test_services.py", "services/test_browser.py", "flows/test_drain.py", "flows/test_examples.py"),
+    *("flows/test_cli.py", "unit/adapters/test_runtime.py", "flows/test_classes.py", "flows/test_asked.py"),
+)
+"""Files that take longest. They come first, so that at the end no worker has one to itself while the other waits."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test's tier is the folder that it stands in: `pytest -m unit`, `pytest -m "flows and not slow"`."""
+    """Longest first; and a test's tier is its folder: `pytest -m unit`, `pytest -m "flows and not slow"`."""
+    order = {HERE / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
     for item in items:
-        item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
+        item.add_marker(item.path.relative_to(HERE).parts[0])
 
 
 @pytest.fixture(autouse=True)

@@ -18,15 +18,16 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 
 from fade.adapters.manifest import Manifest
+from fade.adapters.seen import wall_time
 from fade.errors import ConfigError, FadeError, RegistryError, listing
 from fade.steps.combine import check_alike
 from flows.erasing.together import Measurement, Wanted, joined, told, verdict_together
@@ -53,10 +54,18 @@ class Watch:
         poll_seconds: time between two questions to MLflow.
         rehearse: test candidates together with what is live before anyone approves them, so that an
             approval need not wait for it.
+        now: the clock that a manifest's age is told by.
     """
 
-    def __init__(self, *, valid_seconds: int, poll_seconds: float = 1.0, rehearse: bool = True) -> None:
-        self.valid_seconds, self.poll_seconds, self.rehearse = valid_seconds, poll_seconds, rehearse
+    def __init__(
+        self,
+        *,
+        valid_seconds: int,
+        poll_seconds: float = 1.0,
+        rehearse: bool = True,
+        now: Callable[[], datetime] = wall_time,
+    ) -> None:
+        self.valid_seconds, self.poll_seconds, self.rehearse, self.now = valid_seconds, poll_seconds, rehearse, now
         self.woken, self.ended = threading.Event(), threading.Event()
         self.trouble = ""
         self.measuring: Measurement | None = None
@@ -120,7 +129,7 @@ class Watch:
     def _is_stale(self, manifest: Manifest) -> bool:
         if not self.valid_seconds:
             return False
-        age = (datetime.now(UTC) - datetime.fromisoformat(manifest.issued)).total_seconds()
+        age = (self.now() - datetime.fromisoformat(manifest.issued)).total_seconds()
         return age > self.valid_seconds / 2 or manifest.valid_seconds != self.valid_seconds
 
     def _turn_to(self, wanted: Wanted) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from fade.evaluation.judges import load_judge
 from fade.steps.catalog import open_set
 from flows.cli.app import app
 from flows.studies.classes import class_summary, judges_for, plan_classes
+from tasks import trials
 from tests.layouts import LAYOUTS
 from tests.tiny import JUDGES, PROJECT
 from tests.unit.data.test_loaders import NOW
@@ -95,8 +97,11 @@ def test_the_summary_is_that_of_its_rows() -> None:
     "kind", ["lfw", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "lfw")]
 )
 def test_one_command_erases_a_class_judges_it_and_goes_on_where_it_was(
-    kind: str, workspace: Path, tmp_path: Path
+    kind: str, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Without a process for the trial: that its rows are those of one is a sweep's test.
+    here = SimpleNamespace(submit=lambda folder, **given: trials.trial.submit(folder, **{**given, "here": True}))
+    monkeypatch.setattr("flows.studies.study.trial", here)
     catalog, file = catalog_of(kind, tmp_path), tmp_path / "found.json"
     forget = LAYOUTS[kind].concept
     asked = ["benchmark", "classes", "--catalog", str(catalog), "--base", BASE, "--forget", forget]

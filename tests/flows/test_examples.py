@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,21 @@ from tests.unit.models.test_train import BASE, JUDGES, REPORT
 pytestmark = pytest.mark.timeout(900)
 
 
+def example_here(name: str, *arguments: object, folder: Path, status: int = 0) -> str:
+    """The same in this process: the libraries are loaded already."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(said):
+        patched.chdir(folder)
+        patched.setattr(sys, "argv", [name, *(str(one) for one in arguments)])
+        try:
+            runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        except SystemExit as ended:
+            assert status == 1
+            return f"{ended.code}"
+    assert status == 0
+    return said.getvalue()
+
+
 def example(name: str, *arguments: object, folder: Path, status: int = 0) -> str:
     """What an example prints, and what it says at its end."""
     given = [str(one) for one in arguments]
@@ -47,15 +65,18 @@ def test_a_program_of_ones_own_draws_with_what_is_live_and_stops_without_it(tiny
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     given = ("live_adapters.py", tiny_base, release, public, "a cat image.")
     pictures = []
-    for adapters in ([], [("erasure-cat/1", _adapter(tiny_base, tmp_path / "adapter"), 1.0)]):
+    for call, adapters in (
+        (example, []),
+        (example_here, [("erasure-cat/1", _adapter(tiny_base, tmp_path / "adapter"), 1.0)]),
+    ):
         publish(release, adapters, base=tiny_base, key=key)
-        said = example(*given, folder=tmp_path)
+        said = call(*given, folder=tmp_path)
         pictures.append(Image.open(tmp_path / "live.png").copy())
         assert ("erasure-cat/1" if adapters else "the base alone") in said
     assert pictures[0].tobytes() != pictures[1].tobytes()
     (tmp_path / "live.png").unlink()
     (release / MANIFEST_NAME).unlink()
-    assert "Nothing is drawn:" in example(*given, folder=tmp_path, status=1)
+    assert "Nothing is drawn:" in example_here(*given, folder=tmp_path, status=1)
     assert not (tmp_path / "live.png").exists()
 
 
@@ -69,7 +90,7 @@ def test_a_method_of_ones_own_is_judged(workspace: Path) -> None:
 @pytest.fixture(scope="module")
 def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
-    example("own_pictures.py", "pictures", "--count", 2, folder=folder)
+    example_here("own_pictures.py", "pictures", "--count", 2, folder=folder)
     assert len(list(folder.rglob("*.jpg"))) == 8 * 12 * 2
     return folder / "pictures"
 

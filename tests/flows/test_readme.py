@@ -43,9 +43,10 @@ _VARIABLE = re.compile(r"([A-Z][A-Z0-9_]+)=(\S*)\s*")
 
 
 def blocks(page: Path) -> list[str]:
-    """Every block of code on a page but Python's."""
+    """Every block of code on a page but Python's, each of its paragraphs by itself."""
     tokens = MarkdownIt().parse(page.read_text())
-    return [one.content for one in tokens if one.type in ("code_block", "fence") and one.info != "python"]
+    code = [one.content for one in tokens if one.type in ("code_block", "fence") and one.info != "python"]
+    return [paragraph for block in code for paragraph in block.split("\n\n") if paragraph.strip()]
 
 
 def is_picture(block: str) -> bool:
@@ -187,11 +188,13 @@ KNOWN: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-def test_there_are_commands_to_look_at() -> None:
-    assert len(OURS) >= 50
-    assert len(COMMANDS) >= len(OURS) + 25
-    assert {"make demo", "make test"} <= set(COMMANDS)
-    assert len([block for page in PAGES for block in blocks(page) if is_picture(block)]) < 8
+def test_commands_are_found_and_no_picture_hides_one() -> None:
+    assert {"make demo", "make test", "fade ledger verify"} <= set(COMMANDS)
+    pictures = [block for page in PAGES for block in blocks(page) if is_picture(block)]
+    assert pictures
+    assert not [
+        block for block in pictures if re.search(r"^(fade|make|python|pip|dvc|pytest|docker) ", block, re.MULTILINE)
+    ]
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -239,7 +242,7 @@ def test_the_programs_on_the_pages_run() -> None:
 def test_commands_that_a_sentence_names_are_there_with_their_options() -> None:
     """Such a command may be cut short, so it is not parsed."""
     mentioned = sorted({line for page in PAGES for line in _INLINE.findall(page.read_text())})
-    assert len(mentioned) > 15
+    assert mentioned
     for line in mentioned:
         command, arguments = find(line)
         options = {option for one in command.params for option in (*one.opts, *one.secondary_opts)}

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fastapi.testclient import TestClient
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
+from fade.adapters import seen
 from fade.adapters.runtime import Runtime
 from fade.config import Gate, load_settings
 from fade.errors import ConfigError, RefusedError
@@ -359,20 +361,33 @@ def test_what_fails_together_is_distilled_into_one_which_goes_live_for_both(
 
 
 def test_a_manifest_holds_for_its_time_and_is_signed_anew_while_someone_watches(
-    client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion], runtime: Runtime
+    client: MlflowClient,
+    pair: tuple[AdapterVersion, AdapterVersion],
+    runtime: Runtime,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _set(client, pair[0])
-    watcher = watch.Watch(valid_seconds=12)
+    times = {"watch": 0.0, "runtime": 0.0}
+
+    def clock(whose: str) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=times[whose])
+
+    monkeypatch.setattr(seen, "wall_time", lambda: clock("runtime"))
+    watcher = watch.Watch(valid_seconds=600, rehearse=False, now=lambda: clock("watch"))
     (change,) = watcher.look()
     swapped = runtime.refresh()
-    assert swapped.manifest.valid_seconds == 12
-    deadline = time.monotonic() + 60
-    while watcher.look() or runtime.refresh().manifest.counter == change.counter:
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-    assert runtime.refresh().adapters is swapped.adapters, "the same release, signed anew, is not read anew"
-    time.sleep(12.2)
-    with pytest.raises(RefusedError, match="was valid for 12 s"):
+    assert swapped.manifest.valid_seconds == 600
+    assert watcher.look() == []
+    assert runtime.refresh().manifest.counter == change.counter, "half of its time is not over"
+    times["watch"] = 301.0
+    assert watcher.look() == []
+    signed_anew = runtime.refresh()
+    assert signed_anew.manifest.counter > change.counter
+    assert signed_anew.adapters is swapped.adapters, "the same release, signed anew, is not read anew"
+    times["runtime"] = 590.0
+    assert runtime.refresh().manifest.counter == signed_anew.manifest.counter
+    times["runtime"] = 601.0
+    with pytest.raises(RefusedError, match="was valid for 600 s"):
         runtime.refresh()
     manifests.reissue(valid_seconds=0, now=lambda _: True)
     assert runtime.refresh().manifest.adapters == swapped.manifest.adapters

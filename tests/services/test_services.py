@@ -20,7 +20,7 @@ import yaml
 
 from fade.lineage import ROOT
 from flows.services.local import Services, running
-from tests.flows.test_cli import run
+from tests.flows.test_cli import run, run_here
 from tests.servers import AUTH, free_port
 
 pytestmark = pytest.mark.timeout(400)
@@ -51,7 +51,7 @@ def erased(services: Services, workspace: Path) -> dict[str, Any]:
 
 def _listed(workspace: Path, services: Services, model: str) -> dict[str, Any]:
     out = workspace / "list.json"
-    assert run("list", "--json", str(out), folder=workspace, **_environment(services)).returncode == 0
+    assert run_here("list", "--json", str(out), folder=workspace, **_environment(services)).returncode == 0
     return next(one for one in json.loads(out.read_text())["adapters"] if one["model"] == model)
 
 
@@ -64,11 +64,11 @@ def test_approve_and_roll_back_through_a_real_mlflow_server(
     pictures = {}
     for state, command in (("base", None), ("live", "approve"), ("again", "rollback")):
         if command is not None:
-            result = run(command, model, folder=workspace, **environment)
+            result = run_here(command, model, folder=workspace, **environment)
             assert result.returncode == 0, result.stderr
         out = tmp_path / f"{state}.png"
         prompt = "a cat image in oil style."
-        result = run("generate", "--prompt", prompt, "-o", str(out), "--live", folder=workspace, **environment)
+        result = run_here("generate", "--prompt", prompt, "-o", str(out), "--live", folder=workspace, **environment)
         assert result.returncode == 0, result.stderr
         pictures[state] = out.read_bytes()
         assert ("approved" in _listed(workspace, services, model)["aliases"]) is (state == "live")
@@ -90,7 +90,7 @@ def test_an_alias_set_in_mlflow_itself_counts_as_approval(
 
 
 def test_a_server_that_is_down_is_said_and_nothing_is_lost(workspace: Path, erased: dict[str, Any]) -> None:
-    result = run("list", folder=workspace, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}")
+    result = run_here("list", folder=workspace, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}")
     assert result.returncode == 1
     assert "cannot be reached" in result.stderr
     assert (workspace / erased["folder"] / "adapter/card.json").is_file()
