@@ -19,6 +19,7 @@ on them. The clock stands with one part at a time, the innermost:
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shutil
 import statistics
@@ -136,19 +137,16 @@ def measured(concepts: tuple[str, ...], threads: int) -> list[dict[str, float]]:
     clock = Clock()
     with clock.within("imports"):
         from fade.config import load_settings
+        from fade.pipeline import STEPS
         from fade.project import load_project
         from fade.steps.spec import AUTO, prepare_spec
         from flows.erasing import erase
-        from tasks import erasure
         from tasks.dvc import versioning
-        from tasks.expectations import validation
         from tasks.mlflow import runs, tracking
 
-    for name in ("split", "saliency", "mask"):
-        clock.count(getattr(erasure, f"{name}_step"), name, "method")
-    clock.count(erasure.distill_step, "distill_adapter", "method")
-    clock.count(erasure.evaluate_step, "evaluate", "method")
-    clock.count(validation, "validate", "gx")
+    for step in STEPS:
+        _, _, name = step.function.partition(":")
+        clock.count(importlib.import_module(step.module), name, "method" if step.in_trials else "gx")
     for name in ("is_current", "record", "lock_record"):
         clock.count(versioning, name, "dvc")
     for name in ("refresh_page", "page_of", "file_address"):

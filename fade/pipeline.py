@@ -26,6 +26,9 @@ from tqdm import tqdm
 from fade.config import DRAWN_BY, Settings
 from fade.spec import ATTACKED, GENERATED, Spec, load_spec
 
+TIMINGS = "timings.json"
+"""In an erasure's folder: seconds and peak memory of each step that ran, by its name."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -73,6 +76,8 @@ def _made_here(spec: Spec) -> bool:
     return spec.imported is None
 
 
+CATALOG_TABLE = "{pictures}/catalog.parquet"
+"""Who reads it depends on more of a catalog than on an erasure's own pictures."""
 _WHAT = ("concept", "kind", "surrogate", "aliases", "also", "catalog")
 _WHOSE = ("image_ids", "subjects", "overwrite", "neighbours", "data_free")
 _BASE = ("base", "base_sha256", "threads", "weights")
@@ -92,7 +97,7 @@ STEPS = (
     Step(
         name="split",
         function="fade.steps.split:split",
-        inputs=("{pictures}/catalog.parquet", "{pictures}/concepts.json", "{pictures}/pictures"),
+        inputs=(CATALOG_TABLE, "{pictures}/concepts.json", "{pictures}/pictures"),
         outputs=("splits",),
         parameters=(*_WHAT, *_WHOSE, "split"),
         personal=("splits",),
@@ -101,7 +106,7 @@ STEPS = (
     Step(
         name="validate",
         function="tasks.expectations.validation:validate",
-        inputs=("splits", "{pictures}/catalog.parquet", "{pictures}/pictures"),
+        inputs=("splits", CATALOG_TABLE, "{pictures}/pictures"),
         outputs=("validation.json",),
         parameters=(*_WHAT, *_WHOSE, "split", "distill.stop_at"),
         personal=("validation.json", "docs"),

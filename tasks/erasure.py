@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
@@ -23,20 +24,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from tqdm import tqdm
 
+from fade import pipeline
 from fade.errors import FadeError, nameless
 from fade.files import read_json, write_json
 from fade.methods.fade.distillation import DistillStep
+from fade.pipeline import TIMINGS, Step
 from fade.spec import load_spec
-from fade.steps import distill as distill_step
-from fade.steps import evaluate as evaluate_step
-from fade.steps import foreign as foreign_step
-from fade.steps import gate_attacks as gate_attacks_step
-from fade.steps import generate as generate_step
-from fade.steps import mask as mask_step
-from fade.steps import saliency as saliency_step
-from fade.steps import split as split_step
+from fade.steps.split import hashes
 from tasks.dvc import versioning
-from tasks.expectations import validation
 from tasks.mlflow import registration, runs, tracking
 
 _P = ParamSpec("_P")
@@ -83,86 +78,48 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def _once(folder: Path, stage: str, work: Callable[[], Any]) -> bool:
-    """Run a stage unless DVC calls it current; record it, its seconds and its peak memory."""
+def run_step(folder: Path, step: Step) -> bool:
+    """Run a step as a Prefect task of its name, unless DVC calls it current; gives whether it ran."""
+    return _step.with_options(name=step.name)(folder, step.name)
+
+
+@task(**_OPTIONS)
+@_words_kept_back
+def _step(folder: Path, name: str) -> bool:
+    """One step of an erasure: recorded in DVC, with its seconds and its peak memory, once it has run to its end."""
     logger = get_run_logger()
-    if versioning.is_current(folder, stage):
-        logger.info("%s is current: not run again", stage)
+    if versioning.is_current(folder, name):
+        logger.info("%s is current: not run again", name)
         return False
     begun = time.perf_counter()
-    work()
+    _watched(next(step for step in pipeline.STEPS if step.name == name), folder)
     seconds = time.perf_counter() - begun
-    timings = read_json(folder / "timings.json") if (folder / "timings.json").is_file() else {}
+    path = folder / TIMINGS
+    timings = read_json(path) if path.is_file() else {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    write_json(folder / "timings.json", {**timings, stage: {"seconds": round(seconds, 3), "peak_mib": round(peak, 1)}})
-    versioning.record(folder, stage)
-    logger.info("%s took %.1f s", stage, seconds)
+    write_json(path, {**timings, name: {"seconds": round(seconds, 3), "peak_mib": round(peak, 1)}})
+    versioning.record(folder, name)
+    logger.info("%s took %.1f s", name, seconds)
     return True
 
 
-@task(name="generate", **_OPTIONS)
-@_words_kept_back
-def generate(folder: Path) -> bool:
-    """Pictures that the base draws, where none are left."""
-
-    def work() -> None:
-        with _Progress("generate", 0) as progress:
-            for done, total in generate_step.generate_catalog(folder):
-                progress.bar.total = total
-                progress.at(done)
-
-    return _once(folder, "generate", work)
-
-
-@task(name="split", **_OPTIONS)
-@_words_kept_back
-def split(folder: Path) -> bool:
-    """Forget, surrogate, retain and holdout sets."""
-    return _once(folder, "split", lambda: split_step.split(folder))
-
-
-@task(name="validate", **_OPTIONS)
-@_words_kept_back
-def validate(folder: Path) -> bool:
-    """Great Expectations over the splits; a failing suite stops the flow with the reason."""
-    return _once(folder, "validate", lambda: validation.validate(folder))
-
-
-@task(name="saliency", **_OPTIONS)
-@_words_kept_back
-def saliency(folder: Path) -> bool:
-    """Score of every module."""
-    return _once(folder, "saliency", lambda: saliency_step.saliency(folder))
-
-
-@task(name="mask", **_OPTIONS)
-@_words_kept_back
-def mask(folder: Path) -> bool:
-    """Modules that may change."""
-    return _once(folder, "mask", lambda: mask_step.mask(folder))
-
-
-@task(name="distill", **_OPTIONS)
-@_words_kept_back
-def distill(folder: Path) -> bool:
-    """Train the adapter; progress as an artifact and on a terminal."""
-
-    def work() -> None:
-        spec = load_spec(folder)
-        with (
-            _Progress("distill", spec.distill.in_force.steps) as progress,
-            runs.live_curve(spec.id) as send,
-        ):
-            unread: list[DistillStep] = []
-            for step in distill_step.distill_adapter(folder):
-                unread.append(step)
-                # Reading a figure waits until the step is computed: a GPU is asked once in a while.
-                if step.losses.device.type == "cpu" or step.step % READ_EVERY == 0:
-                    progress.at(step.step, f"forget {step.forget_loss:.4f} retain {step.retain_loss:.4f}")
-                    _send_all(unread, send)
-            _send_all(unread, send)
-
-    return _once(folder, "distill", work)
+def _watched(step: Step, folder: Path) -> None:
+    """Run a step; show how far it is, and a training's figures on its run in MLflow while it goes on."""
+    bar: _Progress | None = None
+    unread: list[DistillStep] = []
+    with ExitStack() as opened:
+        send = opened.enter_context(runs.live_curve(folder.name))
+        for at in pipeline.run(step, folder):
+            bar = bar or opened.enter_context(_Progress(step.name))
+            if not isinstance(at.said, DistillStep):
+                bar.at(at.done, at.total)
+                continue
+            unread.append(at.said)
+            # Reading a figure waits until the step is computed: a GPU is asked once in a while.
+            if at.said.losses.device.type == "cpu" or at.done % READ_EVERY == 0:
+                bar.at(at.done, at.total, f"forget {at.said.forget_loss:.4f} retain {at.said.retain_loss:.4f}")
+                _send_all(unread, send)
+        _send_all(unread, send)
 
 
 def _send_all(steps: list[DistillStep], send: Callable[[int, Mapping[str, float]], None]) -> None:
@@ -172,55 +129,9 @@ def _send_all(steps: list[DistillStep], send: Callable[[int, Mapping[str, float]
     steps.clear()
 
 
-@task(name="foreign", **_OPTIONS)
-@_words_kept_back
-def foreign(folder: Path) -> bool:
-    """Another tool's adapter as one of this library."""
-    return _once(folder, "foreign", lambda: foreign_step.convert_foreign(folder))
-
-
-@task(name="attack", **_OPTIONS)
-@_words_kept_back
-def attack(folder: Path) -> bool:
-    """The attacks whose bounds the gate asks for."""
-
-    def work() -> None:
-        with _Progress("attacks", 0) as progress:
-            for done, total in gate_attacks_step.gate_attacks(folder):
-                progress.bar.total = total
-                progress.at(done)
-
-    return _once(folder, "attack", work)
-
-
-@task(name="evaluate", **_OPTIONS)
-@_words_kept_back
-def evaluate(folder: Path) -> bool:
-    """Pictures before and after, judged; the figures as a table."""
-
-    def work() -> None:
-        with _Progress("pictures", 0) as progress:
-            for done, total in evaluate_step.evaluate(folder):
-                progress.bar.total = total
-                progress.at(done)
-
-    ran = _once(folder, "evaluate", work)
-    metrics = read_json(folder / "evaluation" / "metrics.json")
-    judged = metrics["judges"]["report"]
-    rows = [
-        {"figure": name.upper(), "base": f"{judged['before'][name]['value']:.4f}", "erased": f"{v['value']:.4f}"}
-        | {"95 % interval": f"{v['low']:.4f} to {v['high']:.4f}"}
-        for name in ("ua", "ira", "cra")
-        for v in [judged["after"][name]]
-    ]
-    key = _key(folder)
-    create_table_artifact(rows, key=f"figures-{key}", description=f"Drift {metrics['drift']:.4f}")
-    return ran
-
-
 def lineage_of(folder: Path) -> dict[str, str]:
     """What an adapter comes from: DVC's hash of each output, each split's own, and where the pictures are from."""
-    splits = split_step.hashes(folder) if (folder / "splits").is_dir() else {}  # a purge takes them
+    splits = hashes(folder) if (folder / "splits").is_dir() else {}  # a purge takes them
     return {
         **{f"dvc.{name}": value for name, value in versioning.lock_record(folder).items()},
         **{f"split.{name}.sha256": digest for name, digest in splits.items()},
@@ -231,7 +142,8 @@ def lineage_of(folder: Path) -> dict[str, str]:
 @task(name="register", **_OPTIONS)
 @_words_kept_back
 def register(folder: Path) -> tracking.AdapterVersion:
-    """The adapter as a version of a registered model, logged in the ledger."""
+    """The adapter as a version of a registered model, logged in the ledger; its figures as a table."""
+    _show_figures(folder)
     lineage = lineage_of(folder)
     if run_id := flow_run.get_id():
         lineage["prefect.flow_run_id"] = str(run_id)
@@ -250,7 +162,7 @@ def register_version(folder: Path, lineage: Mapping[str, str]) -> tracking.Adapt
     """
     registration.check_request(folder)
     spec = load_spec(folder)
-    version = runs.register(folder, spec, timings=read_json(folder / "timings.json"), lineage=lineage)
+    version = runs.register(folder, spec, timings=read_json(folder / TIMINGS), lineage=lineage)
     if registration.log_registration(version, folder, spec, data_md5=versioning.lock_record(folder)):
         runs.say_code(version)
     if found := read_json(folder / "evaluation" / "metrics.json").get("attacks"):
@@ -258,6 +170,19 @@ def register_version(folder: Path, lineage: Mapping[str, str]) -> tracking.Adapt
         tracking.show_attack(version, found, sheet if sheet.is_file() else None)
     tracking.refresh_page(version)
     return version
+
+
+def _show_figures(folder: Path) -> None:
+    """What the evaluation found, on the flow's page."""
+    metrics = read_json(folder / "evaluation" / "metrics.json")
+    judged = metrics["judges"]["report"]
+    rows = [
+        {"figure": name.upper(), "base": f"{judged['before'][name]['value']:.4f}", "erased": f"{v['value']:.4f}"}
+        | {"95 % interval": f"{v['low']:.4f} to {v['high']:.4f}"}
+        for name in ("ua", "ira", "cra")
+        for v in [judged["after"][name]]
+    ]
+    create_table_artifact(rows, key=f"figures-{_key(folder)}", description=f"Drift {metrics['drift']:.4f}")
 
 
 def _show(version: tracking.AdapterVersion, folder: Path) -> None:
@@ -278,8 +203,8 @@ def _key(folder: Path) -> str:
 class _Progress:
     """A progress bar on a terminal, and a Prefect progress artifact moved every tenth."""
 
-    def __init__(self, name: str, total: int) -> None:
-        self.bar = tqdm(total=total, desc=name, disable=None, leave=False)
+    def __init__(self, name: str) -> None:
+        self.bar = tqdm(desc=name, disable=None, leave=False)
         self.artifact = cast("UUID", create_progress_artifact(progress=0.0, description=name))
         self.shown = 0
 
@@ -289,11 +214,12 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def at(self, done: int, note: str = "") -> None:
+    def at(self, done: int, total: int, note: str = "") -> None:
         """Say how far the work is."""
+        self.bar.total = total
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(done - self.bar.n)
-        tenth = 10 * done // max(self.bar.total or 1, 1)
+        tenth = 10 * done // max(total, 1)
         self.bar.n = done
         if tenth > self.shown:
             self.shown = tenth

@@ -15,6 +15,7 @@ import yaml
 from dvc.repo import Repo
 
 from fade.concepts import caption_variants
+from fade.config import Spec, make_spec
 from fade.data.canvas import OBJECTS
 from fade.data.catalog import load_concepts
 from fade.data.intake import build
@@ -52,6 +53,13 @@ JUDGES = {
 
 KEPT_STYLES = ("photo", "neon", "oil", "mosaic")
 """Of the canvas' ten: an erasure is judged on every pair, and four styles show what ten do."""
+
+
+def plain_spec(**changes: Any) -> Spec:
+    """The spec of an ordinary erasure, in words alone: nothing of it has to be there."""
+    places = {"base": "data/base/canvas", "catalog": "data/catalog/canvas", "judges": "data/judges"}
+    asked = {"concept": "cat", "kind": "object", "surrogate": "horse", "base_sha256": "0" * 64}
+    return make_spec(**{**places, **asked, **changes})
 
 
 def save_tiny_catalog(folder: Path, *, train: int = 3, holdout: int = 1, seed: int = 3) -> None:

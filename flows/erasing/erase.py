@@ -14,6 +14,7 @@ from prefect import flow
 from fade.config import DistillSettings
 from fade.errors import ConfigError, RegistryError, ResourceError, nearest
 from fade.models.source import base_sha256
+from fade.pipeline import steps_of
 from fade.requests import leases
 from fade.requests.ledger import Ledger
 from fade.spec import Spec, load_spec, save_spec
@@ -119,13 +120,10 @@ def erase_flow(erasure_id: str, request_id: str | None = None, fence: int = 0) -
     registration.check_request(folder)
     for said in gate_without_power(spec):
         logger.warning("the gate of %s has no power: %s", erasure_id, said)
-    made_by = [erasure.foreign] if spec.imported is not None else [erasure.saliency, erasure.mask, erasure.distill]
-    pictures = [erasure.generate] if spec.data_free else []
-    attacks = [erasure.attack] if spec.gate.attacks else []
     with _alone(erasure_id):
-        for step in (*pictures, erasure.split, erasure.validate, *made_by, *attacks, erasure.evaluate):
+        for step in steps_of(spec):
             _check_wanted(request_id, fence)
-            step(folder)
+            erasure.run_step(folder, step)
         _check_wanted(request_id, fence)
         return erasure.register(folder)
 

@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 from fade.errors import LineageError, ResourceError
 from fade.files import sha256_file, write_json, writing
 from fade.lineage import ROOT
+from fade.pipeline import CATALOG_TABLE, STEPS
 from fade.spec import load_spec
 from fade.temporary import remove_abandoned, temporary_folder
 from tasks.dvc import versioning
@@ -38,8 +39,6 @@ from tasks.mlflow import tracking
 from tasks.mlflow.tracking import AdapterVersion
 
 AUDITS = Path("data/audits")
-OF_THE_CATALOG = ("split", "validate")
-"""The stages whose outputs depend on more of the catalog than on the erasure's own pictures."""
 
 
 def audit(version: AdapterVersion, folder: Path) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def audit(version: AdapterVersion, folder: Path) -> dict[str, Any]:
     if commit == "unknown":
         raise LineageError(f"{version.model} was made outside a git checkout: no commit to go back to was recorded.")
     changed = _changed_since(folder)
-    as_recorded = OF_THE_CATALOG if changed else ()
+    as_recorded = _of_the_catalog() if changed else []
     if changed:
         _check_pictures(folder)
     remove_abandoned()  # the clones, with pictures in them, of audits that were killed
@@ -86,7 +85,7 @@ def audit(version: AdapterVersion, folder: Path) -> dict[str, Any]:
         "commit": commit,
         "commit_holds_all_the_code": tags.get("git.dirty") == "false",
         "libraries": {name.removeprefix("library."): tag for name, tag in tags.items() if name.startswith("library.")},
-        "taken_as_recorded": list(as_recorded),
+        "taken_as_recorded": as_recorded,
         "catalog_changed": changed,
         "compared": len(rows) - len(changed),
         "different": sum(not row["equal"] and row["path"] not in changed for row in rows),
@@ -123,13 +122,19 @@ def _stages(folder: Path) -> dict[str, dict[str, Any]]:
     return versioning.read_lock(folder / "dvc.lock")
 
 
+def _of_the_catalog() -> list[str]:
+    """The steps whose outputs depend on more of the catalog than on the erasure's own pictures."""
+    return [step.name for step in STEPS if CATALOG_TABLE in step.inputs]
+
+
 def _changed_since(folder: Path) -> list[str]:
     """The catalog's parts that the splits were drawn from and that are no longer as recorded."""
-    catalog = Path(load_spec(folder).catalog)
+    catalog, stages = Path(load_spec(folder).catalog), _stages(folder)
+    recorded = {dep["path"]: dep["md5"] for name in _of_the_catalog() for dep in stages.get(name, {}).get("deps", [])}
     return [
-        dep["path"]
-        for dep in _stages(folder).get("split", {}).get("deps", [])
-        if Path(dep["path"]).is_relative_to(catalog) and versioning.hash_of(Path(dep["path"])) != dep["md5"]
+        path
+        for path, md5 in recorded.items()
+        if Path(path).is_relative_to(catalog) and versioning.hash_of(Path(path)) != md5
     ]
 
 

@@ -21,7 +21,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from fade import logs
 from fade.concepts import Concept
-from fade.config import load_settings
+from fade.config import load_settings, load_spec
 from fade.data.catalog import load_concepts
 from fade.environment import environment
 from fade.errors import (
@@ -35,6 +35,7 @@ from fade.errors import (
     nameless,
 )
 from fade.files import read_json, read_yaml
+from fade.pipeline import steps_of
 from fade.project import Project, Projects, load_projects
 from fade.requests import leases
 from fade.requests.in_force import erased_among, settled_by, take_to_base, wanted_by_erasure
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
 
 logger = logging.getLogger(__name__)
-STEPS = ("split", "validate", "saliency", "mask", "distill", "evaluate")
 LOST = "lost"
 """What became of a run whose request was withdrawn, or taken over, before it ended."""
 _PASSING = (RegistryError, ResourceError, LineageError)
@@ -312,11 +312,9 @@ def alive(sign: Callable[[], None], seconds: float) -> Iterator[None]:
 
 
 def step_of(folder: Path) -> str:
-    """The step an erasure is at: the first that DVC has not recorded."""
-    if not (folder / "dvc.lock").is_file():
-        return STEPS[0]
+    """The step an erasure is at: the first that DVC has not recorded; ``register`` after the last."""
     try:
-        done = read_yaml(folder / "dvc.lock").get("stages") or {}
+        recorded = read_yaml(folder / "dvc.lock").get("stages") if (folder / "dvc.lock").is_file() else None
     except ConfigError:
-        return STEPS[0]  # DVC is just writing it, or was killed as it did: a record that is mended by who goes on
-    return next((name for name in STEPS if name not in done), "register")
+        recorded = None  # DVC is just writing it, or was killed as it did: a record that is mended by who goes on
+    return next((step.name for step in steps_of(load_spec(folder)) if step.name not in (recorded or {})), "register")

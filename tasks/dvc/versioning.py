@@ -34,7 +34,7 @@ from fade.errors import LineageError
 from fade.files import sha256_file, write_json, writing
 from fade.lineage import ROOT, library_versions, module_closure, processor_kind
 from fade.models.source import is_hub_name
-from fade.pipeline import Step
+from fade.pipeline import TIMINGS, Step
 from fade.project import Project, load_project
 from fade.spec import Spec, make_spec
 
@@ -47,7 +47,6 @@ SITE = Path(".fade/dvc")
 MEND = "Take one side as a whole (`git checkout --ours FILE` or `--theirs FILE`), or run the erasure again without it."
 CURVE = "curve.csv"
 """What a step that trains writes: its losses, by step."""
-TIMINGS = "timings.json"
 BEFORE = "dvc.lock.before"
 """What ``dvc.lock`` was, while a step is recorded; still there later, the record was cut off."""
 

@@ -32,14 +32,14 @@ from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.records import Record
 from fade.requests.states import State
-from tests.chaos.worker import Nursery, make_project, prefect_server, wait_for
+from tests.chaos.worker import STEPS, Nursery, make_project, prefect_server, wait_for
 from tests.databases import Cluster, cluster
 from tests.servers import free_port
 from tests.tiny import PROJECT
 
 PACE = {"LEASE_SECONDS": 20.0, "ATTEMPTS": 1000, "RETRY_SECONDS": 1.0}
 PATIENCE = 900.0
-STEPS = ("request", "split", "validate", "saliency", "mask", "distill", "evaluate", "register")
+ON_ITS_WAY = ("request", *STEPS, "register")
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def until_step(ledger: Ledger, name: str, worker: BaseProcess, step: str) -> str
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and worker.is_alive():
         record = look(ledger, name)
-        if record and record.step and STEPS.index(record.step) >= STEPS.index(step):
+        if record and record.step and ON_ITS_WAY.index(record.step) >= ON_ITS_WAY.index(step):
             return record.step
         time.sleep(0.1)
     sys.exit(f"the worker did not come to {step}: {look(ledger, name)}")

@@ -21,9 +21,10 @@ from typing import Any
 
 import yaml
 
-from tests.tiny import make_workspace
+from fade.pipeline import steps_of
+from tests.tiny import make_workspace, plain_spec
 
-STEPS = ("split", "validate", "saliency", "mask", "distill", "evaluate")
+STEPS = tuple(step.name for step in steps_of(plain_spec()))
 BOUNDARIES = tuple(
     f"{side} {what}" for what in (*STEPS, "version", "register", "finish") for side in ("before", "after")
 )

@@ -190,7 +190,7 @@ def test_what_was_withdrawn_is_not_on_offer_and_asked_again_it_is(
 
     with monkeypatch.context() as patched:
         if when == "between two steps":
-            patched.setattr(erasure, "split", cancelling(erasure.split))
+            patched.setattr(erasure, "run_step", cancelling(erasure.run_step))
         elif when == "while it registers":
             patched.setattr(erasure, "register", cancelling(erasure.register))
         ended = drain()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -28,7 +29,6 @@ from flows.erasing.demo import prove_rollback
 from flows.erasing.erase import erase, prepare_folder
 from flows.releasing.pictures import draw, live_adapters, load_with, save_picture
 from flows.settings import ERASURES
-from tasks import erasure
 from tasks.dvc import versioning
 from tasks.mlflow import tracking
 from tests.tiny import KEPT_STYLES, PROJECT
@@ -273,13 +273,8 @@ def test_asking_again_runs_nothing_and_registers_nothing(
     def refuse(*_: object) -> None:
         raise AssertionError("a finished step ran again")
 
-    for step in (
-        "split_step.split",
-        "saliency_step.saliency",
-        "distill_step.distill_adapter",
-        "evaluate_step.evaluate",
-    ):
-        monkeypatch.setattr(f"tasks.erasure.{step}", refuse)
+    for step in steps_of(load_spec(folder)):
+        monkeypatch.setattr(step.function.replace(":", "."), refuse)
     before = sha256_file(folder / "dvc.lock")
     assert erase(folder.name) == version
     assert sha256_file(folder / "dvc.lock") == before
@@ -306,7 +301,7 @@ def test_a_run_that_died_goes_on_from_its_last_finished_task(workspace: Path, mo
         def die(_: Path) -> None:
             raise DataError("died on purpose")
 
-        patch.setattr("tasks.erasure.mask_step.mask", die)
+        patch.setattr("fade.steps.mask.mask", die)
         with pytest.raises(DataError, match="died on purpose"):
             erase(request.id)
     named = FlowRunFilter(name=FlowRunFilterName(any_=[f"erase-{request.id}"]))
@@ -319,7 +314,7 @@ def test_a_run_that_died_goes_on_from_its_last_finished_task(workspace: Path, mo
     assert not (folder / "adapter").exists()
     ran = []
     for name in ("split", "saliency", "mask"):
-        module = getattr(erasure, f"{name}_step")
+        module = importlib.import_module(f"fade.steps.{name}")
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda path, n=name, f=original: (ran.append(n), f(path))[1])
     assert erase(request.id).gate == "passed"

@@ -16,17 +16,9 @@ from fade.files import read_json
 from fade.lineage import ROOT
 from fade.spec import make_spec
 from tasks.dvc.versioning import root_pipeline, write_pipeline
+from tests.tiny import plain_spec
 
 CURVE = "step,forget_loss,retain_loss,gradient_norm,held_out\n1,0.5,0.1,1.0,\n2,0.25,0.1,1.0,\n3,0.2,0.1,1.0,0.4\n"
-SPEC = make_spec(
-    concept="cat",
-    kind="object",
-    surrogate="horse",
-    base="data/base/canvas",
-    base_sha256="0" * 64,
-    catalog="data/catalog/canvas",
-    judges="data/judges",
-)
 
 
 @pytest.fixture
@@ -76,7 +68,7 @@ def test_the_projects_plots_show_training_and_benchmarks(project: Path) -> None:
 
 def test_an_erasures_own_pipeline_plots_its_training(project: Path) -> None:
     folder = Path("data/erasures/e123")
-    write_pipeline(folder, SPEC)
+    write_pipeline(folder, plain_spec())
     assert yaml.safe_load((folder / "dvc.yaml").read_text())["plots"] == [
         {
             "training": {
@@ -90,5 +82,5 @@ def test_an_erasures_own_pipeline_plots_its_training(project: Path) -> None:
     (name,) = shown["data"]
     assert len(_points(shown, name)) == 2 * 3
     # What another tool made was not trained here.
-    write_pipeline(folder, SPEC.model_copy(update={"imported": "0" * 64}))
+    write_pipeline(folder, plain_spec(imported="0" * 64))
     assert yaml.safe_load((folder / "dvc.yaml").read_text())["plots"] == []
