@@ -36,14 +36,14 @@ _PARSING = threading.Lock()
 """Two threads that parse at once make Python 3.11 raise a SystemError (AST constructor recursion depth mismatch)."""
 
 
-def module_closure(module: str) -> list[Path]:
-    """Source files of a module and all the project's modules it imports, sorted.
+def module_closure(*modules: str) -> list[Path]:
+    """Source files of modules and of all the project's modules they import, sorted.
 
     Left out is what changes no bytes: package ``__init__`` files, which hold docstrings only, and the
     errors' classes, since a step that raises one writes nothing.
     """
     found: dict[str, Path] = {}
-    waiting = [module]
+    waiting = list(modules)
     while waiting:
         name = waiting.pop()
         path = module_file(name)

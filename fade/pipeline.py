@@ -26,6 +26,8 @@ from tqdm import tqdm
 from fade.config import DRAWN_BY, Settings
 from fade.spec import ATTACKED, GENERATED, Spec, load_spec
 
+LOSSES = "curve.csv"
+"""Of a step that trains: its losses, a row a step of the training."""
 TIMINGS = "timings.json"
 """In an erasure's folder: seconds and peak memory of each step that ran, by its name."""
 
@@ -148,7 +150,7 @@ STEPS = (
         name="distill",
         function="fade.steps.distill:distill_adapter",
         inputs=("splits", "mask", "{pictures}/pictures", "{base}"),
-        outputs=("adapter", "curve.csv", "timesteps.json"),
+        outputs=("adapter", LOSSES, "timesteps.json"),
         parameters=(*_BASE, "data_free", "distill"),
         personal=(),
         applies=_made_here,
@@ -211,6 +213,19 @@ def sections_of(spec: Spec) -> list[str]:
     """The groups of settings that decided something: those which a step of the erasure reads as a whole."""
     read = {name for step in steps_of(spec) for name in step.parameters}
     return [name for name in Settings.model_fields if name in read and hasattr(getattr(spec, name), "model_dump")]
+
+
+def personal_data() -> dict[str, tuple[str, ...]]:
+    """What steps leave of personal data in an erasure's folder, whichever it had.
+
+    Returns:
+        Name of a file or folder to those files of it that are personal; none: all of it is.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name in (name for step in STEPS for name in step.personal):
+        whole, _, part = name.partition("/")
+        found[whole] = (*found.get(whole, ()), part) if part else ()
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from fade.models.told import Told
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps.encoded import check_told_apart, split_rows
 from fade.steps.split import split
-from fade.steps.trial import TRIALS, emptied_if_other, finish, report_progress, timed
+from fade.steps.trial import BASELINE, TRIALS, emptied_if_other, finish, report_progress, step_modules, timed
 
 BASELINE_NAME = "baseline.json"
 SPLITS = ("forget", "surrogate", "retain")
@@ -157,7 +157,7 @@ def made_by(method: str) -> str:
     """Hash of the code that a method's trial runs, other baselines' files left out, and of the libraries."""
     digest = hashlib.sha256(str(library_versions()).encode())
     own = {METHODS[method].module, "common"}
-    for path in module_closure("fade.steps.baseline"):
+    for path in module_closure("fade.steps.baseline", *step_modules()):
         if path.parent.name != "baselines" or path.stem in own:
             digest.update(f"{path.name}:{sha256_file(path)}\n".encode())
     return digest.hexdigest()
@@ -175,8 +175,8 @@ def run_baseline_trial(
     """Run what is not there yet of a baseline's trial; give its figures, as those of our own trials."""
     folder = emptied_if_other(root / baseline_id(spec, method, settings), made_by(method))
     save_baseline(folder, spec, method, settings)
-    timed(folder, "split", folder / "splits", lambda: split(folder), say)
-    timed(folder, "baseline", folder / "curve.csv", lambda: list(baseline_adapter(folder)), say)
+    timed(folder, "split", [folder / "splits"], lambda: split(folder), say)
+    timed(folder, BASELINE, [folder / "curve.csv"], lambda: list(baseline_adapter(folder)), say)
     return finish(folder, attacks=attacks, say=say)
 
 

@@ -1,6 +1,6 @@
 """Trial: one erasure from spec to figures in one process, for sweeps, benchmarks and calibration.
 
-The functions are the pipeline's own; what is left out is what a product needs and an experiment does
+The steps are the pipeline's own (fade/pipeline.py); what is left out is what a product needs and an experiment does
 not (validation, lineage, registration). A trial that was finished by the same code is not run again.
 """
 
@@ -17,24 +17,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fade.config import AttackSettings, DistillSettings, EvaluateSettings, Gate, InversionSettings
+from fade import pipeline
+from fade.config import Settings
 from fade.errors import FadeError
-from fade.files import read_json, sha256_file, write_json
+from fade.files import read_json, sha256_file, write_json, writing
 from fade.hardware import peak_mib
 from fade.lineage import library_versions, module_closure
-from fade.spec import ATTACKED, Spec, load_spec, save_spec
+from fade.pipeline import TIMINGS, Step
+from fade.spec import Spec, load_spec, save_spec
 from fade.steps.attacks import attack_figures, run
-from fade.steps.distill import distill_adapter
-from fade.steps.evaluate import evaluate
-from fade.steps.gate_attacks import gate_attacks
-from fade.steps.mask import mask
-from fade.steps.saliency import saliency
-from fade.steps.split import split
 
 TRIALS = Path("data/trials")
 RATES = ("ua", "ira", "cra")
-MAKING = ("saliency", "mask", "distill", "baseline")
-"""The steps that make an adapter."""
+BASELINE = "baseline"
+"""What a published method's making of an adapter is called in timings."""
 EXTRA = ("perceptual_drift", "fid_", "kid_", "clip_score_")
 """What else is taken from the metrics: figures whose names begin so."""
 
@@ -55,30 +51,46 @@ def run_trial(
     """
     folder = emptied_if_other(root / spec.id, made_by())
     save_spec(spec, folder)
-    if not (folder / "saliency.safetensors").is_file():
-        _share_saliency(spec, folder, root, say)
-    timed(folder, "mask", folder / "mask", lambda: mask(folder), say)
-    timed(folder, "distill", folder / "curve.csv", lambda: _run_through(distill_adapter(folder)), say)
+    _take_shared(spec, folder, root, say)
+    making, _ = _halves(spec)
+    run_steps(folder, making, say)
     return finish(folder, attacks=attacks, say=say)
 
 
 def finish(folder: Path, *, attacks: Sequence[str], say: Callable[[str], None] | None) -> dict[str, Any]:
-    """What follows once the adapter is there: attacks that its gate asks for, evaluation, attacks, figures."""
-    if load_spec(folder).gate.attacks:
-        timed(folder, "gate-attacks", folder / ATTACKED, lambda: _run_through(gate_attacks(folder)), say)
-    timed(folder, "evaluate", folder / "evaluation", lambda: _run_through(evaluate(folder)), say)
+    """What follows once the adapter is there: the steps that judge it, further attacks, its figures."""
+    _, judging = _halves(load_spec(folder))
+    run_steps(folder, judging, say)
     for kind in dict.fromkeys(attacks):
-        name = "attack" if kind == "inversion" else f"attack-{kind}"
-        timed(folder, name, folder / "attacks" / f"{kind}.json", partial(_run_attack, folder, kind), say)
+        timed(folder, f"attack-{kind}", [folder / "attacks" / f"{kind}.json"], partial(_run_attack, folder, kind), say)
     return figures(folder)
+
+
+def run_steps(folder: Path, steps: Iterable[Step], say: Callable[[str], None] | None) -> None:
+    """Run those of the pipeline's steps whose outputs are not all there."""
+    for step in steps:
+        outputs = [folder / name for name in step.outputs]
+        timed(folder, step.name, outputs, partial(_run_through, pipeline.run(step, folder)), say)
+
+
+def _halves(spec: Spec) -> tuple[list[Step], list[Step]]:
+    """A trial's steps up to the adapter, and those that judge it."""
+    steps = [step for step in pipeline.steps_of(spec) if step.in_trials]
+    made = 1 + max(number for number, step in enumerate(steps) if step.makes_adapter)
+    return steps[:made], steps[made:]
 
 
 def made_by() -> str:
     """Hash of all code that a trial runs and of the libraries under it."""
     digest = hashlib.sha256(str(library_versions()).encode())
-    for path in module_closure("fade.steps.trial"):
+    for path in module_closure("fade.steps.trial", *step_modules()):
         digest.update(f"{path.name}:{sha256_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def step_modules() -> list[str]:
+    """The modules of the steps that a trial may run: the table names them, nothing imports them."""
+    return [step.module for step in pipeline.STEPS if step.in_trials]
 
 
 def emptied_if_other(folder: Path, code: str) -> Path:
@@ -91,38 +103,54 @@ def emptied_if_other(folder: Path, code: str) -> Path:
     return folder
 
 
-def _share_saliency(spec: Spec, folder: Path, root: Path, say: Callable[[str], None] | None) -> None:
-    """Splits and saliency do not depend on density, distillation or evaluation: trials of a sweep share them."""
-    origin = spec.model_copy(
-        update={
-            "mask": spec.mask.model_copy(update={"density": 1.0, "within": "all"}),
-            "distill": DistillSettings(timestep_power=spec.distill.timestep_power),
-            "evaluate": EvaluateSettings(),
-            "inversion": InversionSettings(),
-            "attacks": AttackSettings(),
-            "gate": Gate(),
-        }
-    )
-    source = emptied_if_other(root / "shared" / origin.id, made_by())
-    save_spec(origin, source)
-    timed(source, "split", source / "splits", lambda: split(source), say)
-    timed(source, "saliency", source / "saliency.safetensors", lambda: saliency(source), say)
-    shutil.copytree(source / "splits", folder / "splits", dirs_exist_ok=True)
-    write_json(folder / "timings.json", read_json(source / "timings.json"))
-    os.link(source / "saliency.safetensors", folder / "saliency.safetensors")
+def _take_shared(spec: Spec, folder: Path, root: Path, say: Callable[[str], None] | None) -> None:
+    """Steps such as splits and saliency read few settings: trials that differ in others share what they made."""
+    steps = [step for step in _halves(spec)[0] if step.shared]
+    wanted = [name for step in steps for name in step.outputs if not (folder / name).exists()]
+    if not wanted:
+        return
+    common = _only_what_is_read(spec, steps)
+    source = emptied_if_other(root / "shared" / common.id, made_by())
+    save_spec(common, source)
+    run_steps(source, steps, say)
+    write_json(folder / TIMINGS, {**read_json(source / TIMINGS), **_timings(folder)})
+    for name in wanted:
+        with writing(folder / name) as temporary:
+            if (source / name).is_dir():
+                shutil.copytree(source / name, temporary, copy_function=os.link)
+            else:
+                os.link(source / name, temporary)
 
 
-def timed(folder: Path, name: str, result: Path, work: Callable[[], object], say: Callable[[str], None] | None) -> None:
-    """Do a step unless its result is there; note its seconds, and the process' peak memory when it ended."""
-    if result.exists():
+def _only_what_is_read(spec: Spec, steps: Iterable[Step]) -> Spec:
+    """The spec with every setting that none of these steps reads at its default."""
+    read = {name for step in steps for name in step.parameters}
+    changes: dict[str, Any] = {}
+    for name, default in Settings():
+        if name in read:
+            continue
+        parts = {part for group, _, part in (one.partition(".") for one in read) if group == name}
+        kept = {part: getattr(getattr(spec, name), part) for part in parts}
+        changes[name] = default.model_copy(update=kept) if kept else default
+    return spec.model_copy(update=changes)
+
+
+def timed(
+    folder: Path, name: str, results: Iterable[Path], work: Callable[[], object], say: Callable[[str], None] | None
+) -> None:
+    """Do a step unless its results are there; note its seconds, and the process' peak memory when it ended."""
+    if all(path.exists() for path in results):
         return
     if say is not None:
         say(name)
     begun = time.perf_counter()
     work()
     spent = {"seconds": round(time.perf_counter() - begun, 3), "peak_mib": round(peak_mib(), 1)}
-    timings = read_json(folder / "timings.json") if (folder / "timings.json").is_file() else {}
-    write_json(folder / "timings.json", {**timings, name: spent})
+    write_json(folder / TIMINGS, {**_timings(folder), name: spent})
+
+
+def _timings(folder: Path) -> dict[str, dict[str, float]]:
+    return read_json(folder / TIMINGS) if (folder / TIMINGS).is_file() else {}
 
 
 def _run_attack(folder: Path, kind: str) -> None:
@@ -145,7 +173,9 @@ def figures(folder: Path) -> dict[str, Any]:
     spec = load_spec(folder)
     metrics = read_json(folder / "evaluation" / "metrics.json")
     card = read_json(folder / "adapter" / "card.json")
-    timings = read_json(folder / "timings.json")
+    timings = _timings(folder)
+    making = [*(step.name for step in pipeline.STEPS if step.makes_adapter), BASELINE]
+    making = [name for name in making if name in timings]
     before, after = (metrics["judges"]["report"][when] for when in ("before", "after"))
     row: dict[str, Any] = {
         "concept": ", ".join(pair.concept for pair in spec.pairs),
@@ -161,9 +191,9 @@ def figures(folder: Path) -> dict[str, Any]:
         "samples": metrics["samples"],
         "passed": metrics["gate"]["passed"],
         "steps": card["steps"],
-        "method_seconds": round(sum(timings[step]["seconds"] for step in MAKING if step in timings), 2),
-        "distill_seconds": next(timings[step]["seconds"] for step in ("distill", "baseline") if step in timings),
-        "peak_mib": max(timings[step]["peak_mib"] for step in MAKING if step in timings),
+        "method_seconds": round(sum(timings[name]["seconds"] for name in making), 2),
+        "distill_seconds": timings[making[-1]]["seconds"],
+        "peak_mib": max(timings[name]["peak_mib"] for name in making),
         # A difference of whole weights needs no positions: the smaller of both ways to store it.
         "adapter_bytes": min(metrics["adapter_bytes"], card.get("dense_bytes", metrics["adapter_bytes"])),
         "adapter_sha256": metrics["adapter_sha256"],

@@ -14,6 +14,7 @@ from fade.concepts import caption
 from fade.config import Settings, load_settings
 from fade.files import read_json, writing
 from fade.models.denoiser import weights_sha256
+from fade.pipeline import TIMINGS, maker_of
 from fade.project import Project
 from fade.sheets import labelled_sheet
 from fade.spec import Spec
@@ -64,7 +65,7 @@ def figures_row(spec: Spec, folder: Path, version: tracking.AdapterVersion, *, s
         "drift": metrics["drift"],
         "samples": metrics["samples"],
         "gate": version.gate,
-        "distill_seconds": read_json(folder / "timings.json").get("distill", {"seconds": 0.0})["seconds"],
+        "distill_seconds": read_json(folder / TIMINGS).get(maker_of(spec).name, {"seconds": 0.0})["seconds"],
         "total_seconds": round(seconds, 2),
         "adapter_bytes": metrics["adapter_bytes"],
         "adapter_sha256": version.adapter_sha256,

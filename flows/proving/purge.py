@@ -31,12 +31,12 @@ from fade.signing import read_signed, signing_key, verifying_key, write_signed
 from fade.spec import load_spec
 from flows.proving.traces import (
     BEGUN_NAME,
-    DERIVED,
     JOURNAL_NAME,
     PICTURE,
     RECEIPTS_NAME,
     SHEET,
     Traces,
+    personal_paths,
     traces_of,
     unfinished,
 )
@@ -204,7 +204,7 @@ def _journal(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
 
 def _tidy(folder: Path, catalog: Path) -> None:
     """Folders that are empty now: their names may be a person's."""
-    for path in (*(folder / name for name in DERIVED), *unfinished(folder)):
+    for path in (*personal_paths(folder), *unfinished(folder)):
         if path.is_dir():
             shutil.rmtree(path)
     for top in (catalog / "pictures", *catalog.parent.glob(f".{catalog.name}.*")):

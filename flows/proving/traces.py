@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from fade import pipeline
 from fade.data.deletion import Picture, find
 from fade.data.intake import draw_sheet
 from fade.files import read_json, read_yaml, sha256_file
@@ -37,10 +38,6 @@ from tasks.mlflow import traces
 from tasks.mlflow.page import ATTACK, DOCS
 
 RECEIPTS_NAME, BEGUN_NAME, JOURNAL_NAME = "purge.json", "purge-begun.json", "purge.journal"
-DERIVED = (GENERATED, "splits", "saliency.safetensors", "validation.json", "docs", "foreign", "attacks")
-RECORDED = (GENERATED, "splits", "saliency.safetensors", "validation.json")
-JUDGED = ("evaluation/samples.parquet", "evaluation/sheet.png", "evaluation/report.html")
-RUN_FILES = ("sheet.png", "report.html", "validation.json", DOCS, ATTACK)
 PICTURE, SHEET, RUN, UNFINISHED = "picture", "catalog sheet", "run-cache", "unfinished"
 OTHERS_PICTURE, OTHERS_BYTES = "another erasure needs the same picture", "another erasure needs the same bytes"
 
@@ -108,10 +105,9 @@ def traces_of(folder: Path, known: list[dict[str, Any]], stores: Stores) -> Trac
 def _objects(locks: list[dict[str, Any]], folder: Path, stores: Stores) -> dict[str, str]:
     """MD5 of the objects of outputs that go, by what lock files say of them, and what each was part of."""
     found: dict[str, str] = {}
-    for name in RECORDED:
-        found |= dict.fromkeys(objects_of(locks, stores, folder.as_posix(), name), name)
-    judged = tuple(Path(name).name for name in JUDGED)
-    return found | dict.fromkeys(objects_of(locks, stores, folder.as_posix(), "evaluation", judged), "evaluation")
+    for name, parts in pipeline.personal_data().items():
+        found |= dict.fromkeys(objects_of(locks, stores, folder.as_posix(), name, parts), name)
+    return found
 
 
 def _kept_by(folder: Path, stores: Stores) -> set[str]:
@@ -122,16 +118,19 @@ def _kept_by(folder: Path, stores: Stores) -> set[str]:
     named = {out["md5"] for path in pointers() for out in read_yaml(path).get("outs", [])}
     stages = read_lock(folder / "dvc.lock").values()
     outs = {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
-    gone = {f"{folder.as_posix()}/{name}" for name in (*RECORDED, "evaluation")}
+    gone = {f"{folder.as_posix()}/{name}": parts for name, parts in pipeline.personal_data().items()}
     named |= {md5 for path, md5 in outs.items() if path not in gone}
     kept = named | {md5 for one in named for md5 in stores.parts(one).values()}
-    return kept | set(objects_of(stages, stores, folder.as_posix(), "evaluation", ("metrics.json",)))
+    partly = {path: parts for path, parts in gone.items() if parts and path in outs}
+    return kept | {
+        md5 for path, parts in partly.items() for name, md5 in stores.parts(outs[path]).items() if name not in parts
+    }
 
 
 def _add_served(found: Traces, folder: Path) -> None:
     """What MLflow and Prefect hold."""
     for run_id in traces.runs_of(folder.name):
-        for name in traces.run_files(run_id, RUN_FILES):
+        for name in traces.run_files(run_id, _run_files()):
             content = traces.run_bytes(run_id, name)
             gone = partial(traces.delete_run_file, run_id, name)
             digest = hashlib.sha256(content).hexdigest()
@@ -307,9 +306,21 @@ def _catalog_lists(catalog: Path, wanted: dict[str, str], kept: set[str], stores
 
 
 def _files(folder: Path) -> list[Path]:
-    parts = [*(folder / name for name in (*DERIVED, *JUDGED)), *unfinished(folder)]
+    parts = [*personal_paths(folder), *unfinished(folder)]
     found = [path for part in parts for path in ([part] if part.is_file() else sorted(part.rglob("*")))]
     return [path for path in found if path.is_file()]
+
+
+def personal_paths(folder: Path) -> list[Path]:
+    """Files and folders of an erasure that a purge removes."""
+    data = pipeline.personal_data().items()
+    return [folder / name / part for name, parts in data for part in (parts or ("",))]
+
+
+def _run_files() -> list[str]:
+    """Artifacts of an erasure's run that hold personal data."""
+    logged = [name for step in pipeline.STEPS for name in step.logged if name in step.personal]
+    return [*(Path(name).name for name in logged), DOCS, ATTACK]
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -322,7 +333,7 @@ def _trial_files(folder: Path) -> list[Path]:
     erased = load_spec(folder)
     concepts = {pair.concept for pair in erased.pairs}
     found = []
-    for path in sorted(TRIALS.glob("*/spec.yaml")):
+    for path in sorted(TRIALS.rglob("spec.yaml")):  # also what several trials share
         trial = load_spec(path.parent)
         same = Path(trial.catalog).resolve() == Path(erased.catalog).resolve()
         if same and not concepts.isdisjoint(pair.concept for pair in trial.pairs):

@@ -34,7 +34,7 @@ from fade.errors import LineageError
 from fade.files import sha256_file, write_json, writing
 from fade.lineage import ROOT, library_versions, module_closure, processor_kind
 from fade.models.source import is_hub_name
-from fade.pipeline import TIMINGS, Step
+from fade.pipeline import LOSSES, TIMINGS, Step
 from fade.project import Project, load_project
 from fade.spec import Spec, make_spec
 
@@ -45,8 +45,6 @@ RECORDED_ON = Path("data/recorded-on.json")
 SITE = Path(".fade/dvc")
 """What DVC remembers of files' hashes, by their names."""
 MEND = "Take one side as a whole (`git checkout --ours FILE` or `--theirs FILE`), or run the erasure again without it."
-CURVE = "curve.csv"
-"""What a step that trains writes: its losses, by step."""
 BEFORE = "dvc.lock.before"
 """What ``dvc.lock`` was, while a step is recorded; still there later, the record was cut off."""
 
@@ -81,7 +79,7 @@ def write_pipeline(folder: Path, spec: Spec) -> None:
     steps = pipeline.steps_of(spec)
     stages = {step.name: {**stage_definition(step, spec, folder, Path.cwd()), "wdir": up} for step in steps}
     with writing(folder / "dvc.yaml") as temporary:
-        plots = [_training_plot(CURVE)] if any(CURVE in step.outputs for step in steps) else []
+        plots = [_training_plot(LOSSES)] if any(LOSSES in step.outputs for step in steps) else []
         temporary.write_text(yaml.safe_dump({"stages": stages, "plots": plots}, sort_keys=False))
     with writing(folder / ".gitignore") as temporary:
         names = {name for step in steps for name in step.outputs}
@@ -132,7 +130,7 @@ def root_pipeline() -> dict[str, Any]:
     }
     steps = pipeline.steps_of(spec)
     stages |= {f"example-{step.name}": stage_definition(step, spec, folder, ROOT) for step in steps}
-    return {"stages": stages, "plots": [_training_plot(f"{folder.as_posix()}/{CURVE}"), *_kept_plots()]}
+    return {"stages": stages, "plots": [_training_plot(f"{folder.as_posix()}/{LOSSES}"), *_kept_plots()]}
 
 
 def _example(project: Project) -> Spec:

@@ -19,6 +19,7 @@ from fade.evaluation.report import loss_figure
 from fade.files import read_json
 from fade.lineage import git_state, library_versions
 from fade.methods.fade.masks import load_mask
+from fade.pipeline import LOSSES, sections_of, steps_of
 from fade.spec import Spec
 from tasks.mlflow.client import EXPERIMENT, STUDIES, experiment, mlflow_client, read_file
 from tasks.mlflow.page import DOCS
@@ -121,10 +122,10 @@ def _log_run(
         **lineage,
     }
     settings = spec.model_dump(mode="json")
-    # What another tool made was made without these settings.
-    steps = _STEPS if spec.imported is None else ("split", "evaluate", "gate")
-    params = {f"{step}.{key}": value for step in steps for key, value in settings[step].items()}
-    if not any(pair.person for pair in spec.pairs):
+    params = {f"{section}.{key}": value for section in sections_of(spec) for key, value in settings[section].items()}
+    if any(pair.person for pair in spec.pairs):
+        params.pop("attacks.names", None)
+    else:
         params |= {"concept": ", ".join(pair.concept for pair in spec.pairs)}
         params |= {"surrogate": ", ".join(pair.surrogate for pair in spec.pairs)}
     client.log_batch(
@@ -133,20 +134,15 @@ def _log_run(
         params=[Param(key, as_param(value)) for key, value in params.items()],
         tags=[RunTag(key, value) for key, value in tags.items()],
     )
-    for name in (
-        "evaluation/report.html",
-        "evaluation/sheet.png",
-        "evaluation/metrics.json",
-        "dvc.lock",
-        "validation.json",
-    ):
+    made = {name for step in steps_of(spec) for name in step.outputs}
+    if "mask" in made:
+        load_mask(folder / "mask", sha256=load_card(folder / "adapter")["mask_sha256"])
+    for name in ("dvc.lock", *(name for step in steps_of(spec) for name in step.logged)):
         if (folder / name).is_file():  # a purge takes some of them
             client.log_artifact(run_id, str(folder / name))
     _log_docs(client, run_id, folder / "docs")
-    if spec.imported is None:
-        load_mask(folder / "mask", sha256=load_card(folder / "adapter")["mask_sha256"])
-        client.log_artifact(run_id, str(folder / "mask" / "mask.json"))
-        _log_curve(client, run_id, pd.read_csv(folder / "curve.csv"))
+    if LOSSES in made:
+        _log_curve(client, run_id, pd.read_csv(folder / LOSSES))
     if (folder / "splits").is_dir():
         _log_splits(run_id, folder, lineage)
     client.set_terminated(run_id, "FINISHED")
@@ -270,9 +266,6 @@ def _new_version(client: MlflowClient, run_id: str, model: str, *, folder: Path)
         client.create_registered_model(model)
     source = f"{client.get_run(run_id).info.artifact_uri}/{ADAPTER}"
     return int(client.create_model_version(model, source=source, run_id=run_id).version)
-
-
-_STEPS = ("split", "saliency", "mask", "distill", "evaluate", "gate")
 
 
 def _log_splits(run_id: str, folder: Path, lineage: Mapping[str, str]) -> None:

@@ -125,7 +125,7 @@ def _add_run(folder: Path, version: int) -> None:
 
 
 def _add_leftovers(folder: Path) -> None:
-    """What others left who were killed, and a trial of the same concept."""
+    """What others left who were killed, and trials of the same concept."""
     picture = Path("data/catalog/canvas") / pd.read_parquet(folder / "splits/forget.parquet")["path"][0]
     for place in (".fade/tmp/audit-1/clone", "data/catalog/.canvas.1.partial"):
         target = Path(place) / picture.relative_to("data/catalog/canvas")
@@ -134,10 +134,10 @@ def _add_leftovers(folder: Path) -> None:
     shutil.copytree(folder / "splits", folder / ".splits.1.old")
     Path(".dvc/cache/files/md5/00").mkdir(exist_ok=True)
     shutil.copyfile(picture, ".dvc/cache/files/md5/00/.half.tmp")
-    trial = Path("data/trials/ta1")
-    trial.mkdir(parents=True)
-    for name in ("spec.yaml", "saliency.safetensors"):
-        shutil.copyfile(folder / name, trial / name)
+    for trial in (Path("data/trials/ta1"), Path("data/trials/shared/ts1")):
+        trial.mkdir(parents=True)
+        for name in ("spec.yaml", "saliency.safetensors"):
+            shutil.copyfile(folder / name, trial / name)
 
 
 def purge_once(place: Place, out: Path, fatal: int | None) -> None:

@@ -43,7 +43,7 @@ def _request(**changes: object) -> Spec:
 def test_a_finished_trial_is_not_run_again_and_a_torn_one_goes_on(workspace: Path, tmp_path: Path) -> None:
     request, ran = _request(), []  # type: ignore[var-annotated]
     first = run_trial(request, attacks=["inversion"], root=tmp_path, say=ran.append)
-    assert ran == ["split", "saliency", "mask", "distill", "evaluate", "attack"]
+    assert ran == ["split", "saliency", "mask", "distill", "evaluate", "attack-inversion"]
     assert first["adapter_bytes"] > 0
     assert 0 <= first["inversion"] <= 1
     ran.clear()
