@@ -24,7 +24,7 @@ from fade import pipeline
 from fade.data.deletion import Picture, find
 from fade.data.intake import draw_sheet
 from fade.files import read_json, read_yaml, sha256_file
-from fade.spec import GENERATED, load_spec
+from fade.spec import load_spec
 from fade.steps.attack import reference_path
 from fade.steps.evaluate import CACHE
 from fade.steps.further import further_hashes

@@ -14,7 +14,6 @@ import yaml
 
 from fade.files import read_json
 from fade.lineage import ROOT
-from fade.spec import make_spec
 from tasks.dvc.versioning import root_pipeline, write_pipeline
 from tests.tiny import plain_spec
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pkgutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +17,11 @@ from fade.errors import ConfigError, DataError, ResourceError
 from fade.evaluation.judges import new_judge, save_judge
 from fade.hardware import fast_precision
 from fade.lineage import ROOT, module_closure
-from fade.pipeline import STEPS, steps_of
+from fade.pipeline import STEPS, inputs_of, maker_of, sections_of, steps_of
 from fade.spec import Spec, make_spec
 from fade.steps.spec import check_disk, gate_without_power, prepare_spec
 from tasks.dvc.versioning import root_pipeline, write_pipeline
-from tests.tiny import PROJECT, save_judges
+from tests.tiny import PROJECT, plain_spec, save_judges
 
 KINDS = ("object", "style")
 
@@ -56,6 +58,40 @@ def test_packages_hold_docstrings_only_so_that_leaving_them_out_of_stages_is_rig
     for path in ROOT.glob("fade/**/__init__.py"):
         lines = [line for line in path.read_text().split('"""')[-1].splitlines() if line.strip()]
         assert all(line.startswith("__version__") for line in lines), path
+
+
+KINDS_OF_SPEC = [{}, {"data_free": True}, {"gate": {"attacks": {"noised": 0.5}}}, {"imported": "0" * 64}]
+
+
+@pytest.mark.parametrize("changes", KINDS_OF_SPEC, ids=["plain", "data-free", "attacked", "imported"])
+def test_the_steps_of_an_erasure_follow_from_each_other(changes: dict[str, Any]) -> None:
+    spec = plain_spec(**changes)
+    steps, laid = steps_of(spec), {"foreign"} if spec.imported else set()
+    assert sum("adapter" in step.outputs for step in steps) == 1
+    assert maker_of(spec).makes_adapter
+    there = set(laid)
+    for step in steps:
+        own = {name for name in inputs_of(step, spec) if not name.startswith("{")}
+        assert own <= there, f"{step.name} reads what no step before it wrote"
+        there |= set(step.outputs)
+
+
+def test_a_row_names_what_is_there() -> None:
+    assert len({step.name for step in STEPS}) == len(STEPS)
+    assert all(any(step in steps_of(plain_spec(**changes)) for changes in KINDS_OF_SPEC) for step in STEPS)
+    for step in STEPS:
+        assert callable(pkgutil.resolve_name(step.function)), step.name
+        owned = {*step.outputs, *step.unrecorded}
+        assert {name.partition("/")[0] for name in step.personal} <= owned, step.name
+        assert {name.partition("/")[0] for name in step.logged} <= set(step.outputs), step.name
+
+
+def test_what_is_shown_of_an_erasure_are_the_settings_that_decided_it() -> None:
+    plain = ["split", "saliency", "mask", "distill", "evaluate", "gate"]
+    assert sections_of(plain_spec()) == plain
+    assert sections_of(plain_spec(imported="0" * 64)) == ["split", "evaluate", "gate"]
+    attacked = plain_spec(gate={"attacks": {"noised": 0.5}})
+    assert set(sections_of(attacked)) == {*plain, "inversion", "attacks"}
 
 
 def test_every_parameter_of_a_stage_is_a_field_and_every_setting_is_used_by_a_stage() -> None:
