@@ -21,7 +21,7 @@ from tasks.dvc.objects import stores
 from tasks.mlflow import tracking
 from tests.tiny import PROJECT
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 TOY = Step(
     name="toy",
