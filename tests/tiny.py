@@ -15,7 +15,6 @@ import yaml
 from dvc.repo import Repo
 
 from fade.concepts import caption_variants
-from fade.config import Spec, make_spec
 from fade.data.canvas import OBJECTS
 from fade.data.catalog import load_concepts
 from fade.data.intake import build
@@ -26,6 +25,7 @@ from fade.evaluation.judges import Architecture, new_judge, save_judge
 from fade.lineage import ROOT
 from fade.models.training import networks
 from fade.project import PARAMS, Project, Projects
+from fade.spec import Spec, make_spec
 
 PROJECT = Project(
     name="canvas", catalog="data/catalog/canvas", base="data/base/canvas", judges="data/judges", render="canvas"

@@ -21,7 +21,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from fade import logs
 from fade.concepts import Concept
-from fade.config import load_settings, load_spec
+from fade.config import load_settings
 from fade.data.catalog import load_concepts
 from fade.environment import environment
 from fade.errors import (
@@ -43,6 +43,7 @@ from fade.requests.leases import Lease
 from fade.requests.ledger import Ledger
 from fade.requests.records import Record
 from fade.requests.states import State
+from fade.spec import load_spec
 from fade.steps.catalog import ensure_catalog
 from fade.steps.further import forget_too
 from fade.steps.spec import AUTO, prepare_spec

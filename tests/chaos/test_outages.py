@@ -21,7 +21,6 @@ from dvc.fs import LocalFileSystem
 from dvc.repo import Repo
 from dvc.rwlock import RWLockFileCorruptedError, _edit_rwlock
 
-from fade.config import save_spec
 from fade.errors import RegistryError
 from fade.pipeline import steps_of
 from fade.requests import leases
@@ -29,6 +28,7 @@ from fade.requests.intake import take_in, transport
 from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.states import State
+from fade.spec import save_spec
 from flows.queue import drain as drained
 from flows.queue.drain import DrainSettings, alive
 from tasks.dvc import versioning
