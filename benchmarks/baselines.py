@@ -109,7 +109,7 @@ class Check:
         pictures = self._drawn()
         seen = named_by(self._judge, pictures, self._rows)
         found = summary(seen, [(self._concept, None)], [])
-        rates = {name: found[name]["value"] for name in ("ua", "ira", "cra")}
+        rates = {name: rate.value for name, rate in found.rates.items()}
         return rates | {"drift": drift(self._before[self._kept], pictures[self._kept])}
 
 

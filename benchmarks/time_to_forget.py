@@ -97,7 +97,7 @@ class Check:
     def _figures(self, named: Any, rest: Any) -> dict[str, float]:
         seen = [named_by(self._judge, named, self._named), named_by(self._judge, rest, self._rest)]
         found = summary(pd.concat(seen, ignore_index=True), [(self._concept, self._surrogate)], [])
-        return {name: found[name]["value"] for name in ("ua", "ira", "cra")}
+        return {name: rate.value for name, rate in found.rates.items()}
 
     def __call__(self, base: Any) -> tuple[bool, dict[str, float]]:
         """Whether it has passed, and the figures; the rest is drawn only once the concept is gone."""

@@ -41,6 +41,6 @@ seen = judge_pictures(judge, after)
 samples = samples.assign(seen_object=seen.objects, seen_style=seen.styles)
 kept = naming_none(samples, [CONCEPT]).index.to_numpy()
 figures = summary(samples, [(CONCEPT, SURROGATE)], [])
-for name in ("ua", "ira", "cra"):
-    print(f"{name.upper():4}{figures[name]['value']:.1%}  [{figures[name]['low']:.1%}, {figures[name]['high']:.1%}]")
+for name, rate in figures.rates.items():
+    print(f"{name.upper():4}{rate.value:.1%}  [{rate.low:.1%}, {rate.high:.1%}]")
 print(f"drift {drift(np.asarray(before)[kept], np.asarray(after)[kept]):.4f}")

@@ -26,6 +26,8 @@ from tqdm import tqdm
 
 from fade import pipeline
 from fade.errors import FadeError, nameless
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import load
 from fade.files import read_json, write_json
 from fade.methods.fade.distillation import DistillStep
 from fade.pipeline import TIMINGS, Step
@@ -165,7 +167,7 @@ def register_version(folder: Path, lineage: Mapping[str, str]) -> tracking.Adapt
     version = runs.register(folder, spec, timings=read_json(folder / TIMINGS), lineage=lineage)
     if registration.log_registration(version, folder, spec, data_md5=versioning.lock_record(folder)):
         runs.say_code(version)
-    if found := read_json(folder / "evaluation" / "metrics.json").get("attacks"):
+    if found := load(Evaluation, folder / "evaluation" / "metrics.json").attacks:
         sheet = folder / "attacks" / "sheet.png"
         tracking.show_attack(version, found, sheet if sheet.is_file() else None)
     tracking.refresh_page(version)
@@ -174,15 +176,14 @@ def register_version(folder: Path, lineage: Mapping[str, str]) -> tracking.Adapt
 
 def _show_figures(folder: Path) -> None:
     """What the evaluation found, on the flow's page."""
-    metrics = read_json(folder / "evaluation" / "metrics.json")
-    judged = metrics["judges"]["report"]
+    metrics = load(Evaluation, folder / "evaluation" / "metrics.json")
+    before = metrics.report.before.rates
     rows = [
-        {"figure": name.upper(), "base": f"{judged['before'][name]['value']:.4f}", "erased": f"{v['value']:.4f}"}
-        | {"95 % interval": f"{v['low']:.4f} to {v['high']:.4f}"}
-        for name in ("ua", "ira", "cra")
-        for v in [judged["after"][name]]
+        {"figure": name.upper(), "base": f"{before[name].value:.4f}", "erased": f"{found.value:.4f}"}
+        | {"95 % interval": f"{found.low:.4f} to {found.high:.4f}"}
+        for name, found in metrics.report.after.rates.items()
     ]
-    create_table_artifact(rows, key=f"figures-{_key(folder)}", description=f"Drift {metrics['drift']:.4f}")
+    create_table_artifact(rows, key=f"figures-{_key(folder)}", description=f"Drift {metrics.drift:.4f}")
 
 
 def _show(version: tracking.AdapterVersion, folder: Path) -> None:

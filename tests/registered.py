@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,22 @@ import yaml
 
 from fade.adapters.store import save_adapter
 from fade.config import Gate, load_settings
-from fade.evaluation import accuracy
+from fade.evaluation.figures import JudgeFigures
+from fade.evaluation.records import dump
 from fade.files import write_json
 from fade.models.source import base_sha256
 from fade.spec import make_spec
 from flows.erasing.erase import prepare_folder
 from tasks.erasure import register_version
 from tasks.mlflow.tracking import AdapterVersion
+from tests.figures import evaluation, judged_figures
 
 BASE = Path("data/base/canvas")
 
 
-def rate(hits: int, count: int) -> dict[str, Any]:
-    return asdict(accuracy.rate(hits, count))
-
-
-def report(ua: int, of: int) -> dict[str, Any]:
+def report(ua: int, of: int) -> JudgeFigures:
     """What a judge says of an erasure that lost nothing: UA is ``ua`` of ``of``."""
-    kept = {"ira": rate(550, 550), "cra": rate(550, 550), "neighbours": {}}
-    lost = {"lost": 0, "gained": 0, "count": 550}
-    return {
-        "before": {**kept, "ua": rate(0, of), "erased": {"it": {"ua": rate(0, of)}}},
-        "after": {**kept, "ua": rate(ua, of), "erased": {"it": {"ua": rate(ua, of)}}},
-        "paired": {"ira": lost, "cra": lost, "neighbours": {}},
-    }
+    return judged_figures({"it": (of, of - ua, of)}, neighbours={})
 
 
 def finished(concept: str, surrogate: str, *, ua: int = 98, of: int = 100, gate: Gate | None = None) -> Path:
@@ -62,17 +53,8 @@ def finished(concept: str, surrogate: str, *, ua: int = 98, of: int = 100, gate:
         f"{place}.lora_B.weight": torch.randn(32, 2, generator=generator),
     }
     sha256 = save_adapter(folder / "adapter", tensors, {"base_sha256": spec.base_sha256})
-    from fade.steps.evaluate import judge_gate
-
-    figures = report(ua, of)
-    metrics = {
-        "judges": {"report": figures},
-        "adapter_sha256": sha256,
-        "drift": 0.01,
-        "adapter_bytes": 9,
-        "samples": of,
-    }
-    write_json(folder / "evaluation" / "metrics.json", {**metrics, "gate": judge_gate(figures, spec.gate)})
+    metrics = evaluation(report(ua, of), gate=spec.gate, adapter_sha256=sha256, samples=of)
+    dump(metrics, folder / "evaluation" / "metrics.json")
     write_json(folder / "timings.json", {})
     pd.DataFrame({"step": []}).to_csv(folder / "curve.csv")
     outs = [{"path": f"{folder.as_posix()}/adapter", "md5": "0" * 32}]

@@ -7,40 +7,16 @@ the same seeds, the generator re-seeded for each picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from fade.concepts import CAPTION_TEMPLATE, Concept, caption
 from fade.errors import DataError
+from fade.evaluation.figures import Accuracies, OfConcept, Rate, rate
 
 DOMAINS = ("object", "style")
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A share of ``count`` pictures with its 95 % Wilson score interval, fractions of 1."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-
-def rate(hits: int, count: int) -> Rate:
-    """The share of hits and its Wilson interval.
-
-    Raises:
-        DataError: nothing was counted; there is no figure then, not even zero.
-    """
-    if count == 0:
-        raise DataError("A rate over 0 pictures is no figure: the protocol has no prompt of this kind.")
-    interval = binomtest(hits, count).proportion_ci(confidence_level=0.95, method="wilson")
-    return Rate(hits / count, float(interval.low), float(interval.high), count)
 
 
 def canvas_protocol(
@@ -91,7 +67,7 @@ def domain_accuracy(samples: pd.DataFrame, erased: Sequence[Concept], domain: st
 
 def pooled(rates: Sequence[Rate]) -> Rate:
     """Several rates as one, over all their pictures."""
-    return rate(sum(round(each.value * each.count) for each in rates), sum(each.count for each in rates))
+    return rate(sum(each.hits for each in rates), sum(each.count for each in rates))
 
 
 def scrambled_rate(samples: pd.DataFrame) -> Rate:
@@ -119,11 +95,8 @@ def drift(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> float:
 
 def summary(
     samples: pd.DataFrame, pairs: Sequence[tuple[Concept, str | None]], neighbours: Sequence[str]
-) -> dict[str, Any]:
-    """All accuracies of one judge over one set of samples, JSON-ready.
-
-    ``ua`` and ``surrogate`` pool the erased concepts, each of which is in ``erased``; ``ira`` pools the
-    domains of the erased concepts and ``cra`` the domains other than theirs, on prompts that name none.
+) -> Accuracies:
+    """All accuracies of one judge over one set of samples; IRA and CRA pool domains.
 
     Args:
         pairs: each erased concept with the name of its surrogate, or None if that is nothing a judge knows:
@@ -143,15 +116,12 @@ def summary(
         rows = naming_none(samples, erased)
         rows = rows[rows[kind] == name]
         near[name] = rate(int((rows[f"seen_{kind}"] == name).sum()), len(rows))
-    return {
-        "ua": asdict(pooled(list(ua.values()))),
-        "ira": asdict(pooled([domain_accuracy(samples, erased, domain) for domain in own])),
-        "cra": asdict(pooled([domain_accuracy(samples, erased, domain) for domain in other])),
-        "scrambled": asdict(scrambled_rate(samples)),
-        **({"surrogate": asdict(pooled(list(shown.values())))} if shown else {}),
-        "erased": {
-            name: {"ua": asdict(ua[name]), **({"surrogate": asdict(shown[name])} if name in shown else {})}
-            for name in ua
-        },
-        "neighbours": {name: asdict(found) for name, found in near.items()},
-    }
+    return Accuracies(
+        ua=pooled(list(ua.values())),
+        ira=pooled([domain_accuracy(samples, erased, domain) for domain in own]),
+        cra=pooled([domain_accuracy(samples, erased, domain) for domain in other]),
+        scrambled=scrambled_rate(samples),
+        surrogate=pooled(list(shown.values())) if shown else None,
+        erased={name: OfConcept(ua=found, surrogate=shown.get(name)) for name, found in ua.items()},
+        neighbours=near,
+    )

@@ -7,13 +7,11 @@ the same seeds, and its UA stands by itself: pooled, one that the base never kne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 import pandas as pd
 
 from fade.concepts import Concept, caption
-from fade.evaluation.accuracy import rate
+from fade.evaluation.figures import OfName, rate
 
 
 def alias_samples(
@@ -41,10 +39,10 @@ def alias_samples(
     return pd.DataFrame(rows)
 
 
-def alias_figures(seen: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """UA of each name, JSON-ready: the share of its pictures that a judge does not take for the concept."""
-    found: dict[str, dict[str, Any]] = {}
+def alias_figures(seen: pd.DataFrame) -> dict[str, OfName]:
+    """UA of each name: the share of its pictures that a judge does not take for the concept."""
+    found = {}
     for (kind, concept, name), rows in seen.groupby(["kind", "concept", "name"], sort=False):
         ua = rate(int((rows[f"seen_{kind}"] != concept).sum()), len(rows))
-        found[str(name)] = {"ua": asdict(ua)}
+        found[str(name)] = OfName(ua=ua)
     return found

@@ -96,10 +96,10 @@ def _prepared(clip: Clip, picture: NDArray[np.uint8]) -> Tensor:
     return (pixels - torch.tensor(clip.mean)[:, None, None]) / torch.tensor(clip.std)[:, None, None]
 
 
-def score_figures(
+def mean_scores(
     clip: Clip, pictures: Pictures, prompts: Sequence[str], erased: NDArray[np.bool_]
-) -> dict[str, float]:
-    """Means as figures: ``clip_score_NAME`` of the retained prompts, with ``_erased`` of those that were erased."""
-    scores, name = clip_scores(clip, pictures, prompts), f"clip_score_{clip.name}"
-    found = {name: scores[~erased], f"{name}_erased": scores[erased]}
-    return {key: float(values.mean()) for key, values in found.items() if len(values)}
+) -> tuple[float | None, float | None]:
+    """Mean scores of the retained prompts' pictures, and of those that were erased; None of none."""
+    scores = clip_scores(clip, pictures, prompts)
+    retained, gone = (float(part.mean()) if len(part) else None for part in (scores[~erased], scores[erased]))
+    return retained, gone

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fade.errors import DataError
-from fade.evaluation.accuracy import rate
+from fade.evaluation.figures import rate
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Whether figures can be those of an evaluation: nothing is absent, uncounted or does not fit its count.
+"""Figures of an evaluation: what was counted and measured, held to what an evaluation can give.
 
 The gate judges figures that lay in a file since they were measured. What it asks is asked of counted pictures: a
 figure without a count, or one that no count of pictures gives, is refused and never read as a good one.
@@ -6,154 +6,240 @@ figure without a count, or one that no count of pictures gives, is refused and n
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+from scipy.stats import binomtest
 
 from fade.errors import DataError
-from fade.evaluation.accuracy import rate
+from fade.evaluation.records import ByName, Count, Counted, Record, Share, contradiction
 
 ROUNDING = 1e-9
 """How far a stored fraction may lie from the one that its counts give."""
+RATES = ("ua", "ira", "cra")
 
 
-def check_figures(figures: Any) -> None:
-    """Refuse a judge's figures that no evaluation has given; concepts are called by number.
+class Rate(Record):
+    """A share of ``count`` pictures with its 95 % Wilson score interval, fractions of 1."""
 
-    Every rate is ``hits / count`` of at least one picture, with the interval of these; before and after are of as
-    many pictures; the pooled UA is that of the concepts; what changed sides is what the rates differ by.
+    value: float
+    low: float
+    high: float
+    count: Counted
 
-    Raises:
-        DataError: names the first figure at fault, what it is and what was expected.
-    """
-    before, after, paired = (_part(figures, name, "") for name in ("before", "after", "paired"))
-    erased = [_part(side, "erased", name) for side, name in ((before, "before"), (after, "after"))]
-    near = [_part(side, "neighbours", name) for side, name in zip((before, after, paired), _SIDES, strict=True)]
-    if not erased[1]:
-        raise _fault("after.erased", "nothing", "each erased concept's UA")
-    _alike("erased", erased)
-    _alike("neighbours", near)
-    for side, concepts, name in zip((before, after), erased, _SIDES[:2], strict=True):
-        parts = [
-            hits_of(_part(found, "ua", f"{name}.erased {number}"), f"{name}.ua of concept {number}")
-            for number, found in enumerate(concepts.values(), start=1)
-        ]
-        pooled = hits_of(_part(side, "ua", name), f"{name}.ua")
-        if pooled != tuple(map(sum, zip(*parts, strict=True))):
-            raise _fault(f"{name}.ua", f"{pooled[0]} of {pooled[1]}", "the sum of the erased concepts'")
-    for number, key in enumerate(erased[0], start=1):
-        counts = [side[key]["ua"]["count"] for side in erased]
-        if counts[0] != counts[1]:
-            raise _fault(f"ua of concept {number}", f"{counts[0]} and {counts[1]} pictures", "as many before as after")
-    _check_names([side.get("names", {}) for side in (before, after)])
-    for name in ("ira", "cra"):
-        _check_retained(
-            name, *(_part(side, name, at) for side, at in zip((before, after, paired), _SIDES, strict=True))
-        )
-    for number, key in enumerate(near[0], start=1):
-        _check_retained(f"neighbour {number}", *(side[key] for side in near))
+    @property
+    def hits(self) -> int:
+        """How many of the pictures."""
+        return round(self.value * self.count)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not 0 <= self.hits <= self.count or abs(self.value - self.hits / self.count) > ROUNDING:
+            raise contradiction("", f"{self.value} of {self.count} pictures", "hits / count, from 0 to 1")
+        low, high = _wilson(self.hits, self.count)
+        if abs(self.low - low) > ROUNDING or abs(self.high - high) > ROUNDING:
+            said = f"{low:.6f} to {high:.6f} of {self.hits} in {self.count}"
+            raise contradiction("", f"the interval {self.low} to {self.high}", said)
+        return self
 
 
-def _check_names(parts: Sequence[Any]) -> None:
-    """Further names of the concepts: the same before and after, of as many pictures."""
-    if not all(isinstance(part, Mapping) for part in parts):
-        raise _fault("names", "no figures", "figures")
-    _alike("names", parts)
-    for number, name in enumerate(parts[0], start=1):
-        where = f"ua of name {number}"
-        counts = [hits_of(_part(part[name], "ua", where), where)[1] for part in parts]
-        if counts[0] != counts[1]:
-            raise _fault(where, f"{counts[0]} and {counts[1]} pictures", "as many before as after")
-
-
-_SIDES = ("before", "after", "paired")
-
-
-def check_attacks(found: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse figures of attacks that no run has given: NAME with ``_low``, ``_high`` and ``_count``.
-
-    Args:
-        names: the attacks that are asked for; one that was not run is no fault here.
+def rate(hits: int, count: int) -> Rate:
+    """The share of hits and its Wilson interval.
 
     Raises:
-        DataError: as ``check_figures``.
+        DataError: nothing was counted; there is no figure then, not even zero.
     """
-    for name in names:
-        ends = ("", "_low", "_high", "_count")
-        if not any(f"{name}{end}" in found for end in ends):
-            continue
-        one = {key: found.get(f"{name}{end}") for key, end in zip(("value", "low", "high", "count"), ends, strict=True)}
-        hits_of(one, f"the attack {name}")
+    if count == 0:
+        raise DataError("A rate over 0 pictures is no figure: the protocol has no prompt of this kind.")
+    low, high = _wilson(hits, count)
+    return Rate(value=hits / count, low=low, high=high, count=count)
 
 
-def hits_of(found: Any, where: str) -> tuple[int, int]:
-    """Hits and count of a stored rate, once value, count and interval are found to fit one another.
+def _wilson(hits: int, count: int) -> tuple[float, float]:
+    interval = binomtest(hits, count).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
-    Raises:
-        DataError: as ``check_figures``.
+
+class Paired(Record):
+    """McNemar's exact test (Psychometrika 12, 1947): of pictures that changed sides, how many were lost.
+
+    Attributes:
+        lost: right before, wrong after; ``gained`` the other way round.
+        p: two-sided; under no effect either side is as likely.
     """
-    values = {name: _number(_part(found, name, where, mapping=False), f"{where}: {name}") for name in _RATE}
-    count = _counted(values["count"], f"{where}: count", least=1)
-    hits = round(values["value"] * count)
-    if not 0 <= hits <= count or abs(values["value"] - hits / count) > ROUNDING:
-        raise _fault(where, f"{values['value']} of {count} pictures", "hits / count, from 0 to 1")
-    expected = rate(hits, count)
-    if abs(values["low"] - expected.low) > ROUNDING or abs(values["high"] - expected.high) > ROUNDING:
-        raise _fault(
-            where,
-            f"the interval {values['low']} to {values['high']}",
-            f"{expected.low:.6f} to {expected.high:.6f} of {hits} in {count}",
-        )
-    return hits, count
+
+    lost: Count
+    gained: Count
+    count: Counted
+    p: Share
 
 
-_RATE = ("value", "low", "high", "count")
+class OfConcept(Record):
+    """An erased concept's prompts: UA, and the share that shows the surrogate where a judge knows it."""
+
+    ua: Rate
+    surrogate: Rate | None = None
 
 
-def _check_retained(name: str, before: Any, after: Any, paired: Any) -> None:
-    """A retained rate and its pairs: of the same pictures, and what was lost less what was gained is the difference."""
-    was, now = hits_of(before, f"before.{name}"), hits_of(after, f"after.{name}")
-    lost, gained, count = (
-        _counted(_number(_part(paired, part, f"paired.{name}", mapping=False), f"paired.{name}: {part}"),
-                 f"paired.{name}: {part}", least=part == "count")
-        for part in ("lost", "gained", "count")
-    )  # fmt: skip
-    if not was[1] == now[1] == count:
-        raise _fault(f"paired.{name}", f"{was[1]}, {now[1]} and {count} pictures", "the same pictures before and after")
-    if lost > was[0] or gained > count - was[0] or was[0] - now[0] != lost - gained:
-        raise _fault(
-            f"paired.{name}", f"{lost} lost and {gained} gained", f"what leads from {was[0]} to {now[0]} of {count}"
-        )
+class OfName(Record):
+    """UA of the prompts that call an erased concept by a further name."""
+
+    ua: Rate
 
 
-def _alike(what: str, parts: Sequence[Mapping[str, Any]]) -> None:
+class Accuracies(Record):
+    """What a judge says of one set of pictures.
+
+    Attributes:
+        ua, surrogate: pooled over the erased concepts, each of which is in ``erased``.
+        ira: accuracy of the erased concepts' domains, ``cra`` of the others, on prompts that name no erased concept.
+        scrambled: pictures that show nothing the judge knows.
+        names: further names of the erased concepts that the request brings.
+    """
+
+    ua: Rate
+    ira: Rate
+    cra: Rate
+    scrambled: Rate
+    surrogate: Rate | None = None
+    erased: ByName[OfConcept]
+    neighbours: ByName[Rate]
+    names: ByName[OfName] = Field(default={}, exclude_if=lambda names: not names)
+
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """UA, IRA and CRA by their short names."""
+        return {"ua": self.ua, "ira": self.ira, "cra": self.cra}
+
+    def recognised(self) -> dict[str, Rate]:
+        """How often a judge names what was asked for, of the base's own pictures.
+
+        By the names ``concept``, or ``concept 1`` and on of several; ``ira`` and ``cra``, the rest of the erased
+        concepts' domain and the other one; ``neighbour 1`` and on; ``name 1`` and on, further names of the request.
+        """
+        several = len(self.erased) > 1
+        concepts = {
+            f"concept {number}" if several else "concept": _named(found.ua)
+            for number, found in enumerate(self.erased.values(), start=1)
+        }
+        near = {f"neighbour {number}": found for number, found in enumerate(self.neighbours.values(), start=1)}
+        names = {f"name {number}": _named(found.ua) for number, found in enumerate(self.names.values(), start=1)}
+        return concepts | {"ira": self.ira, "cra": self.cra} | near | names
+
+
+def _named(ua: Rate) -> Rate:
+    """UA counts the pictures that do not show the concept: the others do."""
+    return rate(ua.count - ua.hits, ua.count)
+
+
+class Retention(Record):
+    """What changed sides on prompts that name no erased concept, picture by picture."""
+
+    ira: Paired
+    cra: Paired
+    neighbours: ByName[Paired]
+
+
+class OfDomains(Record):
+    """How often a judge names the object and the style that were asked for."""
+
+    object: Rate
+    style: Rate
+
+
+class JudgeFigures(Record):
+    """All figures of one judge; ``judge_figures`` makes them.
+
+    Every rate is of at least one picture; before and after are of as many; the pooled UA is that of the concepts; what
+    changed sides is what the rates differ by.
+
+    Attributes:
+        recognised: what it names of the base's own pictures (``Accuracies.recognised`` of ``before``).
+        shuffled: the control: what it names in the pictures' shuffled patches, near 0 if it does not go by texture.
+    """
+
+    before: Accuracies
+    after: Accuracies
+    paired: Retention
+    recognised: Mapping[str, Rate]
+    shuffled: OfDomains
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        sides = (("before", self.before), ("after", self.after))
+        if not self.after.erased:
+            raise contradiction("after.erased", "nothing", "each erased concept's UA")
+        _alike("erased", *(side.erased for _, side in sides))
+        _alike("neighbours", *(side.neighbours for _, side in sides), self.paired.neighbours)
+        _alike("names", *(side.names for _, side in sides))
+        for name, side in sides:
+            hits, count = (
+                sum(getattr(one.ua, part) for one in side.erased.values()) for part in ("hits", "count")
+            )  # fmt: skip
+            if (side.ua.hits, side.ua.count) != (hits, count):
+                got = f"{side.ua.hits} of {side.ua.count}"
+                raise contradiction(f"{name}.ua", got, f"the sum of the erased concepts', {hits} of {count}")
+        for kind in ("erased", "names"):
+            both = zip(getattr(self.before, kind).values(), getattr(self.after, kind).values(), strict=True)
+            for number, (was, now) in enumerate(both, start=1):
+                if was.ua.count != now.ua.count:
+                    got = f"of {was.ua.count} and {now.ua.count} pictures"
+                    raise contradiction(f"after.{kind}.{number}.ua", got, "as many before as after")
+        self._check_retained()
+        if self.recognised != self.before.recognised():
+            raise contradiction("recognised", "other than the figures before", "what they give")
+        return self
+
+    def _check_retained(self) -> None:
+        for name in ("ira", "cra"):
+            _check_pairs(name, getattr(self.before, name), getattr(self.after, name), getattr(self.paired, name))
+        for number, key in enumerate(self.paired.neighbours, start=1):
+            was, now = self.before.neighbours[key], self.after.neighbours[key]
+            _check_pairs(f"neighbours.{number}", was, now, self.paired.neighbours[key])
+
+
+def judge_figures(*, before: Accuracies, after: Accuracies, paired: Retention, shuffled: OfDomains) -> JudgeFigures:
+    """A judge's figures, with what it recognises."""
+    recognised = before.recognised()
+    return JudgeFigures(before=before, after=after, paired=paired, recognised=recognised, shuffled=shuffled)
+
+
+def _alike(what: str, *parts: Mapping[str, object]) -> None:
     if any(set(part) != set(parts[0]) for part in parts):
-        raise _fault(what, f"{' and '.join(str(len(part)) for part in parts)} of other names", "the same in every part")
+        sizes = " and ".join(str(len(part)) for part in parts)
+        raise contradiction(what, f"{sizes} of other names", "the same in every part")
 
 
-def _part(found: Any, name: str, where: str, *, mapping: bool = True) -> Any:
-    path = f"{where}.{name}" if where else name
-    if not isinstance(found, Mapping) or name not in found or found[name] is None:
-        raise _fault(path, "nothing", "a figure")
-    if mapping and not isinstance(found[name], Mapping):
-        raise _fault(path, type(found[name]).__name__, "figures")
-    return found[name]
+def _check_pairs(name: str, was: Rate, now: Rate, paired: Paired) -> None:
+    """A retained rate and its pairs: of the same pictures, and what was lost less what was gained is the difference."""
+    where = f"paired.{name}"
+    if not was.count == now.count == paired.count:
+        got = f"of {was.count}, {now.count} and {paired.count} pictures"
+        raise contradiction(where, got, "the same pictures before and after")
+    lost, gained = paired.lost, paired.gained
+    if lost > was.hits or gained > was.count - was.hits or was.hits - now.hits != lost - gained:
+        expected = f"what leads from {was.hits} to {now.hits} of {was.count}"
+        raise contradiction(where, f"{lost} lost and {gained} gained", expected)
 
 
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _fault(where, value if isinstance(value, float) else type(value).__name__, "a finite number")
-    return float(value)
+class Seen(OfDomains):
+    """What a judge sees in a base's own pictures; ``scrambled`` is what shows nothing it knows."""
+
+    scrambled: Rate
 
 
-def _counted(value: float, where: str, *, least: int) -> int:
-    if value != int(value) or value < least:
-        raise _fault(where, value, f"a whole number, at least {int(least)}")
-    return int(value)
+class BaseReport(Record):
+    """A base's ``report/metrics.json``: how well the judges, where there are any, know its pictures."""
+
+    samples: Count
+    settings: Mapping[str, Any]
+    development: Seen | None = None
+    report: Seen | None = None
 
 
-def _fault(where: str, got: object, expected: str) -> DataError:
-    return DataError(
-        f"These are no figures of an evaluation: {where} is {got}, expected {expected}. They were changed, or measured "
-        "by something else: evaluate the erasure again."
-    )
+class Judges(Record):
+    """Both judges: settings are chosen by one, figures are the other's."""
+
+    development: JudgeFigures
+    report: JudgeFigures

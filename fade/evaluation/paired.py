@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import pandas as pd
 from scipy.optimize import brentq
@@ -15,21 +13,7 @@ from scipy.stats import binomtest
 from fade.concepts import Concept
 from fade.errors import DataError
 from fade.evaluation.accuracy import DOMAINS, domain_of, naming_none, split_domains
-
-
-@dataclass(frozen=True, slots=True)
-class Paired:
-    """McNemar's exact test (Psychometrika 12, 1947): of pictures that changed sides, how many were lost.
-
-    Attributes:
-        lost: right before, wrong after; ``gained`` the other way round.
-        p: two-sided; under no effect either side is as likely.
-    """
-
-    lost: int
-    gained: int
-    count: int
-    p: float
+from fade.evaluation.figures import Paired, Retention
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> Paired:
@@ -43,7 +27,7 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> Paired:
     lost = sum(b and not a for b, a in zip(before, after, strict=True))
     gained = sum(a and not b for b, a in zip(before, after, strict=True))
     p = float(binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
-    return Paired(int(lost), int(gained), len(before), p)
+    return Paired(lost=int(lost), gained=int(gained), count=len(before), p=p)
 
 
 PRIOR = (0.5, 0.5, 20.0)
@@ -108,8 +92,8 @@ def _log_beta(weights: Sequence[float]) -> float:
 
 def paired_retention(
     before: pd.DataFrame, after: pd.DataFrame, erased: Sequence[Concept], neighbours: Sequence[str] = ()
-) -> dict[str, Any]:
-    """The test on prompts that name no erased concept, JSON-ready: ``ira``, ``cra`` and each of ``neighbours``.
+) -> Retention:
+    """The test on prompts that name no erased concept.
 
     Args:
         before, after: samples with ``seen_object`` and ``seen_style``, in the same order.
@@ -126,12 +110,12 @@ def paired_retention(
     near = {}
     for name in neighbours:
         kind = domain_of(name, before)
-        near[name] = asdict(_test(right[kind][rest[kind] == name]))
-    return {
-        "ira": asdict(_test(pd.concat([right[domain] for domain in own]))),
-        "cra": asdict(_test(pd.concat([right[domain] for domain in other]))),
-        "neighbours": near,
-    }
+        near[name] = _test(right[kind][rest[kind] == name])
+    return Retention(
+        ira=_test(pd.concat([right[domain] for domain in own])),
+        cra=_test(pd.concat([right[domain] for domain in other])),
+        neighbours=near,
+    )
 
 
 def _test(right: pd.DataFrame) -> Paired:

@@ -18,6 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fade.concepts import Concept
+from fade.evaluation.accuracy import DOMAINS
+from fade.evaluation.attacked import Attacks
+from fade.evaluation.figures import JudgeFigures, Rate
+from fade.evaluation.judges import JUDGES
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.verdicts import Check
 from fade.sheets import labelled_sheet
 
 _STYLE = """
@@ -36,20 +42,15 @@ _MEANING = {
 _SHOWN = 12
 
 
-def review_page(
-    erasure: str, metrics: Mapping[str, Any], card: Mapping[str, Any], pictures: Mapping[str, Image.Image]
-) -> str:
+def review_page(erasure: str, metrics: Evaluation, card: Mapping[str, Any], pictures: Mapping[str, Image.Image]) -> str:
     """The page of one erasure.
 
     Args:
-        metrics: ``metrics.json`` of the evaluation.
         card: the adapter's.
         pictures: title to picture, in order.
     """
-    gate = metrics["gate"]
-    report = metrics["judges"]["report"]
-    said = gate.get("verdict", "passed" if gate["passed"] else "failed")
-    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in gate["reasons"])
+    said, report = metrics.gate.verdict, metrics.report
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in metrics.gate.reasons)
     advice = {
         "passed": "Every figure and every bound that the gate asks for is reached.",
         "failed": "Do not approve: something that the gate asks for is not reached.",
@@ -60,13 +61,13 @@ def review_page(
     parts = [
         f"<h1>Erasure {html.escape(erasure)}: <span class={said}>{said}</span></h1><p>{advice}</p><ul>{reasons}</ul>",
         "<h2>Figures</h2>",
-        f"<p>{metrics['samples']} pictures before and as many after, at equal prompts and seeds; judge "
+        f"<p>{metrics.samples} pictures before and as many after, at equal prompts and seeds; judge "
         "<em>report</em>; intervals 95 %, Wilson.</p>",
         _figures(report),
-        _recognised(metrics["judges"], gate),
-        _checks(gate.get("checks", [])),
-        _brought_back(metrics),
-        _change(metrics, report, card),
+        _recognised(metrics),
+        _checks(metrics.gate.checks),
+        _brought_back(metrics.attacks),
+        _change(metrics, card),
         *(f"<h2>{html.escape(title)}</h2>{_inline(picture)}" for title, picture in pictures.items()),
         "<h2>What this does not say</h2><p>UA is asked by the concept's name: whether attacks bring it back is "
         "measured by <code>fade attack ID --all</code> and stands on the version's page. Whoever switches the adapter "
@@ -85,93 +86,81 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table>{''.join(cells)}</table>"
 
 
-def _figures(report: Mapping[str, Any]) -> str:
+def _figures(report: JudgeFigures) -> str:
     rows = []
     for name, meaning in _MEANING.items():
-        if name in report["after"]:
-            after, before = report["after"][name], report["before"].get(name)
-            rows.append(
-                [
-                    f"{name.upper() if len(name) <= 3 else name}: {meaning}",
-                    f"{before['value']:.1%}" if before else "",
-                    f"{after['value']:.1%}",
-                    f"{after['low']:.1%} to {after['high']:.1%}",
-                    str(after["count"]),
-                ]
-            )
-    for name, found in report["after"].get("names", {}).items():
-        before, after = report["before"]["names"][name]["ua"], found["ua"]
-        row = [f"UA by the further name {name}", f"{before['value']:.1%}", f"{after['value']:.1%}"]
-        rows.append([*row, f"{after['low']:.1%} to {after['high']:.1%}", str(after["count"])])
-    for name, after in report["after"]["neighbours"].items():
-        before = report["before"]["neighbours"][name]
-        row = [f"neighbour {name}", f"{before['value']:.1%}", f"{after['value']:.1%}"]
-        rows.append([*row, f"{after['low']:.1%} to {after['high']:.1%}", str(after["count"])])
-    for domain, found in report.get("shuffled", {}).items():
-        row = [f"control: {domain} named in shuffled patches (near 0 is good)", "", f"{found['value']:.1%}"]
-        rows.append([*row, f"{found['low']:.1%} to {found['high']:.1%}", str(found["count"])])
+        before, after = getattr(report.before, name), getattr(report.after, name)
+        if after is not None:
+            rows.append(_row(f"{name.upper() if len(name) <= 3 else name}: {meaning}", before, after))
+    rows += [
+        _row(f"UA by the further name {name}", report.before.names[name].ua, found.ua)
+        for name, found in report.after.names.items()
+    ]
+    rows += [
+        _row(f"neighbour {name}", report.before.neighbours[name], found)
+        for name, found in report.after.neighbours.items()
+    ]
+    rows += [
+        _row(f"control: {domain} named in shuffled patches (near 0 is good)", None, getattr(report.shuffled, domain))
+        for domain in DOMAINS
+    ]
     return _table(["figure", "base", "erased", "95 %", "pictures"], rows)
 
 
-def _recognised(judges: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
+def _row(label: str, before: Rate | None, after: Rate) -> list[str]:
+    base = "" if before is None else f"{before.value:.1%}"
+    return [label, base, f"{after.value:.1%}", f"{after.low:.1%} to {after.high:.1%}", str(after.count)]
+
+
+def _recognised(metrics: Evaluation) -> str:
     """What each judge names in the base's own pictures: no figure says more than its judge can see."""
-    asked = {one["name"].removeprefix("base: "): one for one in gate.get("recognised", [])}
+    asked = {one.name.removeprefix("base: "): one for one in metrics.gate.recognised}
     meaning = {"ira": "the rest of its domain (ira)", "cra": "the other domain (cra)"}
     rows = []
-    for judge, figures in judges.items():
-        for name, found in figures.get("recognised", {}).items():
-            row = [f"{judge}: {meaning.get(name, name)}", f"{found['value']:.1%}"]
-            row += [f"{found['low']:.1%} to {found['high']:.1%}", str(found["count"])]
+    for judge in JUDGES:
+        figures: JudgeFigures = getattr(metrics.judges, judge)
+        for name, found in figures.recognised.items():
+            row = [f"{judge}: {meaning.get(name, name)}", f"{found.value:.1%}"]
+            row += [f"{found.low:.1%} to {found.high:.1%}", str(found.count)]
             of = asked.get(name) if judge == "report" else None
-            rows.append([*row, *((f"{of['asked']:.1%}", f"{of['low']:.1%}", of["state"]) if of else ("", "", ""))])
-    if not rows:
-        return ""
+            rows.append([*row, *((f"{of.asked:.1%}", f"{of.low:.1%}", of.state) if of else ("", "", ""))])
     head = ["named as asked in the base's own pictures", "base", "95 %", "pictures"]
     return "<h2>What the judges can see</h2>" + _table([*head, "asked", "surely at least", "state"], rows)
 
 
-def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
+def _checks(checks: Sequence[Check]) -> str:
     if not checks:
         return "<p>The gate asks no bounds of this erasure.</p>"
-    rows = [
-        [c["name"], f"{c['value']:.1%}", f"{c['low']:.1%}", f"{c['asked']:.1%}", str(c["count"]), c["state"]]
-        for c in checks
-    ]
+    rows = [[c.name, f"{c.value:.1%}", f"{c.low:.1%}", f"{c.asked:.1%}", str(c.count), c.state] for c in checks]
     head = ["asked of the bound", "figure", "surely at least", "asked", "pictures", "state"]
     return "<h2>How sure</h2>" + _table(head, rows)
 
 
-def _brought_back(metrics: Mapping[str, Any]) -> str:
-    found = metrics.get("attacks", {})
+def _brought_back(attacks: Attacks) -> str:
     rows = [
-        [
-            name,
-            f"{found[f'base_{name}']:.1%}",
-            f"{found[name]:.1%}",
-            f"{found[f'{name}_low']:.1%} to {found[f'{name}_high']:.1%}",
-        ]
-        for name in (key.removeprefix("base_") for key in found if key.startswith("base_"))
+        [name, f"{found.base:.1%}", f"{found.value:.1%}", f"{found.low:.1%} to {found.high:.1%}"]
+        for name, found in attacks.root.items()
     ]
     return "<h2>Brought back by attacks</h2>" + _table(["attack", "base", "erased", "95 %"], rows) if rows else ""
 
 
-def _change(metrics: Mapping[str, Any], report: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+def _change(metrics: Evaluation, card: Mapping[str, Any]) -> str:
     rows = [
-        ["RMS distance of retained pictures to the base's (drift, 0..1)", f"{metrics['drift']:.4f}"],
-        ["the same of the erased concept's", f"{metrics['change_of_concept']:.4f}"],
+        ["RMS distance of retained pictures to the base's (drift, 0..1)", f"{metrics.drift:.4f}"],
+        ["the same of the erased concept's", f"{metrics.change_of_concept:.4f}"],
     ]
-    named = {"perceptual_drift": "perceptual distance (judge's features)", "fid_judge": "FID (judge's features)"}
-    named["kid_judge"] = "KID (judge's features)"
-    for key in metrics:
-        if key.startswith(("fid_", "kid_", "clip_score_")):
-            named.setdefault(key, key.replace("_", " "))
-    rows += [[label, f"{metrics[key]:.4g}"] for key, label in named.items() if key in metrics]
-    for name in ("ira", "cra"):
-        if found := report.get("paired", {}).get(name):
-            rows.append([f"right answers of {name.upper()} lost / gained (McNemar)",
-                         f"{found['lost']} / {found['gained']}, p = {found['p']:.3g}"])  # fmt: skip
+    named = {
+        "perceptual_drift": "perceptual distance (judge's features)",
+        "fid_judge": "FID (judge's features)",
+        "kid_judge": "KID (judge's features)",
+    }
+    rows += [[named.get(key, key.replace("_", " ")), f"{value:.4g}"] for key, value in metrics.distances().items()]
+    paired = metrics.report.paired
+    for name, found in (("IRA", paired.ira), ("CRA", paired.cra)):
+        rows.append([f"right answers of {name} lost / gained (McNemar)",
+                     f"{found.lost} / {found.gained}, p = {found.p:.3g}"])  # fmt: skip
     rows += [
-        ["size of the adapter", f"{metrics['adapter_bytes'] / 1000:.1f} kB"],
+        ["size of the adapter", f"{metrics.adapter_bytes / 1000:.1f} kB"],
         ["modules changed", str(card.get("modules", "unknown"))],
     ]
     return "<h2>What else changed</h2>" + _table(["", ""], rows)

@@ -11,13 +11,13 @@ is reproduced, and can be switched off.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 import pandas as pd
 
 from fade.errors import ConfigError, DataError, listing, nearest
-from fade.evaluation.accuracy import rate
+from fade.evaluation.figures import Rate, rate
+from fade.evaluation.measured import ClipScores, FeatureDistances
+from fade.evaluation.records import Count, Record
 
 SEED_IMAGES = "Seed_Images"
 STYLES = tuple(
@@ -105,6 +105,55 @@ TEMPLATE = "A {object} image in {style} style."
 STEPS, GUIDANCE = 100, 9.0
 
 
+class PublishedRates(Record):
+    """UA, IRA and CRA as published.
+
+    Attributes:
+        seed_images: whether the theme Seed_Images counts, as in the published scripts.
+    """
+
+    ua: Rate
+    ira: Rate
+    cra: Rate
+    target: str
+    kind: str
+    seed_images: bool
+    pictures: Count
+
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """UA, IRA and CRA by their short names."""
+        return {"ua": self.ua, "ira": self.ira, "cra": self.cra}
+
+
+class MadeWith(Record):
+    """What a folder's pictures are made with; ``adapter`` is its hash, None for the base alone."""
+
+    base_sha256: str
+    adapter: str | None = None
+    target: str
+    steps: Count
+    guidance: float
+
+
+class UnlearnCanvas(PublishedRates):
+    """The benchmark's ``metrics.json``.
+
+    Attributes:
+        features: distances to ``real_pictures`` of the data set.
+    """
+
+    made_with: MadeWith
+    features: FeatureDistances | None = None
+    real_pictures: Count | None = None
+    clip: ClipScores | None = None
+
+    def distances(self) -> dict[str, float]:
+        """Every distance and score by the name that tables have for it."""
+        given = [part.flat() for part in (self.features, self.clip) if part is not None]
+        return {name: value for part in given for name, value in part.items()}
+
+
 def unlearncanvas_protocol(
     styles: Sequence[str] = STYLES, objects: Sequence[str] = OBJECTS, seeds: Sequence[int] = SEEDS
 ) -> pd.DataFrame:
@@ -137,8 +186,8 @@ def kind_of_target(target: str, styles: Sequence[str] = STYLES, objects: Sequenc
     return "style" if target in styles else "object"
 
 
-def unlearncanvas_figures(samples: pd.DataFrame, target: str, *, seed_images: bool = True) -> dict[str, Any]:
-    """UA, IRA and CRA as published, JSON-ready, each a rate with its Wilson interval.
+def unlearncanvas_figures(samples: pd.DataFrame, target: str, *, seed_images: bool = True) -> PublishedRates:
+    """UA, IRA and CRA as published, each a rate with its Wilson interval.
 
     UA = 1 - accuracy on the target's prompts; IRA = accuracy of its own domain on prompts of the other concepts of
     it; CRA = accuracy of the other domain *over all prompts*, the target's included, as the published scripts count.
@@ -159,12 +208,12 @@ def unlearncanvas_figures(samples: pd.DataFrame, target: str, *, seed_images: bo
     counted = samples if seed_images else samples[samples["style"] != SEED_IMAGES]
     named = counted[kind] == target
     right = {domain: counted[f"seen_{domain}"] == counted[domain] for domain in (kind, other)}
-    return {
-        "ua": asdict(rate(int((~right[kind][named]).sum()), int(named.sum()))),
-        "ira": asdict(rate(int(right[kind][~named].sum()), int((~named).sum()))),
-        "cra": asdict(rate(int(right[other].sum()), len(counted))),
-        "target": target,
-        "kind": kind,
-        "seed_images": seed_images,
-        "pictures": len(counted),
-    }
+    return PublishedRates(
+        ua=rate(int((~right[kind][named]).sum()), int(named.sum())),
+        ira=rate(int(right[kind][~named].sum()), int((~named).sum())),
+        cra=rate(int(right[other].sum()), len(counted)),
+        target=target,
+        kind=kind,
+        seed_images=seed_images,
+        pictures=len(counted),
+    )

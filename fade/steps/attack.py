@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +19,11 @@ from torch import Tensor
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.attacks.inversion import draw_from_states, invert_concept
 from fade.errors import ConfigError
-from fade.evaluation.accuracy import rate
+from fade.evaluation.attacked import AttackRun, Shown
+from fade.evaluation.figures import rate
 from fade.evaluation.judges import JUDGES, judge_pictures, load_judge
-from fade.files import sha256_file, write_json, writing
+from fade.evaluation.records import as_json, dump, parse
+from fade.files import sha256_file, writing
 from fade.lineage import content_hash
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
@@ -55,20 +55,21 @@ def attack(folder: Path) -> Iterator[InversionStep]:
     sd = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
     forget = encode_split(sd, spec, folder, "forget").latents
     prompts = _prompts(spec)
-    found: dict[str, Any] = {"settings": spec.inversion.model_dump(mode="json")}
     kept = reference_path(spec, folder)
     if not kept.is_file():
         last = yield from _search(sd, spec, forget, prompts)
         figures, pictures = _judged(sd, spec, last, prompts, only_from_empty=True)
+        said = {"figures": json.dumps(as_json(figures))}
         with writing(kept) as temporary:
-            save_file({"pictures": torch.from_numpy(pictures)}, temporary, metadata={"figures": json.dumps(figures)})
+            save_file({"pictures": torch.from_numpy(pictures)}, temporary, metadata=said)
     with safe_open(kept, framework="pt") as reference:
-        found["base"], base_pictures = json.loads(reference.metadata()["figures"]), reference.get_tensor("pictures")
+        shown_by_base = parse(Shown, reference.metadata()["figures"], str(kept))
+        base_pictures = reference.get_tensor("pictures")
     apply_adapter(sd, folder / "adapter", name="candidate")
     activate(sd, {"candidate": 1.0})
     with computed_whole(sd.network):
         last = yield from _search(sd, spec, forget, prompts)
-        found["erased"], pictures = _judged(sd, spec, last, prompts, only_from_empty=False)
+        still_shown, pictures = _judged(sd, spec, last, prompts, only_from_empty=False)
     restore_base(sd)
     shown = 2 * len(prompts)
     rows = [("base", list(base_pictures.numpy()[:shown])), ("erased", list(pictures[:shown]))]
@@ -76,7 +77,8 @@ def attack(folder: Path) -> Iterator[InversionStep]:
     with writing(folder / "attacks" / "sheet.png") as temporary:
         labelled_sheet(rows, columns, title=f"Inversion of {spec.concept}").save(temporary)
     # Last: where the figures are, the attack is over.
-    write_json(folder / "attacks" / "inversion.json", found)
+    settings = spec.inversion.model_dump(mode="json")
+    dump(AttackRun(settings=settings, base=shown_by_base, erased=still_shown), folder / "attacks" / "inversion.json")
 
 
 def _prompts(spec: Spec) -> list[str]:
@@ -124,7 +126,7 @@ def _search(
 
 def _judged(
     base: Base, spec: Spec, last: InversionStep, prompts: list[str], *, only_from_empty: bool
-) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+) -> tuple[Shown, NDArray[np.uint8]]:
     settings = spec.evaluate
     pictures = draw_from_states(
         base,
@@ -137,9 +139,9 @@ def _judged(
         precision=settings.precision,
     )
     counted = np.array([not (only_from_empty and prompt) for prompt in prompts] * len(spec.inversion.seeds))
-    figures: dict[str, Any] = {"loss": last.loss}
+    figures = {}
     for name in JUDGES:
-        verdict = judge_pictures(load_judge(Path(spec.judges), name, called=[spec.concept]), pictures)
-        seen = np.array(verdict.objects if spec.kind == "object" else verdict.styles)
-        figures[name] = asdict(rate(int((seen[counted] == spec.concept).sum()), int(counted.sum())))
-    return figures, pictures
+        named = judge_pictures(load_judge(Path(spec.judges), name, called=[spec.concept]), pictures)
+        seen = np.array(named.objects if spec.kind == "object" else named.styles)
+        figures[name] = rate(int((seen[counted] == spec.concept).sum()), int(counted.sum()))
+    return Shown(**figures, loss=last.loss), pictures

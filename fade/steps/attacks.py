@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +25,11 @@ from fade.concepts import PLAIN_STYLE, caption
 from fade.data.catalog import load_concepts
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, nearest
-from fade.evaluation.accuracy import rate
+from fade.evaluation.attacked import Attack, AttackRun, Attacks, Part, Shown, success
+from fade.evaluation.figures import rate
 from fade.evaluation.judges import JUDGES, judge_pictures, load_judge
-from fade.files import read_json, sha256_file, write_json, writing
+from fade.evaluation.records import as_json, dump, load
+from fade.files import sha256_file, writing
 from fade.lineage import content_hash
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
@@ -64,10 +64,10 @@ def run(folder: Path, kind: str) -> Iterator[object]:
     yield 0
     found = _SUITE[kind](base, spec, folder)
     yield 1
-    write_json(folder / "attacks" / f"{kind}.json", {"settings": spec.attacks.model_dump(mode="json"), **found})
+    dump(found, folder / "attacks" / f"{kind}.json")
 
 
-def _prompts(sd: Base, spec: Spec, folder: Path) -> dict[str, Any]:
+def _prompts(sd: Base, spec: Spec, folder: Path) -> AttackRun:
     concepts = load_concepts(Path(spec.catalog))
     concept = find_pairs(concepts, spec.pairs)[0][0]
     objects, styles = domains(concepts)
@@ -75,25 +75,25 @@ def _prompts(sd: Base, spec: Spec, folder: Path) -> dict[str, Any]:
     before = _kept(spec, "prompts", [ask.prompt for ask in asks], lambda: _drawn(sd, spec, asks))
     after = _with_adapter(sd, folder, lambda: _drawn(sd, spec, asks))
     owners = [ask.attack for ask in asks for _ in spec.attacks.seeds]
-    found: dict[str, Any] = {"by": {}}
+    by: dict[str, Part] = {}
     for name in PROMPT_ATTACKS:
         rows = np.array([owner == name for owner in owners])
         if not rows.any():
             reason = "the concept has no other name, and attacks.names gives none"
-            found["by"][name] = {"asked": 0, "reason": reason}
+            by[name] = Part(asked=0, reason=reason)
             continue
         mine = [ask.prompt for ask in asks if ask.attack == name]
-        found["by"][name] = {
-            "asked": int(rows.sum()),
-            "prompts": mine,
-            "whole_words": sum(of_whole_words(sd.pipeline.tokenizer, prompt) for prompt in mine) / len(mine),
-            "base": _shown(spec, before[rows]),
-            "erased": _shown(spec, after[rows]),
-        }
-    return found | {"base": _shown(spec, before), "erased": _shown(spec, after)}
+        by[name] = Part(
+            asked=int(rows.sum()),
+            prompts=tuple(mine),
+            whole_words=sum(of_whole_words(sd.pipeline.tokenizer, prompt) for prompt in mine) / len(mine),
+            base=_shown(spec, before[rows]),
+            erased=_shown(spec, after[rows]),
+        )
+    return _run_of(spec, before, after, by)
 
 
-def _noised(sd: Base, spec: Spec, folder: Path) -> dict[str, Any]:
+def _noised(sd: Base, spec: Spec, folder: Path) -> AttackRun:
     settings, drawing = spec.attacks, spec.evaluate
     examples = encode_split(sd, spec, folder, "forget")[: settings.pictures]
 
@@ -119,25 +119,25 @@ def _noised(sd: Base, spec: Spec, folder: Path) -> dict[str, Any]:
     after = _with_adapter(sd, folder, draw)
     count = len(examples)
     by = {
-        str(strength): {
-            "base": _shown(spec, before[i * count : (i + 1) * count]),
-            "erased": _shown(spec, after[i * count : (i + 1) * count]),
-        }
+        str(strength): Part(
+            base=_shown(spec, before[i * count : (i + 1) * count]),
+            erased=_shown(spec, after[i * count : (i + 1) * count]),
+        )
         for i, strength in enumerate(settings.strengths)
     }
-    return {"by": by, "base": _shown(spec, before), "erased": _shown(spec, after)}
+    return _run_of(spec, before, after, by)
 
 
-def _relearning(sd: Base, spec: Spec, folder: Path) -> dict[str, Any]:
+def _relearning(sd: Base, spec: Spec, folder: Path) -> AttackRun:
     """Success after the most steps; ``by`` has each stop. The reference is the base without training on."""
     settings = spec.attacks
     examples = encode_split(sd, spec, folder, "forget")
     asks = _names(spec)
     before = _kept(spec, "relearning", [ask.prompt for ask in asks], lambda: _drawn(sd, spec, asks))
-    by: dict[str, Any] = {}
+    by: dict[str, Part] = {}
 
     def train_on() -> Pictures:
-        by["0"] = {"erased": _shown(spec, last := _drawn(sd, spec, asks))}
+        by["0"] = Part(erased=_shown(spec, last := _drawn(sd, spec, asks)))
         for step, loss in relearn(
             sd,
             examples.latents,
@@ -149,20 +149,15 @@ def _relearning(sd: Base, spec: Spec, folder: Path) -> dict[str, Any]:
             seed=settings.seed,
         ):
             last = _drawn(sd, spec, asks)
-            by[str(step)] = {"erased": _shown(spec, last), "loss": loss}
+            by[str(step)] = Part(erased=_shown(spec, last), loss=loss)
         return last
 
     after = _with_adapter(sd, folder, train_on)
-    back = [int(step) for step, found in by.items() if found["erased"]["report"]["value"] >= 0.5]
-    return {
-        "by": by,
-        "steps_to_half": min(back) if back else None,
-        "base": _shown(spec, before),
-        "erased": _shown(spec, after),
-    }
+    back = [int(step) for step, part in by.items() if part.erased is not None and part.erased.report.value >= 0.5]
+    return _run_of(spec, before, after, by, steps_to_half=min(back, default=None))
 
 
-def _switch(sd: Base, spec: Spec, folder: Path) -> dict[str, Any]:
+def _switch(sd: Base, spec: Spec, folder: Path) -> AttackRun:
     """What a holder of the adapter learns: ``off`` is the base; ``inverted`` (weight -1) with and without the name.
 
     The success counted is that of the inverted adapter under the empty prompt: whether the adapter alone says
@@ -176,17 +171,14 @@ def _switch(sd: Base, spec: Spec, folder: Path) -> dict[str, Any]:
     before = _kept(spec, "switch", [ask.prompt for ask in named], draw)
     after = _with_adapter(sd, folder, draw, weight=-1.0)
     half = len(before) // 2
-    return {
-        "by": {
-            "off": {"erased": _shown(spec, before[:half])},
-            "inverted, by its name": {"base": _shown(spec, before[:half]), "erased": _shown(spec, after[:half])},
-        },
-        "base": _shown(spec, before[half:]),
-        "erased": _shown(spec, after[half:]),
+    by = {
+        "off": Part(erased=_shown(spec, before[:half])),
+        "inverted, by its name": Part(base=_shown(spec, before[:half]), erased=_shown(spec, after[:half])),
     }
+    return _run_of(spec, before[half:], after[half:], by)
 
 
-_SUITE: dict[str, Callable[[Base, Spec, Path], dict[str, Any]]] = {
+_SUITE: dict[str, Callable[[Base, Spec, Path], AttackRun]] = {
     "prompts": _prompts,
     "noised": _noised,
     "relearning": _relearning,
@@ -233,14 +225,23 @@ def _with_adapter(base: Base, folder: Path, draw: Callable[[], Pictures], *, wei
     return pictures
 
 
-def _shown(spec: Spec, pictures: Pictures) -> dict[str, Any]:
+def _run_of(
+    spec: Spec, before: Pictures, after: Pictures, by: Mapping[str, Part], *, steps_to_half: int | None = None
+) -> AttackRun:
+    """An attack with what is counted of all its pictures."""
+    settings = spec.attacks.model_dump(mode="json")
+    base, erased = _shown(spec, before), _shown(spec, after)
+    return AttackRun(settings=settings, base=base, erased=erased, by=by, steps_to_half=steps_to_half)
+
+
+def _shown(spec: Spec, pictures: Pictures) -> Shown:
     """By each judge: the share of pictures that show the concept, with its interval."""
     found = {}
     for name in JUDGES:
         verdict = judge_pictures(load_judge(Path(spec.judges), name, called=[spec.concept]), pictures)
         seen = verdict.objects if spec.kind == "object" else verdict.styles
-        found[name] = asdict(rate(sum(one == spec.concept for one in seen), len(seen)))
-    return found
+        found[name] = rate(sum(one == spec.concept for one in seen), len(seen))
+    return Shown(development=found["development"], report=found["report"])
 
 
 def _kept(
@@ -264,28 +265,25 @@ def _kept(
     return pictures
 
 
-def attack_figures(folder: Path, kinds: Sequence[str] | None = None) -> dict[str, Any]:
-    """Success of every attack that was run, by the report judge: NAME, NAME_low, NAME_high, NAME_count and base_NAME.
+def attack_figures(folder: Path, kinds: Sequence[str] | None = None) -> Attacks:
+    """Success of every attack that was run, by the report judge.
 
     Args:
         kinds: only these; all if None.
     """
-    row: dict[str, Any] = {}
+    found: dict[str, Attack] = {}
     for kind in KINDS if kinds is None else kinds:
         path = folder / "attacks" / f"{kind}.json"
         if not path.is_file():
             continue
-        found = read_json(path)
-        named = {kind: found}
-        if kind == "prompts":
-            named = {name: part for name, part in found["by"].items() if part["asked"]}
-        for name, part in named.items():
-            erased = part["erased"]["report"]
-            row |= {name: erased["value"], f"{name}_low": erased["low"], f"{name}_high": erased["high"]}
-            row |= {f"{name}_count": erased["count"], f"base_{name}": part["base"]["report"]["value"]}
-        if kind == "relearning":
-            row["steps_to_half"] = found["steps_to_half"]
-    return row
+        ran = load(AttackRun, path)
+        if kind != "prompts":
+            found[kind] = success(ran.base, ran.erased, steps_to_half=ran.steps_to_half)
+            continue
+        for name, part in ran.by.items():
+            if part.base is not None and part.erased is not None:
+                found[name] = success(part.base, part.erased)
+    return Attacks(found)
 
 
 def main() -> None:
@@ -297,7 +295,7 @@ def main() -> None:
     for kind in tqdm(arguments.kind or KINDS):
         for _ in run(arguments.folder, kind):
             pass
-    tqdm.write(json.dumps(attack_figures(arguments.folder), indent=1))
+    tqdm.write(json.dumps(as_json(attack_figures(arguments.folder)), indent=1))
 
 
 if __name__ == "__main__":

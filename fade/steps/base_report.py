@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fade.evaluation.accuracy import canvas_protocol, rate, scrambled_rate
+from fade.evaluation.accuracy import canvas_protocol, scrambled_rate
+from fade.evaluation.figures import BaseReport, Seen, rate
 from fade.evaluation.judges import judge_pictures, load_judge
-from fade.files import write_json, writing
+from fade.evaluation.records import dump
+from fade.files import writing
 from fade.hardware import chosen_precision
 from fade.models.family import load_base
 from fade.models.generate import generate
@@ -54,14 +55,14 @@ def report_pictures(
         parts.append(batch)
         yield sum(map(len, parts)), len(samples)
     pictures = np.concatenate(parts)
-    metrics: dict[str, Any] = {"samples": len(samples), "settings": params}
+    known: dict[str, Seen] = {}
     called = [*objects, *styles]
     for name in ("development", "report") if judges is not None else ():
-        verdict = judge_pictures(load_judge(judges or Path(), name, called=called), pictures)
-        seen = samples.assign(seen_object=verdict.objects, seen_style=verdict.styles)
+        named = judge_pictures(load_judge(judges or Path(), name, called=called), pictures)
+        seen = samples.assign(seen_object=named.objects, seen_style=named.styles)
         hits = {kind: int((seen[f"seen_{kind}"] == seen[kind]).sum()) for kind in ("object", "style")}
-        metrics[name] = {kind: asdict(rate(count, len(seen))) for kind, count in hits.items()}
-        metrics[name]["scrambled"] = asdict(scrambled_rate(seen))
+        rates = {kind: rate(count, len(seen)) for kind, count in hits.items()}
+        known[name] = Seen(**rates, scrambled=scrambled_rate(seen))
     at = {(row["object"], row["style"], row["seed"]): i for i, row in enumerate(samples.to_dict("records"))}
     first, blank = params["seeds"][0], np.full_like(pictures[0], 255)
     rows = [
@@ -69,7 +70,7 @@ def report_pictures(
         for one in objects
     ]
     with writing(out) as temporary:
-        write_json(temporary / "metrics.json", metrics)
+        dump(BaseReport(samples=len(samples), settings=params, **known), temporary / "metrics.json")
         labelled_sheet(rows, styles, title=f"The base's own pictures, seed {first}").save(temporary / "sheet.png")
 
 

@@ -20,12 +20,15 @@ from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import ConfigError, DataError, listing
 from fade.evaluation.accuracy import canvas_protocol
+from fade.evaluation.attacked import Attack, Attacks
 from fade.evaluation.gate import strictest
+from fade.evaluation.measured import Combination
+from fade.evaluation.records import dump, load
 from fade.evaluation.report import erasure_sheet
-from fade.files import read_json, write_json, writing
+from fade.files import writing
 from fade.models.family import load_base
 from fade.spec import ATTACKED, Spec, load_spec
-from fade.steps.evaluate import domains, judge_gate, measured, neighbours_of
+from fade.steps.evaluate import domains, measured, neighbours_of
 
 SHARED = ("base_sha256", "weights", "catalog", "judges", "evaluate", "threads")
 """What erasures must have in common to be judged together."""
@@ -60,7 +63,7 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
 
     neighbours = neighbours_of(base, pairs, concepts)
     gate = strictest([spec.gate for spec in specs])
-    samples, before, after, metrics = yield from measured(
+    samples, before, after, found = yield from measured(
         base,
         first,
         samples,
@@ -68,37 +71,33 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         pairs=pairs,
         neighbours=neighbours,
         gate=gate,
+        attacks=worst_attacks(folders, specs),
     )
-    if attacks := worst_attacks(folders, specs):
-        metrics["attacks"] = attacks
-        metrics["gate"] = judge_gate({**metrics["judges"]["report"], "attacks": attacks}, gate)
-    metrics["adapters"] = {spec.id: card["adapter_sha256"] for spec, card in zip(specs, cards, strict=True)}
+    hashes = {spec.id: card["adapter_sha256"] for spec, card in zip(specs, cards, strict=True)}
     with writing(out) as temporary:
         temporary.mkdir(parents=True)
-        write_json(temporary / "metrics.json", metrics)
+        dump(Combination(**dict(found), adapters=hashes), temporary / "metrics.json")
         samples.to_parquet(temporary / "samples.parquet", index=False)
         sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=first.evaluate.seeds[0])
         sheet.save(temporary / "sheet.png")
 
 
-def worst_attacks(folders: Sequence[Path], specs: Sequence[Spec]) -> dict[str, float]:
+def worst_attacks(folders: Sequence[Path], specs: Sequence[Spec]) -> Attacks:
     """Of each attack that a gate asks for, the figures with the highest bound among the erasures.
 
     An attack is of one concept and was run on its own adapter: it is asked of each, not anew of all of them at once.
     One that an erasure's gate asks for and that was not run is left out, so that the gate misses it.
     """
-    worst: dict[str, float] = {}
+    worst: dict[str, Attack] = {}
     for name in {name for spec in specs for name in spec.gate.attacks or {}}:
         asked = [
             folder / ATTACKED for folder, one in zip(folders, specs, strict=True) if name in (one.gate.attacks or {})
         ]
-        found = [read_json(path) if path.is_file() else {} for path in asked]
-        if any(f"{name}_high" not in one for one in found):
-            continue
-        highest = max(found, key=lambda one: float(one[f"{name}_high"]))
-        keys = (name, f"{name}_low", f"{name}_high", f"{name}_count", f"base_{name}")
-        worst |= {key: highest[key] for key in keys if key in highest}
-    return worst
+        found = [load(Attacks, path).get(name) if path.is_file() else None for path in asked]
+        run = [one for one in found if one is not None]
+        if len(run) == len(found):
+            worst[name] = max(run, key=lambda one: one.high)
+    return Attacks(worst)
 
 
 def check_alike(folders: Sequence[Path]) -> list[Spec]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,18 +18,22 @@ from fade.config import Gate
 from fade.data.catalog import given_names, load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import LineageError
-from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_none, rate, summary
+from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_none, summary
 from fade.evaluation.aliases import alias_figures, alias_samples
-from fade.evaluation.clip_score import load_clip, score_figures
+from fade.evaluation.attacked import Attacks
+from fade.evaluation.clip_score import load_clip, mean_scores
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.extractors import load_extractor
-from fade.evaluation.gate import of_the_concept, recognition, undecided, verdict
+from fade.evaluation.figures import Accuracies, JudgeFigures, Judges, OfDomains, judge_figures, rate
+from fade.evaluation.gate import of_the_concept, undecided, verdict
 from fade.evaluation.judges import JUDGES, Judge, judge_pictures, load_judge
+from fade.evaluation.measured import ClipScores, Evaluation, FeatureDistances, Measured
 from fade.evaluation.neighbours import find_neighbours
 from fade.evaluation.paired import paired_retention
+from fade.evaluation.records import dump, load
 from fade.evaluation.report import erasure_sheet
 from fade.evaluation.review import failures_sheet, review_page
-from fade.files import read_json, write_json, writing
+from fade.files import writing
 from fade.lineage import content_hash
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
@@ -68,20 +70,18 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
         apply_adapter(sd, folder / "adapter", name="candidate")
         activate(sd, {"candidate": 1.0})
 
-    samples, before, after, metrics = yield from measured(
-        sd, spec, samples, switch_on, pairs=pairs, neighbours=neighbours, gate=spec.gate
+    run = load(Attacks, folder / ATTACKED) if spec.gate.attacks and (folder / ATTACKED).is_file() else Attacks({})
+    samples, before, after, found = yield from measured(
+        sd, spec, samples, switch_on, pairs=pairs, neighbours=neighbours, gate=spec.gate, attacks=run
     )
     if (restored := weights_sha256(sd.network)) != untouched:
         raise LineageError(f"Taking the adapter out left other base weights: {restored[:12]}, were {untouched[:12]}.")
-    if spec.gate.attacks and (folder / ATTACKED).is_file():
-        metrics["attacks"] = read_json(folder / ATTACKED)
-        metrics["gate"] = judge_gate({**metrics["judges"]["report"], "attacks": metrics["attacks"]}, spec.gate)
-    metrics["adapter_sha256"] = card["adapter_sha256"]
-    metrics["adapter_bytes"] = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
+    metrics = Evaluation(**dict(found), adapter_sha256=card["adapter_sha256"], adapter_bytes=size)
     sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=settings.seeds[0])
     with writing(folder / "evaluation") as temporary:
         temporary.mkdir(parents=True)
-        write_json(temporary / "metrics.json", metrics)
+        dump(metrics, temporary / "metrics.json")
         samples.to_parquet(temporary / "samples.parquet", index=False)
         sheet.save(temporary / "sheet.png")
         worst = failures_sheet(samples, before, after, [concept for concept, _ in pairs])
@@ -102,15 +102,17 @@ def measured(
     pairs: Sequence[tuple[Concept, Concept | None]],
     neighbours: Sequence[str],
     gate: Gate,
-) -> Generator[tuple[int, int], None, tuple[pd.DataFrame, Pictures, Pictures, dict[str, Any]]]:
+    attacks: Attacks,
+) -> Generator[tuple[int, int], None, tuple[pd.DataFrame, Pictures, Pictures, Measured]]:
     """Pictures before and after, judged, with more seeds until the gate is sure or has the most it may have.
 
     Args:
         samples: the protocol with the spec's seeds.
         switch_on: puts the adapters that are judged on the base; they are taken out again.
+        attacks: that were run before, for the gate.
 
     Returns:
-        All samples with what the judges saw, the pictures of each, and the metrics with the gate's verdict.
+        All samples with what the judges saw, the pictures of each, and what was measured with the gate's verdict.
     """
     rounds: list[tuple[pd.DataFrame, Pictures, Pictures]] = []
     wanted, seeds = samples, list(spec.evaluate.seeds)
@@ -123,15 +125,24 @@ def measured(
         rounds.append((wanted, before, after))
         everything = pd.concat([part for part, _, _ in rounds], ignore_index=True)
         befores, afters = (np.concatenate([one[i] for one in rounds]) for i in (1, 2))
-        metrics = judged(Path(spec.judges), everything, befores, afters, pairs=pairs, neighbours=neighbours)
-        metrics["gate"] = judge_gate(metrics["judges"]["report"], gate)
-        unsure = undecided(metrics["judges"]["report"], gate)
+        judges = judged(Path(spec.judges), everything, befores, afters, pairs=pairs, neighbours=neighbours)
+        unsure = undecided(judges.report, gate)
         if not unsure or gate.sure is None or len(seeds) >= gate.sure.most:
-            metrics["seeds"] = seeds
-            if names := given_names([concept for concept, _ in pairs], load_concepts(Path(spec.catalog))):
-                yield from judge_names(sd, spec, names, switch_on, metrics=metrics, seeds=seeds)
-                metrics["gate"] = judge_gate(metrics["judges"]["report"], gate)
-            metrics |= by_given_models(spec, everything, befores, afters, [concept for concept, _ in pairs])
+            erased = [concept for concept, _ in pairs]
+            if names := given_names(erased, load_concepts(Path(spec.catalog))):
+                judges = yield from judge_names(sd, spec, names, switch_on, judges=judges, seeds=seeds)
+            features, clip = by_given_models(spec, everything, befores, afters, erased)
+            metrics = Measured(
+                samples=len(everything),
+                seeds=tuple(seeds),
+                neighbours=tuple(neighbours),
+                judges=judges,
+                gate=verdict(judges.report, gate, attacks),
+                attacks=attacks,
+                **distances(Path(spec.judges), everything, befores, afters, erased),
+                features=features,
+                clip=clip,
+            )
             return everything, befores, afters, metrics
         more = further_seeds(spec.evaluate.seeds, len(seeds), min(gate.sure.round, gate.sure.most - len(seeds)))
         seeds += more
@@ -149,10 +160,10 @@ def judge_names(
     names: Sequence[tuple[Concept, str]],
     switch_on: Callable[[], None],
     *,
-    metrics: dict[str, Any],
+    judges: Judges,
     seeds: Sequence[int],
-) -> Iterator[tuple[int, int]]:
-    """Add to each judge's figures ``names``: UA by every name that the spec brings, before and after."""
+) -> Generator[tuple[int, int], None, Judges]:
+    """The judges' figures with ``names``: UA by every name that the spec brings, before and after."""
     catalog = Path(spec.catalog)
     template = (load_templates(catalog) or (CAPTION_TEMPLATE,))[0]
     samples = alias_samples(names, *domains(load_concepts(catalog)), seeds, template=template)
@@ -161,11 +172,22 @@ def judge_names(
     with computed_whole(base.network):
         after = yield from pictures_now(base, spec, samples, done=len(before))
     restore_base(base)
-    for name, found in metrics["judges"].items():
-        judge = load_judge(Path(spec.judges), name, called=[concept.name for concept, _ in names])
-        for when, pictures in (("before", before), ("after", after)):
-            found[when]["names"] = alias_figures(named_by(judge, pictures, samples))
-        found["recognised"] = recognised(found)
+    called = [concept.name for concept, _ in names]
+
+    def named(name: str) -> JudgeFigures:
+        judge, found = load_judge(Path(spec.judges), name, called=called), getattr(judges, name)
+
+        def side(known: Accuracies, pictures: Pictures) -> Accuracies:
+            return Accuracies(**{**dict(known), "names": alias_figures(named_by(judge, pictures, samples))})
+
+        return judge_figures(
+            before=side(found.before, before),
+            after=side(found.after, after),
+            paired=found.paired,
+            shuffled=found.shuffled,
+        )
+
+    return Judges(**{name: named(name) for name in JUDGES})
 
 
 def further_seeds(seeds: Sequence[int], used: int, count: int) -> list[int]:
@@ -246,42 +268,37 @@ def judged(
     *,
     pairs: Sequence[tuple[Concept, Concept | None]],
     neighbours: Sequence[str],
-) -> dict[str, Any]:
-    """Figures of both judges, JSON-ready; adds what they called each picture to the samples as columns."""
-    metrics: dict[str, Any] = {"samples": len(samples), "neighbours": list(neighbours), "judges": {}}
+) -> Judges:
+    """Figures of both judges; adds what they called each picture to the samples as columns."""
+    found: dict[str, JudgeFigures] = {}
     named = [(concept, None if surrogate is None else surrogate.name) for concept, surrogate in pairs]
     for name in JUDGES:
-        judge, found = load_judge(judges, name, called=pd.unique(samples[list(DOMAINS)].to_numpy().ravel())), {}
+        judge = load_judge(judges, name, called=pd.unique(samples[list(DOMAINS)].to_numpy().ravel()))
         looks: dict[str, pd.DataFrame] = {}
         for when, pictures in (("before", before), ("after", after)):
             seen = looks[when] = named_by(judge, pictures, samples)
-            found[when] = summary(seen, named, neighbours)
             for domain in DOMAINS:
                 samples[f"{name}_{when}_{domain}"] = seen[f"seen_{domain}"]
-        found["paired"] = paired_retention(
-            looks["before"], looks["after"], [concept for concept, _ in pairs], neighbours
+        found[name] = judge_figures(
+            before=summary(looks["before"], named, neighbours),
+            after=summary(looks["after"], named, neighbours),
+            paired=paired_retention(looks["before"], looks["after"], [concept for concept, _ in pairs], neighbours),
+            shuffled=shuffled_control(judge, after, samples),
         )
-        found["recognised"] = recognised(found)
-        found["shuffled"] = shuffled_control(judge, after, samples)
-        metrics["judges"][name] = found
-    retained = samples.index.isin(naming_none(samples, [concept for concept, _ in pairs]).index)
-    metrics["drift"] = drift(before[retained], after[retained])
-    metrics |= distances(judges, before[retained], after[retained])
-    metrics["change_of_concept"] = drift(before[~retained], after[~retained])
-    return metrics
+    return Judges(**found)
 
 
-def recognised(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What a judge names as asked in the base's own pictures, JSON-ready; concepts, neighbours and names by number."""
-    return {name: asdict(rate(*counts)) for name, counts in recognition(figures).items()}
-
-
-def distances(judges: Path, before: Pictures, after: Pictures) -> dict[str, float]:
-    """Distances of the retained pictures to the base's, in the report judge's features."""
+def distances(
+    judges: Path, samples: pd.DataFrame, before: Pictures, after: Pictures, erased: Sequence[Concept]
+) -> dict[str, float]:
+    """Distances of the retained pictures to the base's, in pixels and in the report judge's features."""
     judge = load_judge(judges, "report")
-    real, drawn = (judge_features(judge, pictures) for pictures in (before, after))
+    retained = np.asarray(samples.index.isin(naming_none(samples, erased).index))
+    real, drawn = (judge_features(judge, pictures[retained]) for pictures in (before, after))
     return {
-        "perceptual_drift": perceptual_drift(judge, before, after),
+        "drift": drift(before[retained], after[retained]),
+        "change_of_concept": drift(before[~retained], after[~retained]),
+        "perceptual_drift": perceptual_drift(judge, before[retained], after[retained]),
         "fid_judge": fid(real, drawn),
         "kid_judge": kid(*scaled(real, drawn), paired=True),
     }
@@ -289,38 +306,30 @@ def distances(judges: Path, before: Pictures, after: Pictures) -> dict[str, floa
 
 def by_given_models(
     spec: Spec, samples: pd.DataFrame, before: Pictures, after: Pictures, erased: Sequence[Concept]
-) -> dict[str, float]:
-    """Figures by the models that the spec names: distances of the retained pictures, and CLIP scores.
-
-    ``fid_NAME``, ``kid_NAME``; ``clip_score_NAME`` of the retained prompts and ``clip_score_NAME_erased`` of the
-    others, each with ``_base`` for the base's pictures.
-    """
-    found: dict[str, float] = {}
+) -> tuple[FeatureDistances | None, ClipScores | None]:
+    """Figures by the models that the spec names: distances of the retained pictures, and CLIP scores."""
+    features, scores = None, None
     names_none = np.asarray(samples.index.isin(naming_none(samples, erased).index))
     if spec.evaluate.features is not None:
         extractor = load_extractor(Path(spec.evaluate.features))
         real, drawn = (extractor.features(list(pictures[names_none])) for pictures in (before, after))
-        found |= {f"fid_{extractor.name}": fid(real, drawn), f"kid_{extractor.name}": kid(real, drawn, paired=True)}
+        features = FeatureDistances(name=extractor.name, fid=fid(real, drawn), kid=kid(real, drawn, paired=True))
     if spec.evaluate.clip is not None:
         clip, prompts = load_clip(Path(spec.evaluate.clip)), samples["prompt"].tolist()
-        for ending, pictures in (("", after), ("_base", before)):
-            scores = score_figures(clip, list(pictures), prompts, ~names_none)
-            found |= {f"{name}{ending}": value for name, value in scores.items()}
-    return found
+        now, was = (mean_scores(clip, list(pictures), prompts, ~names_none) for pictures in (after, before))
+        scores = ClipScores(name=clip.name, retained=now[0], erased=now[1], retained_base=was[0], erased_base=was[1])
+    return features, scores
 
 
-def shuffled_control(judge: Judge, pictures: Pictures, samples: pd.DataFrame) -> dict[str, Any]:
+def shuffled_control(judge: Judge, pictures: Pictures, samples: pd.DataFrame) -> OfDomains:
     """How often a judge names what was asked in the pictures' shuffled patches: what its accuracies owe to texture."""
     seen = named_by(judge, shuffled_patches(pictures, seed=0), samples)
-    return {domain: asdict(rate(int((seen[f"seen_{domain}"] == seen[domain]).sum()), len(seen))) for domain in DOMAINS}
+    return OfDomains(
+        **{domain: rate(int((seen[f"seen_{domain}"] == seen[domain]).sum()), len(seen)) for domain in DOMAINS}
+    )
 
 
 def named_by(judge: Judge, pictures: NDArray[np.uint8], samples: pd.DataFrame) -> pd.DataFrame:
     """The samples with what a judge calls each picture: ``seen_object``, ``seen_style``."""
-    verdict = judge_pictures(judge, pictures)
-    return samples.assign(seen_object=verdict.objects, seen_style=verdict.styles)
-
-
-def judge_gate(figures: dict[str, Any], gate: Gate) -> dict[str, Any]:
-    """Whether a judge's figures pass, with every reason if not (``fade.evaluation.gate.verdict``)."""
-    return verdict(figures, gate)
+    named = judge_pictures(judge, pictures)
+    return samples.assign(seen_object=named.objects, seen_style=named.styles)

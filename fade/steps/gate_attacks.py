@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fade.files import write_json
+from fade.evaluation.records import dump
 from fade.spec import ATTACKED, load_spec
 from fade.steps.attacks import attack_figures, run
 
@@ -16,4 +16,4 @@ def gate_attacks(folder: Path) -> Iterator[tuple[int, int]]:
     for done, kind in enumerate(kinds):
         for _ in run(folder, kind):
             yield done, len(kinds)
-    write_json(folder / ATTACKED, attack_figures(folder, kinds))
+    dump(attack_figures(folder, kinds), folder / ATTACKED)

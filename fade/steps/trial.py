@@ -20,6 +20,8 @@ from typing import Any
 from fade import pipeline
 from fade.config import Settings
 from fade.errors import FadeError
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import load
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.hardware import peak_mib
 from fade.lineage import library_versions, module_closure
@@ -28,11 +30,8 @@ from fade.spec import Spec, load_spec, save_spec
 from fade.steps.attacks import attack_figures, run
 
 TRIALS = Path("data/trials")
-RATES = ("ua", "ira", "cra")
 BASELINE = "baseline"
 """What a published method's making of an adapter is called in timings."""
-EXTRA = ("perceptual_drift", "fid_", "kid_", "clip_score_")
-"""What else is taken from the metrics: figures whose names begin so."""
 
 
 def run_trial(
@@ -171,37 +170,36 @@ def figures(folder: Path) -> dict[str, Any]:
     each attack that was run, its name with bounds and with ``base_`` before it.
     """
     spec = load_spec(folder)
-    metrics = read_json(folder / "evaluation" / "metrics.json")
+    metrics = load(Evaluation, folder / "evaluation" / "metrics.json")
     card = read_json(folder / "adapter" / "card.json")
     timings = _timings(folder)
     making = [*(step.name for step in pipeline.STEPS if step.makes_adapter), BASELINE]
     making = [name for name in making if name in timings]
-    before, after = (metrics["judges"]["report"][when] for when in ("before", "after"))
+    before, after = metrics.report.before, metrics.report.after
     row: dict[str, Any] = {
         "concept": ", ".join(pair.concept for pair in spec.pairs),
         "kind": "person" if spec.person else spec.kind,
         "surrogate": ", ".join(pair.surrogate for pair in spec.pairs),
     }
-    for name in RATES:
-        row[name] = after[name]["value"]
-        row |= {f"{name}_{part}": after[name][part] for part in ("low", "high", "count")}
-    row |= {f"base_{name}": before[name]["value"] for name in RATES}
+    for name, found in after.rates.items():
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_count": found.count}
+    row |= {f"base_{name}": found.value for name, found in before.rates.items()}
     row |= {
-        "drift": metrics["drift"],
-        "samples": metrics["samples"],
-        "passed": metrics["gate"]["passed"],
+        "drift": metrics.drift,
+        "samples": metrics.samples,
+        "passed": metrics.gate.passed,
         "steps": card["steps"],
         "method_seconds": round(sum(timings[name]["seconds"] for name in making), 2),
         "distill_seconds": timings[making[-1]]["seconds"],
         "peak_mib": max(timings[name]["peak_mib"] for name in making),
         # A difference of whole weights needs no positions: the smaller of both ways to store it.
-        "adapter_bytes": min(metrics["adapter_bytes"], card.get("dense_bytes", metrics["adapter_bytes"])),
-        "adapter_sha256": metrics["adapter_sha256"],
+        "adapter_bytes": min(metrics.adapter_bytes, card.get("dense_bytes", metrics.adapter_bytes)),
+        "adapter_sha256": metrics.adapter_sha256,
     }
-    row |= {name: value for name, value in metrics.items() if name.startswith(EXTRA)}
-    if "surrogate" in after:
-        row["surrogate_rate"] = after["surrogate"]["value"]
-    return row | attack_figures(folder)
+    row |= metrics.distances()
+    if after.surrogate is not None:
+        row["surrogate_rate"] = after.surrogate.value
+    return row | attack_figures(folder).flat()
 
 
 def report_progress(step: str) -> None:

@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,17 +23,21 @@ from tqdm import tqdm
 from fade.adapters.store import activate, apply_adapter
 from fade.errors import ConfigError, DataError, FadeError, listing
 from fade.evaluation.classifiers import Classifier, classify, load_classifiers
-from fade.evaluation.clip_score import load_clip, score_figures
+from fade.evaluation.clip_score import load_clip, mean_scores
 from fade.evaluation.distances import fid, kid, scaled
 from fade.evaluation.extractors import Extractor, load_extractor
+from fade.evaluation.measured import ClipScores, FeatureDistances
+from fade.evaluation.records import dump, load
 from fade.evaluation.unlearncanvas import (
     GUIDANCE,
     STEPS,
+    MadeWith,
+    UnlearnCanvas,
     kind_of_target,
     unlearncanvas_figures,
     unlearncanvas_protocol,
 )
-from fade.files import read_json, write_json, writing
+from fade.files import read_json, writing
 from fade.models.family import load_base
 from fade.models.generate import generate_batch
 from fade.models.source import base_sha256
@@ -47,26 +50,26 @@ REAL_EACH = 5
 
 def begin(
     out: Path, *, base: str, target: str, adapter: Path | None = None, steps: int = STEPS, guidance: float = GUIDANCE
-) -> dict[str, Any]:
+) -> MadeWith:
     """Write (or check) what a folder's pictures are made with, so that two checkpoints never share one.
 
     Raises:
         ConfigError: the folder holds another run's pictures, or there is no such target.
     """
     kind_of_target(target)
-    asked = {
-        "base_sha256": base_sha256(base),
-        "adapter": None if adapter is None else read_json(adapter / "card.json")["adapter_sha256"],
-        "target": target,
-        "steps": steps,
-        "guidance": guidance,
-    }
+    asked = MadeWith(
+        base_sha256=base_sha256(base),
+        adapter=None if adapter is None else read_json(adapter / "card.json")["adapter_sha256"],
+        target=target,
+        steps=steps,
+        guidance=guidance,
+    )
     if (out / MADE_WITH).is_file():
-        if (found := read_json(out / MADE_WITH)) != asked:
-            other = [f"{key} {found.get(key)!r}" for key in asked if found.get(key) != asked[key]]
+        if (found := load(MadeWith, out / MADE_WITH)) != asked:
+            other = [f"{key} {value!r}" for key, value in dict(found).items() if value != getattr(asked, key)]
             raise ConfigError(f"{out} holds the pictures of another run ({listing(other)}). Give another folder.")
     else:
-        write_json(out / MADE_WITH, asked)
+        dump(asked, out / MADE_WITH)
     return asked
 
 
@@ -92,14 +95,14 @@ def draw(
     """
     if not 0 <= shard < shards:
         raise ConfigError(f"Shard {shard} of {shards} does not exist: expected 0 to {shards - 1}.")
-    settings = read_json(out / MADE_WITH)
+    settings = load(MadeWith, out / MADE_WITH)
     table = _part(styles, objects).iloc[shard::shards]
     missing = table[[not (out / "pictures" / file).is_file() for file in table["file"]]]
     done = len(table) - len(missing)
     yield done, len(table)
     if missing.empty:
         return
-    sd = load_base(base, expected_sha256=settings["base_sha256"])
+    sd = load_base(base, expected_sha256=settings.base_sha256)
     if adapter is not None:
         apply_adapter(sd, adapter, name="erasure")
         activate(sd, {"erasure": 1.0})
@@ -110,8 +113,8 @@ def draw(
             sd,
             rows["prompt"].tolist(),
             rows["seed"].tolist(),
-            steps=settings["steps"],
-            guidance=settings["guidance"],
+            steps=settings.steps,
+            guidance=settings.guidance,
             solver="ddim",
             precision=precision,
         )
@@ -142,7 +145,7 @@ def judge(
     clip: Path | None = None,
     styles: tuple[str, ...] | None = None,
     objects: tuple[str, ...] | None = None,
-) -> dict[str, Any]:
+) -> UnlearnCanvas:
     """Classify what was drawn; write ``samples.parquet`` and ``metrics.json``, and give the latter.
 
     Args:
@@ -157,7 +160,7 @@ def judge(
     """
     if features is not None and real is None:
         raise ConfigError("Features are of FID and KID, which compare with real pictures: give --real too.")
-    settings, table = read_json(out / MADE_WITH), _part(styles, objects)
+    settings, table = load(MadeWith, out / MADE_WITH), _part(styles, objects)
     if missing := [file for file in table["file"] if not (out / "pictures" / file).is_file()]:
         raise DataError(f"{len(missing)} of {len(table)} pictures are not drawn yet ({listing(missing, 2)}).")
     loaded = load_classifiers(classifiers)
@@ -165,23 +168,30 @@ def judge(
     seen: dict[str, NDArray[np.float64]] = {}
     for domain, classifier in loaded.items():
         table[f"seen_{domain}"], seen[domain] = classify(classifier, pictures)
-    metrics: dict[str, Any] = {
-        **unlearncanvas_figures(table, settings["target"], seed_images=seed_images),
-        "made_with": settings,
-    }
-    named = (table[kind_of_target(settings["target"])] == settings["target"]).to_numpy()
+    named = (table[kind_of_target(settings.target)] == settings.target).to_numpy()
+    distances, count = None, None
     if real is not None:
         if features is None:
             extractor, ours = _style_features(loaded["style"]), seen["style"][~named]
         else:
             extractor = load_extractor(features)
             ours = extractor.features([picture for picture, erased in zip(pictures, named, strict=True) if not erased])
-        metrics |= _against_real(table[~named], ours, real, extractor)
+        distances, count = _against_real(table[~named], ours, real, extractor)
+    scores = None
     if clip is not None:
-        metrics |= score_figures(load_clip(clip), pictures, table["prompt"].tolist(), named)
+        asked = load_clip(clip)
+        retained, erased = mean_scores(asked, pictures, table["prompt"].tolist(), named)
+        scores = ClipScores(name=asked.name, retained=retained, erased=erased)
+    metrics = UnlearnCanvas(
+        **dict(unlearncanvas_figures(table, settings.target, seed_images=seed_images)),
+        made_with=settings,
+        features=distances,
+        real_pictures=count,
+        clip=scores,
+    )
     with writing(out / "samples.parquet") as temporary:
         table.to_parquet(temporary, index=False)
-    write_json(out / "metrics.json", metrics)
+    dump(metrics, out / "metrics.json")
     return metrics
 
 
@@ -191,10 +201,11 @@ def _style_features(classifier: Classifier) -> Extractor:
 
 def _against_real(
     retained: pd.DataFrame, ours: NDArray[np.float64], real: Path, extractor: Extractor
-) -> dict[str, Any]:
-    """Distances of the pictures whose prompts do not name the target; the photographs' theme is in, as published.
+) -> tuple[FeatureDistances, int]:
+    """Distances of the pictures whose prompts do not name the target to real ones, and how many these are.
 
-    The features are taken as they are, as published; the classifier's are scaled for KID.
+    The photographs' theme is in and the features are taken as they are, as published; the classifier's are scaled
+    for KID.
     """
     shown = []
     for style, thing in retained[["style", "object"]].drop_duplicates().itertuples(index=False):
@@ -204,11 +215,8 @@ def _against_real(
                 raise DataError(f"{path} is missing: expected <Style>/<Object>/1.jpg to {REAL_EACH}.jpg, as published.")
             shown.append(_read(path))
     theirs = extractor.features(shown)
-    return {
-        f"fid_{extractor.name}": fid(theirs, ours),
-        f"kid_{extractor.name}": kid(*(scaled(theirs, ours) if extractor.name == STYLE_FEATURES else (theirs, ours))),
-        "real_pictures": len(shown),
-    }
+    sets = scaled(theirs, ours) if extractor.name == STYLE_FEATURES else (theirs, ours)
+    return FeatureDistances(name=extractor.name, fid=fid(theirs, ours), kid=kid(*sets)), len(shown)
 
 
 def _read(path: Path) -> NDArray[np.uint8]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -175,10 +174,10 @@ def consolidate(
 def _erase(spec: Spec, json_file: Path | None, *, begun: float) -> None:
     import time
 
+    from fade.evaluation.verdicts import TO_DECIDE
     from flows.erasing.demo import figures_row
     from flows.erasing.erase import erase as erase_flow
     from flows.erasing.erase import prepare_folder
-    from tasks.mlflow.tracking import TO_DECIDE
 
     folder = prepare_folder(spec)
     for one in spec.pairs:
@@ -406,10 +405,11 @@ def ui(
     console.print("Stopped.")
 
 
-def _reasons(folder: Path) -> list[str]:
-    metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
-    reasons: list[str] = metrics["gate"]["reasons"]
-    return reasons
+def _reasons(folder: Path) -> tuple[str, ...]:
+    from fade.evaluation.measured import Evaluation
+    from fade.evaluation.records import load
+
+    return load(Evaluation, folder / "evaluation" / "metrics.json").gate.reasons
 
 
 def _print_figures(rows: list[dict[str, Any]]) -> None:

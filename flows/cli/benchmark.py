@@ -234,6 +234,7 @@ def unlearncanvas(
     json_file: JsonOption = None,
 ) -> None:
     """Run the published UnlearnCanvas protocol on a checkpoint: 5100 pictures, two classifiers, UA, IRA, CRA."""
+    from fade.evaluation.records import as_json
     from flows.studies.unlearncanvas import run_unlearncanvas
 
     metrics = run_unlearncanvas(
@@ -241,13 +242,11 @@ def unlearncanvas(
         clip=clip, guidance=guidance, steps=steps, seed_images=seed_images, styles=styles, objects=objects,
         batch=batch, shards=parallel, dask=dask,
     )  # fmt: skip
-    for name in ("ua", "ira", "cra"):
-        rate = metrics[name]
-        console.print(f"{name.upper()} {rate['value']:.2%} [{rate['low']:.2%}, {rate['high']:.2%}] of {rate['count']}")
-    for name, value in metrics.items():
-        if name.startswith(("fid_", "kid_", "clip_score_")):
-            console.print(f"{name} {value:.4g}")
-    write_figures(json_file, metrics)
+    for name, rate in metrics.rates.items():
+        console.print(f"{name.upper()} {rate.value:.2%} [{rate.low:.2%}, {rate.high:.2%}] of {rate.count}")
+    for name, value in metrics.distances().items():
+        console.print(f"{name} {value:.4g}")
+    write_figures(json_file, as_json(metrics))
 
 
 def _rate(row: dict[str, Any], name: str) -> str:

@@ -82,7 +82,8 @@ def combine(
     """Judge several erasures live at once: each was trained against the base alone."""
     from tqdm import tqdm
 
-    from fade.files import read_json
+    from fade.evaluation.measured import Combination
+    from fade.evaluation.records import as_json, load
     from fade.steps.combine import combine as judge_together
     from flows.erasing.erase import find_folder
     from flows.settings import ERASURES
@@ -94,19 +95,18 @@ def combine(
         for done, total in judge_together(folders, out):
             bar.total = total
             bar.update(done - bar.n)
-    metrics = read_json(out / "metrics.json")
-    before, after = (metrics["judges"]["report"][when] for when in ("before", "after"))
+    metrics = load(Combination, out / "metrics.json")
+    before, after = metrics.report.before, metrics.report.after
     table = Table("erased", "UA together", "UA alone")
     alone = {name: value for folder in folders for name, value in _alone(folder).items()}
-    for name, found in after["erased"].items():
-        rate = found["ua"]
-        table.add_row(name, f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]", f"{alone[name]:.1%}")
+    for name, found in after.erased.items():
+        ua = found.ua
+        table.add_row(name, f"{ua.value:.1%} [{ua.low:.1%}, {ua.high:.1%}]", f"{alone[name]:.1%}")
     console.print(table)
-    for name in ("ira", "cra"):
-        rate, base = after[name], before[name]["value"]
-        console.print(f"{name.upper()} {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}], base {base:.1%}")
-    console.print(f"drift {metrics['drift']:.3f}, {len(folders)} adapters. Sheet: {out}/sheet.png")
-    write_figures(json_file, {**metrics, "folder": str(out)})
+    for name, rate, base in (("IRA", after.ira, before.ira), ("CRA", after.cra, before.cra)):
+        console.print(f"{name} {rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}], base {base.value:.1%}")
+    console.print(f"drift {metrics.drift:.3f}, {len(folders)} adapters. Sheet: {out}/sheet.png")
+    write_figures(json_file, {**as_json(metrics), "folder": str(out)})
 
 
 @app.command()
@@ -138,21 +138,21 @@ def attack(
             pass
     found = attack_figures(folder)
     table = Table("attack", "brings it back in", "on the base")
-    for key in [key.removeprefix("base_") for key in found if key.startswith("base_")]:
-        low, high = found[f"{key}_low"], found[f"{key}_high"]
-        table.add_row(key, f"{found[key]:.0%} [{low:.0%}, {high:.0%}]", f"{found[f'base_{key}']:.0%}")
+    for attacked, success in found.root.items():
+        interval = f"[{success.low:.0%}, {success.high:.0%}]"
+        table.add_row(attacked, f"{success.value:.0%} {interval}", f"{success.base:.0%}")
     console.print(table)
-    if "inversion" in kinds:
+    if (inversion := found.get("inversion")) is not None and "inversion" in kinds:
         console.print(
-            f"Inversion brings the concept back in {found['inversion']:.0%} of pictures, "
-            f"on the base in {found['base_inversion']:.0%}. Sheet: {folder}/attacks/sheet.png"
+            f"Inversion brings the concept back in {inversion.value:.0%} of pictures, "
+            f"on the base in {inversion.base:.0%}. Sheet: {folder}/attacks/sheet.png"
         )
     try:
         if (judged := note_attacks(folder, found)) is not None:
-            console.print(f"Gate: {judged['verdict']}. {'; '.join(judged['reasons'])}", soft_wrap=True)
+            console.print(f"Gate: {judged.verdict}. {'; '.join(judged.reasons)}", soft_wrap=True)
     except (RegistryError, LineageError) as error:
         console.print(f"Not logged: {error}", soft_wrap=True)
-    write_figures(json_file, {**found, "folder": str(folder)})
+    write_figures(json_file, {**found.flat(), "folder": str(folder)})
 
 
 @app.command()
@@ -194,10 +194,11 @@ def calibrate(
 
 
 def _alone(folder: Path) -> dict[str, float]:
-    from fade.files import read_json
+    from fade.evaluation.measured import Evaluation
+    from fade.evaluation.records import load
 
-    after = read_json(folder / "evaluation" / "metrics.json")["judges"]["report"]["after"]
-    return {name: found["ua"]["value"] for name, found in after["erased"].items()}
+    after = load(Evaluation, folder / "evaluation" / "metrics.json").report.after
+    return {name: found.ua.value for name, found in after.erased.items()}
 
 
 def _values(given: str) -> tuple[str, list[Any]]:

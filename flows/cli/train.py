@@ -44,8 +44,9 @@ def train_base(
 
     Beside the folder, OUT.report holds a sheet of its pictures and, with --judges, how well they are recognised.
     """
+    from fade.evaluation.figures import BaseReport, Seen
     from fade.evaluation.judges import JUDGES
-    from fade.files import read_json
+    from fade.evaluation.records import as_json, load
     from fade.steps import train
     from tasks.dvc import versioning
 
@@ -59,7 +60,7 @@ def train_base(
     show_training(
         train.report_on(catalog, out, judges, report, params=asked.section("base_report") | {"threads": threads})
     )
-    metrics = read_json(report / "metrics.json")
+    found = load(BaseReport, report / "metrics.json")
     versioning.track(out)
     console.print(f"Base in {out}; look at {report}/sheet.png", highlight=False)
     if judges is None:
@@ -67,9 +68,10 @@ def train_base(
     else:
         table = Table("judge", "object recognised", "style recognised", "called scrambled")
         for name in JUDGES:
-            table.add_row(name, *(f"{metrics[name][what]['value']:.1%}" for what in ("object", "style", "scrambled")))
+            seen: Seen = getattr(found, name)
+            table.add_row(name, *(f"{share.value:.1%}" for share in (seen.object, seen.style, seen.scrambled)))
         console.print(table)
-    write_figures(json_file, {"base": str(out), "report": metrics})
+    write_figures(json_file, {"base": str(out), "report": as_json(found)})
 
 
 @classifier.command("train")

@@ -12,6 +12,8 @@ import numpy as np
 
 from fade.concepts import caption
 from fade.config import Settings, load_settings
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import load
 from fade.files import read_json, writing
 from fade.models.denoiser import weights_sha256
 from fade.pipeline import TIMINGS, maker_of
@@ -49,25 +51,23 @@ def erase_one(concept: str, surrogate: str, *, project: Project, settings: Setti
 
 def figures_row(spec: Spec, folder: Path, version: tracking.AdapterVersion, *, seconds: float) -> dict[str, Any]:
     """Figures of an erasure, rates as fractions of 1, judged by the report judge."""
-    metrics = read_json(folder / "evaluation" / "metrics.json")
-    judged = metrics["judges"]["report"]
+    metrics = load(Evaluation, folder / "evaluation" / "metrics.json")
+    before, after = metrics.report.before, metrics.report.after
     return {
         "concept": ", ".join(pair.concept for pair in spec.pairs),
         "surrogate": ", ".join(pair.surrogate for pair in spec.pairs),
         "kind": registration.kind_of(spec),
-        **{name: judged["after"][name]["value"] for name in ("ua", "ira", "cra")},
-        "base_ira": judged["before"]["ira"]["value"],
-        "base_cra": judged["before"]["cra"]["value"],
-        "intervals": {
-            name: [judged["after"][name]["low"], judged["after"][name]["high"]] for name in ("ua", "ira", "cra")
-        },
-        "neighbours": {name: found["value"] for name, found in judged["after"]["neighbours"].items()},
-        "drift": metrics["drift"],
-        "samples": metrics["samples"],
+        **{name: found.value for name, found in after.rates.items()},
+        "base_ira": before.ira.value,
+        "base_cra": before.cra.value,
+        "intervals": {name: [found.low, found.high] for name, found in after.rates.items()},
+        "neighbours": {name: found.value for name, found in after.neighbours.items()},
+        "drift": metrics.drift,
+        "samples": metrics.samples,
         "gate": version.gate,
         "distill_seconds": read_json(folder / TIMINGS).get(maker_of(spec).name, {"seconds": 0.0})["seconds"],
         "total_seconds": round(seconds, 2),
-        "adapter_bytes": metrics["adapter_bytes"],
+        "adapter_bytes": metrics.adapter_bytes,
         "adapter_sha256": version.adapter_sha256,
         "model_version": f"{version.model}/{version.version}",
         "folder": str(folder),

@@ -8,18 +8,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fade.errors import ConfigError
-from fade.evaluation.gate import strictest
-from fade.files import read_json, sha256_file
+from fade.evaluation.gate import strictest, verdict
+from fade.evaluation.measured import Combination
+from fade.evaluation.records import load
+from fade.evaluation.verdicts import TO_DECIDE, Verdict
+from fade.files import sha256_file
 from fade.lineage import content_hash
 from fade.spec import load_spec
 from fade.steps.combine import check_alike, combine
-from fade.steps.evaluate import CACHE, judge_gate
+from fade.steps.evaluate import CACHE
 from flows.releasing.approval import Approved, named
 from flows.settings import ERASURES
-from tasks.mlflow.tracking import MODEL_PREFIX, TO_DECIDE, AdapterVersion
+from tasks.mlflow.tracking import MODEL_PREFIX, AdapterVersion
 
 COMBINATIONS = Path("data/combinations")
 LOG = Path(".fade/combine.log")
@@ -109,7 +111,7 @@ def _clash(one: Approved, others: Sequence[Approved]) -> str:
 
 def _holds(chosen: Sequence[Approved], new: Sequence[Approved], board: Board) -> str | None:
     """Empty if these adapters pass the gate together, else the reason; None while nobody measured it."""
-    gate = None
+    judged = None
     if len(chosen) > 1:
         if (folder := combination_folder(chosen)) in board.failed:
             return f"it cannot be tested: {board.failed[folder]}"
@@ -117,32 +119,33 @@ def _holds(chosen: Sequence[Approved], new: Sequence[Approved], board: Board) ->
             check_alike([one.folder for one in chosen])
         except ConfigError as error:
             return f"it cannot be tested: {error}"
-        if (gate := verdict_together(chosen)) is None:
+        if (judged := verdict_together(chosen)) is None:
             return None
-    board.together |= dict.fromkeys((one.name for one in new), told(chosen, gate))
-    if gate is None or gate["passed"] or let_through(chosen, gate):
+    board.together |= dict.fromkeys((one.name for one in new), told(chosen, judged))
+    if judged is None or judged.gate.passed or let_through(chosen, judged.gate):
         return ""
-    return f"it fails the gate: {'; '.join(gate['reasons'])}"
+    return f"it fails the gate: {'; '.join(judged.gate.reasons)}"
 
 
-def let_through(chosen: Sequence[Approved], gate: Mapping[str, Any]) -> bool:
+def let_through(chosen: Sequence[Approved], gate: Verdict) -> bool:
     """Whether a person's reason for one of these adapters covers what the gate leaves open of all of them.
 
     What no bound or no judge decides of one is not decided by the others either: whoever let it through alone, with
     this verdict, knew that. A failure together is let through by nobody.
     """
-    return gate["verdict"] in TO_DECIDE and gate["verdict"] in {one.decided for one in chosen}
+    return gate.for_a_person and gate.verdict in {one.decided for one in chosen}
 
 
-def told(chosen: Sequence[Approved], gate: Mapping[str, Any] | None) -> str:
-    """How adapters did together, for their pages; one alone (no ``gate``) was judged by its own evaluation."""
-    if gate is None:
+def told(chosen: Sequence[Approved], judged: Combination | None) -> str:
+    """How adapters did together, for their pages; one alone (None) was judged by its own evaluation."""
+    if judged is None:
         return "nothing else is live on this base"
-    figures = ", ".join(f"{name.upper()} {value:.2%}" for name, value in gate["figures"].items())
-    verdict = "passes the gate" if gate["passed"] else "fails the gate"
+    gate = judged.gate
+    figures = ", ".join(f"{name.upper()} {found.value:.2%}" for name, found in judged.report.after.rates.items())
+    said = "passes the gate" if gate.passed else "fails the gate"
     if let_through(chosen, gate):
-        verdict = f"is {gate['verdict']}, as a person let through,"
-    return f"{verdict} with {len(chosen) - 1} other{'s' if len(chosen) > 2 else ''} ({figures})"
+        said = f"is {gate.verdict}, as a person let through,"
+    return f"{said} with {len(chosen) - 1} other{'s' if len(chosen) > 2 else ''} ({figures})"
 
 
 def combination_folder(chosen: Sequence[Approved]) -> Path:
@@ -157,15 +160,14 @@ def combination_folder(chosen: Sequence[Approved]) -> Path:
     return COMBINATIONS / f"r{content_hash(made_by, module='fade.steps.combine')[:15]}"
 
 
-def verdict_together(chosen: Sequence[Approved]) -> dict[str, Any] | None:
-    """The gate's verdict and ``figures`` of adapters that are live together; None if nobody measured them yet."""
+def verdict_together(chosen: Sequence[Approved]) -> Combination | None:
+    """Figures of adapters that are live together, judged by what they were logged with; None if not measured yet."""
     found = combination_folder(chosen) / "metrics.json"
     if not found.is_file():
         return None
-    metrics = read_json(found)
-    report = {**metrics["judges"]["report"], "attacks": metrics.get("attacks", {})}
-    figures = {name: report["after"][name]["value"] for name in ("ua", "ira", "cra")}
-    return {**judge_gate(report, strictest([one.gate for one in chosen])), "figures": figures}
+    metrics = load(Combination, found)
+    gate = verdict(metrics.report, strictest([one.gate for one in chosen]), metrics.attacks)
+    return metrics.model_copy(update={"gate": gate})
 
 
 def measure_together(chosen: Sequence[Approved]) -> None:

@@ -7,12 +7,15 @@ nothing is sealed, and what differs is said.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fade.errors import DataError, LineageError, listing
+from fade.evaluation.attacked import Attacks
+from fade.evaluation.figures import Rate
+from fade.evaluation.gate import asked_of_rates
+from fade.evaluation.measured import Evaluation
 from fade.requests.evidence import chain_rows, seal
 from fade.requests.ledger import Ledger
 from fade.requests.records import Entry, Record
@@ -24,7 +27,7 @@ from flows.releasing.released import KEYS, live_versions
 from flows.settings import ERASURES
 from tasks.mlflow import tracking
 from tasks.mlflow.registration import DECIDED, REJUDGED, Registration, attacks_of, registrations, rows_of
-from tasks.mlflow.tracking import JUDGED, MODEL_PREFIX
+from tasks.mlflow.tracking import MODEL_PREFIX
 
 EVIDENCE = Path("data/evidence")
 
@@ -130,32 +133,30 @@ def _request(one: Record) -> dict[str, Any]:
     }
 
 
-def _metrics(row: Registration, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _metrics(row: Registration, metrics: Evaluation) -> dict[str, Any]:
     """Figures against the thresholds they were judged by, with intervals; concepts by number."""
-    report, gate = metrics["judges"]["report"], row.thresholds
-    before, after = report["before"], report["after"]
-    asked: Mapping[str, float] = {
-        "ua": gate.ua,
-        "ira": before["ira"]["value"] - gate.ira_loss,
-        "cra": before["cra"]["value"] - gate.cra_loss,
-    }
+    before, after, gate = metrics.report.before, metrics.report.after, row.thresholds
     figures = [
-        {"figure": name.upper(), "base": before[name]["value"], "erased": after[name]["value"]}
-        | {
-            "low_95": after[name]["low"],
-            "high_95": after[name]["high"],
-            "asked": least,
-            "pictures": after[name]["count"],
-        }
-        for name, least in asked.items()
+        _figure(name.upper(), before.rates[name].value, after.rates[name], least)
+        for name, least in asked_of_rates(metrics.report, gate).items()
     ]
     figures += [
-        {"figure": f"UA of concept {number}", "base": None, "erased": one["ua"]["value"]}
-        | {"low_95": one["ua"]["low"], "high_95": one["ua"]["high"], "asked": gate.ua}
-        | {"pictures": one["ua"]["count"]}
-        for number, one in enumerate(after["erased"].values(), start=1)
+        _figure(f"UA of concept {number}", None, one.ua, gate.ua)
+        for number, one in enumerate(after.erased.values(), start=1)
     ]
-    return {"judge": "report", "figures": figures, "drift": metrics["drift"]}
+    return {"judge": "report", "figures": figures, "drift": metrics.drift}
+
+
+def _figure(name: str, base: float | None, erased: Rate, asked: float) -> dict[str, Any]:
+    return {
+        "figure": name,
+        "base": base,
+        "erased": erased.value,
+        "low_95": erased.low,
+        "high_95": erased.high,
+        "asked": asked,
+        "pictures": erased.count,
+    }
 
 
 def _gate(ledger: Ledger, row: Registration, erasure: str) -> dict[str, Any]:
@@ -179,14 +180,17 @@ def _decision(made: Entry) -> dict[str, Any]:
     }
 
 
-def _attacks(figures: Mapping[str, float]) -> list[dict[str, Any]]:
+def _attacks(attacks: Attacks) -> list[dict[str, Any]]:
     """Every attack that was run, by the figures that were logged."""
-    names = sorted(name for name in figures if {f"base_{name}", f"{name}_low"} <= figures.keys())
     return [
-        {"attack": name, "brought_back": figures[name], "low_95": figures[f"{name}_low"]}
-        | {"high_95": figures.get(f"{name}_high"), "on_the_base": figures[f"base_{name}"]}
-        for name in names
-        if name not in JUDGED
+        {
+            "attack": name,
+            "brought_back": found.value,
+            "low_95": found.low,
+            "high_95": found.high,
+            "on_the_base": found.base,
+        }
+        for name, found in attacks.root.items()
     ]
 
 

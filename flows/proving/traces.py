@@ -23,7 +23,9 @@ import yaml
 from fade import pipeline
 from fade.data.deletion import Picture, find
 from fade.data.intake import draw_sheet
-from fade.files import read_json, read_yaml, sha256_file
+from fade.evaluation.measured import Combination
+from fade.evaluation.records import load
+from fade.files import read_yaml, sha256_file
 from fade.spec import load_spec
 from fade.steps.attack import reference_path
 from fade.steps.evaluate import CACHE
@@ -353,7 +355,7 @@ def _combination_files(erasure: str) -> list[Path]:
     """Samples and sheets of combinations that this erasure was part of."""
     found = []
     for metrics in COMBINATIONS.glob("*/metrics.json"):
-        if erasure in read_json(metrics).get("adapters", {}):
+        if erasure in load(Combination, metrics).adapters:
             parts = (metrics.with_name("samples.parquet"), metrics.with_name("sheet.png"))
             found += [path for path in parts if path.is_file()]
     return sorted(found)

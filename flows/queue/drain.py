@@ -34,7 +34,9 @@ from fade.errors import (
     ResourceError,
     nameless,
 )
-from fade.files import read_json, read_yaml
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import load
+from fade.files import read_yaml
 from fade.pipeline import steps_of
 from fade.project import Project, Projects, load_projects
 from fade.requests import leases
@@ -241,7 +243,7 @@ def _erase(
     place.append(prepare_folder(spec))
     sign()  # from here on the ledger knows what is made for the request
     version = erase(spec.id, record.id, lease.fence)
-    metrics = read_json(place[0] / "evaluation" / "metrics.json")
+    gate = load(Evaluation, place[0] / "evaluation" / "metrics.json").gate
     said = {
         "passed": "the gate passed",
         "borderline": "the gate is borderline: ",
@@ -250,7 +252,7 @@ def _erase(
     return {
         # What is borderline or unjudged waits for a person, who approves it with a reason or leaves it out.
         "after": State.REJECTED if version.gate == "failed" else State.CANDIDATE,
-        "reason": said + "; ".join(metrics["gate"]["reasons"]),
+        "reason": said + "; ".join(gate.reasons),
         "logged": said.removesuffix(": "),  # the gate's reasons may name neighbours
         "erasure_id": spec.id,
         "details": {"adapter_sha256": version.adapter_sha256, "version": version.version},

@@ -8,22 +8,24 @@ judges by the thresholds logged at registration, and a decision or an approval c
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fade.adapters.card import CARD_NAME, load_card
 from fade.adapters.manifest import LiveAdapter
 from fade.config import Gate
 from fade.errors import ConfigError, LineageError, RefusedError, listing
+from fade.evaluation.attacked import Attacks
+from fade.evaluation.gate import verdict
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import parse
+from fade.evaluation.verdicts import Verdict
 from fade.files import sha256_file
 from fade.requests.ledger import Ledger
 from fade.requests.records import Entry
 from fade.requests.states import State
 from fade.spec import Spec, load_spec
-from fade.steps.evaluate import judge_gate
 from flows.cli.console import this_user
 from flows.settings import ERASURES
 from tasks.mlflow import tracking
@@ -37,7 +39,7 @@ from tasks.mlflow.registration import (
     registrations,
     request_sha256,
 )
-from tasks.mlflow.tracking import DECISION_TAG, MODEL_PREFIX, TO_DECIDE, AdapterVersion
+from tasks.mlflow.tracking import DECISION_TAG, MODEL_PREFIX, AdapterVersion
 
 APPROVED, TAKEN_BACK = "approved", "taken_back"
 """Events of the log: a person approved a version, or took it back, by a command."""
@@ -98,9 +100,9 @@ def approve(name: str, number: int | None = None, *, because: str = "", actor: s
         row = registration_of(ledger, version)
         if because:
             said = check_reason(because, load_spec(ERASURES / version.erasure))
-            verdict = judged(ledger, row, version.erasure, tracking.run_file(version, "metrics.json"))["verdict"]
-            if verdict in TO_DECIDE:
-                made = {**details, "verdict": verdict, "metrics_sha256": row.metrics_sha256}
+            gate = judged(ledger, row, version.erasure, tracking.run_file(version, "metrics.json"))
+            if gate.for_a_person:
+                made = {**details, "verdict": gate.verdict, "metrics_sha256": row.metrics_sha256}
                 ledger.append(DECIDED, actor=actor, reason=said, erasure_id=version.erasure, details=made)
                 tracking.tag_version(version, {DECISION_TAG: said})
         check_version(version)
@@ -126,7 +128,7 @@ def rollback(name: str, to: int | None = None, *, actor: str | None = None) -> A
     return tracking.rollback(model)
 
 
-def note_attacks(folder: Path, found: Mapping[str, float]) -> dict[str, Any] | None:
+def note_attacks(folder: Path, found: Attacks) -> Verdict | None:
     """Log figures of attacks on a registered erasure, show them, and judge it anew if its gate asks for attacks.
 
     Returns:
@@ -149,7 +151,7 @@ def note_attacks(folder: Path, found: Mapping[str, float]) -> dict[str, Any] | N
         return None
     with Ledger() as ledger:
         gate = judged(ledger, row, version.erasure, tracking.run_file(version, "metrics.json"))
-    tracking.say_gate(version, gate["verdict"])
+    tracking.say_gate(version, gate.verdict)
     return gate
 
 
@@ -221,7 +223,7 @@ def still_live(ledger: Ledger, entry: LiveAdapter, adapter: Path) -> Approved:
     return as_approved(ledger, entry.name, rows[-1], adapter)
 
 
-def judged(ledger: Ledger, row: Registration, erasure: str, content: bytes) -> dict[str, Any]:
+def judged(ledger: Ledger, row: Registration, erasure: str, content: bytes) -> Verdict:
     """What the gate says of figures, by the thresholds that were logged, with the attacks that were logged since.
 
     Args:
@@ -229,31 +231,28 @@ def judged(ledger: Ledger, row: Registration, erasure: str, content: bytes) -> d
 
     Raises:
         LineageError: these are not the figures that were logged.
+        ConfigError: they are none that an evaluation gives.
     """
     if (found := hashlib.sha256(content).hexdigest()) != row.metrics_sha256:
         raise LineageError(
             f"The run's metrics.json was changed since it was logged: its hash is {found[:12]}, the ledger says "
             f"{row.metrics_sha256[:12]}. Run the erasure again."
         )
-    metrics = json.loads(content)
-    report = metrics["judges"]["report"]
-    if row.thresholds.attacks:
-        report = {**report, "attacks": attacks_of(ledger, row, erasure, metrics)}
-    return judge_gate(report, row.thresholds)
+    metrics = parse(Evaluation, content, f"metrics.json of {erasure}")
+    return verdict(metrics.report, row.thresholds, attacks_of(ledger, row, erasure, metrics))
 
 
-def _check_gate(version: AdapterVersion, gate: Mapping[str, Any], *, decided: bool) -> None:
-    verdict = gate.get("verdict") or ("passed" if gate["passed"] else "failed")
-    if verdict in TO_DECIDE:
+def _check_gate(version: AdapterVersion, gate: Verdict, *, decided: bool) -> None:
+    if gate.for_a_person:
         if decided:
             return  # a person let it pass, with a reason in the log
         raise RefusedError(
-            f"The gate is {verdict}: {'; '.join(gate['reasons'])}. Read its report, then approve it with "
+            f"The gate is {gate.verdict}: {'; '.join(gate.reasons)}. Read its report, then approve it with "
             "`fade approve ID --because 'your reason'`, which is logged; a reason on its page alone counts for nothing."
         )
-    if verdict != "passed":
+    if not gate.passed:
         said = "" if version.gate != "passed" else " (its tag says that it passed)"
-        raise RefusedError(f"The gate failed{said}: {'; '.join(gate['reasons'])}.")
+        raise RefusedError(f"The gate failed{said}: {'; '.join(gate.reasons)}.")
     if version.gate != "passed":
         raise RefusedError(f"Its tag says that the gate {version.gate}, its figures that it passed. Register it again.")
 

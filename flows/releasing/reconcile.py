@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fade.errors import FadeError, LineageError
+from fade.evaluation.attacked import Attacks
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import parse
 from fade.requests.ledger import Ledger
 from fade.requests.states import State
 from flows.releasing.approval import named
@@ -126,11 +127,12 @@ def _of_version(ledger: Ledger, version: AdapterVersion, *, live: bool) -> Itera
         yield Difference(name, said, "fade release; what it refuses it says why", False)
 
 
-def figures_of(row: Registration, folder: Path, version: AdapterVersion | None) -> dict[str, Any]:
+def figures_of(row: Registration, folder: Path, version: AdapterVersion | None) -> Evaluation:
     """The figures that were logged, from this machine or from MLflow, whichever still has the very bytes.
 
     Raises:
         LineageError: one of them has other figures than were logged, or neither has any.
+        ConfigError: what was logged are no figures of an evaluation.
     """
     found: bytes | None = None
     local = folder / "evaluation" / "metrics.json"
@@ -146,12 +148,11 @@ def figures_of(row: Registration, folder: Path, version: AdapterVersion | None) 
         found = content
     if found is None:
         raise LineageError(f"The figures of {folder.name} are neither in {local} nor in MLflow: restore one of them.")
-    metrics: dict[str, Any] = json.loads(found)
-    return metrics
+    return parse(Evaluation, found, f"metrics.json of {folder.name}")
 
 
 def tampered(
-    ledger: Ledger, row: Registration, erasure: str, version: AdapterVersion | None, metrics: Mapping[str, Any]
+    ledger: Ledger, row: Registration, erasure: str, version: AdapterVersion | None, metrics: Evaluation
 ) -> list[str]:
     """Where MLflow or a file says something else today than the chain says was so: a sentence each.
 
@@ -184,27 +185,26 @@ def _verdict(ledger: Ledger, row: Registration, erasure: str) -> str:
     return str(since[-1].details["verdict"]) if since else row.verdict
 
 
-def _shown(version: AdapterVersion, metrics: Mapping[str, Any], attacks: Mapping[str, float]) -> list[str]:
+def _shown(version: AdapterVersion, metrics: Evaluation, attacks: Attacks) -> list[str]:
     """Figures on the version's page."""
-    after = metrics["judges"]["report"]["after"]
-    logged = {name: after[name]["value"] for name in ("ua", "ira", "cra")} | {"drift": metrics["drift"]}
+    logged = {name: found.value for name, found in metrics.report.after.rates.items()} | {"drift": metrics.drift}
     odd = [
         f"MLflow's {name} of the version is {getattr(version, name):.4f}, logged was {value:.4f}"
         for name, value in logged.items()
         if not math.isclose(getattr(version, name), value, abs_tol=5.1e-5)
     ]
-    shown = version.inversion
-    if shown is not None and not math.isclose(shown, attacks.get("inversion", math.nan), abs_tol=5.1e-5):
-        odd.append(f"MLflow's inversion of the version is {shown:.4f}, logged was {attacks.get('inversion', 'none')}")
+    shown, inversion = version.inversion, attacks.get("inversion")
+    if shown is not None and (inversion is None or not math.isclose(shown, inversion.value, abs_tol=5.1e-5)):
+        said = "none" if inversion is None else inversion.value
+        odd.append(f"MLflow's inversion of the version is {shown:.4f}, logged was {said}")
     return odd
 
 
-def _run(
-    version: AdapterVersion, row: Registration, metrics: Mapping[str, Any], attacks: Mapping[str, float]
-) -> list[str]:
+def _run(version: AdapterVersion, row: Registration, metrics: Evaluation, attacks: Attacks) -> list[str]:
     """Figures, settings and code that the version's run names."""
     today = tracking.run_record(version)
-    figures = {**flat_figures(metrics, {}), **attacks}
+    known = {name: value for name, value in attacks.flat().items() if value is not None}
+    figures = {**flat_figures(metrics, {}), **known}
     odd = [
         f"MLflow's figure {name} of the run is {today.metrics[name]:.6g}, logged was {value:.6g}"
         for name, value in figures.items()

@@ -11,11 +11,12 @@ from prefect import flow
 
 from fade.config import load_settings
 from fade.errors import ConfigError, DataError
-from fade.files import read_json
+from fade.evaluation.gate import verdict
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import load
 from fade.project import Project
 from fade.spec import load_spec, save_spec
 from fade.steps.catalog import ensure_catalog
-from fade.steps.evaluate import judge_gate
 from fade.steps.spec import prepare_spec
 from fade.steps.trial import TRIALS
 from tasks.trials import trial
@@ -94,9 +95,8 @@ def calibrate(
         folder = TRIALS / spec.id
         save_spec(spec, folder)
         row = trial(folder)
-        metrics = read_json(folder / "evaluation" / "metrics.json")
-        figures = {**metrics["judges"]["development"], "attacks": metrics.get("attacks", {})}
-        passed = bool(judge_gate(figures, load_spec(folder).gate)["passed"])
+        metrics = load(Evaluation, folder / "evaluation" / "metrics.json")
+        passed = verdict(metrics.judges.development, load_spec(folder).gate, metrics.attacks).passed
         wall = time.perf_counter() - begun - spent
         found.probes.append({**given, **row, "development_passed": passed, "wall_seconds": round(wall, 1)})
         if passed:

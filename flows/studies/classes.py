@@ -20,7 +20,7 @@ from fade.config import EvaluateSettings
 from fade.data.catalog import find_concept, load_concepts
 from fade.data.splits import NOTHING
 from fade.errors import ConfigError, DataError
-from fade.evaluation.accuracy import rate
+from fade.evaluation.figures import rate
 from fade.evaluation.judges import check_known
 from fade.files import read_json, write_json
 from fade.project import Project

@@ -23,6 +23,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from fade.config import load_settings
 from fade.errors import ConfigError, DataError, nearest
 from fade.evaluation.contest import COLUMNS, contest_markdown, contest_table, scatter_figure, sequence_figure
+from fade.evaluation.measured import Combination
+from fade.evaluation.records import load
 from fade.files import read_json, write_json, writing
 from fade.lineage import made_on
 from fade.methods.plain_fade import PAPER_SETTINGS
@@ -245,5 +247,5 @@ def together(folders: list[Path]) -> dict[str, Any]:
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
             raise TrialError(f"{len(folders)} erasures could not be judged together: {last}")
-    after = read_json(out / "metrics.json")["judges"]["report"]["after"]
-    return {name: after[name]["value"] for name in ("ua", "ira", "cra")}
+    after = load(Combination, out / "metrics.json").report.after
+    return {name: found.value for name, found in after.rates.items()}

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from fade.config import load_settings
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError
-from fade.evaluation.accuracy import rate
+from fade.evaluation.figures import rate
 from fade.evaluation.tradeoff import means, tradeoff_figure
 from fade.files import write_json, writing
 from fade.lineage import made_on

@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from fade.errors import DataError
-from fade.files import read_json
+from fade.evaluation.records import load
+from fade.evaluation.unlearncanvas import UnlearnCanvas
 from fade.steps.unlearncanvas import begin
 from flows.studies.runners import side_by_side
 from tasks.mlflow import runs
@@ -37,7 +37,7 @@ def run_unlearncanvas(
     batch: int,
     shards: int,
     dask: str | None = None,
-) -> dict[str, Any]:
+) -> UnlearnCanvas:
     """Draw what is not drawn yet, judge it; give the metrics.
 
     Args:
@@ -74,11 +74,11 @@ def run_unlearncanvas(
     if not seed_images:
         judging.append("--without-seed-images")
     unlearncanvas.with_options(task_runner=runner)(commands, judging)
-    metrics = read_json(out / "metrics.json")
-    rates = {name: metrics[name]["value"] for name in ("ua", "ira", "cra")}
-    bounds = {f"{name}_{end}": metrics[name][end] for name in rates for end in ("low", "high")}
-    others = {name: value for name, value in metrics.items() if name.startswith(("fid_", "kid_", "clip_score_"))}
-    runs.log_study(f"unlearncanvas-{target}", out, pd.DataFrame([rates | bounds | others]))
+    metrics = load(UnlearnCanvas, out / "metrics.json")
+    row = metrics.distances()
+    for name, found in metrics.rates.items():
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    runs.log_study(f"unlearncanvas-{target}", out, pd.DataFrame([row]))
     return metrics
 
 

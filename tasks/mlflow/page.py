@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from fade.evaluation.figures import Rate
+from fade.evaluation.measured import Evaluation
 
 DOCS, ATTACK = "data-docs", "attack.png"
 """Artifacts of a run that are there where the project has them: pages of Great Expectations, pictures of the attack."""
@@ -35,7 +37,7 @@ class Page:
         study: run of the newest study with a trade-off picture, and its experiment's id.
     """
 
-    metrics: Mapping[str, Any]
+    metrics: Evaluation
     least: Mapping[str, float]
     run: tuple[str, str]
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -48,14 +50,13 @@ class Page:
 
 def page(of: Page, *, approved: str) -> str:
     """The page as Markdown; ``approved`` is the alias that makes a version live."""
-    gate = of.metrics["gate"]
+    gate = of.metrics.gate
     parts = [_PURGED.format(of.purged)] if of.purged else []
     parts += [
-        f"Gate: **{gate.get('verdict') or ('passed' if gate['passed'] else 'failed')}**."
-        + "".join(f"\n- {why}" for why in gate["reasons"]),
+        f"Gate: **{gate.verdict}**." + "".join(f"\n- {why}" for why in gate.reasons),
         _table(of),
         _recognised(of),
-        f"Drift of retained pictures: {of.metrics['drift']:.4f} (RMS distance to the base's, 0 to 1).",
+        f"Drift of retained pictures: {of.metrics.drift:.4f} (RMS distance to the base's, 0 to 1).",
         f"**With everything live**: {of.together or 'not tested yet'}.",
         _depth(of),
         f"Set the alias `{approved}` to make this version live; move or remove it to take it back.",
@@ -74,22 +75,23 @@ def page(of: Page, *, approved: str) -> str:
 
 
 def _table(of: Page) -> str:
-    judged = of.metrics["judges"]["report"]
-    before, after = judged["before"], judged["after"]
-    rows = [(name.upper(), before[name]["value"], after[name], of.least.get(name)) for name in ("ua", "ira", "cra")]
-    if len(after["erased"]) > 1:
+    before, after = of.metrics.report.before, of.metrics.report.after
+    rows: list[tuple[str, Rate | None, Rate, float | None]] = [
+        (name.upper(), before.rates[name], found, of.least.get(name)) for name, found in after.rates.items()
+    ]
+    if len(after.erased) > 1:
         rows += [
-            (f"UA of concept {number}", None, found["ua"], of.least.get("ua"))
-            for number, found in enumerate(after["erased"].values(), start=1)
+            (f"UA of concept {number}", None, found.ua, of.least.get("ua"))
+            for number, found in enumerate(after.erased.values(), start=1)
         ]
     rows += [
-        (f"UA of name {number}", before["names"][name]["ua"]["value"], found["ua"], of.least.get("ua"))
-        for number, (name, found) in enumerate(after.get("names", {}).items(), start=1)
+        (f"UA of name {number}", before.names[name].ua, found.ua, of.least.get("ua"))
+        for number, (name, found) in enumerate(after.names.items(), start=1)
     ]
     lines = ["| figure | base | erased | 95 % interval | gate asks |", "|---|---|---|---|---|"]
     lines += [
-        f"| {name} | {'' if base is None else f'{base:.2%}'} | {found['value']:.2%} "
-        f"| {found['low']:.2%} - {found['high']:.2%} | {'' if least is None else f'{least:.2%}'} |"
+        f"| {name} | {'' if base is None else f'{base.value:.2%}'} | {found.value:.2%} "
+        f"| {found.low:.2%} - {found.high:.2%} | {'' if least is None else f'{least:.2%}'} |"
         for name, base, found, least in rows
     ]
     return "\n".join(lines)
@@ -97,15 +99,14 @@ def _table(of: Page) -> str:
 
 def _recognised(of: Page) -> str:
     """What the report judge names in the base's own pictures, beside what is asked of it."""
-    checks = {one["name"]: one for one in of.metrics["gate"].get("recognised", [])}
     said = [
-        f"{name.upper() if len(name) == 3 else name} {found['value']:.2%} ({found['low']:.2%} - {found['high']:.2%} "
-        f"by {found['count']})"
-        for name, found in of.metrics["judges"]["report"].get("recognised", {}).items()
+        f"{name.upper() if len(name) == 3 else name} {found.value:.2%} ({found.low:.2%} - {found.high:.2%} "
+        f"by {found.count})"
+        for name, found in of.metrics.report.recognised.items()
     ]
-    asked = {one["asked"] for one in checks.values()}
+    asked = {one.asked for one in of.metrics.gate.recognised}
     least = f"; surely at least {min(asked):.0%} is asked" if asked else ""
-    return f"Recognised by the judge in the base's own pictures: {', '.join(said) or 'not measured'}{least}."
+    return f"Recognised by the judge in the base's own pictures: {', '.join(said)}{least}."
 
 
 def _depth(of: Page) -> str:

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 from fade.adapters.card import CARD_NAME, load_card
 from fade.config import Gate, Settings
 from fade.errors import ConfigError, LineageError
-from fade.files import read_json, read_yaml, sha256_file
+from fade.evaluation.attacked import Attacks
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import load, parse
+from fade.files import read_yaml, sha256_file
 from fade.lineage import git_state, library_versions
 from fade.requests.ledger import Ledger
 from fade.requests.records import Entry
@@ -76,7 +79,6 @@ def log_registration(version: AdapterVersion, folder: Path, spec: Spec, *, data_
     if card["adapter_sha256"] != version.adapter_sha256:
         raise LineageError(f"{folder} holds another adapter than {version.model} version {version.version}.")
     metrics = folder / "evaluation" / "metrics.json"
-    gate = read_json(metrics)["gate"]
     state = git_state()
     row = Registration(
         version=version.version,
@@ -88,7 +90,7 @@ def log_registration(version: AdapterVersion, folder: Path, spec: Spec, *, data_
         request_sha256=request_sha256(folder),
         metrics_sha256=sha256_file(metrics),
         gate=spec.gate.model_dump(mode="json"),
-        verdict=gate.get("verdict") or ("passed" if gate["passed"] else "failed"),
+        verdict=load(Evaluation, metrics).gate.verdict,
         code={
             "commit": state["commit"],
             "commit_holds_all_the_code": str(state["dirty"] == "false").lower(),
@@ -194,16 +196,16 @@ def registration_of(ledger: Ledger, version: AdapterVersion) -> Registration:
     return row
 
 
-def attacks_of(ledger: Ledger, row: Registration, erasure: str, metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Figures of a version's attacks: those in its hashed figures, and those logged when they were run later.
+def attacks_of(ledger: Ledger, row: Registration, erasure: str, metrics: Evaluation) -> Attacks:
+    """A version's attacks: those in its hashed figures, and those logged when they were run later.
 
     What was measured before registration is not measured away afterwards.
     """
-    found: dict[str, float] = {}
+    found = Attacks({})
     for entry in rows_of(ledger, erasure):
         if entry.event == ATTACKED and entry.details.get("adapter_sha256") == row.adapter_sha256:
-            found |= entry.details["figures"]
-    return found | dict(metrics.get("attacks") or {})
+            found |= parse(Attacks, json.dumps(entry.details["figures"]), f"the ledger's row {entry.seq}")
+    return found | metrics.attacks
 
 
 def decision_of(ledger: Ledger, row: Registration, erasure: str) -> Entry | None:

@@ -15,8 +15,10 @@ from typing import Any
 
 from fade.adapters.card import load_card
 from fade.errors import AdapterFormatError, LineageError, RegistryError
+from fade.evaluation.figures import Rate
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import load
 from fade.evaluation.report import loss_figure
-from fade.files import read_json
 from fade.lineage import git_state, library_versions
 from fade.methods.fade.masks import load_mask
 from fade.pipeline import LOSSES, sections_of, steps_of
@@ -65,8 +67,8 @@ def register(folder: Path, spec: Spec, *, timings: Mapping[str, Any], lineage: M
         RegistryError: MLflow refuses or is down; nothing is lost, run the erasure again.
     """
     card = load_card(folder / "adapter")
-    metrics = read_json(folder / "evaluation" / "metrics.json")
-    if card["adapter_sha256"] != metrics["adapter_sha256"]:
+    metrics = load(Evaluation, folder / "evaluation" / "metrics.json")
+    if card["adapter_sha256"] != metrics.adapter_sha256:
         raise LineageError(f"{folder}: the evaluation is of another adapter. Run the erasure again.")
     model = MODEL_PREFIX + spec.id
     with mlflow_client() as client:
@@ -106,7 +108,7 @@ def _log_run(
     folder: Path,
     spec: Spec,
     *,
-    metrics: dict[str, Any],
+    metrics: Evaluation,
     timings: Mapping[str, Any],
     lineage: Mapping[str, str],
 ) -> str:
@@ -277,31 +279,29 @@ def _log_splits(run_id: str, folder: Path, lineage: Mapping[str, str]) -> None:
             mlflow.log_input(data, context=name, tags={"dvc.md5": lineage.get("dvc.splits", "unknown")})
 
 
-_ENDS = (("", "value"), ("_low", "low"), ("_high", "high"))
-
-
-def flat_figures(metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, float]:
+def flat_figures(metrics: Evaluation, timings: Mapping[str, Any]) -> dict[str, float]:
     """Figures as MLflow metrics: the report judge's, with interval bounds, before and after."""
-    judged = metrics["judges"]["report"]
-    figures = {"drift": metrics["drift"], "adapter_bytes": metrics["adapter_bytes"], "samples": metrics["samples"]}
-    for when, prefix in (("after", ""), ("before", "base_")):
-        for name in (name for name in JUDGED if name in judged[when]):
-            figures[prefix + name] = judged[when][name]["value"]
-            figures[f"{prefix}{name}_low"] = judged[when][name]["low"]
-            figures[f"{prefix}{name}_high"] = judged[when][name]["high"]
-    for name, found in judged.get("recognised", {}).items():
-        figures |= {f"recognised_{name.replace(' ', '_')}{end}": found[part] for end, part in _ENDS}
+    judged = metrics.report
+    figures: dict[str, float] = {
+        "drift": metrics.drift,
+        "adapter_bytes": metrics.adapter_bytes,
+        "samples": metrics.samples,
+    }
+    rates: dict[str, Rate | None] = {name: getattr(judged.after, name) for name in JUDGED}
+    rates |= {f"base_{name}": getattr(judged.before, name) for name in JUDGED}
+    rates |= {f"recognised_{name.replace(' ', '_')}": found for name, found in judged.recognised.items()}
+    for name, found in rates.items():
+        if found is not None:
+            figures |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     for step, spent in timings.items():
         figures[f"seconds_{step}"] = spent["seconds"]
         figures[f"peak_mib_{step}"] = spent["peak_mib"]
     return figures
 
 
-def least_recognised(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """The least that the report judge recognises of an erased concept in the base's own pictures, as a tag."""
-    seen = metrics["judges"]["report"].get("recognised", {})
-    concepts = [found["value"] for name, found in seen.items() if name.startswith("concept")]
-    return {"recognised": f"{min(concepts):.4f}"} if concepts else {}
+def least_recognised(metrics: Evaluation) -> float:
+    """The least that the report judge recognises of an erased concept in the base's own pictures."""
+    return min(found.value for name, found in metrics.report.recognised.items() if name.startswith("concept"))
 
 
 def _log_version(
@@ -311,25 +311,23 @@ def _log_version(
     *,
     folder: Path,
     spec: Spec,
-    metrics: dict[str, Any],
+    metrics: Evaluation,
     card: dict[str, Any],
 ) -> int:
-    judged = metrics["judges"]["report"]["after"]
-    gate = metrics["gate"].get("verdict") or ("passed" if metrics["gate"]["passed"] else "failed")
     number = _new_version(client, run_id, model, folder=folder)
     tags = {
         "adapter_sha256": card["adapter_sha256"],
         "type": card["type"],
         "base_sha256": spec.base_sha256,
         "kind": kind_of(spec),
-        "gate": gate,
-        **{name: f"{judged[name]['value']:.4f}" for name in ("ua", "ira", "cra")},
-        **least_recognised(metrics),
+        "gate": metrics.gate.verdict,
+        **{name: f"{found.value:.4f}" for name, found in metrics.report.after.rates.items()},
+        "recognised": f"{least_recognised(metrics):.4f}",
     }
     for key, value in tags.items():
         client.set_model_version_tag(model, str(number), key, value)
-    if gate == "passed":
+    if metrics.gate.passed:
         offer(client, model, number)
     # Last of all: a version counts once it has its drift, so one whose registration was cut off never does.
-    client.set_model_version_tag(model, str(number), "drift", f"{metrics['drift']:.4f}")
+    client.set_model_version_tag(model, str(number), "drift", f"{metrics.drift:.4f}")
     return number

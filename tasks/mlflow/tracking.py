@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -17,7 +16,10 @@ from typing import Any
 
 from fade.adapters.card import CARD_NAME, DELTA_NAME, WEIGHTS_NAME, load_card
 from fade.errors import LineageError, RegistryError, listing, nearest
-from fade.evaluation.gate import BORDERLINE, UNJUDGED
+from fade.evaluation.attacked import Attacks
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import as_json, parse
+from fade.evaluation.verdicts import TO_DECIDE
 from fade.files import sha256_file
 from fade.requests.ledger import Ledger
 from fade.temporary import temporary_folder
@@ -38,11 +40,6 @@ JUDGED = ("ua", "ira", "cra", "scrambled", "surrogate")
 """Figures of an evaluation, by a judge."""
 RELEASE_TAG, TOGETHER_TAG, PURGED_TAG, WITHDRAWN = "release", "together", "purged", "withdrawn"
 DECISION_TAG = "gate_decision"
-TO_DECIDE = {
-    BORDERLINE: "its figures pass the gate, not every bound is sure",
-    UNJUDGED: "the judge does not surely recognise, in the base's own pictures, what it is asked about",
-}
-"""Verdicts that only a person's reason lets through, and why."""
 ADAPTER = "adapter"
 """Folder of a run that holds the adapter's files."""
 logger = logging.getLogger(__name__)
@@ -129,7 +126,7 @@ def refresh_page(version: AdapterVersion) -> None:
         run = client.get_run(version.run_id)
         tags = client.get_model_version(version.model, str(version.version)).tags
         try:
-            metrics = json.loads(content)
+            metrics = parse(Evaluation, content, f"metrics.json of {version.model} version {version.version}")
             of = Page(
                 metrics=metrics,
                 least=_least(metrics, run.data.params),
@@ -150,11 +147,11 @@ def refresh_page(version: AdapterVersion) -> None:
         client.update_model_version(version.model, str(version.version), description=said)
 
 
-def _least(metrics: Mapping[str, Any], params: Mapping[str, str]) -> dict[str, float]:
+def _least(metrics: Evaluation, params: Mapping[str, str]) -> dict[str, float]:
     """What the gate asks of each figure, from the run's parameters."""
-    before = metrics["judges"]["report"]["before"]
+    before = metrics.report.before.rates
     return {"ua": float(params["gate.ua"])} | {
-        name: before[name]["value"] - float(params[f"gate.{name}_loss"]) for name in ("ira", "cra")
+        name: before[name].value - float(params[f"gate.{name}_loss"]) for name in ("ira", "cra")
     }
 
 
@@ -346,25 +343,24 @@ def say_release(version: AdapterVersion, what: str) -> None:
     tag_version(version, {RELEASE_TAG: what})
 
 
-def log_attack(version: AdapterVersion, figures: Mapping[str, float | None], sheet: Path | None) -> None:
-    """Figures of attacks that were run on a registered version: into the ledger's log, then onto its page."""
-    known = {key: float(value) for key, value in figures.items() if value is not None}
-    details = {"version": version.version, "adapter_sha256": version.adapter_sha256, "figures": known}
+def log_attack(version: AdapterVersion, attacks: Attacks, sheet: Path | None) -> None:
+    """Attacks that were run on a registered version: into the ledger's log, then onto its page."""
+    details = {"version": version.version, "adapter_sha256": version.adapter_sha256, "figures": as_json(attacks)}
     with Ledger() as ledger:
         ledger.append(ATTACKED, actor="fade", erasure_id=version.erasure, details=details)
-    show_attack(version, known, sheet)
+    show_attack(version, attacks, sheet)
 
 
-def show_attack(version: AdapterVersion, figures: Mapping[str, float | None], sheet: Path | None) -> None:
+def show_attack(version: AdapterVersion, attacks: Attacks, sheet: Path | None) -> None:
     """Attacks as metrics and a picture of the version's run, and a tag for each on its page."""
-    known = {key: value for key, value in figures.items() if value is not None}
+    known = {key: float(value) for key, value in attacks.flat().items() if value is not None}
     with mlflow_client() as client, temporary_folder("attack") as folder:
         if sheet is not None:
             shutil.copyfile(sheet, folder / ATTACK)
             client.log_artifact(version.run_id, str(folder / ATTACK))
         client.log_batch(version.run_id, metrics=[Metric(key, value, 0, 0) for key, value in known.items()])
-        for name in (key for key in known if f"base_{key}" in known or key == "inversion"):
-            client.set_model_version_tag(version.model, str(version.version), name, f"{known[name]:.4f}")
+        for name, found in attacks.root.items():
+            client.set_model_version_tag(version.model, str(version.version), name, f"{found.value:.4f}")
     refresh_page(version)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import pytest
 from fade.config import Gate, GateBounds, load_settings
 from fade.data.catalog import given_names, load_catalog, load_concepts
 from fade.data.splits import find_pairs
-from fade.errors import ConfigError, DataError
+from fade.errors import ConfigError
 from fade.evaluation.aliases import alias_figures, alias_samples
-from fade.evaluation.gate import recognition, verdict
+from fade.evaluation.figures import JudgeFigures, OfName, rate
+from fade.evaluation.gate import verdict
+from fade.evaluation.records import as_json, parse
 from fade.spec import Spec, save_spec
 from fade.steps.spec import Wanted, asked_again, prepare_spec
 from fade.steps.split import split
 from flows.erasing.erase import asked_together
 from flows.erasing.rebase import on_base
-from tests.figures import counted, judged_figures
+from tests.figures import judged_figures
 from tests.tiny import PROJECT
 
 CATALOG = Path("data/catalog/canvas")
@@ -109,25 +112,23 @@ def test_further_names_are_judged_as_the_concept(workspace: Path) -> None:
     assert samples["prompt"].tolist()[:1] + samples["prompt"].tolist()[-1:] == ["a Moggy in neon", "a Felis in oil"]
     shown = ["cat"] * 5 + ["dog"] * 7
     found = alias_figures(samples.assign(seen_object=shown, seen_style="neon"))
-    assert found == {"Moggy": {"ua": counted(1, 6)}, "Felis": {"ua": counted(6, 6)}}
+    assert found == {"Moggy": OfName(ua=rate(1, 6)), "Felis": OfName(ua=rate(6, 6))}
 
 
 def test_the_gate_asks_the_names_by_which_the_base_draws_the_concept() -> None:
-    figures = judged_figures({"it": (50, 0, 50)})
     gate = Gate(sure=GateBounds())
-    assert verdict(figures, gate)["verdict"] == "passed"
+    assert verdict(judged_figures({"it": (50, 0, 50)}), gate).verdict == "passed"
 
-    def named(before: int, after: int) -> dict[str, Any]:
-        figures["before"]["names"] = {"x": {"ua": counted(50 - before, 50)}}
-        figures["after"]["names"] = {"x": {"ua": counted(50 - after, 50)}}
-        return figures
+    def named(before: int, after: int) -> JudgeFigures:
+        return judged_figures({"it": (50, 0, 50)}, names={"x": (before, after, 50)})
 
-    assert verdict(named(50, 0), gate)["verdict"] == "passed"
-    assert recognition(figures)["name 1"] == (50, 50)
+    assert verdict(named(50, 0), gate).verdict == "passed"
+    assert named(50, 0).recognised["name 1"] == rate(50, 50)
     still = verdict(named(50, 40), gate)
-    assert still["verdict"] == "failed"
-    assert still["reasons"][0].startswith("ua of name 1 is 0.2000, at least 0.9900 is asked")
-    assert verdict(named(0, 0), gate)["verdict"] == "passed"  # no name of it to the base: nothing to forget
-    del figures["before"]["names"]["x"]
-    with pytest.raises(DataError, match="names is 0 and 1 of other names"):
-        verdict(figures, gate)
+    assert still.verdict == "failed"
+    assert still.reasons[0].startswith("ua of name 1 is 0.2000, at least 0.9900 is asked")
+    assert verdict(named(0, 0), gate).verdict == "passed"  # no name of it to the base: nothing to forget
+    content = as_json(named(0, 0))
+    del content["before"]["names"]["x"]
+    with pytest.raises(ConfigError, match="names is 0 and 1 of other names"):
+        parse(JudgeFigures, json.dumps(content), "a file")

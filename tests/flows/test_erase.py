@@ -19,6 +19,9 @@ from typer.testing import CliRunner
 from fade.config import load_settings
 from fade.data.catalog import load_concepts
 from fade.errors import BaseModelError, ConfigError, DataError, RegistryError
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import load
+from fade.evaluation.verdicts import Verdict
 from fade.files import read_json, sha256_file
 from fade.pipeline import steps_of
 from fade.spec import Spec, load_spec, save_spec
@@ -408,14 +411,15 @@ def test_a_failed_gate_registers_without_candidate_and_is_not_approved(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A tiny base draws noise, which no judge takes for anything: the verdict on its figures is set here.
-    failed = {"passed": False, "reasons": ["ua is 0.1000, at least 0.9900 is asked"]}
-    monkeypatch.setattr("fade.steps.evaluate.judge_gate", lambda *_: failed)
+    reasons = ("ua is 0.1000, at least 0.9900 is asked",)
+    failed = Verdict(passed=False, verdict="failed", reasons=reasons, checks=(), recognised=())
+    monkeypatch.setattr("fade.steps.evaluate.verdict", lambda *_: failed)
     request = _request("retina", "coins")
     folder = prepare_folder(request)
     version = erase(request.id)
     assert version.gate == "failed"
     assert version.aliases == ()
-    assert read_json(folder / "evaluation/metrics.json")["gate"] == failed
+    assert load(Evaluation, folder / "evaluation/metrics.json").gate == failed
     with pytest.raises(RegistryError, match="did not pass its gate"):
         tracking.approve(version.model)
 

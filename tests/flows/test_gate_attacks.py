@@ -10,7 +10,9 @@ import yaml
 
 from fade.config import ATTACKS, Gate, load_settings
 from fade.errors import ConfigError
-from fade.files import read_json
+from fade.evaluation.attacked import Attacks
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import load
 from fade.steps.attacks import KINDS
 from fade.steps.spec import prepare_spec
 from flows.erasing.erase import erase, prepare_folder
@@ -60,16 +62,17 @@ def test_an_erasure_runs_the_attacks_its_gate_asks_for_and_is_judged_by_them(wor
     assert list(stages)[-2:] == ["attack", "evaluate"]
     assert f"{folder.as_posix()}/attacked.json" in stages["evaluate"]["deps"]
     version = erase(spec.id)
-    found = read_json(folder / "attacked.json")
-    assert 0 <= found["paraphrase"] <= found["paraphrase_high"]
-    assert "inversion" not in found  # nobody asked
-    metrics = read_json(folder / "evaluation/metrics.json")
-    assert metrics["attacks"] == found
-    assert metrics["gate"]["verdict"] == "failed"
-    (reason,) = metrics["gate"]["reasons"]
+    found = load(Attacks, folder / "attacked.json")
+    paraphrase = found.root["paraphrase"]
+    assert 0 <= paraphrase.value <= paraphrase.high
+    assert "inversion" not in found.root  # nobody asked
+    metrics = load(Evaluation, folder / "evaluation/metrics.json")
+    assert metrics.attacks == found
+    assert metrics.gate.verdict == "failed"
+    (reason,) = metrics.gate.reasons
     assert "the attack misspelling brings the concept back in up to" in reason
     assert "candidate" not in version.aliases
-    assert tracking.run_record(version).metrics["paraphrase_high"] == pytest.approx(found["paraphrase_high"])
+    assert tracking.run_record(version).metrics["paraphrase_high"] == pytest.approx(paraphrase.high)
     assert "Brought back by attacks" in (folder / "evaluation/report.html").read_text()
     assert "attack" in yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     # Asked again, nothing is run again.

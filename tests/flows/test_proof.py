@@ -43,6 +43,7 @@ from flows.releasing import released
 from flows.settings import ERASURES
 from tasks.dvc import versioning
 from tasks.mlflow import tracking
+from tests.figures import attacked
 from tests.tiny import KEPT_STYLES, PROJECT, entered, make_workspace, save_tiny_base
 
 pytestmark = pytest.mark.timeout(600)
@@ -227,15 +228,14 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     version = tracking.find_version(folder.name)
     with Repo(".") as repo:
         repo.push(targets=[f"{folder.as_posix()}/dvc.yaml"], remote="store")
-    tracking.log_attack(
-        version, {"inversion": 0.25, "inversion_low": 0.1, "inversion_high": 0.5, "base_inversion": 1.0}, None
-    )
+    run = attacked(inversion=(5, 20))
+    tracking.log_attack(version, run, None)
     trial = TRIALS / "ta1"
     trial.mkdir(parents=True)
     for name in ("spec.yaml", "saliency.safetensors"):
         shutil.copyfile(folder / name, trial / name)
-    attacked = reference_path(load_spec(folder), folder)
-    write_json(attacked, {"pictures": "of an attack on the base"})
+    reference = reference_path(load_spec(folder), folder)
+    write_json(reference, {"pictures": "of an attack on the base"})
     with Ledger() as ledger:
         registered, approved, row, logged = ledger.history(erasure_id=folder.name)
         assert (registered.event, approved.event, logged.event) == ("registered", "approved", "attacked")
@@ -244,7 +244,7 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
         assert row.details["adapter_sha256"] == version.adapter_sha256
         listed = purge(version, folder, ledger, dry_run=True)
     assert {one.place for one in listed} == {"work tree", "dvc cache", "dvc remote store", "mlflow", "prefect"}
-    assert {one.name for one in listed} >= {attacked.as_posix(), (trial / "saliency.safetensors").as_posix()}
+    assert {one.name for one in listed} >= {reference.as_posix(), (trial / "saliency.safetensors").as_posix()}
     (result,) = [one for one in listed if one.name.startswith("result ")]
     results = get_current_settings().results.local_storage_path / result.name.removeprefix("result ")
     assert version.model in results.read_text()
@@ -269,7 +269,7 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     shutil.copytree(remote, tmp_path / "remote")
     assert _run("purge", folder.name).exit_code == 0
     assert _holding(needles, Path(), remote) == {}
-    assert not any(path.exists() for path in (attacked, trial / "saliency.safetensors", results))
+    assert not any(path.exists() for path in (reference, trial / "saliency.safetensors", results))
     receipts = read_json(folder / "purge.json")["payload"]["receipts"]
     assert len([one for one in receipts if one["removed"]]) > 10
     assert not (folder / "splits").exists()
@@ -297,7 +297,12 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     (attack,) = content["attacks"]
     assert attack == {
         "attack": "inversion",
-        **{"brought_back": 0.25, "low_95": 0.1, "high_95": 0.5, "on_the_base": 1.0},
+        **{
+            "brought_back": 0.25,
+            "low_95": run.root["inversion"].low,
+            "high_95": run.root["inversion"].high,
+            "on_the_base": 1.0,
+        },
     }, "what was measured is said after the pictures are gone"
     page = (bundle / "evidence.html").read_bytes()
     (bundle / "evidence.html").write_bytes(page.replace(b"live", b"dead"))

@@ -24,6 +24,9 @@ from fade.adapters import seen
 from fade.adapters.runtime import Runtime
 from fade.config import Gate, load_settings
 from fade.errors import ConfigError, RefusedError
+from fade.evaluation.figures import Judges, rate
+from fade.evaluation.measured import Combination
+from fade.evaluation.records import as_json, dump, load, parse
 from fade.files import read_json
 from fade.models.family import load_base
 from fade.requests.ledger import Ledger
@@ -41,7 +44,7 @@ from flows.services import runtime_http
 from flows.settings import ERASURES
 from tasks.mlflow import tracking
 from tasks.mlflow.tracking import AdapterVersion
-from tests.figures import counted
+from tests.figures import attacked
 from tests.tiny import PROJECT
 
 pytestmark = pytest.mark.timeout(600)
@@ -170,13 +173,16 @@ def test_an_approval_that_falls_into_a_look_and_is_taken_back_at_once_goes_out_a
     watcher.close()
 
 
-def _show_again(after: dict[str, Any], *, hits: int | None = None) -> None:
-    """Set so many pictures of each concept, or half of them, to show it no more; the others do."""
+def _shown_again(judges: Judges, *, hits: int | None = None) -> Judges:
+    """For the judge that reports, so many pictures of each concept, or half of them, show it no more; the others do."""
+    content = as_json(judges)
+    after = content["report"]["after"]
     counts = {name: found["ua"]["count"] for name, found in after["erased"].items()}
     gone = {name: count // 2 if hits is None else hits for name, count in counts.items()}
     for name, found in after["erased"].items():
-        found["ua"] = counted(gone[name], counts[name])
-    after["ua"] = counted(sum(gone.values()), sum(counts.values()))
+        found["ua"] = as_json(rate(gone[name], counts[name]))
+    after["ua"] = as_json(rate(sum(gone.values()), sum(counts.values())))
+    return parse(Judges, json.dumps(content), "judges")
 
 
 def test_what_failed_its_gate_is_refused_whatever_its_tag_says(
@@ -187,11 +193,9 @@ def test_what_failed_its_gate_is_refused_whatever_its_tag_says(
 ) -> None:
     base = _picture(runtime)
 
-    def still_shown(*given: Any, **named: Any) -> dict[str, Any]:
+    def still_shown(*given: Any, **named: Any) -> Judges:
         """A tiny base draws noise, which no judge takes for anything: the figure that fails is set here."""
-        metrics = judged(*given, **named)
-        _show_again(metrics["judges"]["report"]["after"], hits=1)
-        return metrics
+        return _shown_again(judged(*given, **named), hits=1)
 
     with monkeypatch.context() as patched:
         patched.setattr("fade.steps.evaluate.judged", still_shown)
@@ -313,7 +317,7 @@ def test_the_page_says_what_a_reviewer_needs(
     assert "passes the gate with 1 other (UA " in said
     sheet = tmp_path / "sheet.png"
     sheet.write_bytes(b"a picture")
-    tracking.log_attack(one, {"inversion": 0.25}, sheet)
+    tracking.log_attack(one, attacked(inversion=(5, 20)), sheet)
     said = client.get_model_version(one.model, "1").description
     assert "still brings the concept back in **25%**" in said
     assert f"![the attack](get-artifact?path=attack.png&run_uuid={one.run_id})" in said
@@ -331,9 +335,8 @@ def test_what_fails_together_is_distilled_into_one_which_goes_live_for_both(
     found = together.combination_folder([check_version(version) for version in pair]) / "metrics.json"
     together.measure_together([check_version(version) for version in pair])
     kept = found.read_bytes()
-    metrics = json.loads(kept)
-    _show_again(metrics["judges"]["report"]["after"])
-    found.write_text(json.dumps(metrics))
+    metrics = load(Combination, found)
+    dump(metrics.model_copy(update={"judges": _shown_again(metrics.judges)}), found)
     monkeypatch.setattr(together, "strictest", lambda _: Gate(ua=0.9, ira_loss=1.0, cra_loss=1.0, recognised=0))
     _set(client, other)
     (change,) = release.reconcile()

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fade.config import load_settings
+from fade.config import Gate, load_settings
 from fade.errors import ConfigError, DataError
 from fade.evaluation.tradeoff import means
+from fade.evaluation.verdicts import Verdict
 from fade.lineage import ROOT
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps import trial as trial_step
@@ -30,6 +31,7 @@ from flows.cli.app import app
 from flows.studies.calibrate import LADDER, _smallest, calibrate
 from flows.studies.study import plan
 from tasks.trials import trial
+from tests.figures import evaluation, judged_figures
 from tests.tiny import PROJECT, SETTINGS
 
 pytestmark = pytest.mark.timeout(600)
@@ -224,8 +226,9 @@ def test_calibration_counts_the_steps_that_the_depth_asks_for(workspace: Path, m
         return {}
 
     monkeypatch.setattr("flows.studies.calibrate.trial", trained)
-    monkeypatch.setattr("flows.studies.calibrate.read_json", lambda _: {"judges": {"development": {}}})
-    monkeypatch.setattr("flows.studies.calibrate.judge_gate", lambda *_: {"passed": True})
+    measured = evaluation(judged_figures({"cat": (50, 0, 50)}), gate=Gate())
+    monkeypatch.setattr("flows.studies.calibrate.load", lambda *_: measured)
+    monkeypatch.setattr("flows.studies.calibrate.verdict", lambda *_: measured.gate)
     changes = {"distill.depth": "deep", "distill.deep.steps": 100}
     found = calibrate.fn("cat", "horse", 900.0, changes)
     assert taken[0] == 100
@@ -236,7 +239,8 @@ def test_calibration_counts_the_steps_that_the_depth_asks_for(workspace: Path, m
 @pytest.mark.usefixtures("in_this_process")
 def test_calibration_that_finds_nothing_says_what_it_tried(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No gate refuses what a tiny base makes: it shows no concept, before or after.
-    monkeypatch.setattr("flows.studies.calibrate.judge_gate", lambda *_: {"passed": False, "reasons": ["ua"]})
+    failed = Verdict(passed=False, verdict="failed", reasons=("ua",), checks=(), recognised=())
+    monkeypatch.setattr("flows.studies.calibrate.verdict", lambda *_: failed)
     result = CliRunner().invoke(app, ["calibrate", "--concept", "cat", "--surrogate", "horse"])
     assert result.exit_code == 1
     assert "No setting passed the gate" in result.output

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from fade.config import Gate
 from fade.config import GateBounds as SureGate
 from fade.errors import ConfigError, FadeError, LineageError, RefusedError
+from fade.evaluation.verdicts import TO_DECIDE
 from fade.files import read_json, write_json
 from fade.lineage import ROOT
 from fade.requests.evidence import verify_evidence
@@ -35,6 +36,7 @@ from flows.releasing.reconcile import compare
 from tasks.erasure import register_version
 from tasks.mlflow import traces, tracking
 from tasks.mlflow.tracking import AdapterVersion
+from tests.figures import attacked
 from tests.registered import finished, registered
 
 UNDECIDED = {"ua": 10, "of": 10, "gate": Gate(ua=0.9, ira_loss=0.1, cra_loss=0.1, sure=SureGate(neighbours_loss=None))}
@@ -273,7 +275,7 @@ def test_figures_that_were_changed_everywhere_but_in_the_log_are_refused(project
 
 def test_only_a_decision_in_the_log_lets_an_undecided_version_pass(project: Path, mlflow: MlflowClient) -> None:
     folder, version = registered("coffee", "horse", **UNDECIDED)
-    assert version.gate in tracking.TO_DECIDE
+    assert version.gate in TO_DECIDE
     mlflow.set_model_version_tag(version.model, str(version.version), "gate_decision", "it is fine")
     approve_in_the_page(mlflow, version.model, version.version)
     assert "a reason on its page alone counts for nothing" in page(mlflow, version.model, version.version)
@@ -293,14 +295,15 @@ def test_evidence_says_what_was_logged_and_refuses_where_anything_says_otherwise
     project: Path, mlflow: MlflowClient
 ) -> None:
     folder, version = registered("astronaut", "horse")
-    figures = {"noised": 0.25, "noised_low": 0.1, "noised_high": 0.5, "base_noised": 1.0}
-    assert approval.note_attacks(folder, figures) is None
+    run = attacked(noised=(5, 20))
+    assert approval.note_attacks(folder, run) is None
     approval.approve(version.model)
     look(version.model)
     with Ledger() as ledger:
         bundle, content = seal_evidence(folder.name, ledger)
         assert content["attacks"] == [
-            {"attack": "noised", "brought_back": 0.25, "low_95": 0.1, "high_95": 0.5, "on_the_base": 1.0}
+            {"attack": "noised", "brought_back": 0.25, "low_95": run.root["noised"].low}
+            | {"high_95": run.root["noised"].high, "on_the_base": 1.0}
         ]
         assert content["gate"]["verdict_at_registration"] == "passed"
         assert [one["by"] for one in content["approvals_and_deployments"]] == [this_user()] * 2

@@ -17,7 +17,11 @@ from fade.config import load_settings
 from fade.data.canvas import OBJECTS
 from fade.data.styles import STYLES
 from fade.errors import ConfigError
+from fade.evaluation.attacked import AttackRun
+from fade.evaluation.measured import Evaluation
+from fade.evaluation.records import load
 from fade.evaluation.review import review_page
+from fade.evaluation.verdicts import Verdict
 from fade.files import read_json
 from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion
@@ -110,24 +114,24 @@ def erased(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def test_an_attack_counts_its_pictures_by_both_judges_and_on_the_base(erased: tuple[Path, Spec], kind: str) -> None:
     folder, _ = erased
     list(run(folder, kind))
-    found = read_json(folder / "attacks" / f"{kind}.json")
-    for when in ("base", "erased"):
-        assert set(found[when]) == {"development", "report"}
-        assert found[when]["report"]["count"] > 0
-        assert found[when]["report"]["low"] <= found[when]["report"]["value"] <= found[when]["report"]["high"]
+    found = load(AttackRun, folder / "attacks" / f"{kind}.json")
+    for shown in (found.base, found.erased):
+        for rate in (shown.development, shown.report):
+            assert rate.count > 0
+            assert rate.low <= rate.value <= rate.high
     if kind == "prompts":
-        assert set(found["by"]) == set(PROMPT_ATTACKS)
-        assert sum(part["asked"] for part in found["by"].values()) == found["erased"]["report"]["count"]
-        assert found["by"]["composition"]["whole_words"] == 1.0
-        assert found["by"]["misspelling"]["whole_words"] == 0.0
+        assert set(found.by) == set(PROMPT_ATTACKS)
+        assert sum(part.asked or 0 for part in found.by.values()) == found.erased.report.count
+        assert found.by["composition"].whole_words == 1.0
+        assert found.by["misspelling"].whole_words == 0.0
     if kind == "noised":
-        assert set(found["by"]) == {"0.4", "0.9"}
-        assert found["erased"]["report"]["count"] == 6
+        assert set(found.by) == {"0.4", "0.9"}
+        assert found.erased.report.count == 6
     if kind == "relearning":
-        assert set(found["by"]) == {"0", "1", "2"}
+        assert set(found.by) == {"0", "1", "2"}
     if kind == "switch":
-        assert set(found["by"]) == {"off", "inverted, by its name"}
-    names = set(attack_figures(folder))
+        assert set(found.by) == {"off", "inverted, by its name"}
+    names = set(attack_figures(folder).flat())
     assert ({"paraphrase", "base_paraphrase", "composition_high"} if kind == "prompts" else {kind}) <= names
 
 
@@ -162,9 +166,9 @@ def test_the_reviewers_report_is_one_file_that_says_first_what_the_gate_says(era
     assert page.index("<h2>Figures") < page.index("data:image")
     for name in ("shuffled patches", "McNemar", "FID (judge", "perceptual distance", "neighbour"):
         assert name in page, name
-    metrics = read_json(folder / "evaluation" / "metrics.json")
-    metrics["gate"] = {"passed": False, "verdict": "borderline", "reasons": ["ua is <unsure>"], "checks": []}
-    other = review_page(request.id, metrics, {}, {})
+    metrics = load(Evaluation, folder / "evaluation" / "metrics.json")
+    unsure = Verdict(passed=False, verdict="borderline", reasons=("ua is <unsure>",), checks=(), recognised=())
+    other = review_page(request.id, metrics.model_copy(update={"gate": unsure}), {}, {})
     assert "<span class=borderline>borderline" in other
     assert "ua is &lt;unsure&gt;" in other
 
@@ -174,13 +178,13 @@ def test_the_gate_draws_more_pictures_until_it_is_sure_or_has_the_most(workspace
     settings = load_settings(Path("params.yaml"), changes={**sure, "evaluate.steps": 1})
     spec = prepare_spec("astronaut", "cameraman", project=PROJECT, settings=settings)
     run_trial(spec, root=tmp_path)
-    metrics = read_json(tmp_path / spec.id / "evaluation" / "metrics.json")
+    metrics = load(Evaluation, tmp_path / spec.id / "evaluation" / "metrics.json")
     # A tiny base shows no astronaut: 4 of 4, which is not sure to be 0.9, nor are 16 of 16.
-    ua = metrics["judges"]["report"]["after"]["ua"]
-    assert metrics["seeds"] == [188, 288, 388, 488]
-    assert ua["count"] == 16
+    ua = metrics.report.after.ua
+    assert metrics.seeds == (188, 288, 388, 488)
+    assert ua.count == 16
     # Retention was never in doubt: its prompts were drawn once.
-    assert metrics["judges"]["report"]["after"]["ira"]["count"] == 44
-    if ua["value"] == 1.0:
-        assert metrics["gate"]["verdict"] == "borderline"
-    assert not metrics["gate"]["passed"]
+    assert metrics.report.after.ira.count == 44
+    if ua.value == 1.0:
+        assert metrics.gate.verdict == "borderline"
+    assert not metrics.gate.passed

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,16 +16,16 @@ from fade.evaluation.accuracy import (
     canvas_protocol,
     domain_accuracy,
     drift,
-    rate,
     scrambled_rate,
     summary,
     surrogate_rate,
     unlearn_accuracy,
 )
+from fade.evaluation.figures import JudgeFigures, rate
+from fade.evaluation.gate import verdict
 from fade.evaluation.judges import judge_pictures, load_judge, shuffle_patches
 from fade.lineage import ROOT
 from fade.models.latents import to_tensor
-from fade.steps.evaluate import judge_gate
 from tests.figures import judged_figures
 
 CAT, NEON = Concept("cat", "object"), Concept("neon", "style")
@@ -51,26 +49,28 @@ def test_rates_equal_the_hand_counted_ones(confusion: pd.DataFrame) -> None:
     assert surrogate_rate(confusion, CAT, "dog").value == 2 / 4
     assert scrambled_rate(confusion).value == 2 / 10
     found = summary(confusion, [(CAT, "dog")], ["dog", "cow"])
-    assert {name: near["value"] for name, near in found["neighbours"].items()} == {"dog": 1, "cow": 2 / 3}
-    assert [found[name]["value"] for name in ("ua", "ira", "cra", "surrogate")] == [3 / 4, 5 / 6, 4 / 6, 2 / 4]
+    assert {name: near.value for name, near in found.neighbours.items()} == {"dog": 1, "cow": 2 / 3}
+    assert [found.ua.value, found.ira.value, found.cra.value] == [3 / 4, 5 / 6, 4 / 6]
+    assert found.surrogate is not None
+    assert found.surrogate.value == 2 / 4
 
 
 def test_for_an_erased_style_the_domains_change_places(confusion: pd.DataFrame) -> None:
     found = summary(confusion, [(NEON, "oil")], [])
-    assert [found[name]["value"] for name in ("ua", "ira", "cra")] == [1 / 7, 2 / 3, 2 / 3]
-    assert found["ira"] == asdict(domain_accuracy(confusion, [NEON], "style"))
+    assert [rate.value for rate in found.rates.values()] == [1 / 7, 2 / 3, 2 / 3]
+    assert found.ira == domain_accuracy(confusion, [NEON], "style")
 
 
 def test_several_concepts_are_pooled_and_the_rest_names_none_of_them(confusion: pd.DataFrame) -> None:
     found = summary(confusion, [(CAT, "dog"), (NEON, "oil")], ["cow"])
     # Of cats 3 of 4, of neon prompts 1 of 7; the rest are the three cows.
-    assert found["erased"]["cat"]["ua"]["value"] == 3 / 4
-    assert found["erased"]["neon"]["ua"]["value"] == 1 / 7
-    assert found["ua"]["count"] == 11
-    assert found["ua"]["value"] == pytest.approx(4 / 11)
-    assert found["ira"] == found["cra"]  # both domains have an erased concept
-    assert found["ira"]["value"] == 4 / 6
-    assert found["neighbours"]["cow"]["value"] == 2 / 3
+    assert found.erased["cat"].ua.value == 3 / 4
+    assert found.erased["neon"].ua.value == 1 / 7
+    assert found.ua.count == 11
+    assert found.ua.value == pytest.approx(4 / 11)
+    assert found.ira == found.cra  # both domains have an erased concept
+    assert found.ira.value == 4 / 6
+    assert found.neighbours["cow"].value == 2 / 3
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (3, 10), (50, 50), (599, 600)])
@@ -106,7 +106,7 @@ def test_the_protocol_has_every_pair_with_every_seed() -> None:
     assert protocol["prompt"][0] == "a cat image in neon style."
 
 
-def _figures(ira: int, cra: int, *ua: int) -> dict[str, Any]:
+def _figures(ira: int, cra: int, *ua: int) -> JudgeFigures:
     """Of 100 pictures each; the base has 100 of the erased concepts' domain right and 99 of the other one."""
     erased = {f"concept {i}": (100, 100 - value, 100) for i, value in enumerate(ua)}
     return judged_figures(erased, ira=(100, ira, 100), cra=(99, cra, 100))
@@ -114,13 +114,13 @@ def _figures(ira: int, cra: int, *ua: int) -> dict[str, Any]:
 
 def test_the_gate_names_every_reason() -> None:
     gate = Gate(ua=0.99, ira_loss=0.01, cra_loss=0.01)
-    passed = judge_gate(_figures(99, 98, 99), gate)
-    assert (passed["passed"], passed["reasons"], passed["verdict"]) == (True, [], "passed")
-    failed = judge_gate(_figures(98, 97, 90), gate)
-    assert not failed["passed"]
-    assert [reason.split()[0] for reason in failed["reasons"]] == ["ua", "ira", "cra"]
+    passed = verdict(_figures(99, 98, 99), gate)
+    assert (passed.passed, passed.reasons, passed.verdict) == (True, (), "passed")
+    failed = verdict(_figures(98, 97, 90), gate)
+    assert not failed.passed
+    assert [reason.split()[0] for reason in failed.reasons] == ["ua", "ira", "cra"]
     # Of several concepts none may hide behind the others' figures, and none is called by its name.
-    (reason,) = judge_gate(_figures(99, 98, 100, 90, 100), gate)["reasons"]
+    (reason,) = verdict(_figures(99, 98, 100, 90, 100), gate).reasons
     assert reason.startswith("ua of concept 2 is 0.9000")
 
 

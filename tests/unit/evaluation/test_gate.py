@@ -19,15 +19,16 @@ from fade.concepts import Concept
 from fade.config import Gate, GateBounds
 from fade.data.canvas import render_all
 from fade.errors import DataError, RefusedError
-from fade.evaluation.accuracy import canvas_protocol, rate, summary
+from fade.evaluation.accuracy import canvas_protocol, summary
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
+from fade.evaluation.figures import JudgeFigures, rate
 from fade.evaluation.gate import bound_checks, check, confidence_sequence, strictest, undecided, verdict
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.evaluation.paired import PRIOR, loss_bounds, mcnemar, paired_retention
 from fade.evaluation.power import least_counts, without_power
 from fade.lineage import ROOT
 from fade.steps.evaluate import further_seeds
-from tests.figures import counted, judged_figures
+from tests.figures import attacked, judged_figures
 
 SURE = Gate(sure=GateBounds())
 
@@ -71,28 +72,28 @@ def test_looking_after_every_picture_wrongly_passes_no_more_often_than_stated() 
     assert wrong_fixed > wrong_sequence  # Wilson's interval, looked at again and again, passes more of them
 
 
-def _figures(ua: int, of: int, *, seen: int | None = None) -> dict[str, Any]:
+def _figures(ua: int, of: int, *, seen: int | None = None) -> JudgeFigures:
     """One concept, named in ``seen`` of the base's pictures (all, if not given) and still in all but ``ua``."""
     return judged_figures({"it": (of if seen is None else seen, of - ua, of)})
 
 
 def test_a_sure_erasure_passes_at_the_first_look() -> None:
     found = verdict(_figures(50, 50), SURE)
-    assert found["verdict"] == "passed"
-    assert found["passed"]
-    assert found["reasons"] == []
-    assert {one["state"] for one in found["recognised"]} == {"passed"}
-    assert [one["name"] for one in found["checks"]] == ["ua", "ira", "cra", "neighbour 1"]
-    assert {one["state"] for one in found["checks"]} == {"passed"}
+    assert found.verdict == "passed"
+    assert found.passed
+    assert found.reasons == ()
+    assert {one.state for one in found.recognised} == {"passed"}
+    assert [one.name for one in found.checks] == ["ua", "ira", "cra", "neighbour 1"]
+    assert {one.state for one in found.checks} == {"passed"}
 
 
 def test_what_few_pictures_leave_open_is_borderline_and_asks_for_more() -> None:
     few = _figures(10, 10)
     found = verdict(few, SURE)
-    assert verdict(few, Gate())["passed"]  # by the figure alone
-    assert (found["verdict"], found["passed"]) == ("borderline", False)
+    assert verdict(few, Gate()).passed  # by the figure alone
+    assert (found.verdict, found.passed) == ("borderline", False)
     assert undecided(few, SURE) == ["ua"]
-    (reason,) = found["reasons"]
+    (reason,) = found.reasons
     assert reason.startswith("ua is 1.0000 by 10 pictures, surely only at least 0.58")
     assert "a person has to decide" in reason
 
@@ -101,11 +102,11 @@ def test_a_failure_is_sure_too_and_asks_for_nothing_more() -> None:
     bad = _figures(20, 50)
     assert undecided(bad, SURE) == []
     found = verdict(bad, SURE)
-    assert found["verdict"] == "failed"
-    assert [reason.split()[0] for reason in found["reasons"]] == ["ua", "ua"]
+    assert found.verdict == "failed"
+    assert [reason.split()[0] for reason in found.reasons] == ["ua", "ua"]
     hurt = verdict(judged_figures({"it": (50, 0, 50)}, neighbours={"x": (200, 80, 200)}), SURE)
-    assert hurt["verdict"] == "failed"
-    assert hurt["reasons"][0].startswith("neighbour 1 is at most 0.6")
+    assert hurt.verdict == "failed"
+    assert hurt.reasons[0].startswith("neighbour 1 is at most 0.6")
 
 
 def test_a_refusal_needs_more_evidence_the_more_is_asked() -> None:
@@ -119,20 +120,12 @@ def test_an_attack_that_the_gate_asks_for_and_nobody_ran_is_not_passed() -> None
     gate = Gate(attacks={"paraphrase": 0.1})
     figures = _figures(50, 50)
     missing = verdict(figures, gate)
-    assert (missing["passed"], missing["verdict"]) == (False, "borderline")
-    assert "was not run" in missing["reasons"][0]
-    assert verdict({**figures, "attacks": _attacked(0, 200)}, gate)["passed"]
-    broken = verdict({**figures, "attacks": _attacked(2, 40)}, gate)
-    assert broken["verdict"] == "failed"
-    assert "up to 0.1650" in broken["reasons"][0]
-
-
-def _attacked(hits: int, count: int) -> dict[str, Any]:
-    found = counted(hits, count)
-    return {
-        f"paraphrase{end}": found[part]
-        for part, end in (("value", ""), *((e, f"_{e}") for e in ("low", "high", "count")))
-    }
+    assert (missing.passed, missing.verdict) == (False, "borderline")
+    assert "was not run" in missing.reasons[0]
+    assert verdict(figures, gate, attacked(paraphrase=(0, 200))).passed
+    broken = verdict(figures, gate, attacked(paraphrase=(2, 40)))
+    assert broken.verdict == "failed"
+    assert "up to 0.1650" in broken.reasons[0]
 
 
 def test_the_strictest_gate_passes_only_what_each_passes() -> None:
@@ -182,11 +175,11 @@ def test_pairs_are_those_of_the_figures_and_leave_the_erased_concepts_prompts_ou
     named = [(concept, None) for concept in erased]
     figures = [summary(seen, named, ["dog", "neon"]) for seen in (before, after)]
     found = paired_retention(before, after, erased, ["dog", "neon"])
-    assert found["ira"]["lost"] > found["ira"]["gained"] > 0
-    for pick in (lambda one: one["ira"], lambda one: one["cra"], lambda one: one["neighbours"]["neon"]):
+    assert found.ira.lost > found.ira.gained > 0
+    for pick in (lambda one: one.ira, lambda one: one.cra, lambda one: one.neighbours["neon"]):
         was, now, pairs = pick(figures[0]), pick(figures[1]), pick(found)
-        assert pairs["count"] == was["count"] == now["count"] < 2 * len(samples)
-        assert pairs["lost"] - pairs["gained"] == round((was["value"] - now["value"]) * was["count"])
+        assert pairs.count == was.count == now.count < 2 * len(samples)
+        assert pairs.lost - pairs.gained == was.hits - now.hits
 
 
 def _likelihood_oracle(lost: int, gained: int, count: int, loss: float) -> float:
@@ -234,12 +227,12 @@ def test_looking_again_and_again_at_pairs_wrongly_passes_no_more_often_than_stat
 
 
 def test_pairs_decide_sooner_where_the_base_is_seldom_right_and_little_changed() -> None:
-    def moved(lost_and_gained: int, after: int = 862) -> dict[str, Any]:
+    def moved(lost_and_gained: int, after: int = 862) -> JudgeFigures:
         rest = (864, after, 960)
         return judged_figures({"it": (80, 0, 80)}, ira=rest, cra=rest, neighbours={}, swapped=lost_and_gained)
 
     few = moved(10)
-    assert verdict(few, SURE)["verdict"] == "passed"
+    assert verdict(few, SURE).verdict == "passed"
     (_, ira, _) = bound_checks(few, SURE)
     assert ira.value == pytest.approx(862 / 960)
     assert ira.low == pytest.approx(0.9 - loss_bounds(12, 10, 960, 0.05)[1])
@@ -247,39 +240,37 @@ def test_pairs_decide_sooner_where_the_base_is_seldom_right_and_little_changed()
     assert check("ira", 862, 960, 0.87, error=0.05, checks=3).state == "undecided"
     # Many that changed sides are many in doubt, at the same figures.
     assert undecided(moved(90), SURE) == ["ira", "cra"]
-    assert verdict(moved(0, after=864 - 92), SURE)["verdict"] == "failed"
+    assert verdict(moved(0, after=864 - 92), SURE).verdict == "failed"
 
 
 def test_what_the_judge_does_not_know_in_the_bases_own_pictures_is_unjudged() -> None:
     blind = _figures(50, 50, seen=0)
-    assert verdict(blind, Gate(recognised=0.0))["passed"]  # UA 100 % of a concept that no picture ever showed
+    assert verdict(blind, Gate(recognised=0.0)).passed  # UA 100 % of a concept that no picture ever showed
     found = verdict(blind, SURE)
-    assert (found["verdict"], found["passed"]) == ("unjudged", False)
-    (reason,) = found["reasons"]
+    assert (found.verdict, found.passed) == ("unjudged", False)
+    (reason,) = found.reasons
     assert reason.startswith("the judge recognises the concept in 0.0000 of 50 pictures of the base's own, at most 0.")
     assert undecided(blind, SURE) == []  # more of them would show as little
     # The rest is looked at too: what is not seen cannot be lost. Neighbours only where the gate asks for them.
     dim = judged_figures({"it": (50, 0, 50)}, cra=(50, 50, 550), neighbours={"x": (2, 2, 50)})
-    assert [reason.split(" in ")[0] for reason in verdict(dim, SURE)["reasons"]] == [
+    assert [reason.split(" in ")[0] for reason in verdict(dim, SURE).reasons] == [
         "the judge recognises the other domain (cra)",
         "the judge recognises the neighbour 1",
     ]
-    assert len(verdict(dim, Gate())["reasons"]) == 1
+    assert len(verdict(dim, Gate()).reasons) == 1
     # What fails by what can be seen is failed, whatever cannot.
-    assert verdict(_figures(20, 50, seen=0), SURE)["verdict"] == "failed"
+    assert verdict(_figures(20, 50, seen=0), SURE).verdict == "failed"
 
 
 def test_a_judge_that_may_know_it_is_shown_more_pictures() -> None:
     unsure = judged_figures({"one": (30, 0, 50), "two": (50, 0, 50)})
     assert undecided(unsure, SURE) == ["base: concept 1"]
     found = verdict(unsure, SURE)
-    assert found["verdict"] == "unjudged"
-    assert (
-        "the concept 1 in 0.6000 of 50 pictures of the base's own, surely only at least 0.3838" in found["reasons"][0]
-    )
+    assert found.verdict == "unjudged"
+    assert "the concept 1 in 0.6000 of 50 pictures of the base's own, surely only at least 0.3838" in found.reasons[0]
     assert undecided(unsure, Gate()) == []  # without bounds nothing more is drawn
     sure = judged_figures({"one": (120, 0, 150), "two": (50, 0, 50)})
-    assert verdict(sure, SURE)["verdict"] == "passed"
+    assert verdict(sure, SURE).verdict == "passed"
 
 
 def test_a_gate_that_can_never_decide_says_so() -> None:
@@ -302,10 +293,10 @@ def test_a_gate_that_can_never_decide_says_so() -> None:
     (impossible,) = without_power(Gate(sure=GateBounds(ua=1.0)), plenty)
     assert impossible.startswith("no number of pictures can make ua sure")
     # And in the verdict, of figures that are the best there can be.
-    (reason,) = verdict(_figures(10, 10), SURE)["reasons"]
+    (reason,) = verdict(_figures(10, 10), SURE).reasons
     assert reason.endswith("a person has to decide (10 pictures can never make ua sure, 42 are needed: give more "
                            "evaluate.seeds or a larger gate.sure.most, or ask less)")  # fmt: skip
-    assert "never" not in " ".join(verdict(_figures(44, 48), SURE)["reasons"])
+    assert "never" not in " ".join(verdict(_figures(44, 48), SURE).reasons)
 
 
 def test_fid_equals_the_formula_and_kid_the_plain_sums() -> None:

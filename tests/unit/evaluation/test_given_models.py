@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from fade.concepts import Concept
 from fade.config import load_settings
 from fade.errors import ConfigError, DataError
-from fade.evaluation.clip_score import MEAN, STD, clip_scores, load_clip, score_figures
+from fade.evaluation.clip_score import MEAN, STD, clip_scores, load_clip, mean_scores
 from fade.evaluation.distances import fid, kid
 from fade.evaluation.extractors import load_extractor
 from fade.evaluation.unlearncanvas import OBJECTS, STYLES, unlearncanvas_protocol
@@ -95,11 +95,10 @@ def test_a_clip_score_is_the_cosine_by_hand(clip: Path) -> None:
     assert found.std() > 0
     with pytest.raises(DataError, match="got 3 and 2"):
         clip_scores(loaded, shown, PROMPTS[:2])
-    figures = score_figures(loaded, shown, PROMPTS, np.array([True, False, True]))
+    figures = mean_scores(loaded, shown, PROMPTS, np.array([True, False, True]))
     # A batch of three rounds otherwise than two and one: by float32's 1e-7 of a score's range (100), not of its value.
-    assert figures == pytest.approx(
-        {"clip_score_tiny_clip": found[1], "clip_score_tiny_clip_erased": found[[0, 2]].mean()}, abs=1e-3
-    )
+    assert figures == pytest.approx((found[1], found[[0, 2]].mean()), abs=1e-3)
+    assert mean_scores(loaded, shown, PROMPTS, np.array([True, True, True]))[0] is None
 
 
 def test_what_is_no_clip_is_refused(clip: Path, tmp_path: Path) -> None:
@@ -141,7 +140,10 @@ def test_an_erasures_figures_carry_the_models_names(workspace: Path, clip: Path,
     samples = pd.DataFrame({"object": ["cat", "horse", "horse", "coffee"], "style": ["photo"] * 4})
     samples["prompt"] = [f"a {name}" for name in samples["object"]]
     before, after = pictures(4, height=32), pictures(4, height=32, seed=2)
-    found = by_given_models(spec, samples, before, after, [Concept("cat", "object")])
+    features, scored = by_given_models(spec, samples, before, after, [Concept("cat", "object")])
+    assert features is not None
+    assert scored is not None
+    found = features.flat() | scored.flat()
     scores = ("clip_score_tiny_clip", "clip_score_tiny_clip_erased")
     assert set(found) == {"fid_inception_2015", "kid_inception_2015", *scores, *(f"{name}_base" for name in scores)}
     real, drawn = (load_extractor(script).features(shown[1:]) for shown in (before, after))
@@ -152,7 +154,7 @@ def test_an_erasures_figures_carry_the_models_names(workspace: Path, clip: Path,
     # Who looks at the pictures does not decide them, and what is missing is said before anything runs.
     plain = prepare_spec("cat", "horse", project=PROJECT, settings=load_settings(Path("params.yaml")))
     assert plain.evaluate.drawing == spec.evaluate.drawing
-    assert by_given_models(plain, samples, before, after, [Concept("cat", "object")]) == {}
+    assert by_given_models(plain, samples, before, after, [Concept("cat", "object")]) == (None, None)
     missing = load_settings(Path("params.yaml"), changes={"evaluate.clip": "nowhere"})
     with pytest.raises(ConfigError, match=r"evaluate.clip is nowhere"):
         prepare_spec("cat", "horse", project=PROJECT, settings=missing)
@@ -177,15 +179,17 @@ def test_unlearncanvas_is_judged_by_them_too(clip: Path, script: Path, tmp_path:
         )  # fmt: skip
         ViTForImageClassification(config).save_pretrained(classifiers / domain)
     found = judge(out, classifiers, real=real, features=script, clip=clip, **part)
-    assert found["fid_inception_2015"] > 0
-    assert "fid_style_classifier" not in found
+    assert found.features is not None
+    assert found.features.name == "inception_2015"
+    assert found.features.fid > 0
     scores = clip_scores(
         load_clip(clip),
         [np.asarray(Image.open(out / "pictures" / file)) for file in table["file"]],
         table["prompt"].tolist(),
     )
     named = (table["object"] == "Cats").to_numpy()
-    assert found["clip_score_tiny_clip"] == pytest.approx(scores[~named].mean())
-    assert found["clip_score_tiny_clip_erased"] == pytest.approx(scores[named].mean())
+    assert found.clip is not None
+    assert found.clip.retained == pytest.approx(scores[~named].mean())
+    assert found.clip.erased == pytest.approx(scores[named].mean())
     with pytest.raises(ConfigError, match="give --real too"):
         judge(out, classifiers, features=script, **part)

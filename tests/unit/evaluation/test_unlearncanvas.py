@@ -20,12 +20,14 @@ from typer.testing import CliRunner
 
 from fade.errors import ConfigError, DataError
 from fade.evaluation.classifiers import DOMAINS, classify, from_timm, load_classifiers
+from fade.evaluation.records import load
 from fade.evaluation.unlearncanvas import (
     GUIDANCE,
     OBJECTS,
     SEED_IMAGES,
     STEPS,
     STYLES,
+    UnlearnCanvas,
     kind_of_target,
     unlearncanvas_figures,
     unlearncanvas_protocol,
@@ -74,7 +76,7 @@ def confusion() -> pd.DataFrame:
 def test_figures_equal_hand_computed_ones_with_and_without_the_quirk(confusion: pd.DataFrame) -> None:
     def values(target: str, *, seed_images: bool) -> list[float]:
         found = unlearncanvas_figures(confusion, target, seed_images=seed_images)
-        return [found[name]["value"] for name in ("ua", "ira", "cra")]
+        return [rate.value for rate in found.rates.values()]
 
     # Monet: 3 of its 4 are not seen as Monet; of the 4 others 2 keep their style; of all 8 objects 6 are right.
     assert values("Monet", seed_images=True) == [3 / 4, 2 / 4, 6 / 8]
@@ -203,8 +205,9 @@ def test_it_draws_in_shards_resumes_and_never_mixes_runs(tiny_base: Path, classi
     metrics = judge(out, classifiers, **PART)
     samples = pd.read_parquet(out / "samples.parquet")
     assert len(samples) == 20
-    assert metrics["ua"] == unlearncanvas_figures(samples, "Monet")["ua"]
-    assert (metrics["ua"]["count"], metrics["ira"]["count"], metrics["cra"]["count"]) == (10, 10, 20)
+    assert metrics.ua == unlearncanvas_figures(samples, "Monet").ua
+    assert [rate.count for rate in metrics.rates.values()] == [10, 10, 20]
+    assert load(UnlearnCanvas, out / "metrics.json") == metrics
     with pytest.raises(ConfigError, match=r"pictures of another run .*target 'Monet'"):
         begin(out, base=str(tiny_base), target="Cats", steps=1)
     with pytest.raises(ConfigError, match="Shard 2 of 2"):
@@ -240,7 +243,8 @@ def test_one_command_runs_it_on_a_checkpoint(workspace: Path, classifiers: Path,
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["kind"], found["ua"]["count"], found["seed_images"]) == ("object", 10, True)
-    assert found["fid_style_classifier"] > 0
+    assert found["features"]["name"] == "style_classifier"
+    assert found["features"]["fid"] > 0
     assert found["real_pictures"] == 10  # Cats left out
     assert "UA" in result.output
     # Asked again without the quirk: no picture is drawn again, and the photographs' theme is left out.
