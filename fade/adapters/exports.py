@@ -148,7 +148,7 @@ def import_adapter(source: Path, base: Base, *, layout: Layout | None = None) ->
         )
     path = source / (PEFT_WEIGHTS if layout == "peft" else WEIGHTS_NAME) if source.is_dir() else source
     tensors, config = _read(path), {}
-    refuse_others(tensors, source)
+    refuse_others(tensors, base.denoiser.component, source)
     if layout in ("diffusers", "peft"):
         config = read_json(source / PEFT_CONFIG) if layout == "peft" else read_metadata(path, base.denoiser.component)
     component, modules = base.denoiser.component, plain_modules(base.network)

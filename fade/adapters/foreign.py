@@ -49,21 +49,28 @@ _REFUSED = (
     (r"\.lora_B\.bias$|\.lora_up\.bias$|\.lora\.up\.bias$|\.bias$", "an adapter with biases", _MERGE),
     (r"^text_encoder|^text_model\.|^lora_te\d?_|^lora_prior_te_", "an adapter of a text encoder too", _ALONE),
     (r"^emb_params$|^string_to_param|^bundle_emb\.|^<", "an embedding (textual inversion)", _ALONE),
-    (
+)
+# By the name of the denoiser that it is not for.
+_OF_ANOTHER = {
+    "unet": (
         r"^transformer\.|^lora_transformer_|^lora_unet_(double|single|joint)_blocks_",
         "an adapter of a transformer",
-        _OTHER,
     ),
-)
+    "transformer": (r"^unet\.|^lora_unet_(down|up|mid|input|output|middle)_", "an adapter of a U-Net"),
+}
 # How stock peft starts a LoRA without touching the base; the others (pissa, olora, ...) change the base's weights.
 _KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 _WHOLE = 0.5
 """A difference that is nearer to the base's weight than this, in parts of the weight, is the weight itself."""
 
 
-def refuse_others(tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Raise AdapterFormatError, which names the kind, for what is no LoRA and no difference of a denoiser."""
-    for pattern, what, do in _REFUSED:
+def refuse_others(tensors: Mapping[str, Tensor], component: str, source: Path) -> None:
+    """Raise AdapterFormatError, which names the kind, for what is no LoRA and no difference of the denoiser.
+
+    Args:
+        component: the denoiser's name in its pipeline.
+    """
+    for pattern, what, do in (*_REFUSED, (*_OF_ANOTHER[component], _OTHER)):
         if keys := [key for key in tensors if re.search(pattern, key)]:
             raise AdapterFormatError(
                 f"{source} is {what} ({listing(keys, 3)}). Only LoRAs and differences of the denoiser's weights are "

@@ -31,7 +31,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from fade.adapters.exports import export_adapter
+from fade.adapters.exports import Layout, export_adapter, import_adapter
 from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, restore_base, save_adapter
 from fade.concepts import caption
@@ -591,6 +591,10 @@ def test_an_erasure_is_loaded_by_the_stock_pipeline_and_leaves_the_bases_bits(
     activate(base, {"one": 1.0})
     after = _latents(base)
     assert not torch.allclose(after, before, atol=1e-2)
+    layout: Layout = "difference" if granularity == "weight" else "diffusers"
+    out = tmp_path / ("back.safetensors" if granularity == "weight" else "back")
+    back = import_adapter(export_adapter(adapter, out, layout=layout, base=bases[kind]), load_base(bases[kind]))
+    assert {key.partition(".")[0] for key in back} == {base.denoiser.component}
     if granularity == "weight":
         stock = _stock(export_adapter(adapter, tmp_path / "merged", layout="merged", base=bases[kind]))
     else:
@@ -749,9 +753,11 @@ def test_saving_memory_changes_an_erasure_by_rounding_alone(
         pd.read_csv(tmp_path / "plain/curve.csv"),
         pd.read_csv(tmp_path / "saving/curve.csv"),
     )
-    tolerance = {"rtol": 1e-4} if precision == "fp32" else {"rtol": 0.05}
+    # Before the optimiser's first step it is rounding alone; how it carries on is the processor's kind's.
+    first, later = (1e-4, 1e-3) if precision == "fp32" else (0.05, 0.05)
     for name in ("forget_loss", "gradient_norm", "held_out"):
-        np.testing.assert_allclose(saving[name], plain[name], **tolerance)
+        np.testing.assert_allclose(saving[name][:1], plain[name][:1], rtol=first)
+        np.testing.assert_allclose(saving[name], plain[name], rtol=later)
 
 
 @pytest.mark.parametrize("granularity", ["module", "weight"])
