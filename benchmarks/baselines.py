@@ -16,7 +16,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +30,21 @@ from fade.evaluation.judges import load_judge
 from fade.files import read_json, write_json
 from fade.lineage import made_on
 from fade.methods.plain_fade import PAPER_SETTINGS
+from fade.methods.registry import find_method
 from fade.models.base import Base
 from fade.models.family import load_base
 from fade.models.generate import generate
 from fade.project import load_project
 from fade.spec import Spec, save_spec
-from fade.steps.baseline import METHODS, baseline_settings, material
+from fade.steps.adapter import make_adapter, material
 from fade.steps.catalog import ensure_catalog
-from fade.steps.distill import distill_adapter
 from fade.steps.evaluate import domains, named_by
 from fade.steps.mask import mask
 from fade.steps.saliency import saliency
 from fade.steps.spec import AUTO, prepare_spec
 from fade.steps.split import split
 
-FADE = "fade"
+PLAIN = "plain-fade"
 GRID: dict[str, list[dict[str, Any]]] = {
     "esd-x": [
         {"batch": 8, "learning_rate": 2e-4},
@@ -66,7 +65,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
         {"learning_rate": 1e-4},
         {"learning_rate": 5e-5},
     ],
-    FADE: [
+    PLAIN: [
         {},
         {"distill.learning_rate": 2e-3, "distill.forget_weight": 1.0},
     ],
@@ -128,14 +127,14 @@ def tried(concept: str, methods: list[str], known: list[dict[str, Any]]) -> Iter
         save_spec(request, folder)
         split(folder)
         given = material(base, request, folder)
+        _ = given.forget, given.anchor, given.retain  # encoded here: no cell's time is spent on it
         for method, changes in cells:
             begun = time.process_time()
-            if method == FADE:
+            if method == PLAIN:
                 _plain_fade(base, concept, changes, Path(temporary))
             else:
-                settings = baseline_settings(method, changes)
-                how = {"precision": request.distill.precision, "seed": request.distill.seed}
-                for _ in METHODS[method].make(base, given, settings, **how):
+                maker, how = find_method(method), request.distill
+                for _ in maker.make(base, given, maker.checked(changes), precision=how.precision, seed=how.seed):
                     pass
             seconds = round(time.process_time() - begun, 1)  # one thread: what it takes where nothing else runs
             row = {"method": method, "concept": concept, "settings": _full(method, changes), **check.figures()}
@@ -145,9 +144,9 @@ def tried(concept: str, methods: list[str], known: list[dict[str, Any]]) -> Iter
 
 def _full(method: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """All settings of a cell, so that a row says what it was whatever the defaults are later."""
-    if method == FADE:
+    if method == PLAIN:
         return {**PAPER_SETTINGS, **changes}
-    return asdict(baseline_settings(method, changes))
+    return dict(find_method(method).checked(dict(changes)))
 
 
 def _cell(row: Mapping[str, Any]) -> str:
@@ -166,7 +165,7 @@ def _plain_fade(base: Base, concept: str, changes: Mapping[str, Any], root: Path
     split(folder)
     saliency(folder)
     mask(folder)
-    for _ in distill_adapter(folder):
+    for _ in make_adapter(folder):
         pass
     apply_adapter(base, folder / "adapter", name="plain")
     activate(base, {"plain": 1.0})

@@ -39,12 +39,13 @@ from fade.methods.fade.masks import Mask, load_mask
 from fade.methods.fade.saliency import salient_parameters
 from fade.methods.fade.sparse_lora import add_sparse_lora, computed_whole
 from fade.methods.fade.targeting import power_law
+from fade.methods.fade.training import FADE, add_student, loop_settings, train_student, training_sets
 from fade.models.family import load_base
 from fade.models.told import Told
 from fade.project import load_project
 from fade.spec import Spec, save_spec
+from fade.steps.adapter import material
 from fade.steps.catalog import ensure_catalog
-from fade.steps.distill import add_student, loop_settings, train_student, training_sets
 from fade.steps.mask import mask as mask_step
 from fade.steps.saliency import saliency as saliency_step
 from fade.steps.spec import prepare_spec
@@ -99,12 +100,13 @@ def same_as_ours(spec: Spec, modules: tuple[str, ...]) -> Recipe:
 
 
 def ours(spec: Spec, folder: Path) -> Iterator[object]:
-    """Our own steps, as the step ``distill`` takes them."""
+    """Our own steps, as an erasure takes them."""
     base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
-    sets = training_sets(base, spec, folder)
-    _, parameters = add_student(base, spec, folder)
+    given, settings = material(base, spec, folder, masked=True), FADE.configured(spec)
+    sets = training_sets(base, given, settings)
+    _, parameters = add_student(base, given, settings)
     yield None
-    yield from train_student(base, parameters, spec, folder, sets=sets)
+    yield from train_student(base, parameters, given, settings, sets=sets)
 
 
 def timed(work: Callable[[], object]) -> float:

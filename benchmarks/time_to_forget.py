@@ -43,13 +43,14 @@ from fade.evaluation.accuracy import canvas_protocol, drift, naming_none, summar
 from fade.evaluation.judges import load_judge
 from fade.lineage import made_on
 from fade.methods.fade.masks import load_mask
+from fade.methods.fade.training import FADE, add_student, train_student
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
 from fade.models.generate import generate
 from fade.project import load_project
 from fade.spec import Spec, save_spec
+from fade.steps.adapter import material
 from fade.steps.catalog import ensure_catalog
-from fade.steps.distill import add_student, train_student
 from fade.steps.evaluate import domains, named_by
 from fade.steps.mask import mask as mask_step
 from fade.steps.saliency import saliency as saliency_step
@@ -128,9 +129,10 @@ def ours(spec: Spec, folder: Path) -> Iterator[Any]:
     for step in (split_step, saliency_step, mask_step):
         step(folder)
     sd = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
-    _, parameters = add_student(sd, spec, folder)
+    given, how = material(sd, spec, folder, masked=True), FADE.configured(spec)
+    _, parameters = add_student(sd, given, how)
     yield sd
-    for _ in train_student(sd, parameters, spec, folder):
+    for _ in train_student(sd, parameters, given, how):
         yield sd
 
 

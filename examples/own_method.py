@@ -1,46 +1,42 @@
-"""Benchmark a method of your own: any function from prompts and seeds to pictures, before the project's judges.
+"""A method of your own: one file that `fade erase` and `fade benchmark` take like any other.
 
-    python examples/own_method.py
+    fade erase --concept cat --surrogate horse --method examples.own_method:METHOD
+    fade benchmark canvas --methods fade,uce,examples.own_method:METHOD --concepts cat
 
-The method here is the simplest there is: the prompt's word is replaced. It forgets the name perfectly, and nothing
-else; whoever writes "an orange animal with whiskers" on a real model walks past it. That is why depth is measured too.
+The one here is about the simplest there is. Where the text enters the denoiser (keys and values of the cross-attention)
+it adds one direction to each weight, so that the mean state of the concept's captions is read as that of the
+surrogate's, and the mean state of the captions to retain as before:  W' = W + strength W (s - c) u'.
 """
 
-from pathlib import Path
+import torch
 
-import numpy as np
-
-from fade.concepts import Concept
-from fade.data.canvas import OBJECTS
-from fade.data.styles import STYLES
-from fade.evaluation.accuracy import canvas_protocol, drift, naming_none, summary
-from fade.evaluation.judges import judge_pictures, load_judge
-from fade.models.family import load_base
-from fade.models.generate import generate_batch
-from fade.project import load_project
-
-CONCEPT, SURROGATE, SEEDS = Concept("cat", "object"), "horse", (188,)
-project = load_project()
-base = load_base(project.base)
-judge = load_judge(Path(project.judges), "report")
+from fade.methods.method import Method, MethodSettings
+from fade.methods.trained_difference import Losses, modules_of, solved_difference
+from fade.models.deltas import plain_modules
 
 
-def draw(prompts, seeds):
-    """The base's pictures (B, H, W, 3), uint8."""
-    return generate_batch(base, list(prompts), list(seeds), steps=10, guidance=4.0, solver="dpm++", precision="fp32")
+class Settings(MethodSettings):
+    """Changed with --set mean-shift.strength=0.8."""
+
+    strength: float = 1.0
 
 
-def my_method(prompts, seeds):
-    """Yours instead: load your weights, steer, filter ..."""
-    return draw([prompt.replace(CONCEPT.name, SURROGATE) for prompt in prompts], seeds)
+def mean_shift(base, material, settings, *, precision, seed):
+    """Leave a change on the denoiser; yield each step with what is left of the concept and what the rest lost."""
+    concept, surrogate, retained = (
+        told.states.double().mean(dim=(0, 1))
+        for told in (material.concept, material.surrogate, material.retain_prompts)
+    )
+    along = concept - concept @ retained / (retained @ retained) * retained
+    along = along / (along @ concept)
+    modules = plain_modules(base.network)
+    changes = {}
+    for name in modules_of(base.denoiser, "cross_attention"):
+        weight = modules[name].weight.detach().double().cpu()
+        changes[name] = settings.strength * torch.outer(weight @ (surrogate - concept), along)
+    solved_difference(base.network, changes)
+    missed = (1 - settings.strength) * (surrogate - concept)
+    yield Losses(step=1, forget_loss=float(missed.square().mean()))
 
 
-samples = canvas_protocol(list(OBJECTS), list(STYLES), SEEDS)
-before, after = (method(samples["prompt"], samples["seed"]) for method in (draw, my_method))
-seen = judge_pictures(judge, after)
-samples = samples.assign(seen_object=seen.objects, seen_style=seen.styles)
-kept = naming_none(samples, [CONCEPT]).index.to_numpy()
-figures = summary(samples, [(CONCEPT, SURROGATE)], [])
-for name, rate in figures.rates.items():
-    print(f"{name.upper():4}{rate.value:.1%}  [{rate.low:.1%}, {rate.high:.1%}]")
-print(f"drift {drift(np.asarray(before)[kept], np.asarray(after)[kept]):.4f}")
+METHOD = Method("mean-shift", mean_shift, Settings, citation="examples/own_method.py")

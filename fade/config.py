@@ -14,6 +14,8 @@ from fade.hardware import AUTO_PRECISION, Precision, fast_precision
 
 DRAWN_BY = ("steps", "guidance", "solver", "batch", "precision")
 """Of the section ``evaluate``: how the base draws pictures."""
+OUR_METHOD = "fade"
+"""The method whose settings are the sections ``saliency``, ``mask`` and ``distill``."""
 ATTACKS = {
     "prompts": ("paraphrase", "synonym", "misspelling", "composition"),
     "noised": ("noised",),
@@ -281,6 +283,8 @@ class Settings(StrictModel):
     inversion: InversionSettings = InversionSettings()
     attacks: AttackSettings = AttackSettings()
     gate: Gate = Gate()
+    method: str = Field(OUR_METHOD, min_length=1, description="what makes the adapter (fade/methods/registry.py)")
+    methods: dict[str, dict[str, Any]] = Field({}, description="settings of methods other than fade, by their names")
     threads: int = Field(2, ge=1, description="of the processor; part of what decides the bytes")
     weights: Literal["fp32", "bf16"] = Field("fp32", description="how the denoiser's weights are held; bf16 rounds")
 

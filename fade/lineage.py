@@ -36,14 +36,16 @@ _PARSING = threading.Lock()
 """Two threads that parse at once make Python 3.11 raise a SystemError (AST constructor recursion depth mismatch)."""
 
 
-def module_closure(*modules: str) -> list[Path]:
+def module_closure(*modules: str | Path) -> list[Path]:
     """Source files of modules and of all the project's modules they import, sorted.
+
+    Of a file that is none of the project's own, the project's modules that it imports.
 
     Left out is what changes no bytes: package ``__init__`` files, which hold docstrings only, and the
     errors' classes, since a step that raises one writes nothing.
     """
     found: dict[str, Path] = {}
-    waiting = list(modules)
+    waiting = [name for one in modules for name in ([one] if isinstance(one, str) else _imports(one))]
     while waiting:
         name = waiting.pop()
         path = module_file(name)

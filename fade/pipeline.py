@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fade.config import DRAWN_BY, Settings
+from fade.config import DRAWN_BY, OUR_METHOD, Settings
 from fade.spec import ATTACKED, GENERATED, Spec, load_spec
 
 LOSSES = "curve.csv"
@@ -49,6 +49,7 @@ class Step:
         logged: files that are shown with the erasure's run in MLflow.
         applies: whether an erasure has this step.
         makes_adapter: whether its time is part of the method's, in comparisons.
+        by_method: whether the code of the erasure's method is part of its own.
         in_trials: whether an experiment needs it, not the product alone.
         shared: whether trials that differ in nothing that it reads share what it made.
         length: how many objects its function yields, where it yields no pairs.
@@ -64,6 +65,7 @@ class Step:
     logged: tuple[str, ...] = ()
     applies: Callable[[Spec], bool] = lambda _: True
     makes_adapter: bool = False
+    by_method: bool = False
     in_trials: bool = True
     shared: bool = False
     length: Callable[[Spec], int] = lambda _: 0
@@ -80,6 +82,22 @@ def _made_here(spec: Spec) -> bool:
 
 CATALOG_TABLE = "{pictures}/catalog.parquet"
 """Who reads it depends on more of a catalog than on an erasure's own pictures."""
+
+
+def _masked(spec: Spec) -> bool:
+    if spec.method == OUR_METHOD or not _made_here(spec):  # to look a method up loads torch
+        return _made_here(spec)
+    from fade.methods.registry import find_method
+
+    return find_method(spec.method).masked
+
+
+def _steps_of_method(spec: Spec) -> int:
+    from fade.methods.registry import find_method
+
+    return find_method(spec.method).steps(spec)
+
+
 _WHAT = ("concept", "kind", "surrogate", "aliases", "also", "catalog")
 _WHOSE = ("image_ids", "subjects", "overwrite", "neighbours", "data_free")
 _BASE = ("base", "base_sha256", "threads", "weights")
@@ -116,7 +134,8 @@ STEPS = (
         logged=("validation.json",),
         in_trials=False,
     ),
-    # How the adapter is made. Of the steps that write "adapter" one applies to a spec: another method is another row.
+    # How the adapter is made: of the steps that write "adapter" one applies to a spec. A method may have none of the
+    # two that come before it (fade/methods/registry.py).
     Step(
         name="saliency",
         function="fade.steps.saliency:saliency",
@@ -131,7 +150,7 @@ STEPS = (
             "distill.precision",
         ),
         personal=("saliency.safetensors",),
-        applies=_made_here,
+        applies=_masked,
         makes_adapter=True,
         shared=True,
     ),
@@ -143,19 +162,33 @@ STEPS = (
         parameters=("mask",),
         personal=(),
         logged=("mask/mask.json",),
-        applies=_made_here,
+        applies=_masked,
         makes_adapter=True,
     ),
     Step(
         name="distill",
-        function="fade.steps.distill:distill_adapter",
+        function="fade.steps.adapter:make_adapter",
         inputs=("splits", "mask", "{pictures}/pictures", "{base}"),
-        outputs=("adapter", LOSSES, "timesteps.json"),
-        parameters=(*_BASE, "data_free", "distill"),
+        outputs=("adapter", LOSSES),
+        parameters=(*_BASE, "data_free", "method", "distill"),
         personal=(),
-        applies=_made_here,
+        applies=lambda spec: _made_here(spec) and spec.method == OUR_METHOD,
         makes_adapter=True,
+        by_method=True,
         length=lambda spec: spec.distill.in_force.steps,
+    ),
+    # Any other method.
+    Step(
+        name="adapter",
+        function="fade.steps.adapter:make_adapter",
+        inputs=("splits", "mask", "{pictures}/pictures", "{base}"),
+        outputs=("adapter", LOSSES),
+        parameters=(*_BASE, "data_free", "method", "methods", "distill.precision", "distill.seed"),
+        personal=(),
+        applies=lambda spec: _made_here(spec) and spec.method != OUR_METHOD,
+        makes_adapter=True,
+        by_method=True,
+        length=_steps_of_method,
     ),
     # The adapter is another tool's: its files were laid in the folder.
     Step(

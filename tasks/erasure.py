@@ -29,7 +29,7 @@ from fade.errors import FadeError, nameless
 from fade.evaluation.measured import Evaluation
 from fade.evaluation.records import load
 from fade.files import read_json, write_json
-from fade.methods.fade.distillation import DistillStep
+from fade.methods.method import Step as MethodStep
 from fade.pipeline import TIMINGS, Step
 from fade.spec import load_spec
 from fade.steps.split import hashes
@@ -108,26 +108,27 @@ def _step(folder: Path, name: str) -> bool:
 def _watched(step: Step, folder: Path) -> None:
     """Run a step; show how far it is, and a training's figures on its run in MLflow while it goes on."""
     bar: _Progress | None = None
-    unread: list[DistillStep] = []
+    unread: list[MethodStep] = []
     with ExitStack() as opened:
         send = opened.enter_context(runs.live_curve(folder.name))
         for at in pipeline.run(step, folder):
             bar = bar or opened.enter_context(_Progress(step.name))
-            if not isinstance(at.said, DistillStep):
+            if isinstance(at.said, tuple):
                 bar.at(at.done, at.total)
                 continue
             unread.append(at.said)
             # Reading a figure waits until the step is computed: a GPU is asked once in a while.
-            if at.said.losses.device.type == "cpu" or at.done % READ_EVERY == 0:
+            if at.said.at_hand or at.done % READ_EVERY == 0:
                 bar.at(at.done, at.total, f"forget {at.said.forget_loss:.4f} retain {at.said.retain_loss:.4f}")
                 _send_all(unread, send)
         _send_all(unread, send)
 
 
-def _send_all(steps: list[DistillStep], send: Callable[[int, Mapping[str, float]], None]) -> None:
+def _send_all(steps: list[MethodStep], send: Callable[[int, Mapping[str, float]], None]) -> None:
     """Send the figures of steps, and empty the list."""
     for step in steps:
-        send(step.step, {name: getattr(step, name) for name in runs.CURVE})
+        found = step.figures()
+        send(step.step, {name: found[name] for name in runs.CURVE if name in found})
     steps.clear()
 
 

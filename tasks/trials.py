@@ -13,7 +13,6 @@ from prefect.cache_policies import NO_CACHE
 
 from fade.errors import FadeError
 from fade.spec import load_spec
-from fade.steps.baseline import BASELINE_NAME
 from fade.steps.trial import figures, run_trial
 
 
@@ -29,9 +28,8 @@ def trial(
     """Run the trial of a folder that holds ``spec.yaml``; give its figures.
 
     Args:
-        folder: a baseline's trial if ``baseline.json`` lies in it, else one of ours.
         attacks: attacks to run, by name (``fade.steps.attacks.KINDS``).
-        here: in this process, where bases may be shared (``fade.models.sharing``); a baseline never is.
+        here: in this process, where bases may be shared (``fade.models.sharing``).
 
     Raises:
         TrialError: the trial failed in its process, with its reason.
@@ -42,14 +40,13 @@ def trial(
         if say is not None:
             say(f"{load_spec(folder).concept}: {step}")
 
-    if here and not (folder / BASELINE_NAME).is_file():
+    if here:
         from fade.hardware import compute_device
         from fade.models.sharing import own_stream
 
         with own_stream(compute_device()):
             return run_trial(load_spec(folder), attacks=attacks, root=folder.parent, say=told)
-    step = "baseline" if (folder / BASELINE_NAME).is_file() else "trial"
-    command = [sys.executable, "-m", f"fade.steps.{step}", str(folder), *(f"--attack={kind}" for kind in attacks)]
+    command = [sys.executable, "-m", "fade.steps.trial", str(folder), *(f"--attack={kind}" for kind in attacks)]
     log = folder.with_suffix(".log")  # beside it: a trial of other code empties its folder
     with log.open("w", encoding="utf-8") as errors:
         running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)

@@ -13,15 +13,14 @@ authors' default. The authors draw the anchor's pictures with the base; the cata
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fade.methods.method import Material, Method, MethodSettings
 from fade.methods.trained_difference import (
-    BaselineStep,
-    Material,
-    adam,
+    Losses,
+    descended,
     drawn,
     modules_of,
     noised,
@@ -33,8 +32,7 @@ from fade.models.told import Told
 from fade.seeding import torch_generator
 
 
-@dataclass(frozen=True, slots=True)
-class ConceptAblationSettings:
+class ConceptAblationSettings(MethodSettings):
     """``regularisation``: weight of ordinary training on the anchor."""
 
     steps: int = 150
@@ -45,26 +43,26 @@ class ConceptAblationSettings:
 
 def concept_ablation(
     base: Base, material: Material, settings: ConceptAblationSettings, *, precision: str, seed: int
-) -> Iterator[BaselineStep]:
+) -> Iterator[Losses]:
     """Train; yields after each step, and leaves the difference on the denoiser."""
     generator = torch_generator(seed, "concept ablation")
-    parameters = list(trained_difference(base.network, modules_of(base.denoiser, "cross_attention")).values())
-    optimizer = adam(parameters, settings.learning_rate)
-    for step in range(1, settings.steps + 1):
+    changes = trained_difference(base.network, modules_of(base.denoiser, "cross_attention"))
+
+    def losses() -> tuple[Tensor, Tensor]:
         rows = drawn(len(material.anchor), settings.batch, generator)
         latents = material.anchor[rows]
         noisy, timesteps, noise = noised(latents, base.denoiser.path, generator, base.device)
-        forget, kept = ablation_losses(
+        return ablation_losses(
             base,
             (latents, noisy, timesteps, noise),
             material.anchor_concept[rows],
             material.anchor_surrogate[rows],
             precision=precision,
         )
-        optimizer.zero_grad(set_to_none=True)
-        (forget + settings.regularisation * kept).backward()
-        optimizer.step()
-        yield BaselineStep(step, float(forget.detach()), float(kept.detach()))
+
+    yield from descended(
+        changes, losses, steps=settings.steps, learning_rate=settings.learning_rate, weight=settings.regularisation
+    )
 
 
 def ablation_losses(
@@ -86,3 +84,6 @@ def ablation_losses(
         answers = base.denoiser.predict(torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps]), both)
     of_concept, of_anchor = answers.float().chunk(2)
     return (of_anchor.detach() - of_concept).square().mean(), (target - of_anchor).square().mean()
+
+
+CONCEPT_ABLATION = Method("ca", concept_ablation, ConceptAblationSettings, "arXiv:2303.13516")

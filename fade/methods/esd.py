@@ -14,16 +14,16 @@ small search (docs/comparison.md).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fade.methods.method import Material, Method, MethodSettings
 from fade.methods.trained_difference import (
-    BaselineStep,
-    Material,
-    adam,
+    Losses,
+    descended,
     drawn,
     frozen,
     modules_of,
@@ -36,8 +36,7 @@ from fade.models.told import Told
 from fade.seeding import torch_generator
 
 
-@dataclass(frozen=True, slots=True)
-class EsdSettings:
+class EsdSettings(MethodSettings):
     """``eta``: negative guidance; ``start_guidance``: of the sampling that makes z_t, over ``sampling_steps`` steps."""
 
     steps: int = 150
@@ -48,7 +47,6 @@ class EsdSettings:
     sampling_steps: int = 10
 
 
-@dataclass(frozen=True, slots=True)
 class EsdUSettings(EsdSettings):
     """Every other weight moves the network further than the cross-attention's at one learning rate."""
 
@@ -57,23 +55,21 @@ class EsdUSettings(EsdSettings):
 
 def esd(
     base: Base, material: Material, settings: EsdSettings, *, part: Literal["x", "u"], precision: str, seed: int
-) -> Iterator[BaselineStep]:
+) -> Iterator[Losses]:
     """Train; yields after each step, and leaves the difference on the denoiser."""
     generator = torch_generator(seed, "esd", part)
     names = modules_of(base.denoiser, "text_attention", without=part == "u")
-    parameters = list(trained_difference(base.network, names).values())
-    optimizer = adam(parameters, settings.learning_rate)
-    for step in range(1, settings.steps + 1):
+    changes = trained_difference(base.network, names)
+
+    def losses() -> tuple[Tensor, None]:
         told = material.concept[drawn(len(material.concept), settings.batch, generator)]
         noisy, timestep = half_drawn(base, told, settings, generator, precision)
         target = esd_target(base, noisy, timestep, told, eta=settings.eta, precision=precision)
         with autocast(precision, base.device.type):
             answer = base.denoiser.predict(noisy, timestep, told.to(base.device))
-        loss = (answer.float() - target).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        yield BaselineStep(step, float(loss.detach()))
+        return (answer.float() - target).square().mean(), None
+
+    yield from descended(changes, losses, steps=settings.steps, learning_rate=settings.learning_rate)
 
 
 @torch.no_grad()
@@ -99,3 +95,7 @@ def half_drawn(
         for timestep in scheduler.timesteps[:stop]:
             noisy = scheduler.step(answer(noisy, timestep), timestep, noisy).prev_sample
     return noisy, scheduler.timesteps[stop].to(base.device)
+
+
+ESD_X = Method("esd-x", partial(esd, part="x"), EsdSettings, "arXiv:2303.07345")
+ESD_U = Method("esd-u", partial(esd, part="u"), EsdUSettings, "arXiv:2303.07345")

@@ -16,7 +16,6 @@ c' is the surrogate here, and its answer carries no gradient. Weights of every L
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from fade.errors import ConfigError
-from fade.methods.trained_difference import BaselineStep, Material, adam, drawn, noised, trained_difference
+from fade.methods.method import Material, Method, MethodSettings
+from fade.methods.trained_difference import Losses, descended, drawn, noised, trained_difference
 from fade.models.base import Base
 from fade.models.deltas import plain_modules
 from fade.models.denoiser import autocast
@@ -32,8 +32,7 @@ from fade.models.told import Told
 from fade.seeding import torch_generator
 
 
-@dataclass(frozen=True, slots=True)
-class SalunSettings:
+class SalunSettings(MethodSettings):
     """``density``: share of the weights that may change; the paper's half."""
 
     steps: int = 120
@@ -44,9 +43,7 @@ class SalunSettings:
     mask_batches: int = 8
 
 
-def salun(
-    base: Base, material: Material, settings: SalunSettings, *, precision: str, seed: int
-) -> Iterator[BaselineStep]:
+def salun(base: Base, material: Material, settings: SalunSettings, *, precision: str, seed: int) -> Iterator[Losses]:
     """Find the mask, then train; yields after each step, and leaves the difference on the denoiser."""
     generator = torch_generator(seed, "salun")
     changes = trained_difference(base.network, sorted(plain_modules(base.network)))
@@ -54,8 +51,8 @@ def salun(
     for name, mask in salient(gradients, settings.density).items():
         # Adam moves nothing whose gradient was always zero.
         changes[name].register_hook(partial(torch.mul, mask.to(base.device)))
-    optimizer = adam(list(changes.values()), settings.learning_rate)
-    for step in range(1, settings.steps + 1):
+
+    def losses() -> tuple[Tensor, Tensor]:
         rows = drawn(len(material.forget), settings.batch, generator)
         noisy, timesteps, _ = noised(material.forget[rows], base.denoiser.path, generator, base.device)
         with autocast(precision, base.device.type):
@@ -65,10 +62,11 @@ def salun(
         forget = (answer - target).square().mean()
         rows = drawn(len(material.retain), settings.batch, generator)
         kept = _denoising_loss(base, material.retain[rows], material.retain_prompts[rows], generator, precision)
-        optimizer.zero_grad(set_to_none=True)
-        (forget + settings.retain_weight * kept).backward()
-        optimizer.step()
-        yield BaselineStep(step, float(forget.detach()), float(kept.detach()))
+        return forget, kept
+
+    yield from descended(
+        changes, losses, steps=settings.steps, learning_rate=settings.learning_rate, weight=settings.retain_weight
+    )
 
 
 def forget_gradients(
@@ -112,3 +110,6 @@ def _denoising_loss(base: Base, latents: Tensor, prompts: Told, generator: torch
     with autocast(precision, base.device.type):
         answer = base.denoiser.predict(noisy, timesteps, prompts.to(base.device))
     return (answer.float() - target).square().mean()
+
+
+SALUN = Method("salun", salun, SalunSettings, "arXiv:2310.12508")

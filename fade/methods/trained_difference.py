@@ -1,55 +1,38 @@
-"""What every baseline is given, and the difference of weights it trains."""
+"""What the published methods share: the difference of weights they leave, and how they draw and train."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fade.errors import NoMatchingModulesError
+from fade.methods.method import STUDENT
 from fade.models.deltas import FixedDelta, add_delta, delta_weights, plain_modules
 from fade.models.denoiser import Denoiser, Part
 from fade.models.paths import NoisePath
-from fade.models.told import Told
-
-NAME = "baseline"
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """The same splits that our method learns from, encoded once.
-
-    Attributes:
-        forget: latents of the concept's pictures, (N, C, h, w); ``concept`` and ``surrogate`` their captions,
-            which differ in the concept's name alone, N rows each.
-        anchor: latents of the surrogate's pictures, with captions that name the concept (``anchor_concept``)
-            and the surrogate (``anchor_surrogate``).
-        retain: latents of other pictures, with their captions.
-        empty: the empty prompt, one row.
-    """
-
-    forget: Tensor
-    concept: Told
-    surrogate: Told
-    anchor: Tensor
-    anchor_concept: Told
-    anchor_surrogate: Told
-    retain: Tensor
-    retain_prompts: Told
-    empty: Told
-
-
-@dataclass(frozen=True, slots=True)
-class BaselineStep:
-    """One step: its number (from 1) and its losses; ``retain_loss`` is 0 where a method has none."""
+class Losses:
+    """One step: its number, from 1, and its losses; ``retain_loss`` is 0 where a method has none."""
 
     step: int
     forget_loss: float
     retain_loss: float = 0.0
+
+    @property
+    def at_hand(self) -> bool:
+        """They were read already."""
+        return True
+
+    def figures(self) -> dict[str, Any]:
+        """A row of the curve."""
+        return asdict(self)
 
 
 class _Trained(nn.Module):
@@ -87,7 +70,7 @@ def trained_difference(network: nn.Module, modules: Iterable[str]) -> dict[str, 
     """
     known = plain_modules(network)
     parts = {name: _Trained(known[name].weight) for name in modules}
-    add_delta(network, NAME, parts)
+    add_delta(network, STUDENT, parts)
     _switch_on(network)
     return {name: part.change for name, part in parts.items()}
 
@@ -98,13 +81,13 @@ def solved_difference(network: nn.Module, changes: Mapping[str, Tensor]) -> None
         name: FixedDelta(torch.arange(change.numel()), change.flatten().float(), change.shape)
         for name, change in changes.items()
     }
-    add_delta(network, NAME, every)
+    add_delta(network, STUDENT, every)
     _switch_on(network)
 
 
 def _switch_on(network: nn.Module) -> None:
     for delta in delta_weights(network).values():
-        delta.activate({NAME: 1.0})
+        delta.activate({STUDENT: 1.0})
 
 
 @contextmanager
@@ -119,20 +102,6 @@ def frozen(network: nn.Module) -> Iterator[None]:
     finally:
         for delta, disabled in zip(deltas, before, strict=True):
             delta.disabled = disabled
-
-
-def difference_tensors(denoiser: Denoiser) -> dict[str, Tensor]:
-    """The difference as an adapter stores it: flat positions and values of what is not zero, by module."""
-    tensors: dict[str, Tensor] = {}
-    for module, delta in delta_weights(denoiser.network).items():
-        if NAME in delta.parts:
-            flat = delta.parts[NAME]().detach().cpu().flatten()
-            # Stored as float16: what is zero there changes nothing.
-            positions = flat.to(torch.float16).nonzero().squeeze(1)
-            if len(positions):
-                tensors[f"{denoiser.component}.{module}.positions"] = positions.to(torch.int32)
-                tensors[f"{denoiser.component}.{module}.values"] = flat[positions]
-    return tensors
 
 
 def noised(
@@ -150,6 +119,27 @@ def drawn(count: int, batch: int, generator: torch.Generator) -> Tensor:
     return torch.randint(count, (batch,), generator=generator)
 
 
-def adam(parameters: Sequence[Tensor], learning_rate: float) -> Any:
-    """Adam without decay: decay would pull the weight's change, not the weight, to zero."""
-    return torch.optim.Adam(parameters, lr=learning_rate)
+def descended(
+    changes: Mapping[str, nn.Parameter],
+    losses: Callable[[], tuple[Tensor, Tensor | None]],
+    *,
+    steps: int,
+    learning_rate: float,
+    weight: float = 1.0,
+) -> Iterator[Losses]:
+    """Train differences; yields each step when it has been taken.
+
+    Adam goes without decay, which would pull the weight's change, not the weight, to zero.
+
+    Args:
+        changes: what ``trained_difference`` gave.
+        losses: draws a batch at each call; gives the loss of what to forget, and of what to retain or None.
+        weight: of the second beside the first.
+    """
+    optimizer = torch.optim.Adam(list(changes.values()), lr=learning_rate)
+    for step in range(1, steps + 1):
+        forget, kept = losses()
+        optimizer.zero_grad(set_to_none=True)
+        (forget if kept is None else forget + weight * kept).backward()
+        optimizer.step()
+        yield Losses(step, float(forget.detach()), 0.0 if kept is None else float(kept.detach()))

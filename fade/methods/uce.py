@@ -13,18 +13,17 @@ The authors pair the last tokens of bare names; whole captions are used here, as
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fade.methods.trained_difference import BaselineStep, Material, modules_of, solved_difference
+from fade.methods.method import Material, Method, MethodSettings
+from fade.methods.trained_difference import Losses, modules_of, solved_difference
 from fade.models.base import Base
 from fade.models.deltas import plain_modules
 
 
-@dataclass(frozen=True, slots=True)
-class UceSettings:
+class UceSettings(MethodSettings):
     """Weights of the two sums and of the damping; the authors' defaults."""
 
     erase_scale: float = 1.0
@@ -32,7 +31,7 @@ class UceSettings:
     damping: float = 0.5
 
 
-def uce(base: Base, material: Material, settings: UceSettings, *, precision: str, seed: int) -> Iterator[BaselineStep]:
+def uce(base: Base, material: Material, settings: UceSettings, *, precision: str, seed: int) -> Iterator[Losses]:
     """Solve; one step. Nothing is drawn, and it is computed in float64 whatever the precision."""
     concept, surrogate = _rows(material.concept.states), _rows(material.surrogate.states)
     preserved = _rows(torch.cat([material.retain_prompts.states, material.empty.states]))
@@ -47,7 +46,7 @@ def uce(base: Base, material: Material, settings: UceSettings, *, precision: str
         changes[name] = solve(weight, concept, surrogate, preserved, settings) - weight
     solved_difference(base.network, changes)
     missed = [((surrogate - concept) @ modules[n].weight.detach().double().cpu().T).square().mean() for n in changes]
-    yield BaselineStep(1, float(torch.stack(missed).mean()))
+    yield Losses(1, float(torch.stack(missed).mean()))
 
 
 def _rows(states: Tensor) -> Tensor:
@@ -61,3 +60,6 @@ def solve(weight: Tensor, concept: Tensor, surrogate: Tensor, preserved: Tensor,
     aim = erase * surrogate.T @ concept + keep * preserved.T @ preserved + damping * unit
     metric = erase * concept.T @ concept + keep * preserved.T @ preserved + damping * unit
     return torch.linalg.solve(metric, (weight @ aim).T).T
+
+
+UCE = Method("uce", uce, UceSettings, "arXiv:2308.14761")

@@ -39,10 +39,13 @@ class SplitRows:
 
     def encoded(self) -> Examples:
         """All of them."""
+        return Examples(self.latents(), *self.captions())
+
+    def latents(self) -> Tensor:
+        """Of their pictures, (N, C, h, w) float32."""
         pictures = load_pictures(self.spec.picture_catalog(self.folder), self.table)
         with autocast(self.spec.distill.precision, self.sd.device.type):
-            latents = self.sd.encode_pictures(pictures).float()
-        return Examples(latents, *self.captions())
+            return self.sd.encode_pictures(pictures).float()
 
     def captions(self) -> tuple[Told, Told]:
         """What the student and what the teacher is told, a row each."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from fade.concepts import Concept
-from fade.config import Settings, load_settings
+from fade.config import OUR_METHOD, Settings, load_settings
 from fade.data.catalog import (
     find_concept,
     known_concept,
@@ -30,6 +30,7 @@ from fade.errors import BaseModelError, ConfigError, DataError, ResourceError, l
 from fade.evaluation.judges import check_known
 from fade.evaluation.neighbours import choose_surrogate, find_neighbours
 from fade.evaluation.power import without_power
+from fade.methods.registry import find_method
 from fade.models.family import load_base
 from fade.models.prompts import Reader, names_unread, readers
 from fade.models.source import BaseSource, find_base, identity
@@ -151,7 +152,10 @@ def prepare_spec(
     check_known(Path(project.judges), concepts.values(), catalog=catalog, erased=erased)
     _check_attacks(settings, erased)
     check_disk(Path())
-    return make_spec(
+    method = find_method(settings.method)
+    # The spec says all of its method's settings, whatever their defaults are later, and no other's.
+    own = {} if settings.method == OUR_METHOD else {method.name: method.configured(settings).model_dump(mode="json")}
+    spec = make_spec(
         **pairs[0],
         also=pairs[1:],
         neighbours=tuple(name for name in near if name not in gone),
@@ -160,8 +164,10 @@ def prepare_spec(
         base_sha256=found,
         catalog=catalog,
         judges=project.judges,
-        **settings.model_dump(),
+        **{**settings.model_dump(), "methods": own},
     )
+    method.check_able(spec)
+    return spec
 
 
 def _asked_for(concepts: dict[str, Concept], wanted: Wanted, catalog: str) -> Concept:

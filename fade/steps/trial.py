@@ -25,13 +25,12 @@ from fade.evaluation.records import load
 from fade.files import read_json, sha256_file, write_json, writing
 from fade.hardware import peak_mib
 from fade.lineage import library_versions, module_closure
+from fade.methods.registry import method_code
 from fade.pipeline import TIMINGS, Step
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps.attacks import attack_figures, run
 
 TRIALS = Path("data/trials")
-BASELINE = "baseline"
-"""What a published method's making of an adapter is called in timings."""
 
 
 def run_trial(
@@ -48,18 +47,11 @@ def run_trial(
         root: a folder per trial, named by the spec's id.
         say: told the name of each step before it begins.
     """
-    folder = emptied_if_other(root / spec.id, made_by())
+    steps = _steps_of(spec)
+    folder = emptied_if_other(root / spec.id, made_by(steps, spec.method))
     save_spec(spec, folder)
     _take_shared(spec, folder, root, say)
-    making, _ = _halves(spec)
-    run_steps(folder, making, say)
-    return finish(folder, attacks=attacks, say=say)
-
-
-def finish(folder: Path, *, attacks: Sequence[str], say: Callable[[str], None] | None) -> dict[str, Any]:
-    """What follows once the adapter is there: the steps that judge it, further attacks, its figures."""
-    _, judging = _halves(load_spec(folder))
-    run_steps(folder, judging, say)
+    run_steps(folder, steps, say)
     for kind in dict.fromkeys(attacks):
         timed(folder, f"attack-{kind}", [folder / "attacks" / f"{kind}.json"], partial(_run_attack, folder, kind), say)
     return figures(folder)
@@ -72,24 +64,19 @@ def run_steps(folder: Path, steps: Iterable[Step], say: Callable[[str], None] | 
         timed(folder, step.name, outputs, partial(_run_through, pipeline.run(step, folder)), say)
 
 
-def _halves(spec: Spec) -> tuple[list[Step], list[Step]]:
-    """A trial's steps up to the adapter, and those that judge it."""
-    steps = [step for step in pipeline.steps_of(spec) if step.in_trials]
-    made = 1 + max(number for number, step in enumerate(steps) if step.makes_adapter)
-    return steps[:made], steps[made:]
+def _steps_of(spec: Spec) -> list[Step]:
+    return [step for step in pipeline.steps_of(spec) if step.in_trials]
 
 
-def made_by() -> str:
-    """Hash of all code that a trial runs and of the libraries under it."""
+def made_by(steps: Sequence[Step], method: str) -> str:
+    """Hash of all code that these steps run, of the method's where one of them runs it, and of the libraries."""
+    code = {*module_closure("fade.steps.trial", *(step.module for step in steps))}
+    if any(step.by_method for step in steps):
+        code |= {*method_code(method)}
     digest = hashlib.sha256(str(library_versions()).encode())
-    for path in module_closure("fade.steps.trial", *step_modules()):
+    for path in sorted(code):
         digest.update(f"{path.name}:{sha256_file(path)}\n".encode())
     return digest.hexdigest()
-
-
-def step_modules() -> list[str]:
-    """The modules of the steps that a trial may run: the table names them, nothing imports them."""
-    return [step.module for step in pipeline.STEPS if step.in_trials]
 
 
 def emptied_if_other(folder: Path, code: str) -> Path:
@@ -104,12 +91,12 @@ def emptied_if_other(folder: Path, code: str) -> Path:
 
 def _take_shared(spec: Spec, folder: Path, root: Path, say: Callable[[str], None] | None) -> None:
     """Steps such as splits and saliency read few settings: trials that differ in others share what they made."""
-    steps = [step for step in _halves(spec)[0] if step.shared]
+    steps = [step for step in _steps_of(spec) if step.shared]
     wanted = [name for step in steps for name in step.outputs if not (folder / name).exists()]
     if not wanted:
         return
     common = _only_what_is_read(spec, steps)
-    source = emptied_if_other(root / "shared" / common.id, made_by())
+    source = emptied_if_other(root / "shared" / common.id, made_by(steps, spec.method))
     save_spec(common, source)
     run_steps(source, steps, say)
     write_json(folder / TIMINGS, {**read_json(source / TIMINGS), **_timings(folder)})
@@ -173,8 +160,7 @@ def figures(folder: Path) -> dict[str, Any]:
     metrics = load(Evaluation, folder / "evaluation" / "metrics.json")
     card = read_json(folder / "adapter" / "card.json")
     timings = _timings(folder)
-    making = [*(step.name for step in pipeline.STEPS if step.makes_adapter), BASELINE]
-    making = [name for name in making if name in timings]
+    making = [step.name for step in pipeline.steps_of(spec) if step.makes_adapter]
     before, after = metrics.report.before, metrics.report.after
     row: dict[str, Any] = {
         "concept": ", ".join(pair.concept for pair in spec.pairs),

@@ -90,12 +90,16 @@ def erase(
     base_sha256: Annotated[str | None, typer.Option(help="Refuse a base of another hash.")] = None,
     catalog: CatalogOption = None,
     judges: JudgesOption = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="What makes the adapter: fade, fade-deep, esd-x, uce ..., or your own as module:NAME."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw instead of the one in params.yaml.")] = None,
     steps: Annotated[int | None, typer.Option(help="Distillation steps instead of those in params.yaml.")] = None,
     settings_given: SetOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Erase a concept: splits, validation, saliency, mask, distillation, evaluation, registration.
+    """Erase a concept: splits, validation, what the method takes to make an adapter, evaluation, registration.
 
     Asking for the same thing again goes on where the last run ended, and gives the same adapter.
     """
@@ -103,6 +107,7 @@ def erase(
 
     begun = time.perf_counter()
     from fade.config import load_settings
+    from fade.methods.registry import asking_for
     from fade.steps.catalog import ensure_catalog
     from fade.steps.spec import prepare_spec, read_overwrite
 
@@ -113,7 +118,8 @@ def erase(
         # Without a step the closed form alone is asked for, which has no depth.
         changes += [("distill.steps", steps), *([("distill.deep.steps", steps)] if steps else [])]
     asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
-    settings = load_settings(asked.params, changes=dict(changes))
+    changed = dict(changes) if method is None else asking_for([method], dict(changes))[0]
+    settings = load_settings(asked.params, changes=changed)
     if catalog is None:
         ensure_catalog(asked)
     spec = prepare_spec(
@@ -337,7 +343,7 @@ def _print_figures(rows: list[dict[str, Any]]) -> None:
             table.add_row("inversion", *("not measured: fade attack" for _ in rows))
     table.add_row("drift", *(f"{row['drift']:.4f}" for row in rows))
     table.add_row("pictures judged", *(str(row["samples"]) for row in rows))
-    table.add_row("distillation", *(f"{row['distill_seconds']:.0f} s" for row in rows))
+    table.add_row("adapter made in", *(f"{row['distill_seconds']:.0f} s" for row in rows))
     table.add_row("adapter", *(f"{row['adapter_bytes'] / 1000:.0f} kB" for row in rows))
     table.add_row("gate", *(row["gate"] for row in rows))
     console.print(table)

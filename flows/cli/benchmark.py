@@ -53,7 +53,10 @@ def benchmark(
     settings_given: SetOption = None,
     attack: AttackOption = True,
     methods: Annotated[
-        str | None, typer.Option(help="Compare these, by commas: ours, ours-deep, ours-closed-form, fade, esd-x ...")
+        str | None,
+        typer.Option(
+            help="Compare these, by commas: fade, fade-deep, plain-fade, esd-x, uce, or your own module:NAME ..."
+        ),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="With --methods: seeds, by commas.")] = None,
     kinds: Annotated[
@@ -82,7 +85,7 @@ def benchmark(
 
     The whole of it, with defaults (but for threads), is kept under benchmarks/results/. Stopped and
     asked again, it goes on where it was. With --methods, methods are compared on six named concepts (or
-    --concepts); --set esd-x.steps=300 changes a baseline's own settings. `classes` does the same on a
+    --concepts); --set esd-x.steps=300 changes a method's own settings. `classes` does the same on a
     catalog of labelled pictures: Imagenette, faces, dog breeds, scenes ...
     """
     from fade.files import write_json
@@ -134,14 +137,9 @@ def _contest(
     json_file: Path | None,
 ) -> None:
     from fade.files import read_json, write_json
-    from fade.steps.baseline import METHODS as BASELINES
     from flows.studies.contest import SEQUENCE, plan_contest, run_contest
     from flows.studies.study import RESULTS
 
-    baselines: dict[str, dict[str, Any]] = {}
-    for name in [key for key in changes if key.partition(".")[0] in BASELINES]:
-        method, _, own = name.partition(".")
-        baselines.setdefault(method, {})[own] = changes.pop(name)
     given = concepts or (list(SEQUENCE) if sequential else None)
     entries = plan_contest(
         methods,
@@ -149,7 +147,6 @@ def _contest(
         seeds=listed(seeds, "--seeds") if seeds else None,
         changes=changes,
         project=project,
-        baselines=baselines,
         together=sequential,
     )
     asked = json.dumps([sorted(str(entry.folder) for entry in entries), attacks, sequential])

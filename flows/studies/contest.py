@@ -1,8 +1,8 @@
 """Contest: methods x concepts x seeds on one protocol, as a study that goes on where it was stopped.
 
-Ours and plain FADE are trials of settings, the published baselines trials of their own step; each is a process, and
-what the same code has finished is not run again. ``data/studies/<name>/`` gets rows.parquet, table.md, scatter.png,
-summary.json and, with ``sequential``, sequence.parquet and sequence.png.
+Each erasure is a trial in a process of its own; what the same code has finished is not run again.
+``data/studies/<name>/`` gets rows.parquet, table.md, scatter.png, summary.json and, with ``sequential``,
+sequence.parquet and sequence.png.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from fade.config import load_settings
+from fade.config import OUR_METHOD, load_settings
 from fade.errors import ConfigError, DataError, nearest
 from fade.evaluation.contest import COLUMNS, contest_markdown, contest_table, scatter_figure, sequence_figure
 from fade.evaluation.measured import Combination
 from fade.evaluation.records import load
 from fade.files import read_json, write_json, writing
 from fade.lineage import made_on
-from fade.methods.plain_fade import PAPER_SETTINGS
+from fade.methods.registry import PRESETS, asking_for
 from fade.project import Project
 from fade.spec import Spec, save_spec
 from fade.steps.attacks import KINDS
-from fade.steps.baseline import METHODS as BASELINES
-from fade.steps.baseline import baseline_id, baseline_settings, save_baseline
 from fade.steps.catalog import ensure_catalog
 from fade.steps.spec import AUTO, prepare_spec
 from fade.steps.trial import TRIALS
@@ -40,20 +38,6 @@ from flows.studies.study import SIX, STUDIES, run_trials
 from tasks.mlflow import runs
 from tasks.trials import TrialError
 
-OURS: dict[str, dict[str, Any]] = {
-    "ours": {},
-    "ours-deep": {"distill.depth": "deep"},
-    "ours-closed-form": {
-        "distill.start": "closed_form",
-        "distill.steps": 0,
-        "distill.rank": 1,
-        "mask.within": "cross_attention",
-        "mask.granularity": "none",
-    },
-}
-"""Settings of our own methods, as changes of params.yaml."""
-SETTINGS: dict[str, dict[str, Any]] = {**OURS, "fade": PAPER_SETTINGS}
-METHODS = (*SETTINGS, *BASELINES)
 SEQUENCE = (
     *("astronaut", "neon", "cat", "oil", "motorcycle", "mosaic"),
     *("coffee", "sketch", "rocket", "thermal", "retina", "emboss"),
@@ -77,25 +61,20 @@ def plan_contest(
     *,
     seeds: Sequence[int] | None = None,
     changes: Mapping[str, Any] | None = None,
-    baselines: Mapping[str, Mapping[str, Any]] | None = None,
     together: bool = False,
     project: Project,
 ) -> list[Entry]:
     """Every method with every concept and seed; all are checked before any runs.
 
     Args:
+        methods: by the registry's names, or ``module:NAME`` of one's own.
         concepts: names, each alone or with its surrogate after a colon; the six named ones if None.
-        changes: settings that are the same for all methods, e.g. ``threads``.
-        baselines: changed settings of published baselines, by method.
+        changes: settings that are the same for all methods, e.g. ``threads``; ``esd-x.steps`` is a method's own.
         together: the erasures will be live at once: ``auto`` takes none of their concepts for a surrogate.
 
     Raises:
         ConfigError: an unknown method, concept or setting, or one given twice.
     """
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise ConfigError(f"Unknown method {unknown[0]!r}. {nearest(unknown[0], METHODS)}")
-    if unset := sorted(set(baselines or {}) - set(methods)):
-        raise ConfigError(f"Settings were given for {unset[0]!r}, which is not among the methods.")
     ensure_catalog(project)
     entries = []
     given_concepts = concepts or SIX
@@ -109,21 +88,15 @@ def plan_contest(
             same |= {f"{step}.seed": seed for step in ("split", "saliency", "distill")}
         # A method's concepts in turn, not a concept's methods: side by side, two of one concept would both draw what
         # the attacks ask of the base, which the next that comes to it finds.
-        for method in methods:
-            settings = load_settings(project.params, changes={**SETTINGS.get(method, {}), **same})
+        for method, asked in zip(methods, asking_for(methods, same), strict=True):
+            settings = load_settings(project.params, changes=asked)
             for given in given_concepts:
                 concept, _, surrogate = given.partition(":")
                 spec = prepare_spec(
                     concept.strip(), surrogate.strip() or AUTO, project=project, settings=settings, protected=protected
                 )
-                folder = TRIALS / spec.id
-                if method in BASELINES:
-                    own = baseline_settings(method, (baselines or {}).get(method))
-                    folder = TRIALS / baseline_id(spec, method, own)
-                    save_baseline(folder, spec, method, own)
-                else:
-                    save_spec(spec, folder)
-                entries.append(Entry(method, seed, spec, folder))
+                save_spec(spec, TRIALS / spec.id)
+                entries.append(Entry(method, seed, spec, TRIALS / spec.id))
     if len({entry.folder for entry in entries}) < len(entries):
         raise ConfigError("Two erasures of the contest are the same: a method, concept or seed was given twice.")
     return entries
@@ -173,7 +146,9 @@ def run_contest(
     base = {key: _mean(rows, f"base_{key}") for key in COLUMNS if any(f"base_{key}" in row for row in rows)}
     base = {key: value for key, value in base.items() if key != "relearning"}
     table = contest_table(rows)
-    markdown = contest_markdown(table, ours=[method for method in OURS if method in set(table["method"])], base=base)
+    markdown = contest_markdown(
+        table, ours=[method for method in (OUR_METHOD, *PRESETS) if method in set(table["method"])], base=base
+    )
     folder = STUDIES / name
     with writing(folder) as temporary:
         temporary.mkdir(parents=True)
@@ -220,8 +195,8 @@ def _named(entry: Entry) -> str:
 def sequence(name: str, chains: dict[str, list[Path]]) -> list[dict[str, Any]]:
     """Erasures live on top of one another, one more each time, judged together.
 
-    Each was made against the base alone, ours and a baseline's alike: differences are added, none is trained on top
-    of another. A published method that edits the edited model again may fare otherwise.
+    Each was made against the base alone, by ours and by published methods: differences are added, none is trained on
+    top of another. A published method that edits the edited model again may fare otherwise.
     """
     asked = [(method, folders[:n]) for method, folders in chains.items() for n in range(1, len(folders) + 1)]
     futures = [together.submit(folders) for _, folders in asked]

@@ -33,6 +33,7 @@ from fade.data.splits import NOTHING
 from fade.errors import LineageError
 from fade.files import sha256_file, write_json, writing
 from fade.lineage import ROOT, library_versions, module_closure, processor_kind
+from fade.methods.registry import method_code
 from fade.models.source import is_hub_name
 from fade.pipeline import LOSSES, TIMINGS, Step
 from fade.project import Project, load_project
@@ -49,8 +50,10 @@ BEFORE = "dvc.lock.before"
 """What ``dvc.lock`` was, while a step is recorded; still there later, the record was cut off."""
 
 
-def _code(module: str, root: Path) -> list[str]:
-    return [Path(os.path.relpath(path, root)).as_posix() for path in module_closure(module)]
+def _code(module: str, root: Path, *, method: str | None = None) -> list[str]:
+    """Source files of a step's module, and of the method that it runs, if it runs one."""
+    files = {*module_closure(module), *(method_code(method) if method is not None else ())}
+    return [Path(os.path.relpath(path, root)).as_posix() for path in sorted(files)]
 
 
 def stage_definition(step: Step, spec: Spec, folder: Path, root: Path) -> dict[str, Any]:
@@ -62,12 +65,13 @@ def stage_definition(step: Step, spec: Spec, folder: Path, root: Path) -> dict[s
     def located(path: str) -> str:
         return path.format(**places) if path.startswith("{") else f"{where}/{path}"
 
+    code = _code(step.module, root, method=spec.method if step.by_method else None)
     # A name on the hub is no file to depend on: the parameter base_sha256 stands for its bytes.
     inputs = [path for path in pipeline.inputs_of(step, spec) if path != "{base}" or not is_hub_name(spec.base)]
 
     return {
         "cmd": f"python -m fade.pipeline {step.function} {where}",
-        "deps": sorted([*(located(path) for path in inputs), *_code(step.module, root)]),
+        "deps": sorted([*(located(path) for path in inputs), *code]),
         "params": [{f"{where}/spec.yaml": sorted(step.parameters)}],
         "outs": [located(path) for path in step.outputs],
     }

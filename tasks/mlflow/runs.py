@@ -118,13 +118,14 @@ def _log_run(
     tags = {
         "erasure": spec.id,
         "kind": kind_of(spec),
-        "origin": "distilled here" if spec.imported is None else "imported",
+        "origin": f"made here by {spec.method}" if spec.imported is None else "imported",
         "base.sha256": spec.base_sha256,
         **code_tags(),
         **lineage,
     }
     settings = spec.model_dump(mode="json")
     params = {f"{section}.{key}": value for section in sections_of(spec) for key, value in settings[section].items()}
+    params |= {f"{method}.{key}": value for method, own in spec.methods.items() for key, value in own.items()}
     if any(pair.person for pair in spec.pairs):
         params.pop("attacks.names", None)
     else:
@@ -181,6 +182,7 @@ def _log_curve(client: MlflowClient, run_id: str, curve: pd.DataFrame) -> None:
         for row in curve.to_dict("records")
         if row["step"] not in sent
         for key in CURVE
+        if key in row
     ]
     for start in range(0, len(points), 1000):
         client.log_batch(run_id, metrics=points[start : start + 1000])

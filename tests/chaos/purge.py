@@ -91,7 +91,7 @@ def make_erasure(place: Place) -> None:
         "validate": ("validation.json", "docs/index.html"),
         "saliency": ("saliency.safetensors",),
         "mask": ("mask/mask.json",),
-        "distill": ("adapter/card.json", "curve.csv", "timesteps.json"),
+        "distill": ("adapter/card.json", "curve.csv"),
         "evaluate": tuple(
             f"evaluation/{name}" for name in ("metrics.json", "samples.parquet", "sheet.png", "report.html")
         ),

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from fade.errors import ConfigError, DataError
 from fade.evaluation.contest import best_methods, contest_markdown, contest_table, scatter_figure, sequence_figure
+from fade.methods.registry import NAMES
 from flows.cli.app import app
-from flows.studies.contest import METHODS, plan_contest
+from flows.studies.contest import plan_contest
 from tests.tiny import PROJECT
 
 
@@ -74,25 +75,25 @@ def test_figures_are_drawn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("methods", "concepts", "baselines", "said"),
+    ("methods", "concepts", "changes", "said"),
     [
         (["uces"], ["cat"], {}, "Did you mean 'uce'"),
         (["uce"], ["cart"], {}, "cat"),
         (["uce", "uce"], ["cat:horse"], {}, "given twice"),
-        (["uce"], ["cat:horse"], {"ca": {"steps": 1}}, "not among the methods"),
-        (["ca"], ["cat:horse"], {"ca": {"stepz": 1}}, "stepz"),
+        (["uce"], ["cat:horse"], {"ca.steps": 1}, "not among the methods"),
+        (["ca"], ["cat:horse"], {"ca.stepz": 1}, "stepz"),
     ],
 )
 def test_a_wrong_contest_is_refused_before_anything_runs(
-    workspace: Path, methods: list[str], concepts: list[str], baselines: dict[str, Any], said: str
+    workspace: Path, methods: list[str], concepts: list[str], changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        plan_contest(methods, concepts, project=PROJECT, baselines=baselines)
+        plan_contest(methods, concepts, project=PROJECT, changes=changes)
 
 
 def test_every_method_has_a_plan_of_its_own(workspace: Path) -> None:
-    entries = plan_contest(list(METHODS), ["cat:horse"], project=PROJECT, seeds=[1, 2])
-    assert len({entry.folder for entry in entries}) == 2 * len(METHODS)
+    entries = plan_contest(list(NAMES), ["cat:horse"], project=PROJECT, seeds=[1, 2])
+    assert len({entry.folder for entry in entries}) == 2 * len(NAMES)
     assert {entry.spec.distill.seed for entry in entries} == {1, 2}
     # All are judged on the same pictures.
     assert len({(str(entry.spec.evaluate), str(entry.spec.gate)) for entry in entries}) == 1
@@ -116,7 +117,7 @@ def test_a_contest_has_a_row_for_each_erasure_and_goes_on_where_it_was(workspace
     assert points["erased"].tolist() == [1, 2]
     # One alone together is that one: its figures are those of its own evaluation.
     assert points["ua"].tolist()[0] == found["rows"][0]["ua"]
-    written = {path: path.stat().st_mtime_ns for path in Path("data/trials").glob("b*/curve.csv")}
+    written = {path: path.stat().st_mtime_ns for path in Path("data/trials").glob("e*/curve.csv")}
     assert len(written) == 2
     again = CliRunner().invoke(app, [*asked, "--concepts", "cat:horse"])
     assert again.exit_code == 0, again.output

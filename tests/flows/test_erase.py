@@ -34,6 +34,7 @@ from flows.releasing.pictures import draw, live_adapters, load_with, save_pictur
 from flows.settings import ERASURES
 from tasks.dvc import versioning
 from tasks.mlflow import tracking
+from tasks.mlflow.client import mlflow_client
 from tests.tiny import KEPT_STYLES, PROJECT
 
 pytestmark = pytest.mark.timeout(600)
@@ -98,6 +99,40 @@ def test_every_way_of_the_method_ends_as_a_live_adapter_that_is_taken_back(
     assert not np.array_equal(draw(load_with(Path(spec.base), live), prompts, seed=1), before)
     tracking.rollback(version.model)
     assert not [one for one in live_adapters(version.base_sha256) if one.model == version.model]
+
+
+def test_a_published_methods_erasure_is_registered_approved_live_and_rolled_back(
+    workspace: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "row.json"
+    asked = ["erase", "--concept", "cat", "--surrogate", "horse", "--method", "uce", "--set", "uce.damping=0.4"]
+    result = CliRunner().invoke(app, [*asked, "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    row = json.loads(file.read_text())
+    folder, model = Path(row["folder"]), row["model_version"].partition("/")[0]
+    assert load_spec(folder).methods == {"uce": {"erase_scale": 1.0, "preserve_scale": 1.0, "damping": 0.4}}
+    assert list(versioning.read_lock(folder / "dvc.lock")) == ["split", "validate", "adapter", "evaluate"]
+    assert versioning.is_current(folder, "adapter")
+    version = tracking.find_version(model)
+    assert (version.aliases, version.gate) == (("candidate",), "passed")
+    with mlflow_client() as client:
+        run = client.get_run(version.run_id).data
+    assert run.tags["origin"] == "made here by uce"
+    assert run.params["uce.damping"] == "0.4"
+    assert not [name for name in run.params if name.startswith(("saliency", "mask", "distill"))]
+    prompt = ["a cat image in photo style."]
+    before = draw(load_with(Path("data/base/canvas"), []), prompt, seed=1, steps=3)
+    for command, changed in (("approve", True), ("rollback", False)):
+        done = CliRunner().invoke(app, [command, folder.name])
+        assert done.exit_code == 0, done.output
+        live = [one for one in live_adapters(version.base_sha256) if one.model == model]
+        assert bool(live) == changed
+        after = draw(load_with(Path("data/base/canvas"), live), prompt, seed=1, steps=3)
+        assert np.array_equal(after, before) != changed
+    # Asked again, nothing is made again.
+    made = (folder / "adapter/card.json").stat().st_mtime_ns
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    assert (folder / "adapter/card.json").stat().st_mtime_ns == made
 
 
 def test_several_concepts_share_an_adapter_and_are_judged_one_by_one(workspace: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import runpy
 import shutil
 import subprocess
@@ -23,11 +22,16 @@ from dvc.repo import Repo
 from PIL import Image
 from typer.testing import CliRunner
 
+from fade.adapters.card import load_card
 from fade.adapters.manifest import MANIFEST_NAME, publish
 from fade.files import read_json
 from fade.lineage import ROOT
 from flows.cli.app import app
+from flows.studies.contest import plan_contest
+from tasks.dvc.versioning import write_pipeline
+from tasks.trials import trial
 from tests.servers import free_port, wait_until
+from tests.tiny import PROJECT
 from tests.unit.adapters.test_adapters import _adapter
 from tests.unit.models.test_train import BASE, JUDGES, REPORT
 
@@ -80,11 +84,19 @@ def test_a_program_of_ones_own_draws_with_what_is_live_and_stops_without_it(tiny
     assert not (tmp_path / "live.png").exists()
 
 
-def test_a_method_of_ones_own_is_judged(workspace: Path) -> None:
-    said = example("own_method.py", folder=workspace)
-    assert [name for name in ("UA", "IRA", "CRA", "drift") if re.search(rf"^{name} +\d", said, re.MULTILINE)] == [
-        *("UA", "IRA", "CRA", "drift")
-    ]
+def test_a_method_of_ones_own_is_a_trial_and_a_stage_like_any(workspace: Path) -> None:
+    """A file in the project: compared, and its code among what DVC holds the adapter to."""
+    shutil.copyfile(ROOT / "examples/own_method.py", workspace / "own_method.py")
+    changes = {"threads": 1, "mean-shift.strength": 0.5}
+    (entry,) = plan_contest(["own_method:METHOD"], ["cat:horse"], project=PROJECT, changes=changes)
+    assert entry.spec.methods == {"mean-shift": {"strength": 0.5}}
+    row = trial(entry.folder)
+    assert row["steps"] == 1
+    assert load_card(entry.folder / "adapter")["method"] == "mean-shift"
+    write_pipeline(entry.folder, entry.spec)
+    stages = yaml.safe_load((entry.folder / "dvc.yaml").read_text())["stages"]
+    assert "own_method.py" in stages["adapter"]["deps"]
+    assert not {"saliency", "mask", "distill"} & set(stages)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from fade.data.sets import generated_by
 from fade.errors import ConfigError, DataError
 from fade.files import read_json, sha256_file
 from fade.spec import Spec, save_spec
+from fade.steps.adapter import make_adapter
 from fade.steps.catalog import KINDS, open_set
-from fade.steps.distill import distill_adapter
 from fade.steps.evaluate import evaluate
 from fade.steps.generate import generate_catalog
 from fade.steps.mask import mask
@@ -74,7 +74,7 @@ def test_a_folder_of_pictures_goes_to_the_end_of_an_erasure(workspace: Path, tmp
     assert request.neighbours == ("coffee",)
     saliency(erasure)
     mask(erasure)
-    assert len(list(distill_adapter(erasure))) == request.distill.steps
+    assert len(list(make_adapter(erasure))) == request.distill.steps
     for _ in evaluate(erasure):
         pass
     metrics = read_json(erasure / "evaluation/metrics.json")

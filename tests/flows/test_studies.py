@@ -21,7 +21,7 @@ from fade.evaluation.verdicts import Verdict
 from fade.lineage import ROOT
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps import trial as trial_step
-from fade.steps.distill import distill_adapter
+from fade.steps.adapter import make_adapter
 from fade.steps.mask import mask
 from fade.steps.saliency import saliency
 from fade.steps.spec import prepare_spec
@@ -68,7 +68,7 @@ def test_trials_that_differ_in_density_alone_share_their_saliency(workspace: Pat
 def test_other_code_runs_a_trial_anew(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request, ran = _request(), []  # type: ignore[var-annotated]
     run_trial(request, root=tmp_path)
-    monkeypatch.setattr(trial_step, "made_by", lambda: "other code")
+    monkeypatch.setattr(trial_step, "made_by", lambda *_: "other code")
     run_trial(request, root=tmp_path, say=ran.append)
     assert ran == ["split", "saliency", "mask", "distill", "evaluate"]
 
@@ -195,7 +195,7 @@ def test_the_ladder_climbs_in_bytes(workspace: Path, tmp_path: Path) -> None:
             shutil.copytree(folder / "splits", splits)
         saliency(folder)
         mask(folder)
-        list(distill_adapter(folder))
+        list(make_adapter(folder))
         sizes.append(sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors")))
     assert all(smaller < larger for smaller, larger in pairwise(sizes)), sizes
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import BaseModel
 
 from fade import config
 from fade.config import Settings, load_settings
@@ -48,9 +49,9 @@ def test_the_base_depends_on_its_own_code_and_on_no_other() -> None:
 
 def test_a_stage_depends_on_modules_it_imports_indirectly() -> None:
     assert {"fade/methods/fade/sparse_lora.py", "fade/models/paths.py", "fade/seeding.py"} <= _names(
-        "fade.steps.distill"
+        "fade.steps.adapter"
     )
-    assert "fade/evaluation/judges.py" not in _names("fade.steps.distill")
+    assert "fade/evaluation/judges.py" not in _names("fade.steps.adapter")
     assert "fade/models/generate.py" in _names("fade.steps.evaluate")
 
 
@@ -60,10 +61,16 @@ def test_packages_hold_docstrings_only_so_that_leaving_them_out_of_stages_is_rig
         assert all(line.startswith("__version__") for line in lines), path
 
 
-KINDS_OF_SPEC = [{}, {"data_free": True}, {"gate": {"attacks": {"noised": 0.5}}}, {"imported": "0" * 64}]
+KINDS_OF_SPEC = [
+    {},
+    {"data_free": True},
+    {"gate": {"attacks": {"noised": 0.5}}},
+    {"imported": "0" * 64},
+    {"method": "uce"},
+]
 
 
-@pytest.mark.parametrize("changes", KINDS_OF_SPEC, ids=["plain", "data-free", "attacked", "imported"])
+@pytest.mark.parametrize("changes", KINDS_OF_SPEC, ids=["plain", "data-free", "attacked", "imported", "by uce"])
 def test_the_steps_of_an_erasure_follow_from_each_other(changes: dict[str, Any]) -> None:
     spec = plain_spec(**changes)
     steps, laid = steps_of(spec), {"foreign"} if spec.imported else set()
@@ -89,7 +96,8 @@ def test_a_row_names_what_is_there() -> None:
 def test_what_is_shown_of_an_erasure_are_the_settings_that_decided_it() -> None:
     plain = ["split", "saliency", "mask", "distill", "evaluate", "gate"]
     assert sections_of(plain_spec()) == plain
-    assert sections_of(plain_spec(imported="0" * 64)) == ["split", "evaluate", "gate"]
+    for other in ({"imported": "0" * 64}, {"method": "uce"}):
+        assert sections_of(plain_spec(**other)) == ["split", "evaluate", "gate"]
     attacked = plain_spec(gate={"attacks": {"noised": 0.5}})
     assert set(sections_of(attacked)) == {*plain, "inversion", "attacks"}
 
@@ -105,8 +113,8 @@ def test_params_yaml_holds_every_setting_and_no_other() -> None:
     assert set(content["erasure"]) == set(Settings.model_fields)
     loaded = load_settings(ROOT / "params.yaml")
     for name, section in content["erasure"].items():
-        if isinstance(section, dict):
-            assert set(section) == set(type(getattr(loaded, name)).model_fields), name
+        if isinstance(read := getattr(loaded, name), BaseModel):
+            assert set(section) == set(type(read).model_fields), name
 
 
 def test_a_wrong_parameter_is_named_with_what_was_got(tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ class DistillStep:
         """Of the weighted sum's gradient, before clipping."""
         return float(self.norm)
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether its figures can be read without waiting for a GPU."""
+        return self.losses.device.type == "cpu"
+
     def figures(self) -> dict[str, float | int | None]:
         """A row of the curve, by ``CURVE``."""
         return {name: getattr(self, name) for name in CURVE}

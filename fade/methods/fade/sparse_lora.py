@@ -217,8 +217,8 @@ def adapter_tensors(denoiser: Denoiser, name: str) -> dict[str, Tensor]:
     """The adapter as it is stored: the scaling, alpha / rank, is already in it.
 
     LoRA: diffusers' keys ``<component>.<module>.lora_A.weight`` and ``.lora_B.weight``; scaling 1 wherever they
-    are loaded, also by tools that lose alpha. Weight masks: ``<component>.<module>.positions`` (flat, int32,
-    ascending) and ``<component>.<module>.values``, exactly one value for each weight of the mask.
+    are loaded, also by tools that lose alpha. Differences: ``<component>.<module>.positions`` (flat, int32, ascending)
+    and ``<component>.<module>.values``: of a weight mask one value for each of its weights, else what is not zero.
     """
     network, component = denoiser.network, denoiser.component
     tensors: dict[str, Tensor] = {}
@@ -228,10 +228,13 @@ def adapter_tensors(denoiser: Denoiser, name: str) -> dict[str, Tensor]:
             tensors[f"{component}.{module}.lora_B.weight"] = layer.lora_B[name].weight.detach() * layer.scaling[name]
     for module, delta in delta_weights(network).items():
         if name in delta.parts:
-            part: Any = delta.parts[name]
-            positions = part.mask.view(-1).nonzero().squeeze(1)
-            tensors[f"{component}.{module}.positions"] = positions.to(torch.int32)
-            tensors[f"{component}.{module}.values"] = part().detach().view(-1)[positions]
+            flat = delta.parts[name]().detach().reshape(-1)
+            mask = getattr(delta.parts[name], "mask", None)
+            # Without a mask, what float16 holds: what is 0 there changes nothing.
+            positions = (flat.to(torch.float16) if mask is None else mask.view(-1)).nonzero().squeeze(1)
+            if mask is not None or len(positions):
+                tensors[f"{component}.{module}.positions"] = positions.to(torch.int32)
+                tensors[f"{component}.{module}.values"] = flat[positions]
     return tensors
 
 

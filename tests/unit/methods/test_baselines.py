@@ -1,8 +1,7 @@
-"""Baselines against a property of their paper each, on a tiny base; and as adapters like any other."""
+"""Published methods against a property of their paper each, on a tiny base; and as adapters like any other."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,16 @@ from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.config import load_settings
 from fade.errors import ConfigError, NoMatchingModulesError
 from fade.files import read_json
+from fade.lineage import ROOT
 from fade.methods import salun as salun_file
 from fade.methods.concept_ablation import ConceptAblationSettings, ablation_losses, concept_ablation
 from fade.methods.esd import EsdSettings, esd, esd_target
+from fade.methods.fade.examples import Examples
+from fade.methods.fade.sparse_lora import adapter_tensors
+from fade.methods.method import STUDENT, Material
+from fade.methods.registry import METHODS, NAMES, PRESETS, asking_for, find_method, method_code
 from fade.methods.salun import SalunSettings, salient, salun
 from fade.methods.trained_difference import (
-    NAME,
-    Material,
-    difference_tensors,
     frozen,
     modules_of,
     noised,
@@ -34,16 +35,12 @@ from fade.methods.uce import UceSettings, solve, uce
 from fade.models.deltas import delta_weights, plain_modules
 from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion, UNet
+from fade.models.family import load_base
 from fade.models.told import Told
-from fade.steps.baseline import (
-    METHODS,
-    baseline_adapter,
-    baseline_id,
-    baseline_settings,
-    run_baseline_trial,
-    save_baseline,
-)
+from fade.spec import load_spec, save_spec
+from fade.steps.adapter import make_adapter
 from fade.steps.spec import prepare_spec
+from fade.steps.trial import figures, run_trial
 from tests.tiny import PROJECT
 
 
@@ -61,14 +58,35 @@ def material(base: StableDiffusion) -> Material:
 
     others = base.encode_prompts([f"a {name} image in oil style." for name in ("horse", "coffee", "rocket", "flower")])
     cat, horse = told("cat"), told("horse")
-    return Material(pictures(4), cat, horse, pictures(4), cat, horse, pictures(4), others, base.unconditional())
+    sets = {
+        "forget": _Rows(Examples(pictures(4), cat, horse)),
+        "surrogate": _Rows(Examples(pictures(4), cat, horse)),
+        "retain": _Rows(Examples(pictures(4), others, others)),
+    }
+    return Material(sets.__getitem__, base.unconditional())
+
+
+class _Rows:
+    """A split that is encoded."""
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+
+    def latents(self) -> Tensor:
+        return self._examples.latents
+
+    def captions(self) -> tuple[Told, Told]:
+        return self._examples.prompts, self._examples.targets
+
+    def encoded(self) -> Examples:
+        return self._examples
 
 
 def _changed(base: StableDiffusion) -> set[str]:
     return {
         name
         for name, delta in delta_weights(base.network).items()
-        if NAME in delta.parts and bool(delta.parts[NAME]().any())
+        if STUDENT in delta.parts and bool(delta.parts[STUDENT]().any())
     }
 
 
@@ -182,7 +200,7 @@ def test_salun_changes_only_the_masked_weights(
     assert set(masks) == set(plain_modules(base.network))
     moved = 0
     for name, delta in delta_weights(base.network).items():
-        change = delta.parts[NAME]().detach()
+        change = delta.parts[STUDENT]().detach()
         assert not change[masks[name] == 0].any(), name
         moved += int((change != 0).sum())
     assert moved > 0.5 * sum(float(mask.sum()) for mask in masks.values())
@@ -215,42 +233,86 @@ def test_a_base_without_cross_attention_is_refused(base: StableDiffusion) -> Non
 
 
 def test_settings_are_checked_by_name_type_and_range() -> None:
-    assert baseline_settings("uce", {"damping": 0.1}).damping == 0.1
+    assert find_method("uce").checked({"damping": 0.1}).damping == 0.1
     for method, changes, said in (
-        ("uces", {}, "uce"),
-        ("uce", {"dampin": 1}, "damping"),
-        ("esd-x", {"steps": 1.5}, "must be a int"),
-        ("esd-x", {"steps": 0}, "must be positive"),
-        ("esd-x", {"steps": True}, "must be a int"),
+        ("uce", {"dampin": 1}, "Did you mean 'damping'"),
+        ("esd-x", {"steps": 1.5}, r"esd-x\.steps.*integer.*got 1\.5"),
+        ("esd-x", {"steps": 0}, "steps must be positive: got 0"),
+        ("esd-x", {"steps": True}, r"esd-x\.steps.*got True"),
     ):
         with pytest.raises(ConfigError, match=said):
-            baseline_settings(method, changes)
+            find_method(method).checked(changes)
+
+
+def test_every_name_is_found_and_is_its_methods() -> None:
+    for name in METHODS:
+        method = find_method(name)
+        assert method.name == name
+        assert method.citation.startswith("arXiv:")
+        assert method.settings()
+    assert set(NAMES) == {*METHODS, *PRESETS}
+
+
+def test_a_method_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("almost_a_method.py").write_text("METHOD = 'uce'\n")
+    for name, said in (
+        ("uces", "Did you mean 'uce'"),
+        ("no_such_module:METHOD", "cannot be imported.*no_such_module"),
+        ("almost_a_method:METHOD", "is no fade.methods.method.Method: got str"),
+        ("almost_a_method:OTHER", "got NoneType"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            find_method(name)
+
+
+def test_a_name_with_its_settings_is_what_is_asked_for() -> None:
+    both = {"threads": 1, "esd-x.steps": 3}
+    assert asking_for(["esd-x"], both) == [{"method": "esd-x", "threads": 1, "methods.esd-x.steps": 3}]
+    # Another method's settings are not its own; settings of the erasure are everybody's, and go before a preset's.
+    first, second = asking_for(["fade-deep", "esd-x"], both | {"distill.depth": "name"})
+    assert first == {"method": "fade", "distill.depth": "name", "threads": 1}
+    assert second["methods.esd-x.steps"] == 3
+    with pytest.raises(ConfigError, match="'ca', which is not among the methods"):
+        asking_for(["uce"], {"ca.steps": 1})
+
+
+def test_a_methods_code_is_its_own_and_no_other_methods() -> None:
+    for name, path in METHODS.items():
+        files = {file.relative_to(ROOT).as_posix() for file in method_code(name)}
+        mine = path.partition(":")[0].replace(".", "/") + ".py"
+        others = {other.partition(":")[0].replace(".", "/") + ".py" for other in METHODS.values()} - {mine}
+        assert mine in files
+        assert not others & files
 
 
 @pytest.fixture(scope="module")
 def trials(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a method's finished trial with few steps."""
     root = tmp_path_factory.mktemp("trials")
-    spec = prepare_spec("cat", "horse", project=PROJECT, settings=load_settings(Path("params.yaml")))
 
     def make(method: str) -> Path:
-        settings = baseline_settings(method, {} if method == "uce" else {"steps": 2, "batch": 2})
-        run_baseline_trial(spec, method, settings, root=root)
-        return root / baseline_id(spec, method, settings)
+        own = {} if method == "uce" else {f"{method}.steps": 2, f"{method}.batch": 2}
+        settings = load_settings(Path("params.yaml"), changes=asking_for([method], own)[0])
+        spec = prepare_spec("cat", "horse", project=PROJECT, settings=settings)
+        run_trial(spec, root=root)
+        return root / spec.id
 
     return make
 
 
-@pytest.mark.parametrize("method", list(METHODS))
-def test_a_baseline_is_an_adapter_that_is_evaluated_and_taken_out_like_any(
+PUBLISHED = [name for name in METHODS if name != "fade"]
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_a_published_method_leaves_an_adapter_that_is_evaluated_and_taken_out_like_any(
     trials: Callable[[str], Path], method: str, workspace: Path
 ) -> None:
-    from fade.models.family import load_base
-
     folder = trials(method)
     card = load_card(folder / "adapter")
-    assert (card["type"], card["baseline"]) == ("delta", method)
-    assert card["paper"].startswith("arXiv:")
+    assert (card["type"], card["method"]) == ("delta", method)
+    assert card["citation"].startswith("arXiv:")
+    assert card["parameters"] == load_spec(folder).methods[method]
     assert read_json(folder / "evaluation/metrics.json")["adapter_sha256"] == card["adapter_sha256"]
     base = load_base("data/base/canvas")
     before = weights_sha256(base.network)
@@ -261,7 +323,7 @@ def test_a_baseline_is_an_adapter_that_is_evaluated_and_taken_out_like_any(
     assert weights_sha256(base.network) == before
 
 
-def test_a_finished_baseline_is_not_made_again_and_other_methods_have_other_folders(
+def test_a_finished_trial_is_not_made_again_and_other_methods_have_other_folders(
     trials: Callable[[str], Path],
 ) -> None:
     folder = trials("uce")
@@ -271,23 +333,24 @@ def test_a_finished_baseline_is_not_made_again_and_other_methods_have_other_fold
     assert trials("ca") != folder
 
 
-def test_a_baselines_bytes_do_not_pay_for_positions_it_does_not_need(trials: Callable[[str], Path]) -> None:
-    from fade.steps.trial import figures
-
+def test_a_differences_bytes_do_not_pay_for_positions_it_does_not_need(trials: Callable[[str], Path]) -> None:
     folder = trials("uce")
     card = load_card(folder / "adapter")
     stored = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
     assert figures(folder)["adapter_bytes"] == card["dense_bytes"] < stored
 
 
-def test_a_folder_that_asks_for_no_baseline_is_refused(workspace: Path, tmp_path: Path) -> None:
-    spec = prepare_spec("cat", "horse", project=PROJECT, settings=load_settings(Path("params.yaml")))
-    folder = tmp_path / "b0"
-    save_baseline(folder, spec, "uce", baseline_settings("uce"))
-    content = read_json(folder / "baseline.json")
-    (folder / "baseline.json").write_text(json.dumps({**content, "method": "uec"}))
-    with pytest.raises(ConfigError, match="Did you mean 'uce'"):
-        next(baseline_adapter(folder))
+def test_what_a_method_cannot_do_is_refused_before_anything_is_made(workspace: Path, tmp_path: Path) -> None:
+    settings = load_settings(Path("params.yaml"), changes={"method": "uce"})
+    with pytest.raises(ConfigError, match="'uce' erases one concept: got 2"):
+        prepare_spec("cat", "horse", project=PROJECT, settings=settings, also=[("dog", "flower")])
+    spec = prepare_spec("cat", "horse", project=PROJECT, settings=settings)
+    assert spec.methods == {"uce": UceSettings().model_dump()}, "the spec says all settings, whatever defaults become"
+    with pytest.raises(ConfigError, match="runs in one process: got 2"):
+        find_method("uce").check_able(spec, processes=2)
+    save_spec(spec.model_copy(update={"methods": {"uce": {"dampin": 1.0}}}), tmp_path)
+    with pytest.raises(ConfigError, match="Did you mean 'damping'"):
+        next(make_adapter(tmp_path))
 
 
 def test_what_float16_cannot_hold_is_left_out_of_the_file(base: StableDiffusion) -> None:
@@ -295,6 +358,6 @@ def test_what_float16_cannot_hold_is_left_out_of_the_file(base: StableDiffusion)
     (change,) = changes.values()
     with torch.no_grad():
         change.view(-1)[:3] = torch.tensor([0.5, 1e-12, -0.25])
-    tensors = difference_tensors(base.denoiser)
+    tensors = adapter_tensors(base.denoiser, STUDENT)
     (positions,) = (tensor for key, tensor in tensors.items() if key.endswith(".positions"))
     assert positions.tolist() == [0, 2]

@@ -12,9 +12,10 @@ import torch
 
 from fade.errors import DataError
 from fade.methods.fade.distillation import DistillStep
+from fade.methods.fade.training import check_losses
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.spec import Spec, make_spec, save_spec
-from fade.steps.distill import check_changes, check_losses, distill_adapter
+from fade.steps.adapter import check_changes, make_adapter
 from fade.steps.encoded import check_told_apart
 from fade.steps.saliency import saliency
 
@@ -57,13 +58,13 @@ def test_captions_that_read_as_their_targets_are_refused(base: StableDiffusion, 
         check_told_apart(base, _asked(tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("step", [saliency, lambda folder: list(distill_adapter(folder))])
+@pytest.mark.parametrize("step", [saliency, lambda folder: list(make_adapter(folder))])
 def test_that_is_found_before_anything_is_trained(
     base: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: Callable[[Path], Any]
 ) -> None:
     _asked(tmp_path)
     _blind(base, "cat", "horse")
-    for module in ("saliency", "distill"):
+    for module in ("saliency", "adapter"):
         monkeypatch.setattr(f"fade.steps.{module}.load_base", lambda *_, **__: base)
     with pytest.raises(DataError, match="nothing to overwrite"):
         step(tmp_path)

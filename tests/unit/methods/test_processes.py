@@ -22,7 +22,7 @@ from fade.methods.fade.processes import ALONE, Processes
 from fade.methods.fade.sparse_lora import add_sparse_lora
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.spec import save_spec
-from fade.steps.distill import distill_adapter
+from fade.steps.adapter import make_adapter
 from fade.steps.mask import mask
 from fade.steps.saliency import saliency
 from fade.steps.spec import prepare_spec
@@ -86,11 +86,11 @@ def test_two_processes_make_the_adapter_of_one(workspace: Path, tmp_path: Path, 
     for step in (split, saliency, mask):
         step(one)
     shutil.copytree(one, two)
-    for _ in distill_adapter(one):
+    for _ in make_adapter(one):
         pass
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    done = subprocess.run([*command, "-m", "fade.steps.distill", str(two)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "-m", "fade.steps.adapter", str(two)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_json(two / "adapter/card.json")["processes"] == 2
     assert "processes" not in read_json(one / "adapter/card.json")

@@ -56,8 +56,8 @@ from fade.models.told import Told
 from fade.models.training import networks as small
 from fade.pipeline import maker_of
 from fade.spec import Spec, make_spec, save_spec
+from fade.steps.adapter import make_adapter
 from fade.steps.catalog import build_catalog
-from fade.steps.distill import distill_adapter
 from fade.steps.mask import mask
 from fade.steps.saliency import saliency
 from fade.steps.spec import prepare_spec
@@ -564,7 +564,7 @@ def _erase(folder: Path, base: Path, catalog: Path, **settings: Any) -> Spec:
     split(folder)
     saliency(folder)
     mask(folder)
-    assert len(list(distill_adapter(folder))) == spec.distill.steps
+    assert len(list(make_adapter(folder))) == spec.distill.steps
     return spec
 
 

@@ -1,30 +1,22 @@
-"""Step ``distill``: train the adapter inside the mask and save it with its card."""
+"""Our own method: an adapter inside a mask, which begins at nothing or at the closed form and is then distilled."""
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from fade.adapters.store import save_adapter
 from fade.config import DistillSettings
-from fade.errors import DataError
-from fade.files import sha256_file, write_json, writing
+from fade.errors import DataError, MaskMismatchError
 from fade.methods.closed_form import LowRank, closed_form, distinct, text_moments
 from fade.methods.fade.adversary import Adversary
-from fade.methods.fade.distillation import CURVE, DistillStep, Sets, distill
+from fade.methods.fade.distillation import DistillStep, Sets, distill
 from fade.methods.fade.examples import Examples, joined
-from fade.methods.fade.masks import Mask, load_mask, narrowed
-from fade.methods.fade.processes import ALONE, Processes, launched
+from fade.methods.fade.masks import Mask, narrowed
 from fade.methods.fade.sparse_lora import (
-    adapter_tensors,
     adapters_disabled,
     add_sparse_lora,
     begin_with,
@@ -32,13 +24,11 @@ from fade.methods.fade.sparse_lora import (
     computed_whole,
 )
 from fade.methods.fade.targeting import in_proportion, power_law, teacher_disagreement
+from fade.methods.method import STUDENT, Material, Method
 from fade.models.base import Base
-from fade.models.family import load_base
 from fade.models.generate import sample_latents
 from fade.models.told import Told
 from fade.seeding import derive_seed
-from fade.spec import Spec, load_spec
-from fade.steps.encoded import check_told_apart, encode_split, split_rows
 
 GENERATED_BATCH, GENERATED_STEPS, GENERATED_GUIDANCE = 32, 20, 4.0
 DISAGREEMENT_POINTS, DISAGREEMENT_GROUP = 20, 32
@@ -48,50 +38,28 @@ _LOOP = {
 }
 
 
-def distill_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[DistillStep]:
-    """Write ``adapter/``, ``curve.csv`` (losses by step) and ``timesteps.json``; yields each step.
+def distilled(
+    base: Base, material: Material, settings: DistillSettings, *, precision: str, seed: int
+) -> Iterator[DistillStep]:
+    """Train; yields after each step, and leaves the adapter on the denoiser.
 
-    The files are there when the last step has been taken. Of several processes, which share each batch, all
-    take the same steps and the first one writes.
+    Of several processes, which share each batch, all take the same steps. ``precision`` and ``seed`` are those of the
+    settings.
 
     Raises:
-        MaskMismatchError: training moved what the mask leaves out (checked before the adapter is saved).
-        DataError: captions and targets read alike, a loss is not finite, or nothing was learnt.
+        MaskMismatchError: training moved what the mask leaves out.
+        DataError: a loss is not finite, or nothing was learnt.
     """
-    spec = load_spec(folder)
-    settings = spec.distill.in_force
-    torch.set_num_threads(spec.threads)
-    base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
-    check_told_apart(base, spec, folder)
-    mask, parameters = add_student(base, spec, folder)
+    mask, parameters = add_student(base, material, settings)
     curve = []
-    for step in train_student(base, parameters, spec, folder, processes=processes):
+    for step in train_student(base, parameters, material, settings):
         curve.append(step)
-        if step.losses.device.type == "cpu":
+        if step.at_hand:
             check_losses(curve[-1:])
         yield step
     check_losses(curve, ended=True)
-    check_inside_mask(base.network, mask, "student")
-    if not processes.first:
-        return
-    card = {
-        "erasure": spec.id,
-        "kind": spec.kind,
-        "base_sha256": spec.base_sha256,
-        "mask_sha256": sha256_file(folder / "mask" / "mask.json"),
-        "granularity": mask.granularity,
-        "modules": len(mask.modules),
-        "steps": len(curve),
-        "trained_alpha": settings.alpha,
-        "rank": settings.rank,
-        "parameters": settings.model_dump(mode="json"),
-        **({"processes": processes.count} if processes.count > 1 else {}),
-    }
-    tensors = adapter_tensors(base.denoiser, "student")
-    check_changes(tensors)
-    save_adapter(folder / "adapter", tensors, card)
-    with writing(folder / "curve.csv") as temporary:
-        pd.DataFrame([step.figures() for step in curve], columns=CURVE).to_csv(temporary, index=False)
+    check_inside_mask(base.network, mask, STUDENT)
+    material.notes.update(granularity=mask.granularity, trained_alpha=settings.alpha, rank=settings.rank)
 
 
 def check_losses(steps: Sequence[DistillStep], *, ended: bool = False) -> None:
@@ -117,60 +85,47 @@ def check_losses(steps: Sequence[DistillStep], *, ended: bool = False) -> None:
         )
 
 
-def check_changes(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse an adapter that is the base: of low rank all its ``lora_B``, else all its values are 0 as stored.
-
-    Raises:
-        DataError: it changes nothing that float16 holds.
-    """
-    changing = [tensor for name, tensor in tensors.items() if name.endswith((".lora_B.weight", ".values"))]
-    if not any(bool(tensor.to(torch.float16).any()) for tensor in changing):
-        raise DataError(
-            "The adapter changes no weight that float16 can hold; it was not saved. Give training more "
-            "distill.steps or a larger distill.learning_rate."
-        )
-
-
-def add_student(base: Base, spec: Spec, folder: Path) -> tuple[Mask, list[Tensor]]:
+def add_student(base: Base, material: Material, settings: DistillSettings) -> tuple[Mask, list[Tensor]]:
     """Put the adapter on, as training finds it: no change yet, or the closed form's, for which captions suffice.
 
     Returns:
         The mask of what the adapter may hold, and its trainable tensors.
+
+    Raises:
+        MaskMismatchError: there is no mask.
     """
-    settings, mask = spec.distill.in_force, load_mask(folder / "mask")
-    changes = closed_form_changes(base, spec, folder, mask) if settings.start == "closed_form" else {}
+    mask = material.mask
+    if mask is None:
+        raise MaskMismatchError("This method trains inside a mask: got none. Run the steps saliency and mask before.")
+    changes = closed_form_changes(base, material, settings, mask) if settings.start == "closed_form" else {}
     if settings.steps == 0:
         # What training does not reach stays zero: it is left out of the file.
         mask = narrowed(mask, changes)
     parameters = add_sparse_lora(
-        base.network, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name="student"
+        base.network, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name=STUDENT
     )
-    begin_with(base.network, "student", changes)
+    begin_with(base.network, STUDENT, changes)
     return mask, parameters
 
 
 def train_student(
     base: Base,
     parameters: Sequence[Tensor],
-    spec: Spec,
-    folder: Path,
+    material: Material,
+    settings: DistillSettings,
     *,
     sets: Sets | None = None,
-    processes: Processes = ALONE,
 ) -> Iterator[DistillStep]:
-    """Train what ``add_student`` gave; the first process writes ``timesteps.json``.
+    """Train what ``add_student`` gave; notes where the timesteps were drawn.
 
     Args:
         sets: what to learn from, where it is encoded already.
     """
-    settings = spec.distill.in_force
     if settings.steps == 0:
-        if processes.first:
-            write_json(folder / "timesteps.json", {"distribution": settings.timesteps})
         return
     with adapters_disabled(base.network):
-        sets = sets or training_sets(base, spec, folder)
-        probabilities = timestep_probabilities(base, sets, settings, folder if processes.first else None)
+        sets = sets or training_sets(base, material, settings)
+        probabilities = timestep_probabilities(base, sets, settings, material.notes)
     adversary = make_adversary(base, sets, settings) if settings.depth == "deep" else None
     if settings.gradient_checkpointing:
         base.network.enable_gradient_checkpointing()
@@ -183,7 +138,7 @@ def train_student(
             timesteps=probabilities,
             surrogate_share={"forget": 0.0, "surrogate": 1.0}.get(settings.pictures, settings.surrogate_share),
             adversary=adversary,
-            processes=processes,
+            processes=material.processes,
             **loop_settings(settings),
         )
 
@@ -193,10 +148,9 @@ def loop_settings(settings: DistillSettings) -> dict[str, Any]:
     return settings.model_dump(include=_LOOP)
 
 
-def training_sets(sd: Base, spec: Spec, folder: Path) -> Sets:
+def training_sets(sd: Base, material: Material, settings: DistillSettings) -> Sets:
     """The splits, encoded; with ``pictures: generated`` the base, its adapters off, draws what z_t is made of."""
-    settings = spec.distill
-    encoded = {name: encode_split(sd, spec, folder, name) for name in ("forget", "surrogate", "retain")}
+    encoded = {name: material.rows(name).encoded() for name in ("forget", "surrogate", "retain")}
     if settings.pictures == "generated":
         encoded["forget"], encoded["surrogate"] = (
             _redrawn(sd, encoded["forget"], settings.seed, of_target=False),
@@ -204,7 +158,7 @@ def training_sets(sd: Base, spec: Spec, folder: Path) -> Sets:
         )
     held_out = None
     if settings.stop_at is not None:
-        held_out = encode_split(sd, spec, folder, "held_out")
+        held_out = material.rows("held_out").encoded()
     return Sets(encoded["forget"], encoded["surrogate"], encoded["retain"], held_out)
 
 
@@ -223,22 +177,18 @@ def _redrawn(sd: Base, examples: Examples, seed: int, *, of_target: bool) -> Exa
     return Examples(torch.cat(parts), examples.prompts, examples.targets)
 
 
-def closed_form_changes(base: Base, spec: Spec, folder: Path, mask: Mask) -> dict[str, LowRank]:
+def closed_form_changes(base: Base, material: Material, settings: DistillSettings, mask: Mask) -> dict[str, LowRank]:
     """The closed form over the captions that training would see, the empty prompt among those to retain."""
-    settings = spec.distill.in_force
-    told, taught = split_rows(base, spec, folder, "forget").captions()
-    concept, surrogate = distinct(told.states, taught.states)
-    kept, _ = split_rows(base, spec, folder, "retain").captions()
-    (retain,) = distinct(torch.cat([kept.states, base.unconditional().states]))
+    concept, surrogate = distinct(material.concept.states, material.surrogate.states)
+    (retain,) = distinct(torch.cat([material.retain_prompts.states, base.unconditional().states]))
     given = settings.closed_form
     moments = text_moments(concept, surrogate, retain, retain_weight=given.retain_weight, ridge=given.ridge)
     return closed_form(base.denoiser, moments, mask, rank=settings.rank)
 
 
-def timestep_probabilities(base: Base, sets: Sets, settings: DistillSettings, folder: Path | None) -> Tensor:
-    """P(t) of the forget half; the measured disagreement is kept in a folder's ``timesteps.json``."""
+def timestep_probabilities(base: Base, sets: Sets, settings: DistillSettings, notes: dict[str, Any]) -> Tensor:
+    """P(t) of the forget half; a disagreement that was measured is noted as ``timesteps``."""
     total = base.denoiser.path.steps
-    measured: dict[str, Sequence[float]] = {}
     if settings.timesteps == "disagreement":
         at, apart = teacher_disagreement(
             base.denoiser,
@@ -247,12 +197,10 @@ def timestep_probabilities(base: Base, sets: Sets, settings: DistillSettings, fo
             group_size=DISAGREEMENT_GROUP,
             seed=settings.seed,
         )
-        measured = {"timesteps": at.tolist(), "disagreement": apart.tolist()}
+        notes["timesteps"] = {"timesteps": at.tolist(), "disagreement": apart.tolist()}
         probabilities = in_proportion(at, apart, total)
     else:
         probabilities = power_law(total, 1.0 if settings.timesteps == "uniform" else settings.timestep_power)
-    if folder is not None:
-        write_json(folder / "timesteps.json", {"distribution": settings.timesteps, **measured})
     return probabilities
 
 
@@ -270,17 +218,4 @@ def make_adversary(base: Base, sets: Sets, settings: DistillSettings) -> Adversa
     )
 
 
-def main() -> None:
-    """Run the step for one erasure's folder: alone, or as one of the processes that a launcher started."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    total = load_spec(folder).distill.in_force.steps
-    with launched() as processes:
-        steps = distill_adapter(folder, processes)
-        for _ in tqdm(steps, total=total, desc="distill", disable=not processes.first):
-            pass
-
-
-if __name__ == "__main__":
-    main()
+FADE = Method("fade", distilled, DistillSettings, "arXiv:2602.07058", masked=True, several=True, shares=True)
