@@ -37,7 +37,7 @@ GARDEN = Project(
     name="garden", catalog="data/garden", base="data/base/garden", judges="data/judges-garden", protected=("Vase",)
 )
 FILES = [Path("params.yaml"), Path("projects/garden/params.yaml")]
-THINGS = {"kitchen": ("Lamps", "Kettles", "Chairs"), "garden": ("Lamps", "Spades", "Vases")}
+THINGS = {"kitchen": ("Lamp", "Kettle", "Chair"), "garden": ("Lamp", "Spade", "Vase")}
 
 
 def _draw_set(root: Path, things: tuple[str, ...]) -> Path:
