@@ -137,13 +137,12 @@ def _contest(
     json_file: Path | None,
 ) -> None:
     from fade.files import read_json, write_json
-    from flows.studies.contest import SEQUENCE, plan_contest, run_contest
+    from flows.studies.contest import plan_contest, run_contest
     from flows.studies.study import RESULTS
 
-    given = concepts or (list(SEQUENCE) if sequential else None)
     entries = plan_contest(
         methods,
-        given,
+        concepts,
         seeds=listed(seeds, "--seeds") if seeds else None,
         changes=changes,
         project=project,
@@ -155,7 +154,8 @@ def _contest(
     found = run_contest(name, entries, attacks=attacks, parallel=parallel, dask=dask, sequential=sequential)
     console.print(found.markdown, soft_wrap=True, markup=False)
     console.print(f"Kept: {found.folder}/table.md, rows.parquet, scatter.png" + ", sequence.png" * sequential)
-    if concepts is None and not set(changes) - {"threads"} and not found.failures and not sequential:
+    whole = concepts is None and not set(changes) - {"threads"} and not found.failures and not sequential
+    if whole and project.render == "canvas":
         write_json(RESULTS / "contest.json", {**read_json(found.folder / "summary.json"), "rows": found.rows})
         console.print(f"Kept: {RESULTS}/contest.json")
     write_figures(json_file, {"rows": found.rows, "failures": found.failures, "folder": str(found.folder)})

@@ -21,6 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from fade.config import OUR_METHOD, load_settings
+from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError, nearest
 from fade.evaluation.contest import COLUMNS, contest_markdown, contest_table, scatter_figure, sequence_figure
 from fade.evaluation.measured import Combination
@@ -68,7 +69,8 @@ def plan_contest(
 
     Args:
         methods: by the registry's names, or ``module:NAME`` of one's own.
-        concepts: names, each alone or with its surrogate after a colon; the six named ones if None.
+        concepts: names, each alone or with its surrogate after a colon; of the canvas six named ones (twelve if
+            ``together``), of another project all, if None.
         changes: settings that are the same for all methods, e.g. ``threads``; ``esd-x.steps`` is a method's own.
         together: the erasures will be live at once: ``auto`` takes none of their concepts for a surrogate.
 
@@ -77,7 +79,7 @@ def plan_contest(
     """
     ensure_catalog(project)
     entries = []
-    given_concepts = concepts or SIX
+    given_concepts = concepts or _named_concepts(project, together=together)
     # One that is erased too may not be what another gives way to, or its own erasure would come undone.
     protected = [given.partition(":")[0].strip() for given in given_concepts] if together else []
     wanted: Sequence[int | None] = seeds or [None]
@@ -100,6 +102,12 @@ def plan_contest(
     if len({entry.folder for entry in entries}) < len(entries):
         raise ConfigError("Two erasures of the contest are the same: a method, concept or seed was given twice.")
     return entries
+
+
+def _named_concepts(project: Project, *, together: bool) -> Sequence[str]:
+    if project.render == "canvas":
+        return SEQUENCE if together else SIX
+    return list(load_concepts(Path(project.catalog)))
 
 
 @dataclass(frozen=True, slots=True)
