@@ -90,6 +90,18 @@ def asking_for(names: Sequence[str], changes: Mapping[str, Any]) -> list[dict[st
     return found
 
 
+def steps_of(name: str | None, steps: int) -> dict[str, int]:
+    """The settings, by dotted name, that give a method so many steps; None is our own.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    if name is not None and name not in PRESETS and name != OUR_METHOD:
+        return {f"{find_method(name).name}.steps": steps}
+    # Without a step the closed form alone is asked for, which has no depth.
+    return {"distill.steps": steps} | ({"distill.deep.steps": steps} if steps else {})
+
+
 def method_code(name: str) -> list[Path]:
     """Source files of a method and of what it imports of the project, sorted.
 

@@ -95,7 +95,7 @@ def erase(
         typer.Option(help="What makes the adapter: fade, fade-deep, esd-x, uce ..., or your own as module:NAME."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw instead of the one in params.yaml.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Distillation steps instead of those in params.yaml.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the method instead of those in params.yaml.")] = None,
     settings_given: SetOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -107,7 +107,7 @@ def erase(
 
     begun = time.perf_counter()
     from fade.config import load_settings
-    from fade.methods.registry import asking_for
+    from fade.methods.registry import asking_for, steps_of
     from fade.steps.catalog import ensure_catalog
     from fade.steps.spec import prepare_spec, read_overwrite
 
@@ -115,8 +115,7 @@ def erase(
     if seed is not None:
         changes += [(f"{name}.seed", seed) for name in ("split", "saliency", "distill")]
     if steps is not None:
-        # Without a step the closed form alone is asked for, which has no depth.
-        changes += [("distill.steps", steps), *([("distill.deep.steps", steps)] if steps else [])]
+        changes += steps_of(method, steps).items()
     asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
     changed = dict(changes) if method is None else asking_for([method], dict(changes))[0]
     settings = load_settings(asked.params, changes=changed)

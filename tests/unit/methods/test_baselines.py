@@ -23,7 +23,7 @@ from fade.methods.esd import EsdSettings, esd, esd_target
 from fade.methods.fade.examples import Examples
 from fade.methods.fade.sparse_lora import adapter_tensors
 from fade.methods.method import STUDENT, Material
-from fade.methods.registry import METHODS, NAMES, PRESETS, asking_for, find_method, method_code
+from fade.methods.registry import METHODS, NAMES, PRESETS, asking_for, find_method, method_code, steps_of
 from fade.methods.salun import SalunSettings, salient, salun
 from fade.methods.trained_difference import (
     frozen,
@@ -273,6 +273,8 @@ def test_a_name_with_its_settings_is_what_is_asked_for() -> None:
     first, second = asking_for(["fade-deep", "esd-x"], both | {"distill.depth": "name"})
     assert first == {"method": "fade", "distill.depth": "name", "threads": 1}
     assert second["methods.esd-x.steps"] == 3
+    assert steps_of("esd-x", 7) == {"esd-x.steps": 7}
+    assert steps_of(None, 7) == {"distill.steps": 7, "distill.deep.steps": 7}
     with pytest.raises(ConfigError, match="'ca', which is not among the methods"):
         asking_for(["uce"], {"ca.steps": 1})
 
