@@ -238,6 +238,27 @@ class BaseReport(Record):
     report: Seen | None = None
 
 
+class JudgeAccuracy(Record):
+    """How well a judge knows real pictures that it was not trained on.
+
+    Attributes:
+        shuffled_object_accuracy: the control: of the pictures' shuffled patches, near 0 if it does not go by texture.
+    """
+
+    holdout_pictures: Counted
+    object_accuracy: Share
+    style_accuracy: Share
+    shuffled_object_accuracy: Share
+    shuffled_called_scrambled: Share
+
+
+class JudgesReport(Record):
+    """The judges' own ``metrics.json``."""
+
+    development: JudgeAccuracy
+    report: JudgeAccuracy
+
+
 class Judges(Record):
     """Both judges: settings are chosen by one, figures are the other's."""
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fade.data.canvas import OBJECTS, render_all
 from fade.data.styles import STYLES
+from fade.evaluation.figures import JudgeAccuracy, JudgesReport
 from fade.evaluation.judges import (
     SCRAMBLED,
     Judge,
@@ -21,7 +22,8 @@ from fade.evaluation.judges import (
     shuffle_patches,
     train_judge,
 )
-from fade.files import write_json, writing
+from fade.evaluation.records import dump
+from fade.files import writing
 from fade.models.latents import to_tensor
 from fade.seeding import torch_generator
 from fade.steps.arguments import stage_arguments
@@ -37,7 +39,7 @@ def build_judges(folder: Path, *, params: dict[str, Any]) -> None:
     train = list(render_all(split="train", per_pair=params["pictures_per_pair"], seed=params["seed"]))
     holdout = list(render_all(split="holdout", per_pair=params["holdout_per_pair"], seed=params["seed"]))
     pixels = np.stack([picture.pixels for picture in train])
-    metrics: dict[str, Any] = {}
+    known: dict[str, JudgeAccuracy] = {}
     with writing(folder) as temporary:
         for name in ("development", "report"):
             settings = params[name]
@@ -56,24 +58,23 @@ def build_judges(folder: Path, *, params: dict[str, Any]) -> None:
             for _ in tqdm(steps, total=settings["steps"], desc=f"judge {name}", mininterval=10):
                 pass
             save_judge(temporary, name, judge)
-            metrics[name] = _figures(judge, np.stack([p.pixels for p in holdout]), holdout, seed=settings["seed"])
-        write_json(temporary / "metrics.json", metrics)
+            known[name] = accuracy(judge, np.stack([p.pixels for p in holdout]), holdout, seed=settings["seed"])
+        dump(JudgesReport(**known), temporary / "metrics.json")
 
 
-def _figures(judge: Judge, pixels: NDArray[np.uint8], holdout: list[Any], *, seed: int) -> dict[str, float]:
-    verdict = judge_pictures(judge, pixels)
+def accuracy(judge: Judge, pixels: NDArray[np.uint8], holdout: list[Any], *, seed: int) -> JudgeAccuracy:
+    """How well a judge knows pictures (N, H, W, 3) whose ``object`` and ``style`` the holdout's rows name."""
+    seen = judge_pictures(judge, pixels)
     shuffled = shuffle_patches(to_tensor(pixels), 16, torch_generator(seed, "shuffled control"))
     control = ((shuffled + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     named = judge_pictures(judge, control)
-    return {
-        "object_accuracy": float(np.mean([v == p.object for v, p in zip(verdict.objects, holdout, strict=True)])),
-        "style_accuracy": float(np.mean([v == p.style for v, p in zip(verdict.styles, holdout, strict=True)])),
-        "shuffled_object_accuracy": float(
-            np.mean([v == p.object for v, p in zip(named.objects, holdout, strict=True)])
-        ),
-        "shuffled_called_scrambled": float(np.mean([v == SCRAMBLED for v in named.objects])),
-        "holdout_pictures": len(holdout),
-    }
+    return JudgeAccuracy(
+        object_accuracy=float(np.mean([v == p.object for v, p in zip(seen.objects, holdout, strict=True)])),
+        style_accuracy=float(np.mean([v == p.style for v, p in zip(seen.styles, holdout, strict=True)])),
+        shuffled_object_accuracy=float(np.mean([v == p.object for v, p in zip(named.objects, holdout, strict=True)])),
+        shuffled_called_scrambled=float(np.mean([v == SCRAMBLED for v in named.objects])),
+        holdout_pictures=len(holdout),
+    )
 
 
 def main() -> None:

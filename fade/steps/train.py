@@ -20,11 +20,13 @@ from fade.concepts import CAPTION_TEMPLATE, PLAIN_PARAPHRASES, PLAIN_STYLE, STYL
 from fade.data.catalog import load_catalog, load_concepts, load_pictures, load_templates
 from fade.errors import DataError
 from fade.evaluation.accuracy import canvas_protocol
+from fade.evaluation.figures import JudgeAccuracy, JudgesReport
 from fade.evaluation.judges import JUDGES, load_judge, new_judge, save_judge, train_judge
-from fade.files import write_json, writing
+from fade.evaluation.records import dump
+from fade.files import writing
 from fade.models.training import loop
 from fade.steps.base_report import report_pictures
-from fade.steps.judges import _figures
+from fade.steps.judges import accuracy
 
 Progress = tuple[str, int, int, float | None]
 """What is under way, how much of it is done, of how much, and a loss."""
@@ -128,7 +130,7 @@ def train_judges(catalog: Path, out: Path, *, params: dict[str, Any]) -> Iterato
     pixels, unseen = load_pictures(catalog, train), load_pictures(catalog, holdout)
     names = {kind: [c.name for c in load_concepts(catalog).values() if c.kind == kind] for kind in ("object", "style")}
     kept = out.with_name(f".{out.name}.{judges_identity(catalog, params)}.partial")
-    metrics: dict[str, Any] = {}
+    known: dict[str, JudgeAccuracy] = {}
     for name in JUDGES:
         settings = params[name]
         if not (kept / f"{name}.json").is_file():
@@ -138,8 +140,8 @@ def train_judges(catalog: Path, out: Path, *, params: dict[str, Any]) -> Iterato
                 yield f"judge {name}", step, settings["steps"], loss
             save_judge(kept, name, judge)
         shown = list(holdout.itertuples())
-        metrics[name] = _figures(load_judge(kept, name), unseen, shown, seed=settings["seed"])
+        known[name] = accuracy(load_judge(kept, name), unseen, shown, seed=settings["seed"])
     with writing(out) as temporary:
         shutil.copytree(kept, temporary)
-        write_json(temporary / "metrics.json", metrics)
+        dump(JudgesReport(**known), temporary / "metrics.json")
     shutil.rmtree(kept)

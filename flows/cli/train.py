@@ -85,8 +85,9 @@ def train_classifier(
     json_file: JsonOption = None,
 ) -> None:
     """Train the two judges of a catalog, which --judges takes. Cut off and asked again, it goes on."""
+    from fade.evaluation.figures import JudgeAccuracy, JudgesReport
     from fade.evaluation.judges import JUDGES
-    from fade.files import read_json
+    from fade.evaluation.records import as_json, load
     from fade.steps import train
     from tasks.dvc import versioning
 
@@ -99,14 +100,14 @@ def train_classifier(
             params[name]["steps"] = steps
     show_training(train.train_judges(catalog, out, params=params))
     versioning.track(out)
-    metrics = read_json(out / "metrics.json")
+    known = load(JudgesReport, out / "metrics.json")
     table = Table("judge", "object (holdout)", "style (holdout)", "shuffled patches called scrambled", "pictures")
     for name in JUDGES:
-        found = metrics[name]
-        shares = (found[what] for what in ("object_accuracy", "style_accuracy", "shuffled_called_scrambled"))
-        table.add_row(name, *(f"{share:.1%}" for share in shares), str(found["holdout_pictures"]))
+        seen: JudgeAccuracy = getattr(known, name)
+        shares = (seen.object_accuracy, seen.style_accuracy, seen.shuffled_called_scrambled)
+        table.add_row(name, *(f"{share:.1%}" for share in shares), str(seen.holdout_pictures))
     console.print(table)
-    write_figures(json_file, {"judges": str(out), **metrics})
+    write_figures(json_file, {"judges": str(out), **as_json(known)})
 
 
 def _refuse_taken(out: Path) -> None:

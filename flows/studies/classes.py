@@ -20,9 +20,10 @@ from fade.config import EvaluateSettings
 from fade.data.catalog import find_concept, load_concepts
 from fade.data.splits import NOTHING
 from fade.errors import ConfigError, DataError
-from fade.evaluation.figures import rate
+from fade.evaluation.figures import JudgesReport, rate
 from fade.evaluation.judges import check_known
-from fade.files import read_json, write_json
+from fade.evaluation.records import as_json, load
+from fade.files import write_json
 from fade.project import Project
 from fade.steps.evaluate import domains, further_seeds
 from fade.steps.spec import AUTO
@@ -110,7 +111,7 @@ def run_classes(
     report = {
         "rows": study.rows,
         "summary": class_summary(study.rows),
-        "judges": read_json(known) if known.is_file() else None,
+        "judges": as_json(load(JudgesReport, known)) if known.is_file() else None,
         "failures": study.failures,
     }
     write_json(study.folder / "classes.json", report)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from fade.config import Gate, GateBounds
 from fade.errors import ConfigError
 from fade.evaluation.attacked import Attack, AttackRun, Attacks, Part, Shown
-from fade.evaluation.figures import BaseReport, JudgeFigures, Rate, rate
+from fade.evaluation.figures import BaseReport, JudgeFigures, JudgesReport, Rate, rate
 from fade.evaluation.measured import ClipScores, Combination, Evaluation, FeatureDistances
 from fade.evaluation.records import as_json, dump, load, parse
 from fade.lineage import ROOT
@@ -111,8 +111,9 @@ def test_a_record_is_not_changed_and_made_of_nothing_but_figures() -> None:
 
 
 def test_the_shipped_figures_are_read_and_written_to_the_same_bytes(tmp_path: Path) -> None:
-    for path in (ROOT / "data/base/report/metrics.json",):
-        dump(load(BaseReport, path), tmp_path / "again.json")
+    for kind, name in ((BaseReport, "base/report"), (JudgesReport, "judges")):
+        path = ROOT / "data" / name / "metrics.json"
+        dump(load(kind, path), tmp_path / "again.json")
         assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
