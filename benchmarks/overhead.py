@@ -142,14 +142,15 @@ def measured(concepts: tuple[str, ...], threads: int) -> list[dict[str, float]]:
         from fade.steps.spec import AUTO, prepare_spec
         from flows.erasing import erase
         from tasks.dvc import versioning
-        from tasks.mlflow import runs, tracking
+        from tasks.mlflow import runs, tracking, version_page
 
     for step in STEPS:
         _, _, name = step.function.partition(":")
         clock.count(importlib.import_module(step.module), name, "method" if step.in_trials else "gx")
     for name in ("is_current", "record", "lock_record"):
         clock.count(versioning, name, "dvc")
-    for name in ("refresh_page", "page_of", "file_address"):
+    clock.count(version_page, "refresh_page", "mlflow")
+    for name in ("page_of", "file_address"):
         clock.count(tracking, name, "mlflow")
     clock.count(runs, "register", "mlflow")
     clock.count_curve(runs)

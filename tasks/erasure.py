@@ -34,7 +34,7 @@ from fade.pipeline import TIMINGS, Step
 from fade.spec import load_spec
 from fade.steps.split import hashes
 from tasks.dvc import versioning
-from tasks.mlflow import registration, runs, tracking
+from tasks.mlflow import registration, runs, tracking, version_page
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -170,8 +170,8 @@ def register_version(folder: Path, lineage: Mapping[str, str]) -> tracking.Adapt
         runs.say_code(version)
     if found := load(Evaluation, folder / "evaluation" / "metrics.json").attacks:
         sheet = folder / "attacks" / "sheet.png"
-        tracking.show_attack(version, found, sheet if sheet.is_file() else None)
-    tracking.refresh_page(version)
+        version_page.show_attack(version, found, sheet if sheet.is_file() else None)
+    version_page.refresh_page(version)
     return version
 
 

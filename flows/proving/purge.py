@@ -44,7 +44,7 @@ from flows.releasing.released import KEYS, live_versions
 from flows.settings import ERASURES, STATE
 from tasks.dvc import versioning
 from tasks.dvc.objects import stores
-from tasks.mlflow import tracking
+from tasks.mlflow import version_page
 from tasks.mlflow.tracking import AdapterVersion
 
 RECEIPTS_KIND, BEGUN_KIND = "fade-purge/1", "fade-purge-begun/1"
@@ -107,7 +107,7 @@ def purge(version: AdapterVersion, folder: Path, ledger: Ledger, *, dry_run: boo
             _track_again(catalog)
         versioning.forget_names()
         _record(folder, [*before, *written], begun["at"], ledger)
-        tracking.say_purged(version, _summary([*before, *written]))
+        version_page.show_purged(version, _summary([*before, *written]))
         for name in (JOURNAL_NAME, BEGUN_NAME):  # the intents last: as long as they are there, it is not over
             (folder / name).unlink(missing_ok=True)
         return [Receipt(**one) for one in written]

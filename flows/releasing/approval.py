@@ -28,7 +28,7 @@ from fade.requests.states import State
 from fade.spec import Spec, load_spec
 from flows.cli.console import this_user
 from flows.settings import ERASURES
-from tasks.mlflow import tracking
+from tasks.mlflow import tracking, version_page
 from tasks.mlflow.registration import (
     DECIDED,
     Registration,
@@ -104,7 +104,7 @@ def approve(name: str, number: int | None = None, *, because: str = "", actor: s
             if gate.for_a_person:
                 made = {**details, "verdict": gate.verdict, "metrics_sha256": row.metrics_sha256}
                 ledger.append(DECIDED, actor=actor, reason=said, erasure_id=version.erasure, details=made)
-                tracking.tag_version(version, {DECISION_TAG: said})
+                version_page.tag_version(version, {DECISION_TAG: said})
         check_version(version)
         ledger.append(APPROVED, actor=actor, erasure_id=version.erasure, details=details)
     return tracking.approve(version.model, version.version)
@@ -146,12 +146,12 @@ def note_attacks(folder: Path, found: Attacks) -> Verdict | None:
         if row.adapter_sha256 != sha256:
             raise LineageError(f"{folder} holds another adapter than was registered: its attacks are not logged.")
     sheet = folder / "attacks" / "sheet.png"
-    tracking.log_attack(version, found, sheet if sheet.is_file() else None)
+    version_page.log_attack(version, found, sheet if sheet.is_file() else None)
     if not row.thresholds.attacks:
         return None
     with Ledger() as ledger:
         gate = judged(ledger, row, version.erasure, tracking.run_file(version, "metrics.json"))
-    tracking.say_gate(version, gate.verdict)
+    version_page.record_verdict(version, gate.verdict)
     return gate
 
 

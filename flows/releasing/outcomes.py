@@ -19,7 +19,7 @@ from fade.requests import tables
 from fade.requests.ledger import Ledger
 from fade.requests.states import TRANSITIONS, State
 from flows.releasing.approval import who
-from tasks.mlflow import tracking
+from tasks.mlflow import version_page
 from tasks.mlflow.registration import rows_of
 from tasks.mlflow.tracking import MODEL_PREFIX, AdapterVersion
 
@@ -85,10 +85,10 @@ def record_outcomes(
         if last is None or (last.kind, last.reason) != (kind, reason) or (kind == "live" and last.run_id != run_id):
             _log(ledger, name, kind, reason, manifest, run_id=run_id, base=base)
         if version is not None:
-            _page(tracking.say_release, version, LIVE if kind == "kept" else what)
+            _page(version_page.show_release, version, LIVE if kind == "kept" else what)
     for name, what in (together or {}).items():
         if name in versions:
-            _page(tracking.say_together, versions[name], what)
+            _page(version_page.show_together, versions[name], what)
 
 
 def _page(write: Callable[[AdapterVersion, str], None], version: AdapterVersion, what: str) -> None:

@@ -34,7 +34,7 @@ from flows.erasing.together import Measurement, Wanted, joined, told, verdict_to
 from flows.releasing import manifests, release
 from flows.releasing.approval import Approved, check_version, named
 from flows.releasing.release import Change
-from tasks.mlflow import tracking
+from tasks.mlflow import tracking, version_page
 from tasks.mlflow.tracking import AdapterVersion
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class Watch:
                 if gate is None and len(chosen) > 1:
                     self._turn_to(Wanted(tuple(chosen), candidate))
                     return
-                tracking.say_together(candidate, told(chosen, gate))
+                version_page.show_together(candidate, told(chosen, gate))
             self._rehearsed.add(self._with_live(candidate))
             return
 

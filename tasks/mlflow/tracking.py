@@ -1,4 +1,4 @@
-"""MLflow's registry: an adapter as the version of a registered model, aliases as approval, what its page says."""
+"""MLflow's registry: an adapter as the version of a registered model, aliases as approval."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import logging
 import math
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,22 +15,16 @@ from typing import Any
 
 from fade.adapters.card import CARD_NAME, DELTA_NAME, WEIGHTS_NAME, load_card
 from fade.errors import LineageError, RegistryError, listing, nearest
-from fade.evaluation.attacked import Attacks
-from fade.evaluation.measured import Evaluation
-from fade.evaluation.records import as_json, parse
 from fade.evaluation.verdicts import TO_DECIDE
 from fade.files import sha256_file
 from fade.requests.ledger import Ledger
-from fade.temporary import temporary_folder
-from tasks.mlflow.client import STUDIES, fetch_files, files_of, mlflow_client, read_file
-from tasks.mlflow.page import ATTACK, Page, page
-from tasks.mlflow.registration import ATTACKED, REJUDGED, registration_of, registrations
+from tasks.mlflow.client import fetch_files, files_of, mlflow_client, read_file
+from tasks.mlflow.registration import registration_of, registrations
 
 # isort: split
 # After tasks.mlflow.client, which sets MLflow's switches.
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 
 MODEL_PREFIX = "erasure-"
@@ -113,54 +106,6 @@ def withdraw(version: AdapterVersion, reason: str) -> None:
     with mlflow_client() as client:
         client.set_model_version_tag(version.model, str(version.version), RELEASE_TAG, f"{WITHDRAWN}: {reason}")
         client.delete_registered_model_alias(version.model, CANDIDATE)
-
-
-def refresh_page(version: AdapterVersion) -> None:
-    """Write a version's page anew, from what its run and its tags hold now.
-
-    Raises:
-        LineageError: its run does not hold what a registered run holds.
-    """
-    content = run_file(version, "metrics.json")
-    with mlflow_client() as client:
-        run = client.get_run(version.run_id)
-        tags = client.get_model_version(version.model, str(version.version)).tags
-        try:
-            metrics = parse(Evaluation, content, f"metrics.json of {version.model} version {version.version}")
-            of = Page(
-                metrics=metrics,
-                least=_least(metrics, run.data.params),
-                run=(version.run_id, run.info.experiment_id),
-                tags=run.data.tags,
-                files={path.partition("/")[0] for path in files_of(client, version.run_id)},
-                inversion=float(tags["inversion"]) if "inversion" in tags else None,
-                together=tags.get(TOGETHER_TAG, ""),
-                purged=tags.get(PURGED_TAG, ""),
-                study=_newest_study(client),
-            )
-            said = page(of, approved=APPROVED)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LineageError(
-                f"The page of {version.model} version {version.version} cannot be written: its run was changed "
-                f"({type(error).__name__}: {error}). Run the erasure again."
-            ) from None
-        client.update_model_version(version.model, str(version.version), description=said)
-
-
-def _least(metrics: Evaluation, params: Mapping[str, str]) -> dict[str, float]:
-    """What the gate asks of each figure, from the run's parameters."""
-    before = metrics.report.before.rates
-    return {"ua": float(params["gate.ua"])} | {
-        name: before[name].value - float(params[f"gate.{name}_loss"]) for name in ("ira", "cra")
-    }
-
-
-def _newest_study(client: MlflowClient) -> tuple[str, str] | None:
-    found = client.get_experiment_by_name(STUDIES)
-    if found is None:
-        return None
-    runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)
-    return (runs[0].info.run_id, found.experiment_id) if runs else None
 
 
 def _pages(search: Callable[..., Any]) -> Iterator[Any]:
@@ -336,54 +281,6 @@ def models() -> set[str]:
         return {model.name for model in _pages(client.search_registered_models)}
 
 
-def say_release(version: AdapterVersion, what: str) -> None:
-    """Show on a version's page what became of its approval."""
-    if what == version.release:
-        return
-    tag_version(version, {RELEASE_TAG: what})
-
-
-def log_attack(version: AdapterVersion, attacks: Attacks, sheet: Path | None) -> None:
-    """Attacks that were run on a registered version: into the ledger's log, then onto its page."""
-    details = {"version": version.version, "adapter_sha256": version.adapter_sha256, "figures": as_json(attacks)}
-    with Ledger() as ledger:
-        ledger.append(ATTACKED, actor="fade", erasure_id=version.erasure, details=details)
-    show_attack(version, attacks, sheet)
-
-
-def show_attack(version: AdapterVersion, attacks: Attacks, sheet: Path | None) -> None:
-    """Attacks as metrics and a picture of the version's run, and a tag for each on its page."""
-    known = {key: float(value) for key, value in attacks.flat().items() if value is not None}
-    with mlflow_client() as client, temporary_folder("attack") as folder:
-        if sheet is not None:
-            shutil.copyfile(sheet, folder / ATTACK)
-            client.log_artifact(version.run_id, str(folder / ATTACK))
-        client.log_batch(version.run_id, metrics=[Metric(key, value, 0, 0) for key, value in known.items()])
-        for name, found in attacks.root.items():
-            client.set_model_version_tag(version.model, str(version.version), name, f"{found.value:.4f}")
-    refresh_page(version)
-
-
-def say_gate(version: AdapterVersion, verdict: str) -> None:
-    """What the gate says now that attacks were run, logged and shown; the alias ``candidate`` follows it."""
-    details = {"version": version.version, "adapter_sha256": version.adapter_sha256, "verdict": verdict}
-    with Ledger() as ledger:
-        ledger.append(REJUDGED, actor="fade", erasure_id=version.erasure, details=details)
-    with mlflow_client() as client:
-        client.set_model_version_tag(version.model, str(version.version), "gate", verdict)
-        if verdict == "passed":
-            client.set_registered_model_alias(version.model, CANDIDATE, str(version.version))
-        elif CANDIDATE in version.aliases:
-            client.delete_registered_model_alias(version.model, CANDIDATE)
-
-
-def tag_version(version: AdapterVersion, tags: Mapping[str, str]) -> None:
-    """Set tags of a version."""
-    with mlflow_client() as client:
-        for name, value in tags.items():
-            client.set_model_version_tag(version.model, str(version.version), name, value)
-
-
 def run_file(version: AdapterVersion, name: str) -> bytes:
     """A file of a version's run, e.g. ``metrics.json``.
 
@@ -422,22 +319,3 @@ def run_record(version: AdapterVersion) -> RunRecord:
     with mlflow_client() as client:
         data = client.get_run(version.run_id).data
         return RunRecord(dict(data.metrics), dict(data.params), dict(data.tags))
-
-
-def say_together(version: AdapterVersion, what: str) -> None:
-    """Show on a version's page how it did together with everything live."""
-    with mlflow_client() as client:
-        if client.get_model_version(version.model, str(version.version)).tags.get(TOGETHER_TAG) == what:
-            return
-        client.set_model_version_tag(version.model, str(version.version), TOGETHER_TAG, what)
-    refresh_page(version)
-
-
-def say_purged(version: AdapterVersion, what: str) -> None:
-    """Show on a version's page that its data was purged, and nothing that is gone."""
-    with mlflow_client() as client:
-        client.set_model_version_tag(version.model, str(version.version), PURGED_TAG, what)
-    try:
-        refresh_page(version)
-    except LineageError as error:  # a run that somebody changed holds up no purge
-        logger.warning("%s", error)

@@ -42,7 +42,7 @@ from flows.proving.traces import RUN
 from flows.releasing import released
 from flows.settings import ERASURES
 from tasks.dvc import versioning
-from tasks.mlflow import tracking
+from tasks.mlflow import tracking, version_page
 from tests.figures import attacked
 from tests.tiny import KEPT_STYLES, PROJECT, entered, make_workspace, save_tiny_base
 
@@ -229,7 +229,7 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     with Repo(".") as repo:
         repo.push(targets=[f"{folder.as_posix()}/dvc.yaml"], remote="store")
     run = attacked(inversion=(5, 20))
-    tracking.log_attack(version, run, None)
+    version_page.log_attack(version, run, None)
     trial = TRIALS / "ta1"
     trial.mkdir(parents=True)
     for name in ("spec.yaml", "saliency.safetensors"):

@@ -42,7 +42,7 @@ from flows.releasing import manifests, release, released, watch
 from flows.releasing.approval import check_version
 from flows.services import runtime_http
 from flows.settings import ERASURES
-from tasks.mlflow import tracking
+from tasks.mlflow import tracking, version_page
 from tasks.mlflow.tracking import AdapterVersion
 from tests.figures import attacked
 from tests.tiny import PROJECT
@@ -317,7 +317,7 @@ def test_the_page_says_what_a_reviewer_needs(
     assert "passes the gate with 1 other (UA " in said
     sheet = tmp_path / "sheet.png"
     sheet.write_bytes(b"a picture")
-    tracking.log_attack(one, attacked(inversion=(5, 20)), sheet)
+    version_page.log_attack(one, attacked(inversion=(5, 20)), sheet)
     said = client.get_model_version(one.model, "1").description
     assert "still brings the concept back in **25%**" in said
     assert f"![the attack](get-artifact?path=attack.png&run_uuid={one.run_id})" in said
