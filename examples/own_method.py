@@ -31,7 +31,7 @@ def mean_shift(base, material, settings, *, precision, seed):
     along = along / (along @ concept)
     modules = plain_modules(base.network)
     changes = {}
-    for name in modules_of(base.denoiser, "cross_attention"):
+    for name in modules_of(base.denoiser, "text_sites"):
         weight = modules[name].weight.detach().double().cpu()
         changes[name] = settings.strength * torch.outer(weight @ (surrogate - concept), along)
     solved_difference(base.network, changes)

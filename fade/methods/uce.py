@@ -41,7 +41,7 @@ def uce(base: Base, material: Material, settings: UceSettings, *, precision: str
     preserved = torch.unique(preserved, dim=0)
     modules = plain_modules(base.network)
     changes = {}
-    for name in modules_of(base.denoiser, "cross_attention"):
+    for name in modules_of(base.denoiser, "text_sites"):
         weight = modules[name].weight.detach().double().cpu()
         changes[name] = solve(weight, concept, surrogate, preserved, settings) - weight
     solved_difference(base.network, changes)
