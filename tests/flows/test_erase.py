@@ -27,7 +27,8 @@ from fade.pipeline import steps_of
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps.attack import attack
 from fade.steps.spec import prepare_spec
-from flows.cli.adapters import _base_of, app
+from flows.cli.adapters import _base_of
+from flows.cli.app import app
 from flows.erasing.demo import prove_rollback
 from flows.erasing.erase import erase, prepare_folder
 from flows.releasing.pictures import draw, live_adapters, load_with, save_picture
