@@ -230,7 +230,7 @@ def test_calibration_counts_the_steps_that_the_depth_asks_for(workspace: Path, m
     monkeypatch.setattr("flows.studies.calibrate.load", lambda *_: measured)
     monkeypatch.setattr("flows.studies.calibrate.verdict", lambda *_: measured.gate)
     changes = {"distill.depth": "deep", "distill.deep.steps": 100}
-    found = calibrate.fn("cat", "horse", 900.0, changes)
+    found = calibrate.fn("cat", "horse", 900.0, changes, project=PROJECT)
     assert taken[0] == 100
     assert taken[-1] == found.best["distill.deep.steps"] == 25  # type: ignore[index]
     assert "distill.steps" not in (found.best or {})
