@@ -345,7 +345,7 @@ def test_a_differences_bytes_do_not_pay_for_positions_it_does_not_need(trials: C
 def test_what_a_method_cannot_do_is_refused_before_anything_is_made(workspace: Path, tmp_path: Path) -> None:
     settings = load_settings(Path("params.yaml"), changes={"method": "uce"})
     with pytest.raises(ConfigError, match="'uce' erases one concept: got 2"):
-        prepare_spec("cat", "horse", project=PROJECT, settings=settings, also=[("dog", "flower")])
+        prepare_spec("cat", "horse", project=PROJECT, settings=settings, also=[("coffee", "flower")])
     spec = prepare_spec("cat", "horse", project=PROJECT, settings=settings)
     assert spec.methods == {"uce": UceSettings().model_dump()}, "the spec says all settings, whatever defaults become"
     with pytest.raises(ConfigError, match="runs in one process: got 2"):
