@@ -90,6 +90,12 @@ def _no_middle(base: Base, _: Path) -> None:
     base.network.mid_block.register_forward_hook(lambda _module, inputs, _output: inputs[0])
 
 
+def _another_denoiser(base: Any, _: Path) -> None:
+    """In the pipeline, and where the loaded base keeps what it knows of it."""
+    base.pipeline.unet = load_base(base.folder).network
+    vars(base).pop("denoiser")
+
+
 EVERYWHERE: dict[str, Attack] = {
     "fused projections": lambda base, _: base.pipeline.fuse_qkv_projections(),
     "a bias": _edited(lambda pipe: pipe.unet.conv_out.bias),
@@ -106,7 +112,7 @@ EVERYWHERE: dict[str, Attack] = {
     "the noise": _other_noise,
 }
 AFTERWARDS: dict[str, Attack] = {
-    "another denoiser": lambda base, _: setattr(base.pipeline, "unet", load_base(base.folder).network),
+    "another denoiser": _another_denoiser,
     "its memory": lambda base, _: vars(base.network.conv_in).update(_parameters={
         "weight": nn.Parameter(0.5 * base.network.conv_in.weight, requires_grad=False),
         "bias": base.network.conv_in.bias,
@@ -280,17 +286,18 @@ def test_a_vocabulary_behind_a_linked_folder_belongs_to_the_base(
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_base_as_it_was_loaded_is_its_files(kind: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", kind)
-    single = _single_file(folder, tmp_path / "one.safetensors")
-    shutil.copytree(folder, single.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
     anew = read_pipeline(find_base(folder))
     half = _stock(folder).to(torch.float16)
     for pipeline in (_stock(folder), half, *(load_base(folder, weights=held).pipeline for held in ("fp32", "bf16"))):
         check_against_files(pipeline, anew, origin=folder)
-    config = json.loads((folder / "unet/config.json").read_text())
-    (folder / "unet/config.json").write_text(json.dumps({**config, "sample_size": [config["sample_size"]] * 2}))
-    for pipeline in (_stock(folder), load_base(folder).pipeline):
-        check_against_files(pipeline, read_pipeline(find_base(folder)), origin=folder)
-    check_against_files(load_base(single).pipeline, read_pipeline(find_base(single)), origin=single)
+    if kind != "sd3":  # whose size is a number, and of which no single file is read
+        single = _single_file(folder, tmp_path / "one.safetensors")
+        shutil.copytree(folder, single.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
+        config = json.loads((folder / "unet/config.json").read_text())
+        (folder / "unet/config.json").write_text(json.dumps({**config, "sample_size": [config["sample_size"]] * 2}))
+        for pipeline in (_stock(folder), load_base(folder).pipeline):
+            check_against_files(pipeline, read_pipeline(find_base(folder)), origin=folder)
+        check_against_files(load_base(single).pipeline, read_pipeline(find_base(single)), origin=single)
     another = save_tiny(tmp_path / "another", kind, seed=5)
     with pytest.raises(BaseModelError, match=r"weight.* differ"):
         check_against_files(_stock(another), anew, origin=folder)

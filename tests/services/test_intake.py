@@ -207,7 +207,7 @@ def test_each_poison_message_is_dead_alone_and_no_name_is_told(
 
     def overflowing(messages: Any, **given: Any) -> Any:
         """As a fault of ours would be, that no check has foreseen."""
-        if any(message.external_id == "odd" for message in messages):
+        if any(message.external_id == "odd" for message, _ in messages):
             raise OverflowError("Jane Roe is out of range")
         return submit_all(messages, **given)
 
