@@ -240,7 +240,7 @@ def _parts(pipeline: Any) -> dict[str, Any]:
 
 
 def _is_tokenizer(name: str) -> bool:
-    return name.startswith("tokenizer")
+    return name.rstrip("_0123456789") == "tokenizer"  # and not a length of it, which some pipelines keep
 
 
 def _spellings(pipeline: Any) -> Iterator[tuple[str, object]]:
