@@ -40,8 +40,8 @@ from fade.steps.adapter import make_adapter, material
 from fade.steps.catalog import ensure_catalog
 from fade.steps.evaluate import domains, named_by
 from fade.steps.mask import mask
+from fade.steps.prepare import AUTO, prepare_spec
 from fade.steps.saliency import saliency
-from fade.steps.spec import AUTO, prepare_spec
 from fade.steps.split import split
 
 PLAIN = "plain-fade"

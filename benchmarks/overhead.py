@@ -139,7 +139,7 @@ def measured(concepts: tuple[str, ...], threads: int) -> list[dict[str, float]]:
         from fade.config import load_settings
         from fade.pipeline import STEPS
         from fade.project import load_project
-        from fade.steps.spec import AUTO, prepare_spec
+        from fade.steps.prepare import AUTO, prepare_spec
         from flows.erasing import erase
         from tasks.dvc import versioning
         from tasks.mlflow import runs, tracking, version_page

@@ -153,7 +153,7 @@ def alias_to_picture(folder: Path, *, repeats: int) -> dict[str, Any]:
     from mlflow import MlflowClient
 
     from fade.config import load_settings
-    from fade.steps.spec import prepare_spec
+    from fade.steps.prepare import prepare_spec
     from flows.erasing.erase import erase, prepare_folder
     from flows.releasing import manifests, released
     from flows.releasing.watch import Watch

@@ -47,8 +47,8 @@ from fade.spec import Spec, save_spec
 from fade.steps.adapter import material
 from fade.steps.catalog import ensure_catalog
 from fade.steps.mask import mask as mask_step
+from fade.steps.prepare import prepare_spec
 from fade.steps.saliency import saliency as saliency_step
-from fade.steps.spec import prepare_spec
 from fade.steps.split import split as split_step
 
 PARAMS = Path("params.yaml")

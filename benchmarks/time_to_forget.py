@@ -53,8 +53,8 @@ from fade.steps.adapter import material
 from fade.steps.catalog import ensure_catalog
 from fade.steps.evaluate import domains, named_by
 from fade.steps.mask import mask as mask_step
+from fade.steps.prepare import AUTO, prepare_spec
 from fade.steps.saliency import saliency as saliency_step
-from fade.steps.spec import AUTO, prepare_spec
 from fade.steps.split import split as split_step
 
 SIX = ("astronaut", "cat", "motorcycle", "neon", "oil", "mosaic")

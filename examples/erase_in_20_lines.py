@@ -10,7 +10,7 @@ from fade.models.generate import generate_batch
 from fade.project import load_project
 from fade.sheets import contact_sheet
 from fade.steps.catalog import ensure_catalog
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from fade.steps.trial import TRIALS, run_trial
 
 project = load_project()

@@ -109,7 +109,7 @@ def erase(
     from fade.config import load_settings
     from fade.methods.registry import asking_for, steps_of
     from fade.steps.catalog import ensure_catalog
-    from fade.steps.spec import prepare_spec, read_overwrite
+    from fade.steps.prepare import prepare_spec, read_overwrite
 
     changes = [setting(given) for given in settings_given or ()]
     if seed is not None:
@@ -156,7 +156,7 @@ def consolidate(
     begun = time.perf_counter()
     from fade.config import load_settings
     from fade.spec import load_spec
-    from fade.steps.spec import prepare_spec
+    from fade.steps.prepare import prepare_spec
     from flows.erasing.erase import asked_together, find_folder, for_several
 
     specs = [load_spec(find_folder(name)) for name in names]
@@ -264,7 +264,7 @@ def import_foreign(
     from fade.models.family import load_base
     from fade.steps.catalog import ensure_catalog
     from fade.steps.foreign import foreign_sha256, lay_foreign, take_in
-    from fade.steps.spec import prepare_spec
+    from fade.steps.prepare import prepare_spec
     from flows.erasing.erase import prepare_folder
 
     imported = foreign_sha256(source)

@@ -21,7 +21,7 @@ from fade.project import Project
 from fade.sheets import labelled_sheet
 from fade.spec import Spec
 from fade.steps.catalog import ensure_catalog
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.releasing.approval import approve, rollback
 from flows.releasing.pictures import draw, live_adapters, load_with

@@ -18,7 +18,7 @@ from fade.pipeline import steps_of
 from fade.requests import leases
 from fade.requests.ledger import Ledger
 from fade.spec import Spec, load_spec, save_spec
-from fade.steps.spec import Wanted, asked_again, check_disk, gate_without_power
+from fade.steps.prepare import Wanted, asked_again, check_disk, gate_without_power
 from flows.settings import ERASURES
 from tasks import erasure
 from tasks.dvc.versioning import write_pipeline

@@ -9,7 +9,7 @@ from fade.config import Settings
 from fade.errors import ConfigError, FadeError
 from fade.project import Project
 from fade.spec import Spec, load_spec
-from fade.steps.spec import asked_again, prepare_spec
+from fade.steps.prepare import asked_again, prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.settings import ERASURES
 from tasks.mlflow import tracking

@@ -48,7 +48,7 @@ from fade.requests.states import State
 from fade.spec import load_spec
 from fade.steps.catalog import ensure_catalog
 from fade.steps.further import forget_too
-from fade.steps.spec import AUTO, prepare_spec
+from fade.steps.prepare import AUTO, prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.queue.deadlines import deadlines
 from flows.queue.schedules import checked_cron, checked_zone, drop_missed

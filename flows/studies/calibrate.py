@@ -17,7 +17,7 @@ from fade.evaluation.records import load
 from fade.project import Project
 from fade.spec import load_spec, save_spec
 from fade.steps.catalog import ensure_catalog
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from fade.steps.trial import TRIALS
 from tasks.trials import trial
 

@@ -33,7 +33,7 @@ from fade.project import Project
 from fade.spec import Spec, save_spec
 from fade.steps.attacks import KINDS
 from fade.steps.catalog import ensure_catalog
-from fade.steps.spec import AUTO, prepare_spec
+from fade.steps.prepare import AUTO, prepare_spec
 from fade.steps.trial import TRIALS
 from flows.studies.study import SIX, STUDIES, run_trials
 from tasks.mlflow import runs

@@ -124,9 +124,9 @@ def root_pipeline() -> dict[str, Any]:
             "outs": [{"data/base/report": {"cache": False}}],
         },
         "example-request": {
-            "cmd": f"python -m fade.steps.spec {folder.as_posix()}",
+            "cmd": f"python -m fade.steps.prepare {folder.as_posix()}",
             "deps": sorted(
-                [f"{catalog}/catalog.parquet", f"{catalog}/concepts.json", base, *_code("fade.steps.spec", ROOT)]
+                [f"{catalog}/catalog.parquet", f"{catalog}/concepts.json", base, *_code("fade.steps.prepare", ROOT)]
             ),
             "params": ["erasure", "example", "project"],
             "outs": [f"{folder.as_posix()}/spec.yaml"],

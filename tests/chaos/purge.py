@@ -78,7 +78,7 @@ def make_erasure(place: Place) -> None:
     from dvc.repo import Repo
 
     from fade.config import load_settings
-    from fade.steps.spec import prepare_spec
+    from fade.steps.prepare import prepare_spec
     from fade.steps.split import split
     from flows.erasing.erase import prepare_folder
     from tasks.dvc import versioning

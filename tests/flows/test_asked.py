@@ -18,7 +18,7 @@ from fade.evaluation.figures import JudgeFigures, OfName, rate
 from fade.evaluation.gate import verdict
 from fade.evaluation.records import as_json, parse
 from fade.spec import Spec, save_spec
-from fade.steps.spec import Wanted, asked_again, prepare_spec
+from fade.steps.prepare import Wanted, asked_again, prepare_spec
 from fade.steps.split import split
 from flows.erasing.erase import asked_together
 from flows.erasing.rebase import on_base

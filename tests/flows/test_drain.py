@@ -31,7 +31,7 @@ from fade.requests.overview import near_deadlines, overview
 from fade.requests.records import utc_now
 from fade.requests.states import State
 from fade.steps.further import FURTHER, forget_too, further_hashes
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from flows.erasing import erase as erasing
 from flows.proving import traces
 from flows.queue import drain as drained

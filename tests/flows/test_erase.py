@@ -26,7 +26,7 @@ from fade.files import read_json, sha256_file
 from fade.pipeline import steps_of
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps.attack import attack
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from flows.cli.adapters import _base_of
 from flows.cli.app import app
 from flows.erasing.demo import prove_rollback

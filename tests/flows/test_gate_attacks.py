@@ -14,7 +14,7 @@ from fade.evaluation.attacked import Attacks
 from fade.evaluation.measured import Evaluation
 from fade.evaluation.records import load
 from fade.steps.attacks import KINDS
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from tasks.mlflow import tracking
 from tests.tiny import PROJECT

@@ -20,7 +20,7 @@ from fade.files import read_json
 from fade.lineage import ROOT, processor_kind
 from fade.pipeline import run, steps_of
 from fade.spec import save_spec
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from flows.operations.doctor import recorded
 from tests.tiny import PROJECT
 

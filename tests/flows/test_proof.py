@@ -31,7 +31,7 @@ from fade.requests.ledger import Ledger
 from fade.signing import public_key
 from fade.spec import load_spec
 from fade.steps.attack import reference_path
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from fade.steps.trial import TRIALS
 from flows.cli.app import app
 from flows.erasing.erase import erase_flow, prepare_folder

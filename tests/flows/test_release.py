@@ -34,7 +34,7 @@ from fade.requests.messages import make_message
 from fade.requests.states import State
 from fade.spec import load_spec
 from fade.steps.evaluate import judged
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from flows.cli.app import app
 from flows.erasing import together
 from flows.erasing.erase import erase, prepare_folder

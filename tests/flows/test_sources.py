@@ -21,8 +21,8 @@ from fade.steps.catalog import KINDS, open_set
 from fade.steps.evaluate import evaluate
 from fade.steps.generate import generate_catalog
 from fade.steps.mask import mask
+from fade.steps.prepare import prepare_spec
 from fade.steps.saliency import saliency
-from fade.steps.spec import prepare_spec
 from fade.steps.split import split
 from flows.erasing.erase import prepare_folder
 from tasks.dvc import versioning

@@ -23,8 +23,8 @@ from fade.spec import Spec, load_spec, save_spec
 from fade.steps import trial as trial_step
 from fade.steps.adapter import make_adapter
 from fade.steps.mask import mask
+from fade.steps.prepare import prepare_spec
 from fade.steps.saliency import saliency
-from fade.steps.spec import prepare_spec
 from fade.steps.split import split
 from fade.steps.trial import TRIALS, run_trial
 from flows.cli.app import app

@@ -24,7 +24,7 @@ from fade.lineage import ROOT
 from fade.models.family import load_base
 from fade.requests.ledger import Ledger
 from fade.spec import Spec
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.proving.purge import purge
 from flows.releasing import manifests, release, released

@@ -18,7 +18,7 @@ from fade.data.pictures import prepare
 from fade.data.sets import generated_by
 from fade.errors import ConfigError, DataError
 from fade.spec import load_spec, make_spec, save_spec
-from fade.steps.spec import prepare_spec, read_overwrite
+from fade.steps.prepare import prepare_spec, read_overwrite
 from fade.steps.split import split
 from tasks.expectations.validation import validate
 from tests.tiny import PROJECT

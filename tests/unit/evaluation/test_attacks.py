@@ -27,7 +27,7 @@ from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.spec import Spec
 from fade.steps.attacks import KINDS, attack_figures, run
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from fade.steps.trial import run_trial
 from tests.tiny import PROJECT
 

@@ -19,11 +19,12 @@ from fade.errors import ConfigError, DataError
 from fade.evaluation.clip_score import MEAN, STD, clip_scores, load_clip, mean_scores
 from fade.evaluation.distances import fid, kid
 from fade.evaluation.extractors import load_extractor
-from fade.evaluation.unlearncanvas import OBJECTS, STYLES, unlearncanvas_protocol
+from fade.evaluation.records import dump
+from fade.evaluation.unlearncanvas import OBJECTS, STYLES, MadeWith, unlearncanvas_protocol
 from fade.files import write_json
 from fade.models.training import networks
 from fade.steps.evaluate import by_given_models
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from fade.steps.unlearncanvas import judge
 from tests.tiny import PROJECT
 
@@ -163,7 +164,8 @@ def test_an_erasures_figures_carry_the_models_names(workspace: Path, clip: Path,
 def test_unlearncanvas_is_judged_by_them_too(clip: Path, script: Path, tmp_path: Path) -> None:
     part = {"styles": ("Monet", "Rust"), "objects": ("Cats", "Sea")}
     out, real, classifiers = tmp_path / "out", tmp_path / "real", tmp_path / "classifiers"
-    write_json(out / "made_with.json", {"target": "Cats", "steps": 1, "guidance": 9.0})
+    out.mkdir()
+    dump(MadeWith(base_sha256="0" * 64, target="Cats", steps=1, guidance=9.0), out / "made_with.json")
     (out / "pictures").mkdir()
     table = unlearncanvas_protocol(part["styles"], part["objects"])
     for number, file in enumerate(table["file"]):

@@ -39,7 +39,7 @@ from fade.models.family import load_base
 from fade.models.told import Told
 from fade.spec import load_spec, save_spec
 from fade.steps.adapter import make_adapter
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from fade.steps.trial import figures, run_trial
 from tests.tiny import PROJECT
 

@@ -19,7 +19,7 @@ from fade.methods.closed_form import LowRank, closed_form, distinct, text_moment
 from fade.methods.fade.masks import Mask
 from fade.methods.fade.sparse_lora import add_sparse_lora, begin_with, check_inside_mask, lora_layers
 from fade.models.families.stable_diffusion import StableDiffusion
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from fade.steps.trial import run_trial
 from tests.tiny import PROJECT
 

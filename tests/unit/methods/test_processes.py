@@ -24,8 +24,8 @@ from fade.models.families.stable_diffusion import StableDiffusion
 from fade.spec import save_spec
 from fade.steps.adapter import make_adapter
 from fade.steps.mask import mask
+from fade.steps.prepare import prepare_spec
 from fade.steps.saliency import saliency
-from fade.steps.spec import prepare_spec
 from fade.steps.split import split
 from tests.tiny import PROJECT
 from tests.unit.methods.test_fast_step import _everywhere, _run

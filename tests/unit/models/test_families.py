@@ -59,8 +59,8 @@ from fade.spec import Spec, make_spec, save_spec
 from fade.steps.adapter import make_adapter
 from fade.steps.catalog import build_catalog
 from fade.steps.mask import mask
+from fade.steps.prepare import prepare_spec
 from fade.steps.saliency import saliency
-from fade.steps.spec import prepare_spec
 from fade.steps.split import split
 from tasks.dvc.versioning import stage_definition
 from tests.tiny import PROJECT, SETTINGS

@@ -18,7 +18,7 @@ from fade.models import family
 from fade.models.family import load_base
 from fade.models.sharing import bases_shared
 from fade.spec import Spec
-from fade.steps.spec import prepare_spec
+from fade.steps.prepare import prepare_spec
 from fade.steps.trial import run_trial
 from tests.tiny import PROJECT
 from tests.unit.adapters.test_adapters import _adapter, _predict
