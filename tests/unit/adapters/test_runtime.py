@@ -286,7 +286,8 @@ def test_requests_at_once_do_not_read_each_others_padding(release: Release, tiny
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        assert at_once() != alone, "nothing is shown where a plain tokenizer does not mix them"
+        # Whether two threads meet in one tokenizer is the scheduler's to say: asked again until they do.
+        assert any(at_once() != alone for _ in range(50)), "nothing is shown where a plain tokenizer does not mix them"
         release.publish()
         with closing(Runtime(base, release.folder, public_key=release.key.public_key(), state=release.state)):
             assert at_once() == alone
