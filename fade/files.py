@@ -16,6 +16,11 @@ from typing import Any
 
 import yaml
 
+try:
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:  # a PyYAML that was built without libyaml
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 from fade.errors import ConfigError
 
 _SWAP = threading.Lock()
@@ -86,6 +91,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def load_yaml(text: str | bytes) -> Any:
+    """YAML of plain values, by the parser in C where there is one: many times faster on lock files.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, Loader=SafeLoader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
@@ -93,7 +107,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing or holds no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"Missing file {path}: expected YAML parameters there.") from None
     except yaml.YAMLError as error:

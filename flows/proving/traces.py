@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from fade import pipeline
 from fade.data.deletion import Picture, find
 from fade.data.intake import draw_sheet
 from fade.evaluation.measured import Combination
 from fade.evaluation.records import load
-from fade.files import read_yaml, sha256_file
+from fade.files import load_yaml, read_yaml, sha256_file
 from fade.spec import load_spec
 from fade.steps.attack import reference_path
 from fade.steps.evaluate import CACHE
@@ -35,7 +34,7 @@ from fade.temporary import abandoned, remove
 from flows.erasing.together import COMBINATIONS
 from tasks.dvc.objects import CACHE as DVC_CACHE
 from tasks.dvc.objects import Stores, md5_of, objects_of, pointers
-from tasks.dvc.versioning import BEFORE, read_lock
+from tasks.dvc.versioning import read_lock
 from tasks.mlflow import traces
 from tasks.mlflow.page import ATTACK, DOCS
 
@@ -171,12 +170,12 @@ def _locks(folder: Path) -> list[dict[str, Any]]:
     Raises:
         LineageError: one that is there cannot be read: then nothing is known of what it names.
     """
-    own = [folder / "dvc.lock", folder / BEFORE, Path("dvc.lock")]
+    own = [folder / "dvc.lock", Path("dvc.lock")]
     found = [stage for path in own for stage in read_lock(path).values()]
     runs = [run for run in traces.runs_of(folder.name) if traces.run_files(run, ["dvc.lock"])]
     texts = [traces.run_bytes(run, "dvc.lock") for run in runs]
     for text in [*texts, *_git_history(folder / "dvc.lock")]:
-        content = yaml.safe_load(text)
+        content = load_yaml(text)
         found += (content.get("stages") or {}).values() if isinstance(content, dict) else []
     return found
 
@@ -225,7 +224,7 @@ def needed_by_others(folder: Path, stores: Stores) -> Needed:
         purged = any((other / name).is_file() for name in (RECEIPTS_NAME, BEGUN_NAME))
         if other == folder or purged or not (other / "spec.yaml").is_file():
             continue
-        stages = [*read_lock(other / "dvc.lock").values(), *read_lock(other / BEFORE).values()]
+        stages = [*read_lock(other / "dvc.lock").values()]
         if Path(load_spec(other).catalog).resolve() == catalog:
             pictures |= _split_hashes(other, "*.parquet", stages, stores)
         named = {out["md5"] for stage in stages for out in stage.get("outs", [])}

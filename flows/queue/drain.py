@@ -319,5 +319,5 @@ def step_of(folder: Path) -> str:
     try:
         recorded = read_yaml(folder / "dvc.lock").get("stages") if (folder / "dvc.lock").is_file() else None
     except ConfigError:
-        recorded = None  # DVC is just writing it, or was killed as it did: a record that is mended by who goes on
+        recorded = None  # a DVC that somebody runs by hand is just writing it, or was killed as it did
     return next((step.name for step in steps_of(load_spec(folder)) if step.name not in (recorded or {})), "register")

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from dvc.exceptions import DvcException
 
 from fade.errors import LineageError
-from fade.files import read_yaml
+from fade.files import load_yaml, read_yaml
 from tasks.dvc.versioning import open_repo, read_lock
 
 CACHE = "dvc cache"
@@ -105,7 +104,7 @@ class Stores:
         """Every entry of the run-caches."""
         for place, (fs, folder) in self._runs.items():
             for path in sorted(fs.find(folder)) if fs.exists(folder) else ():
-                content = yaml.safe_load(fs.cat_file(path)) if _RUN.fullmatch(fs.name(path)) else None
+                content = load_yaml(fs.cat_file(path)) if _RUN.fullmatch(fs.name(path)) else None
                 outputs = content.get("outs", []) if isinstance(content, dict) else []
                 found = {one["path"]: one["md5"] for one in outputs if "md5" in one}
                 yield Run(place, path, int(fs.size(path) or 0), found)

@@ -21,9 +21,10 @@ os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 import yaml
 from dvc.exceptions import DvcException
 from dvc.lock import make_lock
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
-from dvc.utils.serialize import YAMLFileCorruptedError
+from dvc.stage.serialize import to_lockfile
+from dvc.utils.serialize import YAMLFileCorruptedError, dumps_yaml, modify_yaml
 from dvc_data.hashfile.build import build
 from filelock import FileLock
 
@@ -31,7 +32,7 @@ from fade import pipeline
 from fade.config import load_settings
 from fade.data.splits import NOTHING
 from fade.errors import LineageError
-from fade.files import sha256_file, write_json, writing
+from fade.files import load_yaml, sha256_file, write_json, writing
 from fade.lineage import ROOT, library_versions, module_closure, processor_kind
 from fade.methods.registry import method_code
 from fade.models.source import is_hub_name
@@ -46,8 +47,8 @@ RECORDED_ON = Path("data/recorded-on.json")
 SITE = Path(".fade/dvc")
 """What DVC remembers of files' hashes, by their names."""
 MEND = "Take one side as a whole (`git checkout --ours FILE` or `--theirs FILE`), or run the erasure again without it."
-BEFORE = "dvc.lock.before"
-"""What ``dvc.lock`` was, while a step is recorded; still there later, the record was cut off."""
+LOCK_HEAD = "schema: '2.0'\nstages:\n"
+"""How DVC begins a lock file."""
 
 
 def _code(module: str, root: Path, *, method: str | None = None) -> list[str]:
@@ -200,8 +201,7 @@ def open_repo() -> Iterator[Any]:
     Raises:
         LineageError: there is none here, or a file of it (a lock file with marks of a merge) cannot be read.
     """
-    if not Path(".dvc").is_dir():
-        raise LineageError(f"{Path.cwd()} is no DVC project: expected a folder .dvc. Run from the project's root.")
+    _check_project()
     SITE.parent.mkdir(exist_ok=True)
     own = {"core": {"site_cache_dir": str(SITE.resolve())}}
     with FileLock(".fade/dvc.lock", timeout=600):
@@ -211,6 +211,11 @@ def open_repo() -> Iterator[Any]:
                 yield repo
         except YAMLFileCorruptedError as error:
             raise LineageError(_why(error)) from None
+
+
+def _check_project() -> None:
+    if not Path(".dvc").is_dir():
+        raise LineageError(f"{Path.cwd()} is no DVC project: expected a folder .dvc. Run from the project's root.")
 
 
 def forget_names() -> None:
@@ -243,7 +248,7 @@ def read_lock(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         raise LineageError(f"{_broken(path)} {MEND}") from None
     if content is None:
@@ -277,10 +282,10 @@ def _mend_list_of_locks(repo: Any) -> None:
 
 def is_current(folder: Path, stage: str) -> bool:
     """Whether a stage's recorded hashes still match its code, parameters, inputs and outputs."""
+    _check_project()
+    if stage not in read_lock(folder / "dvc.lock"):
+        return False
     with open_repo() as repo:
-        _mend_record(folder)
-        if not (folder / "dvc.lock").is_file():
-            return False
         try:
             return not repo.status(targets=[f"{folder.as_posix()}/dvc.yaml:{stage}"])
         except DvcException as error:
@@ -290,36 +295,34 @@ def is_current(folder: Path, stage: str) -> bool:
 def record(folder: Path, stage: str) -> None:
     """Record a stage that has just run: hashes into ``dvc.lock``, outputs into DVC's cache.
 
+    As ``dvc commit --force`` does, but for the lock file: that is written by way of a temporary name, so that whoever
+    is killed leaves it as it was, and what it says of other stages is not read and written again.
+
     Raises:
         LineageError: an output is missing, or DVC refuses.
     """
     with open_repo() as repo:
-        _mend_record(folder)
-        lock, before = folder / "dvc.lock", folder / BEFORE
-        with writing(before) as temporary:
-            temporary.write_bytes(lock.read_bytes() if lock.is_file() else b"")
         try:
-            repo.commit(f"{folder.as_posix()}/dvc.yaml:{stage}", force=True)
+            with lock_repo(repo):
+                found = repo.stage.load_one(f"{folder.as_posix()}/dvc.yaml", stage)
+                found.save()
+                found.commit()
+                _put(folder / "dvc.lock", to_lockfile(found))
         except DvcException as error:
             raise LineageError(f"DVC did not record {stage} of {folder}: {_why(error)}") from error
-        before.unlink()
 
 
-def _mend_record(folder: Path) -> None:
-    """Put ``dvc.lock`` back as it was before a record that was cut off; the step is then done again.
-
-    DVC writes the file in place: killed meanwhile, it leaves it empty, or ended anywhere. Call it while the
-    repository is held, so that nobody is just writing.
-    """
-    lock, before = folder / "dvc.lock", folder / BEFORE
-    if not before.is_file():
-        return
-    logger.warning("the last record of %s was cut off; its step is done again", folder)
-    if before.stat().st_size:
-        before.replace(lock)
-    else:
-        lock.unlink(missing_ok=True)
-        before.unlink()
+def _put(lock: Path, entry: dict[str, Any]) -> None:
+    """Put a stage's entry into a lock file, byte for byte as DVC does."""
+    recorded = read_lock(lock)
+    text = lock.read_text(encoding="utf-8") if recorded else LOCK_HEAD
+    with writing(lock) as temporary:
+        if text.startswith(LOCK_HEAD) and not entry.keys() & recorded.keys():
+            temporary.write_text(text + dumps_yaml({"stages": entry}).removeprefix("stages:\n"), encoding="utf-8")
+        else:
+            temporary.write_text(text, encoding="utf-8")
+            with modify_yaml(temporary) as content:
+                content["stages"].update(entry)
 
 
 def lock_record(folder: Path) -> dict[str, str]:

@@ -120,32 +120,58 @@ def test_a_record_that_was_cut_off_is_as_if_it_had_not_begun(tmp_path: Path, mon
         stages[name] = {"cmd": "true", "wdir": "..", "outs": [f"erasure/{name}"]}
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     first, second = stages
+    lock = folder / "dvc.lock"
 
-    def killed(content: str) -> None:
-        """As DVC leaves its file when a kill comes while it writes it."""
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
 
-        def commit(*_: Any, **__: Any) -> None:
-            (folder / "dvc.lock").write_text(content)
-            raise KeyboardInterrupt
+    def killed(stage: str) -> None:
+        """Before the lock file is written, and when all of it is written but its name."""
+        for place in ("tasks.dvc.versioning.to_lockfile", "fade.files.os.replace"):
+            with monkeypatch.context() as patched:
+                patched.setattr(place, die)
+                with pytest.raises(KeyboardInterrupt):
+                    versioning.record(folder, stage)
 
-        with monkeypatch.context() as patched:
-            patched.setattr(Repo, "commit", commit)
-            with pytest.raises(KeyboardInterrupt):
-                versioning.record(folder, second if (folder / "dvc.lock").is_file() else first)
-
-    killed("")
+    killed(first)
+    assert not lock.exists()
     assert drained.step_of(folder) == first
     assert not versioning.is_current(folder, first)
     versioning.record(folder, first)
-    whole = (folder / "dvc.lock").read_text()
+    whole = lock.read_text()
+    killed(second)
+    assert lock.read_text() == whole
     assert drained.step_of(folder) == second
-    for content in ("", whole[: len(whole) // 2], "schema: '2.0'\nstages:\n"):
-        killed(content)
-        assert (folder / "dvc.lock").read_text() != whole
-        assert drained.step_of(folder) in steps
-        assert versioning.is_current(folder, first)
-        assert not versioning.is_current(folder, second)
-        assert (folder / "dvc.lock").read_text() == whole
+    assert versioning.is_current(folder, first)
+    assert not versioning.is_current(folder, second)
     versioning.record(folder, second)
     assert versioning.is_current(folder, second)
-    assert sorted(path.name for path in folder.glob("dvc.*")) == ["dvc.lock", "dvc.yaml"]
+    assert sorted(path.name for path in folder.glob("*dvc.*")) == ["dvc.lock", "dvc.yaml"]
+
+
+def test_a_record_is_what_dvc_itself_would_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the byte: of a stage that is new, of one that is recorded anew, with figures and names that YAML quotes."""
+    monkeypatch.chdir(tmp_path)
+    Repo.init(".", no_scm=True).close()
+    stages = {}
+    for name in ("first", "second", "third"):
+        (tmp_path / name).write_text(name)
+        figures = {"rate": 1e-05, "word": "yes", "none": None, "many": [1, 0.5, "1.0"], "long": "word " * 40}
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(figures))
+        stages[name] = {"cmd": f"echo {'long ' * 40}", "params": [*figures], "outs": [name]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+
+    def by_dvc(stage: str) -> bytes:
+        with Repo(".") as repo:
+            repo.commit(stage, force=True)
+        return Path("dvc.lock").read_bytes()
+
+    for name in (*stages, "second"):
+        if name == "second":
+            (tmp_path / name).write_text("other")
+        before = Path("dvc.lock").read_bytes() if Path("dvc.lock").is_file() else None
+        expected = by_dvc(name)
+        assert expected != before or name == "second"
+        Path("dvc.lock").unlink() if before is None else Path("dvc.lock").write_bytes(before)
+        versioning.record(Path(), name)
+        assert Path("dvc.lock").read_bytes() == expected
