@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
 
 from fade.adapters.card import load_card, weights_path
 from fade.adapters.manifest import MANIFEST_NAME, PERMISSION_NAME, Manifest, permit, publish, read_manifest
@@ -267,32 +270,38 @@ def test_three_lines_for_a_diffusers_program(
     assert list((tmp_path / "xdg/fade").glob("releases-*.json"))
 
 
-def test_requests_at_once_do_not_read_each_others_padding(release: Release, tiny_base: Path) -> None:
+def test_requests_at_once_do_not_read_each_others_padding(
+    release: Release, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A fast tokenizer keeps padding in itself: a stock pipeline's requests draw from each other's lengths."""
-
-    def lengths(padding: str) -> set[int]:
-        options = {"padding": padding, "truncation": True, "max_length": 16}
-        return {len(tokenizer(PROMPTS, **options).input_ids[0]) for _ in range(1500)}
-
-    def at_once() -> tuple[set[int], set[int]]:
-        with ThreadPoolExecutor(2) as pool:
-            longest, full = pool.map(lengths, ["longest", "max_length"])
-        return longest, full
-
     base = load_base(tiny_base)
     tokenizer = base.pipeline.tokenizer
-    alone = lengths("longest"), lengths("max_length")
+    pads = PreTrainedTokenizerFast.set_truncation_and_padding
+
+    def length(padding: str) -> int:
+        return len(tokenizer(PROMPTS, padding=padding, truncation=True, max_length=16).input_ids[0])
+
+    def at_once() -> list[int]:
+        """Two requests, each held where it has set its padding until the other has, or has had time to."""
+        both = Barrier(2)
+
+        def set_and_wait(*arguments: Any, **options: Any) -> None:
+            pads(*arguments, **options)
+            with suppress(BrokenBarrierError):
+                both.wait(timeout=0.5)
+
+        with monkeypatch.context() as patched, ThreadPoolExecutor(2) as pool:
+            patched.setattr(PreTrainedTokenizerFast, "set_truncation_and_padding", set_and_wait)
+            return list(pool.map(length, ["longest", "max_length"]))
+
+    alone = [length("longest"), length("max_length")]
     assert alone[0] != alone[1]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        # Whether two threads meet in one tokenizer is the scheduler's to say: asked again until they do.
-        assert any(at_once() != alone for _ in range(50)), "nothing is shown where a plain tokenizer does not mix them"
-        release.publish()
-        with closing(Runtime(base, release.folder, public_key=release.key.public_key(), state=release.state)):
-            assert at_once() == alone
-    finally:
-        sys.setswitchinterval(interval)
+    mixed = at_once()
+    assert mixed != alone, "nothing is shown where a plain tokenizer does not mix them"
+    assert mixed[0] == mixed[1]
+    release.publish()
+    with closing(Runtime(base, release.folder, public_key=release.key.public_key(), state=release.state)):
+        assert at_once() == alone
 
 
 def test_it_fails_closed_and_recovers(release: Release, adapters: list[Path]) -> None:
