@@ -18,12 +18,14 @@ from torch import Tensor
 
 from fade.errors import DataError
 from fade.models.denoiser import Denoiser
-from fade.models.latents import encode_pictures
+from fade.models.latents import in_scale, posterior_means
 from fade.models.told import Told
 
 Config = Mapping[str, Any]
 Configs = Callable[[str], Config]
 """The configuration of a part, by the part's name."""
+T5_LENGTH = 256
+"""Tokens that most stock pipelines give a T5."""
 
 
 class Base(ABC):
@@ -72,6 +74,12 @@ class Base(ABC):
     @abstractmethod
     def predicts(cls, config: Configs) -> str:
         """What its denoiser answers, in the field's word."""
+
+    @classmethod
+    def prompt_length(cls, config: Configs) -> int:
+        """Tokens of a prompt that an encoder without learnt positions (T5, a language model) is given."""
+        del config
+        return T5_LENGTH
 
     # --- loaded ---
 
@@ -125,6 +133,17 @@ class Base(ABC):
         """What guidance leads away from, one row."""
         return self.encode_prompts([""])
 
+    def guide(self, told: Told, guidance: float) -> tuple[Told, float]:
+        """What the denoiser is told at a guidance, and how far beyond the empty prompt's answer to go besides.
+
+        Models that were distilled for guidance are told it, and are asked once a step.
+        """
+        return told, guidance
+
+    def combine(self, without: Tensor, with_prompt: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance (arXiv:2207.12598) of two answers, (B, C, h, w) each."""
+        return without + guidance * (with_prompt - without)
+
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
         """Scaled latents, (N, C, h, w) float32 on the CPU: the posterior's mean, so nothing is drawn.
 
@@ -139,13 +158,29 @@ class Base(ABC):
                 f"The pictures are {pictures.shape[1]} x {pictures.shape[2]}; the base in {self.folder} draws "
                 f"{self.picture_size} x {self.picture_size}. Resize them to that, or take another base."
             )
-        return encode_pictures(self.pipeline.vae, pictures)
+        return self.scaled(posterior_means(self.posterior, pictures, like=self.pipeline.vae))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of scaled latents, (B, 3, H, W) float32, about -1..1."""
         vae = self.pipeline.vae
-        unscaled = latents / vae.config.scaling_factor
-        if shift := vae.config.get("shift_factor"):
-            unscaled = unscaled + shift
-        decoded: Tensor = vae.decode(unscaled.to(vae.device, vae.dtype)).sample
-        return decoded.float()
+        return self.reconstructed(self.unscaled(latents).to(vae.device, vae.dtype)).float()
+
+    def posterior(self, pixels: Tensor) -> Tensor:
+        """The autoencoder's mean latents of (B, 3, H, W) in -1..1, as it gives them."""
+        mean: Tensor = self.pipeline.vae.encode(pixels).latent_dist.mean
+        return mean
+
+    def reconstructed(self, latents: Tensor) -> Tensor:
+        """What the autoencoder makes of latents as it gives them, (B, 3, H, W)."""
+        pixels: Tensor = self.pipeline.vae.decode(latents).sample
+        return pixels
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """The autoencoder's latents as the denoiser takes them, (B, C, h, w)."""
+        return in_scale(self.pipeline.vae.config, latents)
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The way back."""
+        config = self.pipeline.vae.config
+        found = latents / config.scaling_factor
+        return found + shift if (shift := config.get("shift_factor")) else found

@@ -29,8 +29,10 @@ def guided(base: Base, told: Told, guidance: float) -> Callable[..., Tensor]:
 
     Args:
         guidance: how far to go beyond the empty prompt's answer, above 1. At most 1 means no guidance, as in the stock
-            pipelines: the prompt alone is followed. Models that were distilled for it are drawn so.
+            pipelines: the prompt alone is followed. Models that were distilled for it are drawn so. Those that are
+            told their guidance are told this (``Base.guide``).
     """
+    told, guidance = base.guide(told, guidance)
     with_empty = guidance > 1
     if with_empty:
         told = Told.join(base.unconditional().expand(len(told)), told)
@@ -43,7 +45,7 @@ def guided(base: Base, told: Told, guidance: float) -> Callable[..., Tensor]:
         if not with_empty:
             return answers
         without, with_prompt = answers.chunk(2)
-        return without + guidance * (with_prompt - without)
+        return base.combine(without, with_prompt, guidance)
 
     return answer
 

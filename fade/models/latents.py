@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -15,15 +18,30 @@ def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
 
 
 @torch.no_grad()
-def encode_pictures(vae: AutoencoderKL, pictures: NDArray[np.uint8], *, scaled: bool = True, batch: int = 64) -> Tensor:
-    """Posterior means of the latents, (N, C, h, w) float32 on the CPU, in the denoiser's scale if ``scaled``."""
+def posterior_means(
+    posterior: Callable[[Tensor], Tensor], pictures: NDArray[np.uint8], *, like: Any, batch: int = 64
+) -> Tensor:
+    """Mean latents of pictures (N, H, W, 3), a batch at a time, float32 on the CPU.
+
+    Args:
+        posterior: the autoencoder's, of pictures as ``to_tensor`` gives them.
+        like: the autoencoder, where and in whose type it computes.
+    """
     parts = []
     for start in range(0, len(pictures), batch):
-        target = to_tensor(pictures[start : start + batch]).to(vae.device, vae.dtype)
-        parts.append(vae.encode(target).latent_dist.mean.float().cpu())
-    latents = torch.cat(parts)
-    if not scaled:
-        return latents
-    if shift := vae.config.get("shift_factor"):
+        pixels = to_tensor(pictures[start : start + batch]).to(like.device, like.dtype)
+        parts.append(posterior(pixels).float().cpu())
+    return torch.cat(parts)
+
+
+def encode_pictures(vae: AutoencoderKL, pictures: NDArray[np.uint8], *, scaled: bool = True, batch: int = 64) -> Tensor:
+    """Posterior means of the latents, (N, C, h, w) float32 on the CPU, in the denoiser's scale if ``scaled``."""
+    means = posterior_means(lambda pixels: vae.encode(pixels).latent_dist.mean, pictures, like=vae, batch=batch)
+    return in_scale(vae.config, means) if scaled else means
+
+
+def in_scale(config: Mapping[str, Any], latents: Tensor) -> Tensor:
+    """Latents in the denoiser's scale, as AutoencoderKL's configuration says it."""
+    if shift := config.get("shift_factor"):
         latents = latents - shift
-    return latents * vae.config.scaling_factor
+    return latents * config["scaling_factor"]

@@ -12,12 +12,10 @@ import transformers
 from fade.errors import BaseModelError, listing
 from fade.models.registry import family
 from fade.models.source import BaseSource
-from fade.models.supported import read_config, tokenizers
+from fade.models.supported import configurations, read_config, tokenizers
 from fade.models.tensors import described
 
-T5_LENGTH = 256
-"""Tokens that the stock pipelines give a T5."""
-_TOKEN_STATES = ("token_embedding.weight", "shared.weight")
+_TOKEN_STATES = ("token_embedding.weight", "shared.weight", "embed_tokens.weight")
 UNSAID_LENGTH = 10**6
 """A tokenizer that was saved without a length says 10 ** 30; none reads as much as this."""
 
@@ -47,7 +45,7 @@ def readers(found: BaseSource) -> tuple[Reader, ...]:
     Raises:
         BaseModelError: one cannot be read, or knows tokens for which its text encoder has no state.
     """
-    loaded, kinds = [], read_config(found.config / "model_index.json")
+    loaded, kinds, kind = [], read_config(found.config / "model_index.json"), family(found.pipeline)
     for part, encoder in tokenizers(found.config, found.pipeline).items():
         try:
             tokenizer: Any = getattr(transformers, kinds[part][1]).from_pretrained(
@@ -55,7 +53,7 @@ def readers(found: BaseSource) -> tuple[Reader, ...]:
             )
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise BaseModelError(f"{found.config}/{part} cannot be read: {error}. Restore it.") from error
-        shapes = described(family(found.pipeline).parts[encoder], found.config / encoder)
+        shapes = described(kind.parts[encoder], found.config / encoder)
         rows = next(shape[0] for name, shape in shapes.items() if name.endswith(_TOKEN_STATES))
         vocabulary = tokenizer.get_vocab()
         if without := sorted(token for token, number in vocabulary.items() if number >= rows):
@@ -65,8 +63,10 @@ def readers(found: BaseSource) -> tuple[Reader, ...]:
                 "a concept that was trained in (textual inversion) changes both."
             )
         config = read_config(found.config / encoder / "config.json")
-        positions = config.get("max_position_embeddings", T5_LENGTH if "d_model" in config else 77)
-        loaded.append(Reader(tokenizer, min(int(tokenizer.model_max_length), int(positions)), rows))
+        # A CLIP has learnt its positions; the others are given what their family's pipeline gives them.
+        learnt = config.get("max_position_embeddings", 77) if kind.parts[encoder].startswith("CLIP") else None
+        positions = kind.prompt_length(configurations(found.config)) if learnt is None else int(learnt)
+        loaded.append(Reader(tokenizer, min(int(tokenizer.model_max_length), positions), rows))
     return tuple(loaded)
 
 

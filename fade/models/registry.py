@@ -12,6 +12,7 @@ FAMILIES = {
     "StableDiffusionPipeline": "fade.models.families.stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": "fade.models.families.stable_diffusion_xl:StableDiffusionXL",
     "StableDiffusion3Pipeline": "fade.models.families.stable_diffusion_3:StableDiffusion3",
+    "FluxPipeline": "fade.models.families.flux:Flux",
 }
 """The class of the diffusers pipeline to the family's."""
 

@@ -73,7 +73,8 @@ def _misfits(found: BaseSource, part: str) -> Iterator[str]:
             raise
         yield f"{where} does not hold the {part} that {part}/config.json describes ({error})"
         return
-    if missing := [name for name in wanted if name not in held]:
+    twins = _twins(family(found.pipeline).parts[part], folder)
+    if missing := [name for name in wanted if held.keys().isdisjoint(twins.get(name, {name}))]:
         yield f"{where} lacks {listing(missing, 3)}"
     if unknown := [name for name in held if name not in wanted and not _is_surplus(part, name)]:
         yield f"{where} holds {listing(unknown, 3)}, which {part}/config.json does not describe"
@@ -108,15 +109,28 @@ def described(network: str, folder: Path) -> Shapes:
 
 @lru_cache(maxsize=16)
 def _shapes(network: str, config: str) -> Shapes:
-    given: dict[str, Any] = json.loads(config)
-    with torch.device("meta"):  # nothing is allocated, and nothing drawn
-        if hasattr(transformers, network):
-            kind: Any = getattr(transformers, network)
-            text = given.get("text_config") or given
-            model: Any = kind(kind.config_class.from_dict(text))
-        else:
-            model = getattr(diffusers, network).from_config(given)
+    model = _empty(network, json.loads(config))
     return {_name(key): tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+def _twins(network: str, folder: Path) -> Mapping[str, frozenset[str]]:
+    """Of tensors that are one under several names, all of these by each: files hold one of them, or all."""
+    model = _empty(network, read_config(folder / "config.json"))
+    named: dict[int, set[str]] = {}
+    for key, value in model.state_dict(keep_vars=True).items():
+        named.setdefault(id(value), set()).add(_name(key))
+    return {name: frozenset(names) for names in named.values() if len(names) > 1 for name in names}
+
+
+def _empty(network: str, config: dict[str, Any]) -> Any:
+    """A network whose tensors hold nothing."""
+    with torch.device("meta"):  # nothing is allocated, and nothing drawn
+        if not hasattr(transformers, network):
+            return getattr(diffusers, network).from_config(config)
+        kind: Any = getattr(transformers, network)
+        # Of a whole CLIP the half that reads.
+        text = config.get("text_config") if kind.config_class.base_config_key == "text_config" else None
+        return kind(kind.config_class.from_dict(text or config))
 
 
 def _name(key: str) -> str:

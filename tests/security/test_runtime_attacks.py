@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import normalizers
 from torch import nn
 
+from benchmarks.tiny_families import KINDS, save_tiny, stock_pipeline
 from fade.adapters.integrity import check_against_files
 from fade.adapters.overlay import Overlay, using
 from fade.adapters.runtime import Runtime
@@ -30,7 +31,7 @@ from fade.models.generate import generate_batch
 from fade.models.source import find_base
 from tests.unit.adapters.test_adapters import _adapter, _predict
 from tests.unit.adapters.test_runtime import PROMPTS, Release, picture
-from tests.unit.models.test_families import KINDS, _single_file, _stock, save_tiny
+from tests.unit.models.test_families import _single_file
 
 Attack = Callable[[Base, Path], Any]
 
@@ -287,17 +288,21 @@ def test_a_vocabulary_behind_a_linked_folder_belongs_to_the_base(
 def test_every_kind_of_base_as_it_was_loaded_is_its_files(kind: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", kind)
     anew = read_pipeline(find_base(folder))
-    half = _stock(folder).to(torch.float16)
-    for pipeline in (_stock(folder), half, *(load_base(folder, weights=held).pipeline for held in ("fp32", "bf16"))):
+    half = stock_pipeline(folder).to(torch.float16)
+    for pipeline in (
+        stock_pipeline(folder),
+        half,
+        *(load_base(folder, weights=held).pipeline for held in ("fp32", "bf16")),
+    ):
         check_against_files(pipeline, anew, origin=folder)
-    if kind != "sd3":  # whose size is a number, and of which no single file is read
+    if (folder / "unet").is_dir():  # of the others no single file is read
         single = _single_file(folder, tmp_path / "one.safetensors")
         shutil.copytree(folder, single.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
         config = json.loads((folder / "unet/config.json").read_text())
         (folder / "unet/config.json").write_text(json.dumps({**config, "sample_size": [config["sample_size"]] * 2}))
-        for pipeline in (_stock(folder), load_base(folder).pipeline):
+        for pipeline in (stock_pipeline(folder), load_base(folder).pipeline):
             check_against_files(pipeline, read_pipeline(find_base(folder)), origin=folder)
         check_against_files(load_base(single).pipeline, read_pipeline(find_base(single)), origin=single)
     another = save_tiny(tmp_path / "another", kind, seed=5)
     with pytest.raises(BaseModelError, match=r"weight.* differ"):
-        check_against_files(_stock(another), anew, origin=folder)
+        check_against_files(stock_pipeline(another), anew, origin=folder)

@@ -8,12 +8,11 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from fade.models.base import Base, Config, Configs
+from fade.models.base import Config, Configs
 from fade.models.denoiser import Denoiser
-from fade.models.paths import FlowPath
+from fade.models.flow import FlowMatching
 from fade.models.supported import autoencoder_factor, side
 from fade.models.told import Told
 
@@ -40,7 +39,7 @@ class JointTransformer(Denoiser):
         return answer
 
 
-class StableDiffusion3(Base):
+class StableDiffusion3(FlowMatching):
     """Two CLIPs, and a T5 that may be absent (arXiv:2403.03206)."""
 
     title = "Stable Diffusion 3 and 3.5"
@@ -63,9 +62,7 @@ class StableDiffusion3(Base):
     @classmethod
     def unsupported(cls, config: Configs, scheduler: str) -> list[str]:
         """Another scheduler than flow matching's, or pictures of unknown size."""
-        found = []
-        if scheduler != "FlowMatchEulerDiscreteScheduler":
-            found.append(f"has a {scheduler} (expected FlowMatchEulerDiscreteScheduler)")
+        found = super().unsupported(config, scheduler)
         if config("scheduler").get("use_dynamic_shifting"):
             found.append("shifts its noise by the picture's size (use_dynamic_shifting)")
         if side(config("transformer").get("sample_size")) is None:
@@ -77,40 +74,12 @@ class StableDiffusion3(Base):
         """The latents' side times the autoencoder's factor."""
         return int(side(config("transformer")["sample_size"]) or 0) * autoencoder_factor(config("vae"))
 
-    @classmethod
-    def predicts(cls, config: Configs) -> str:
-        """A flow's velocity, e - z_0."""
-        del config
-        return "velocity of a flow"
-
     @cached_property
     def denoiser(self) -> JointTransformer:
         """The transformer on the straight path."""
         config: Config = self.network.config
         edge = side(config["sample_size"]) or 0
-        path = FlowPath(self.pipeline.scheduler.config.num_train_timesteps)
-        return JointTransformer(self.network, path, (config["in_channels"], edge, edge))
-
-    @staticmethod
-    def noise_schedule(scheduler: Any) -> tuple[object, Tensor | None]:
-        """The number of times, and how they are shifted."""
-        config = scheduler.config
-        return "flow", torch.tensor([float(config.num_train_timesteps), float(config.shift)])
-
-    def solver(self, name: str, steps: int) -> Any:
-        """``ddim``, which on a flow is Euler's step and the base's own scheduler; or DPM-Solver++ along the flow."""
-        own = self.pipeline.scheduler
-        if name == "dpm++":
-            scheduler: Any = DPMSolverMultistepScheduler(
-                num_train_timesteps=own.config.num_train_timesteps,
-                prediction_type="flow_prediction",
-                use_flow_sigmas=True,
-                flow_shift=own.config.shift,
-            )
-        else:
-            scheduler = type(own).from_config(own.config)
-        scheduler.set_timesteps(steps)
-        return scheduler
+        return JointTransformer(self.network, self.path, (config["in_channels"], edge, edge))
 
     @torch.no_grad()
     def encoded(self, prompts: list[str]) -> Told:

@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.tiny_families import save_tiny, stock_pipeline
 from fade.adapters.exports import PEFT_WEIGHTS, import_adapter
 from fade.adapters.stock import LIMIT, _answers, check_stored
 from fade.adapters.store import put_in, save_adapter
@@ -24,7 +25,6 @@ from fade.models.deltas import plain_modules
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
 from fade.steps.foreign import take_in
-from tests.unit.models.test_families import _stock, save_tiny
 
 QUERY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
 
@@ -61,7 +61,7 @@ def _off(base: Base, file: Path, folder: Path, stock: Any) -> float:
 
 
 def test_what_diffusers_training_scripts_save_is_read(base: StableDiffusion, tiny_base: Path, tmp_path: Path) -> None:
-    trained = _stock(tiny_base)
+    trained = stock_pipeline(tiny_base)
     trained.unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     for name, weight in trained.unet.named_parameters():
         if "lora_B" in name:
@@ -76,7 +76,7 @@ def test_what_diffusers_training_scripts_save_is_read(base: StableDiffusion, tin
 def test_what_a_denoiser_saves_by_itself_keeps_its_alpha(
     base: StableDiffusion, tiny_base: Path, tmp_path: Path, alpha: int
 ) -> None:
-    trained = _stock(tiny_base)
+    trained = stock_pipeline(tiny_base)
     trained.unet.add_adapter(LoraConfig(r=2, lora_alpha=alpha, target_modules=["to_q", "to_k"]), adapter_name="a")
     for name, weight in trained.unet.named_parameters():
         if "lora_B" in name:
@@ -127,7 +127,7 @@ def test_kohyas_names_of_sdxl_are_read(sdxl: Path, tmp_path: Path) -> None:
         assert torch.equal(read[f"unet.{name}.lora_B.weight"], b), name
     attention = {key: tensor for key, tensor in made.items() if "attn" in key}
     save_file(attention, tmp_path / "attention.safetensors")
-    stock = _stock(sdxl)
+    stock = stock_pipeline(sdxl)
     stock.load_lora_weights(tmp_path / "attention.safetensors")
     assert _off(base, tmp_path / "attention.safetensors", tmp_path / "a", stock) < LIMIT
 

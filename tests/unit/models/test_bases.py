@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from benchmarks.tiny_families import save_tiny
 from fade.errors import BaseModelError, DataError
 from fade.models.denoiser import weights_sha256
 from fade.models.family import load_base
@@ -25,7 +26,7 @@ from fade.models.tensors import check_weights
 from flows.cli.app import app
 from flows.operations.doctor_base import examine_base
 from tasks.console import OneMessage
-from tests.unit.models.test_families import _single_file, save_tiny
+from tests.unit.models.test_families import _single_file
 
 PROMPT = "a cat image in neon style."
 UNET, VAE, TEXT = (

@@ -15,29 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    PNDMScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from benchmarks.tiny_families import draw, stock_pipeline, stock_solver
 from fade.adapters.exports import Layout, export_adapter, import_adapter
 from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, restore_base, save_adapter
-from fade.concepts import caption
 from fade.config import load_settings
-from fade.data.canvas import OBJECTS
-from fade.data.styles import STYLES
 from fade.errors import AdapterFormatError, BaseModelError, DataError
 from fade.lineage import ROOT
 from fade.methods.fade.examples import Examples
@@ -45,7 +30,6 @@ from fade.methods.fade.masks import Mask
 from fade.methods.fade.saliency import accumulate_saliency, noisy_groups, salient_parameters
 from fade.methods.fade.sparse_lora import adapter_tensors, add_sparse_lora, lora_layers
 from fade.methods.fade.targeting import power_law
-from fade.models.base import Base
 from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion, UNet
 from fade.models.family import load_base
@@ -53,160 +37,14 @@ from fade.models.generate import first_latents, generate_batch, sample_latents
 from fade.models.registry import FAMILIES
 from fade.models.source import base_sha256, find_base, is_hub_name
 from fade.models.told import Told
-from fade.models.training import networks as small
 from fade.pipeline import maker_of
-from fade.spec import Spec, make_spec, save_spec
-from fade.steps.adapter import make_adapter
-from fade.steps.catalog import build_catalog
-from fade.steps.mask import mask
 from fade.steps.prepare import prepare_spec
-from fade.steps.saliency import saliency
-from fade.steps.split import split
 from tasks.dvc.versioning import stage_definition
 from tests.tiny import PROJECT, SETTINGS
+from tests.unit.models.erasing import erase, latents, stock_latents
 
-LENGTH, LATENT, CHANNELS = 16, 16, 4
 PROMPT = "a cat image in neon style."
-KINDS = ("epsilon", "velocity", "sd2", "sdxl", "sdxl-empty-prompt", "sd3")
-_SCHEDULE: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-}
-
-
-def _tokenizer() -> CLIPTokenizer:
-    return small.build_tokenizer(sorted(caption(o, s) for o in OBJECTS for s in STYLES), max_length=LENGTH)
-
-
-def _text_config(tokenizer: CLIPTokenizer, *, width: int, act: str, projection: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        projection_dim=projection,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        hidden_act=act,
-        max_position_embeddings=LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def _unet(text_width: int, **changes: Any) -> UNet2DConditionModel:
-    settings: dict[str, Any] = {
-        "sample_size": LATENT,
-        "block_out_channels": (16, 32),
-        "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "cross_attention_dim": text_width,
-        "attention_head_dim": 2,
-        "norm_num_groups": 8,
-    }
-    return UNet2DConditionModel(**settings | changes)
-
-
-def save_tiny(folder: Path, kind: str, *, seed: int = 0) -> Path:
-    """An untrained base of a family, as its stock pipeline saves it, in float32."""
-    torch.manual_seed(seed)
-    tokenizer = _tokenizer()
-    vae = small.make_autoencoder([16, 16, 16], size=64, latent_channels=CHANNELS)
-    if kind == "sd3":
-        vae.register_to_config(shift_factor=0.1, scaling_factor=1.5)
-        texts = (
-            CLIPTextModelWithProjection(_text_config(tokenizer, width=width, act=act, projection=width))
-            for width, act in ((32, "quick_gelu"), (16, "gelu"))
-        )
-        first, second = texts
-        pipeline: Any = StableDiffusion3Pipeline(
-            vae=vae,
-            text_encoder=first,
-            text_encoder_2=second,
-            text_encoder_3=None,
-            tokenizer=tokenizer,
-            tokenizer_2=_tokenizer(),
-            tokenizer_3=None,
-            transformer=SD3Transformer2DModel(
-                sample_size=LATENT,
-                in_channels=CHANNELS,
-                out_channels=CHANNELS,
-                num_layers=2,
-                attention_head_dim=8,
-                num_attention_heads=4,
-                joint_attention_dim=56,
-                caption_projection_dim=32,
-                pooled_projection_dim=32 + 16,
-                pos_embed_max_size=LATENT,
-            ),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        )
-    elif kind.startswith("sdxl"):
-        text_2 = _text_config(tokenizer, width=16, act="gelu", projection=16)
-        pipeline = StableDiffusionXLPipeline(
-            vae=vae,
-            text_encoder=CLIPTextModel(_text_config(tokenizer, width=32, act="quick_gelu", projection=32)),
-            text_encoder_2=CLIPTextModelWithProjection(text_2),
-            tokenizer=tokenizer,
-            tokenizer_2=_tokenizer(),
-            unet=_unet(
-                32 + 16,
-                attention_head_dim=(2, 4),
-                transformer_layers_per_block=(1, 2),
-                use_linear_projection=True,
-                addition_embed_type="text_time",
-                addition_time_embed_dim=8,
-                projection_class_embeddings_input_dim=6 * 8 + 16,
-            ),
-            scheduler=EulerDiscreteScheduler(**_SCHEDULE, timestep_spacing="leading"),
-            force_zeros_for_empty_prompt=kind == "sdxl",
-            add_watermarker=False,
-        )
-    else:
-        width, act = (40, "gelu") if kind == "sd2" else (32, "quick_gelu")
-        like_sd2: dict[str, Any] = {"attention_head_dim": (2, 4), "use_linear_projection": True}
-        pipeline = StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=CLIPTextModel(_text_config(tokenizer, width=width, act=act, projection=width)),
-            tokenizer=tokenizer,
-            unet=_unet(width, **like_sd2 if kind == "sd2" else {}),
-            scheduler=PNDMScheduler(
-                **_SCHEDULE,
-                skip_prk_steps=True,
-                prediction_type="epsilon" if kind == "epsilon" else "v_prediction",
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    pipeline.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("families")
-    return {kind: save_tiny(root / kind, kind) for kind in KINDS}
-
-
-def _stock(folder: Path) -> Any:
-    index = json.loads((folder / "model_index.json").read_text())
-    absent = {part: None for part, given in index.items() if given == [None, None] and part != "safety_checker"}
-    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, **absent)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _solver(stock: Any, name: str) -> Any:
-    """A stock scheduler as a user would set it: of a flow, Euler's is the first-order one."""
-    if isinstance(stock.scheduler, FlowMatchEulerDiscreteScheduler):
-        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-        return stock.scheduler if name == "ddim" else DPMSolverMultistepScheduler(**flow)
-    kind = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}[name]
-    return kind.from_config(stock.scheduler.config)
+KINDS = ("epsilon", "velocity", "sd2", "sdxl", "sdxl-empty-prompt")
 
 
 # ---------------------------------------------------------------------------------------------- generation
@@ -215,16 +53,15 @@ def _solver(stock: Any, name: str) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("solver", ["ddim", "dpm++"])
 def test_latents_and_pictures_equal_the_stock_pipelines(bases: dict[str, Path], kind: str, solver: Any) -> None:
-    loaded, stock = load_base(bases[kind]), _stock(bases[kind])
-    stock.scheduler = _solver(stock, solver)
+    loaded, stock = load_base(bases[kind]), stock_pipeline(bases[kind])
+    stock.scheduler = stock_solver(stock, solver)
     prompts, seeds = [PROMPT, "a horse image in oil style."], [188, 288]
     told = loaded.encode_prompts(prompts)
     ours = sample_latents(loaded, told, seeds, steps=4, guidance=3.0, solver=solver)
-    given: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0}
 
     def theirs(output: str) -> Any:
         first = first_latents(seeds, loaded.denoiser.latent_shape)
-        return stock(prompts, latents=first, output_type=output, **given).images
+        return draw(stock, prompts, first, steps=4, guidance=3.0, output=output)
 
     assert not torch.allclose(ours[0], ours[1], atol=0.1)
     assert not torch.allclose(ours, sample_latents(loaded, told, seeds, steps=4, guidance=1.0, solver=solver), atol=0.1)
@@ -235,7 +72,7 @@ def test_latents_and_pictures_equal_the_stock_pipelines(bases: dict[str, Path], 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sdxl-empty-prompt"])
 def test_sdxl_tells_its_denoiser_what_the_stock_pipeline_does(bases: dict[str, Path], kind: str) -> None:
-    loaded, stock = load_base(bases[kind]), _stock(bases[kind])
+    loaded, stock = load_base(bases[kind]), stock_pipeline(bases[kind])
     states, negative, pooled, negative_pooled = stock.encode_prompt(PROMPT)
     found, empty = loaded.encode_prompts(["", PROMPT, PROMPT])[2:], loaded.unconditional()
     torch.testing.assert_close(found.states, states)
@@ -289,7 +126,11 @@ def test_a_base_is_identified_by_every_file_that_decides_its_pictures(
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline, which is not supported yet"),
+        (
+            "model_index.json",
+            {"_class_name": "HiDreamPipeline"},
+            "is a HiDreamPipeline, which is not supported yet",
+        ),
         (
             "model_index.json",
             {"_class_name": "StableCascadeDecoderPipeline"},
@@ -463,7 +304,7 @@ def _open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _single_file(folder: Path, path: Path) -> Path:
     """All weights in one file, under the names that Stable Diffusion 1 and XL were published with."""
-    pipeline = _stock(folder)
+    pipeline = stock_pipeline(folder)
     tensors = {_published_unet_name(key): value for key, value in pipeline.unet.state_dict().items()}
     levels = len(pipeline.vae.config.block_out_channels)
     tensors |= {_published_vae_name(key, levels): value for key, value in pipeline.vae.state_dict().items()}
@@ -539,79 +380,38 @@ def test_single_files_of_other_kinds_are_named(bases: dict[str, Path], single: P
 # ---------------------------------------------------------------------------------------------- erasures
 
 
-@pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("catalog") / "canvas"
-    build_catalog(folder, params={"seed": 3, "train_per_pair": 1, "holdout_per_pair": 1})
-    return folder
-
-
-def _erase(folder: Path, base: Path, catalog: Path, **settings: Any) -> Spec:
-    """An erasure through its steps, up to the adapter."""
-    chosen = SETTINGS | {"threads": 1} | settings
-    chosen["distill"] = SETTINGS["distill"] | {"learning_rate": 0.05} | settings.get("distill", {})
-    spec = make_spec(
-        concept="astronaut",
-        kind="object",
-        surrogate="cameraman",
-        base=str(base),
-        base_sha256=base_sha256(base),
-        catalog=str(catalog),
-        judges="",
-        **chosen,
-    )
-    save_spec(spec, folder)
-    split(folder)
-    saliency(folder)
-    mask(folder)
-    assert len(list(make_adapter(folder))) == spec.distill.steps
-    return spec
-
-
-def _latents(base: Base) -> torch.Tensor:
-    told = base.encode_prompts(["a astronaut image in photo style."])
-    return sample_latents(base, told, [1], steps=2, guidance=3.0, solver="ddim")
-
-
 @pytest.mark.parametrize(
     ("kind", "granularity"),
     [
         *(("velocity", "module"), ("sd2", "module"), ("sdxl", "module"), ("sdxl", "neuron"), ("sdxl", "weight")),
-        *(("sd3", "module"), ("sd3", "neuron"), ("sd3", "weight")),
     ],
 )
 def test_an_erasure_is_loaded_by_the_stock_pipeline_and_leaves_the_bases_bits(
     bases: dict[str, Path], catalog: Path, tmp_path: Path, kind: str, granularity: str
 ) -> None:
-    _erase(tmp_path / "erasure", bases[kind], catalog, mask={"granularity": granularity, "density": 0.5})
+    erase(tmp_path / "erasure", bases[kind], catalog, mask={"granularity": granularity, "density": 0.5})
     adapter, base = tmp_path / "erasure/adapter", load_base(bases[kind])
-    untouched, before = weights_sha256(base.network), _latents(base)
+    untouched, before = weights_sha256(base.network), latents(base)
     apply_adapter(base, adapter, name="one")
-    assert torch.equal(_latents(base), before)
+    assert torch.equal(latents(base), before)
     activate(base, {"one": 1.0})
-    after = _latents(base)
+    after = latents(base)
     assert not torch.allclose(after, before, atol=1e-2)
     layout: Layout = "difference" if granularity == "weight" else "diffusers"
     out = tmp_path / ("back.safetensors" if granularity == "weight" else "back")
     back = import_adapter(export_adapter(adapter, out, layout=layout, base=bases[kind]), load_base(bases[kind]))
     assert {key.partition(".")[0] for key in back} == {base.denoiser.component}
     if granularity == "weight":
-        stock = _stock(export_adapter(adapter, tmp_path / "merged", layout="merged", base=bases[kind]))
+        stock = stock_pipeline(export_adapter(adapter, tmp_path / "merged", layout="merged", base=bases[kind]))
     else:
-        stock = _stock(bases[kind])
+        stock = stock_pipeline(bases[kind])
         stock.load_lora_weights(export_adapter(adapter, tmp_path / "lora", layout="diffusers"))
-    stock.scheduler = _solver(stock, "ddim")
-    theirs = stock(
-        "a astronaut image in photo style.",
-        latents=first_latents([1], base.denoiser.latent_shape),
-        num_inference_steps=2,
-        guidance_scale=3.0,
-        output_type="latent",
-    ).images
+    stock.scheduler = stock_solver(stock, "ddim")
+    theirs = stock_latents(stock, base)
     torch.testing.assert_close(after, theirs, rtol=1e-3, atol=1e-3)
     restore_base(base)
     assert weights_sha256(base.network) == untouched
-    assert torch.equal(_latents(base), before)
+    assert torch.equal(latents(base), before)
 
 
 class NegatedUNet(UNet):
@@ -647,19 +447,19 @@ def test_a_family_is_a_class_and_a_line(
         find_base(own)
     monkeypatch.setattr(diffusers, "NegatedPipeline", NegatedPipeline, raising=False)
     monkeypatch.setitem(FAMILIES, "NegatedPipeline", f"{__name__}:Negated")
-    drawn = [_latents(load_base(folder)) for folder in (own, bases["epsilon"])]
+    drawn = [latents(load_base(folder)) for folder in (own, bases["epsilon"])]
     assert not torch.allclose(*drawn, atol=1e-2)
-    _erase(tmp_path / "erasure", own, catalog)
+    erase(tmp_path / "erasure", own, catalog)
     base = load_base(own)
-    before = _latents(base)
+    before = latents(base)
     apply_adapter(base, tmp_path / "erasure/adapter", name="one")
     activate(base, {"one": 1.0})
-    assert not torch.allclose(_latents(base), before, atol=1e-2)
+    assert not torch.allclose(latents(base), before, atol=1e-2)
     restore_base(base)
-    assert torch.equal(_latents(base), before)
+    assert torch.equal(latents(base), before)
 
 
-@pytest.mark.parametrize("kind", ["sdxl", "sd3"])
+@pytest.mark.parametrize("kind", ["sdxl"])
 def test_every_way_of_targeting_and_depth_runs(
     bases: dict[str, Path], catalog: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -672,18 +472,18 @@ def test_every_way_of_targeting_and_depth_runs(
     for name, changes in ways.items():
         folder = tmp_path / name
         distilled = {"steps": 2, "gradient_checkpointing": True, **changes}
-        _erase(folder, bases[kind], catalog, mask={"granularity": "none"}, distill=distilled)
+        erase(folder, bases[kind], catalog, mask={"granularity": "none"}, distill=distilled)
         apply_adapter(load_base(bases[kind]), folder / "adapter", name="one")
 
 
 def test_an_erasure_on_weights_held_in_bfloat16_is_held_in_float32_itself(
     bases: dict[str, Path], catalog: Path, tmp_path: Path
 ) -> None:
-    _erase(tmp_path / "half", bases["sdxl"], catalog, weights="bf16")
+    erase(tmp_path / "half", bases["sdxl"], catalog, weights="bf16")
     base = load_base(bases["sdxl"], weights="bf16")
     assert {p.dtype for p in base.network.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in base.pipeline.text_encoder_2.parameters()} == {torch.float32}
-    bits, before = weights_sha256(base.network), _latents(base)
+    bits, before = weights_sha256(base.network), latents(base)
     apply_adapter(base, tmp_path / "half/adapter", name="one")
     activate(base, {"one": 1.0})
     stored = load_file(tmp_path / "half/adapter/pytorch_lora_weights.safetensors")
@@ -693,7 +493,7 @@ def test_an_erasure_on_weights_held_in_bfloat16_is_held_in_float32_itself(
             held = getattr(layer, f"lora_{letter}")["one"].weight
             assert held.dtype == torch.float32
             assert torch.equal(held, stored[f"unet.{module}.lora_{letter}.weight"].float())
-    assert not torch.allclose(_latents(base), before, atol=1e-2)
+    assert not torch.allclose(latents(base), before, atol=1e-2)
     restore_base(base)
     assert weights_sha256(base.network) == bits
 
@@ -740,7 +540,7 @@ def test_saving_memory_changes_an_erasure_by_rounding_alone(
     # Few steps: Adam turns a gradient near zero into a whole step of either sign, and steps add up.
     distilled = {"steps": 2, "precision": precision, "stop_at": 0.01, "check_every": 1}
     for name, chosen, searched in (("plain", {}, {}), ("saving", memory, checkpointed)):
-        _erase(
+        erase(
             tmp_path / name,
             bases["sdxl"],
             catalog,

@@ -1,0 +1,128 @@
+"""Families of transformers: each answers and draws as its stock pipeline does, and every erasure is loaded by that.
+
+A kind is a builder in ``benchmarks/tiny_families.py``; the laws hold for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from benchmarks.tiny_families import KINDS, answers, draw, stock_pipeline, stock_solver
+from fade.adapters.exports import Layout, export_adapter, import_adapter
+from fade.adapters.stock import deviation
+from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.models.denoiser import weights_sha256
+from fade.models.family import load_base
+from fade.models.generate import first_latents, generate_batch, sample_latents
+from tests.unit.models.erasing import erase, latents, stock_latents
+
+FLOWS = [kind for kind in KINDS if kind.startswith(("sd3", "flux"))]
+PROMPTS = ["a cat image in neon style.", "a horse image in oil style."]
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_the_denoiser_answers_as_the_stock_pipelines_network(bases: dict[str, Path], kind: str) -> None:
+    loaded, stock = load_base(bases[kind]), stock_pipeline(bases[kind])
+    told, _ = loaded.guide(loaded.encode_prompts(PROMPTS), 1.0)
+    first = first_latents([188, 288], loaded.denoiser.latent_shape)
+    seen = answers(stock, PROMPTS, first, steps=3)
+    assert len({float(t) for _, t, _ in seen}) == 3
+    for noisy, t, theirs in seen:
+        assert theirs.std() > 0.1
+        with torch.no_grad():
+            ours = loaded.denoiser.predict(noisy, t, told)
+            other = loaded.denoiser.predict(noisy, t, told[[1, 0]])
+        assert not torch.allclose(other, theirs, atol=1e-3)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+# Where times are not shifted by the picture's size, the stock pipeline of FLUX.1 cannot be drawn by DPM-Solver++.
+@pytest.mark.parametrize(
+    ("kind", "solver"),
+    [(kind, solver) for kind in FLOWS for solver in ("ddim", "dpm++") if (kind, solver) != ("flux-schnell", "dpm++")],
+)
+def test_latents_and_pictures_equal_the_stock_pipelines(bases: dict[str, Path], kind: str, solver: Any) -> None:
+    loaded, stock = load_base(bases[kind]), stock_pipeline(bases[kind])
+    stock.scheduler = stock_solver(stock, solver)
+    told, seeds = loaded.encode_prompts(PROMPTS), [188, 288]
+    first = first_latents(seeds, loaded.denoiser.latent_shape)
+    ours, unguided = (
+        sample_latents(loaded, told, seeds, steps=4, guidance=guidance, solver=solver) for guidance in (3.0, 1.0)
+    )
+    assert not torch.allclose(ours[0], ours[1], atol=0.1)
+    assert not torch.allclose(ours, unguided, atol=1e-3)
+    given: dict[str, Any] = {"steps": 4, "guidance": 3.0}
+    torch.testing.assert_close(ours, draw(stock, PROMPTS, first, output="latent", **given), rtol=1e-4, atol=1e-4)
+    pictures = generate_batch(loaded, PROMPTS, seeds, solver=solver, **given)
+    theirs = np.round(draw(stock, PROMPTS, first, output="np", **given) * 255).astype(int)
+    assert pictures.std() > 1
+    assert np.abs(pictures.astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("granularity", ["module", "neuron", "weight"])
+@pytest.mark.parametrize("kind", FLOWS)
+def test_an_erasure_is_loaded_by_the_stock_pipeline_and_leaves_the_bases_bits(
+    bases: dict[str, Path], catalog: Path, tmp_path: Path, kind: str, granularity: str
+) -> None:
+    erase(tmp_path / "erasure", bases[kind], catalog, mask={"granularity": granularity, "density": 0.5})
+    adapter, base = tmp_path / "erasure/adapter", load_base(bases[kind])
+    untouched, before = weights_sha256(base.network), latents(base)
+    apply_adapter(base, adapter, name="one")
+    assert torch.equal(latents(base), before)
+    activate(base, {"one": 1.0})
+    after = latents(base)
+    assert not torch.allclose(after, before, atol=1e-2)
+    layout: Layout = "difference" if granularity == "weight" else "diffusers"
+    out = tmp_path / ("back.safetensors" if granularity == "weight" else "back")
+    back = import_adapter(export_adapter(adapter, out, layout=layout, base=bases[kind]), load_base(bases[kind]))
+    assert {key.partition(".")[0] for key in back} == {base.denoiser.component}
+    if granularity == "weight":
+        stock = stock_pipeline(export_adapter(adapter, tmp_path / "merged", layout="merged", base=bases[kind]))
+    else:
+        stock = stock_pipeline(bases[kind])
+        stock.load_lora_weights(out)
+        assert _unused(out, stock) == []
+        assert deviation(out, layout="diffusers", adapter=adapter, base=bases[kind]) < 1e-3
+    torch.testing.assert_close(after, stock_latents(stock, base), rtol=1e-3, atol=1e-3)
+    restore_base(base)
+    assert weights_sha256(base.network) == untouched
+    assert torch.equal(latents(base), before)
+
+
+def _unused(lora: Path, stock: Any) -> list[str]:
+    """Keys of a LoRA file that the stock pipeline holds no tensor of, with these very values."""
+    held = dict(stock.transformer.named_parameters())
+    with safe_open(lora / "pytorch_lora_weights.safetensors", framework="pt") as stored:
+        config = json.loads(stored.metadata()["lora_adapter_metadata"])
+        assert config["transformer.lora_alpha"] == config["transformer.r"]
+        names = {key: key.removeprefix("transformer.").replace(".weight", ".default_0.weight") for key in stored.keys()}  # noqa: SIM118
+        assert len([name for name in held if ".lora_" in name]) == len(names) > 0
+        return [
+            key
+            for key, name in names.items()
+            if name not in held or not torch.equal(held[name].float(), stored.get_tensor(key).float())
+        ]
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_every_way_of_targeting_and_depth_runs(
+    bases: dict[str, Path], catalog: Path, tmp_path: Path, kind: str
+) -> None:
+    deep = {"steps": 2, "states": 2, "lifetime": 1, "batch": 2, "size": 4}
+    ways: dict[str, dict[str, Any]] = {
+        "deep": {"depth": "deep", "deep": deep},
+        "targeted": {"pictures": "generated", "timesteps": "disagreement"},
+        "closed form": {"start": "closed_form"},
+    }
+    for name, changes in ways.items():
+        folder = tmp_path / name
+        distilled = {"steps": 2, "gradient_checkpointing": True, **changes}
+        erase(folder, bases[kind], catalog, mask={"granularity": "none"}, distill=distilled)
+        apply_adapter(load_base(bases[kind]), folder / "adapter", name="one")
