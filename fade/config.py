@@ -233,6 +233,10 @@ class GateBounds(StrictModel):
     ira_loss: float = Field(0.03, ge=0, le=1, description="most, of the loss' upper bound")
     cra_loss: float = Field(0.03, ge=0, le=1, description="most, of the loss' upper bound")
     neighbours_loss: float | None = Field(0.15, ge=0, le=1, description="of each neighbour; None: not asked")
+    surrogate: float = Field(
+        0.75, ge=0, le=1, description="least, of the surrogate share's lower bound, of what is reachable"
+    )
+    mush: float = Field(0.15, ge=0, le=1, description="most, of the upper bound of what became mush")
     error_rate: float = Field(0.05, gt=0, lt=0.5, description="most wrong decisions of all")
     round: int = Field(5, ge=1, description="seeds added at a time")
     most: int = Field(20, ge=1, description="seeds at most")
@@ -241,15 +245,19 @@ class GateBounds(StrictModel):
 class Gate(StrictModel):
     """What an erasure must reach to be offered for approval (fractions of 1).
 
-    ``ua``, ``ira_loss`` and ``cra_loss`` are asked of the figures themselves, ``sure`` of their bounds; without
-    ``sure`` the bounds are not asked. ``recognised``: of the base's own pictures, so that no judge decides what it
-    cannot see; an erasure of which that is not sure is *unjudged*. ``attacks``: the most that an attack's upper bound
-    may reach, by its name; an erasure runs them before it is judged, and one that was not run does not pass.
+    ``ua``, ``ira_loss``, ``cra_loss``, ``surrogate`` and ``mush`` are asked of the figures themselves, ``sure`` of
+    their bounds; without ``sure`` the bounds are not asked. ``ua`` and ``surrogate`` are shares of what the base's own
+    pictures of the surrogate reach (fade/evaluation/gate.py). ``recognised``: of the base's own pictures, so that no
+    judge decides what it cannot see; an erasure of which that is not sure is *unjudged*. ``attacks``: the most that an
+    attack's upper bound may reach, by its name; an erasure runs them before it is judged, and one that was not run
+    does not pass.
     """
 
-    ua: float = Field(0.99, ge=0, le=1, description="least UA")
+    ua: float = Field(0.99, ge=0, le=1, description="least UA, of what is reachable")
     ira_loss: float = Field(0.01, ge=0, le=1, description="most that IRA may lose")
     cra_loss: float = Field(0.01, ge=0, le=1, description="most that CRA may lose")
+    surrogate: float = Field(0.9, ge=0, le=1, description="least share that shows the surrogate, of what is reachable")
+    mush: float = Field(0.02, ge=0, le=1, description="most that the scrambled share may lie above the base's")
     recognised: float = Field(
         0.5, ge=0, le=1, description="least share the judge surely recognises before, lower bound"
     )

@@ -15,6 +15,7 @@ from fade.evaluation.figures import (
     OfDomains,
     OfName,
     Paired,
+    Reachable,
     Retention,
     judge_figures,
     rate,
@@ -40,12 +41,18 @@ def judged_figures(
     neighbours: Mapping[str, Counts] | None = None,
     names: Mapping[str, Counts] | None = None,
     swapped: int = 0,
+    surrogate: Counts | None = None,
+    mush: Counts | None = None,
+    reachable: Counts | None = None,
 ) -> JudgeFigures:
     """A judge's figures.
 
     Args:
         erased: concept to how many of its pictures name it before, how many after, and of how many; so ``names``.
         ira, cra, neighbours: right before, right after, of how many.
+        surrogate, mush: of each erased concept's prompts, before, after, of how many; no surrogate and no mush if None.
+        reachable: of the base's pictures of the surrogate, not called by the concept's name, called the surrogate, of
+            how many; what is not is mush.
         swapped: pictures of ``ira`` and ``cra`` that changed sides in either direction besides.
     """
     near = {"x": (50, 50, 50)} if neighbours is None else dict(neighbours)
@@ -58,7 +65,14 @@ def judged_figures(
             ira=rate(ira[which], ira[2]),
             cra=rate(cra[which], cra[2]),
             scrambled=rate(0, 10),
-            erased={name: OfConcept(ua=one) for name, one in ua.items()},
+            erased={
+                name: OfConcept(
+                    ua=one,
+                    surrogate=None if surrogate is None else rate(surrogate[which], surrogate[2]),
+                    mush=rate(0 if mush is None else mush[which], one.count),
+                )
+                for name, one in ua.items()
+            },
             neighbours={name: rate(found[which], found[2]) for name, found in near.items()},
             names={name: OfName(ua=one) for name, one in called.items()},
         )
@@ -70,8 +84,22 @@ def judged_figures(
             ira=pairs(*ira, swapped=swapped),
             cra=pairs(*cra, swapped=swapped),
             neighbours={name: pairs(*found) for name, found in near.items()},
+            clear={
+                name: pairs(*((0, 0) if mush is None else (found[2] - mush[0], found[2] - mush[1])), found[2])
+                for name, found in erased.items()
+            },
         ),
         shuffled=OfDomains(object=rate(0, 10), style=rate(0, 10)),
+        reachable={}
+        if reachable is None
+        else {
+            name: Reachable(
+                ua=rate(reachable[0], reachable[2]),
+                surrogate=rate(reachable[1], reachable[2]),
+                mush=rate(reachable[2] - reachable[1], reachable[2]),
+            )
+            for name in erased
+        },
     )
 
 

@@ -39,7 +39,7 @@ SETTINGS = {
     "distill": {"steps": 4, "batch": 4, "rank": 2, "alpha": 2.0},
     "evaluate": {"seeds": [188], "steps": 2, "batch": 60},
     "inversion": {"steps": 2, "batch": 4, "restarts": 2, "seeds": [1, 2, 3]},
-    "gate": {"ua": 0.0, "ira_loss": 1.0, "cra_loss": 1.0, "recognised": 0.0},
+    "gate": {"ua": 0.0, "ira_loss": 1.0, "cra_loss": 1.0, "surrogate": 0.0, "mush": 1.0, "recognised": 0.0},
 }
 """A tiny base draws noise, so that no figure can be asked of it: its gate lets everything pass."""
 _JUDGE = {"seed": 1, "steps": 3, "batch": 8, "learning_rate": 1e-3, "scrambled_share": 0.25}

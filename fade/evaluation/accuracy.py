@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fade.concepts import CAPTION_TEMPLATE, Concept, caption
 from fade.errors import DataError
-from fade.evaluation.figures import Accuracies, OfConcept, Rate, rate
+from fade.evaluation.figures import Accuracies, OfConcept, Rate, Reachable, pooled, rate
 
 DOMAINS = ("object", "style")
 
@@ -65,15 +65,35 @@ def domain_accuracy(samples: pd.DataFrame, erased: Sequence[Concept], domain: st
     return rate(int((rest[f"seen_{domain}"] == rest[domain]).sum()), len(rest))
 
 
-def pooled(rates: Sequence[Rate]) -> Rate:
-    """Several rates as one, over all their pictures."""
-    return rate(sum(each.hits for each in rates), sum(each.count for each in rates))
+def is_mush(samples: pd.DataFrame) -> pd.Series:
+    """Which pictures the judge calls scrambled, by object or style."""
+    found: pd.Series = (samples["seen_object"] == "scrambled") | (samples["seen_style"] == "scrambled")
+    return found
 
 
 def scrambled_rate(samples: pd.DataFrame) -> Rate:
     """Share of pictures the judge calls scrambled, by object or style."""
-    mush = (samples["seen_object"] == "scrambled") | (samples["seen_style"] == "scrambled")
-    return rate(int(mush.sum()), len(samples))
+    return rate(int(is_mush(samples).sum()), len(samples))
+
+
+def reachable(samples: pd.DataFrame, pairs: Sequence[tuple[Concept, str | None]]) -> dict[str, Reachable]:
+    """What the best erasure can reach: its prompts would give the base's own pictures of the surrogate   (ours).
+
+    Args:
+        samples: of the base alone.
+        pairs: as ``summary`` has them; without a surrogate that a judge knows, or pictures of it, there is none.
+    """
+    found = {}
+    for concept, surrogate in pairs:
+        own = samples[samples[concept.kind] == surrogate]
+        if surrogate is not None and len(own) > 0:
+            seen = own[f"seen_{concept.kind}"]
+            found[concept.name] = Reachable(
+                ua=rate(int((seen != concept.name).sum()), len(own)),
+                surrogate=rate(int((seen == surrogate).sum()), len(own)),
+                mush=scrambled_rate(own),
+            )
+    return found
 
 
 def surrogate_rate(samples: pd.DataFrame, concept: Concept, surrogate: str) -> Rate:
@@ -122,6 +142,13 @@ def summary(
         cra=pooled([domain_accuracy(samples, erased, domain) for domain in other]),
         scrambled=scrambled_rate(samples),
         surrogate=pooled(list(shown.values())) if shown else None,
-        erased={name: OfConcept(ua=found, surrogate=shown.get(name)) for name, found in ua.items()},
+        erased={
+            concept.name: OfConcept(
+                ua=ua[concept.name],
+                surrogate=shown.get(concept.name),
+                mush=scrambled_rate(samples[samples[concept.kind] == concept.name]),
+            )
+            for concept in erased
+        },
         neighbours=near,
     )

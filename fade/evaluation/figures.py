@@ -6,7 +6,7 @@ figure without a count, or one that no count of pictures gives, is refused and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -56,6 +56,12 @@ def rate(hits: int, count: int) -> Rate:
     return Rate(value=hits / count, low=low, high=high, count=count)
 
 
+def pooled(rates: Iterable[Rate]) -> Rate:
+    """Several rates as one, over all their pictures."""
+    each = list(rates)
+    return rate(sum(one.hits for one in each), sum(one.count for one in each))
+
+
 def _wilson(hits: int, count: int) -> tuple[float, float]:
     interval = binomtest(hits, count).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
@@ -76,10 +82,29 @@ class Paired(Record):
 
 
 class OfConcept(Record):
-    """An erased concept's prompts: UA, and the share that shows the surrogate where a judge knows it."""
+    """An erased concept's prompts: UA, and the share that shows the surrogate where a judge knows it.
+
+    Attributes:
+        mush: the share that shows nothing the judge knows; None of figures that were taken before it was.
+    """
 
     ua: Rate
     surrogate: Rate | None = None
+    mush: Rate | None = None
+
+
+class Reachable(Record):
+    """What the best erasure can reach: of the base's own pictures of the surrogate, in an erased concept's place.
+
+    Attributes:
+        ua: the share that is not called by the concept's name.
+        surrogate: the share that is called the surrogate.
+        mush: the share that shows nothing the judge knows.
+    """
+
+    ua: Rate
+    surrogate: Rate
+    mush: Rate
 
 
 class OfName(Record):
@@ -130,15 +155,20 @@ class Accuracies(Record):
 
 def _named(ua: Rate) -> Rate:
     """UA counts the pictures that do not show the concept: the others do."""
-    return rate(ua.count - ua.hits, ua.count)
+    return _rest(ua)
 
 
 class Retention(Record):
-    """What changed sides on prompts that name no erased concept, picture by picture."""
+    """What changed sides on prompts that name no erased concept, picture by picture.
+
+    Attributes:
+        clear: of each erased concept's own prompts, what became mush (lost) and what was it no more.
+    """
 
     ira: Paired
     cra: Paired
     neighbours: ByName[Paired]
+    clear: ByName[Paired] = Field(default={}, exclude_if=lambda clear: not clear)
 
 
 class OfDomains(Record):
@@ -157,6 +187,7 @@ class JudgeFigures(Record):
     Attributes:
         recognised: what it names of the base's own pictures (``Accuracies.recognised`` of ``before``).
         shuffled: the control: what it names in the pictures' shuffled patches, near 0 if it does not go by texture.
+        reachable: by erased concept, where its surrogate is one that the judge knows.
     """
 
     before: Accuracies
@@ -164,6 +195,7 @@ class JudgeFigures(Record):
     paired: Retention
     recognised: Mapping[str, Rate]
     shuffled: OfDomains
+    reachable: ByName[Reachable] = Field(default={}, exclude_if=lambda found: not found)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -187,9 +219,31 @@ class JudgeFigures(Record):
                     got = f"of {was.ua.count} and {now.ua.count} pictures"
                     raise contradiction(f"after.{kind}.{number}.ua", got, "as many before as after")
         self._check_retained()
+        self._check_erased()
         if self.recognised != self.before.recognised():
             raise contradiction("recognised", "other than the figures before", "what they give")
         return self
+
+    def overwriting(self) -> dict[str, Rate]:
+        """What became of the erased concepts' prompts and of the neighbours, pooled; what was not judged is left out.
+
+        ``surrogate_share`` and ``mush`` of these prompts, ``base_mush``; ``reachable_ua``, ``reachable_surrogate`` and
+        ``reachable_mush`` of the base's own pictures of the surrogates; ``neighbours`` and ``base_neighbours``, the
+        share of these that is named as asked.
+        """
+        was, now, best = self.before.erased.values(), self.after.erased.values(), self.reachable.values()
+        parts: dict[str, list[Rate | None]] = {
+            "surrogate_share": [one.surrogate for one in now],
+            "mush": [one.mush for one in now],
+            "base_mush": [one.mush for one in was],
+            "reachable_ua": [one.ua for one in best],
+            "reachable_surrogate": [one.surrogate for one in best],
+            "reachable_mush": [one.mush for one in best],
+            "neighbours": list(self.after.neighbours.values()),
+            "base_neighbours": list(self.before.neighbours.values()),
+        }
+        judged = {name: [one for one in found if one is not None] for name, found in parts.items()}
+        return {name: pooled(found) for name, found in judged.items() if found}
 
     def _check_retained(self) -> None:
         for name in ("ira", "cra"):
@@ -198,11 +252,46 @@ class JudgeFigures(Record):
             was, now = self.before.neighbours[key], self.after.neighbours[key]
             _check_pairs(f"neighbours.{number}", was, now, self.paired.neighbours[key])
 
+    def _check_erased(self) -> None:
+        """Of each erased concept: both sides have mush and its pairs, or none has; what is reachable has a share."""
+        for number, (name, now) in enumerate(self.after.erased.items(), start=1):
+            was, pairs = self.before.erased[name], self.paired.clear.get(name)
+            there = [found is not None for found in (was.mush, now.mush, pairs)]
+            if any(there) and not all(there):
+                raise contradiction(f"after.erased.{number}.mush", "in a part of the figures", "in all of them or none")
+            if was.mush is not None and now.mush is not None and pairs is not None:
+                _check_pairs(f"clear.{number}", _rest(was.mush), _rest(now.mush), pairs)
+                if now.mush.count != now.ua.count:
+                    got = f"of {now.mush.count} pictures"
+                    raise contradiction(f"after.erased.{number}.mush", got, f"of {now.ua.count}, as UA")
+            if name in self.reachable and now.surrogate is None:
+                raise contradiction(f"reachable.{number}", "there", "nothing where no surrogate is judged")
+        if set(self.reachable) - set(self.after.erased):
+            raise contradiction("reachable", "of other names", "of erased concepts")
 
-def judge_figures(*, before: Accuracies, after: Accuracies, paired: Retention, shuffled: OfDomains) -> JudgeFigures:
+
+def _rest(found: Rate) -> Rate:
+    """The share of the others."""
+    return rate(found.count - found.hits, found.count)
+
+
+def judge_figures(
+    *,
+    before: Accuracies,
+    after: Accuracies,
+    paired: Retention,
+    shuffled: OfDomains,
+    reachable: Mapping[str, Reachable] | None = None,
+) -> JudgeFigures:
     """A judge's figures, with what it recognises."""
-    recognised = before.recognised()
-    return JudgeFigures(before=before, after=after, paired=paired, recognised=recognised, shuffled=shuffled)
+    return JudgeFigures(
+        before=before,
+        after=after,
+        paired=paired,
+        recognised=before.recognised(),
+        shuffled=shuffled,
+        reachable=reachable or {},
+    )
 
 
 def _alike(what: str, *parts: Mapping[str, object]) -> None:

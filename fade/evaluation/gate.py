@@ -17,6 +17,15 @@ A check is passed when its bound lies above what is asked, failed when it lies b
 passes only if every check does, so whatever is wrong with it must pass its own check: a bad one passes with
 probability <= error. A good one is refused if any check fails: failing is decided at error / number of checks.
 
+What is asked of the erased concept's own prompts is asked against what can be reached: the best erasure gives, under
+the concept's name, what the base draws under the surrogate's. Some of *those* pictures the judge may call by the
+concept's name, some it may not know as the surrogate, some may be mush. So the figure UA is asked to be at least
+``gate.ua`` of the share of them that is not called by the concept's name, less the standard error of the difference of
+two such shares (both are of few pictures); the share that shows the surrogate at least ``gate.surrogate`` of theirs;
+and mush at most ``gate.mush`` above the base's own on these prompts, or on the surrogate's if there is more, and that
+standard error. Where the base knows both concepts these are ``gate.ua`` and ``gate.mush`` themselves. The bounds
+(``gate.sure``) are asked of UA as it is: where concept and surrogate cannot be told apart, no erasure passes.
+
 None of it says anything where the judge does not know what it looks at: a concept that it names in no picture is "gone"
 from every picture. So first the same is asked of what it recognises in the *base's own* pictures, those that the
 figures before are of: the erased concepts by their names, the rest of their domain, the other domain, the neighbours.
@@ -26,6 +35,9 @@ Where that is not sure, and nothing fails, the erasure is ``unjudged``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
 from scipy.optimize import brentq
 from scipy.special import betaln
@@ -39,6 +51,7 @@ from fade.evaluation.verdicts import Check, State, Verdict
 
 _EDGE = 1e-12
 _NONE = Attacks({})
+Kind = TypeVar("Kind")
 
 
 def confidence_sequence(hits: int, count: int, error: float) -> tuple[float, float]:
@@ -100,9 +113,53 @@ def bound_checks(figures: JudgeFigures, gate: Gate) -> list[Check]:
             (f"neighbour {number}", before.neighbours[name], pairs, sure.neighbours_loss)
             for number, (name, pairs) in enumerate(paired.neighbours.items(), start=1)
         ]
-    error, count = sure.error_rate, len(erased) + len(retained)
-    return [check(name, ua.hits, ua.count, sure.ua, error=error, checks=count) for name, ua in erased.items()] + [
-        check_retained(name, base.value, pairs, most, error=error, checks=count) for name, base, pairs, most in retained
+    rates = [(name, ua, sure.ua) for name, ua in erased.items()]
+    rates += [(name, found, sure.surrogate * best) for name, found, best in _surrogates(figures)]
+    losses = [(name, base.value, pairs, most) for name, base, pairs, most in retained]
+    losses += [(one.name, 1 - one.base, one.pairs, sure.mush + one.granted) for one in _clear(figures)]
+    error, count = sure.error_rate, len(rates) + len(losses)
+    return [check(name, found.hits, found.count, asked, error=error, checks=count) for name, found, asked in rates] + [
+        check_retained(name, base, pairs, most, error=error, checks=count) for name, base, pairs, most in losses
+    ]
+
+
+def _surrogates(figures: JudgeFigures) -> list[tuple[str, Rate, float]]:
+    """Of each erased concept with a surrogate: the check's name, the share that shows it, and the reachable share."""
+    found = []
+    for name, (key, one) in _numbered("surrogate", figures.after.erased):
+        if one.surrogate is not None and key in figures.reachable:
+            found.append((name, one.surrogate, figures.reachable[key].surrogate.value))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Clear:
+    """What of an erased concept's own prompts is no mush; ``granted``: more mush in the surrogate's own pictures."""
+
+    name: str
+    base: float
+    mush: Rate
+    pairs: Paired
+    granted: float
+
+
+def _clear(figures: JudgeFigures) -> list[_Clear]:
+    found = []
+    for name, (key, one) in _numbered("unscrambled", figures.after.erased):
+        was = figures.before.erased[key].mush
+        if was is not None and one.mush is not None:
+            best = figures.reachable[key].mush.value if key in figures.reachable else was.value
+            found.append(
+                _Clear(name, was.value, one.mush, figures.paired.clear[key], granted=max(best - was.value, 0.0))
+            )
+    return found
+
+
+def _numbered(what: str, erased: Mapping[str, Kind]) -> list[tuple[str, tuple[str, Kind]]]:
+    """``what``, or ``what of concept 1`` and on: a reason goes into the registry's page, where no name may stand."""
+    several = len(erased) > 1
+    return [
+        (f"{what} of concept {number}" if several else what, one) for number, one in enumerate(erased.items(), start=1)
     ]
 
 
@@ -122,12 +179,7 @@ def recognition_checks(figures: JudgeFigures, gate: Gate) -> list[Check]:
 
 
 def _by_number(side: Accuracies) -> dict[str, Rate]:
-    """``ua``, or ``ua of concept 1`` and on: a reason goes into the registry's page, where no name may stand."""
-    several = len(side.erased) > 1
-    return {
-        f"ua of concept {number}" if several else "ua": found.ua
-        for number, found in enumerate(side.erased.values(), start=1)
-    }
+    return {name: one.ua for name, (_, one) in _numbered("ua", side.erased)}
 
 
 def _asked_of(figures: JudgeFigures, gate: Gate) -> dict[str, Rate]:
@@ -144,18 +196,23 @@ def _asked_of(figures: JudgeFigures, gate: Gate) -> dict[str, Rate]:
 
 
 def undecided(figures: JudgeFigures, gate: Gate) -> list[str]:
-    """Names of the checks for which more pictures are worth drawing; none once one has failed, or without ``sure``."""
+    """Names of the checks for which more pictures are worth drawing; none once one has failed, or without ``sure``.
+
+    A figure that is not reached is one of them as long as its bound leaves it open, and ends it once it does not.
+    """
     if gate.sure is None:
         return []
     checks = bound_checks(figures, gate) + recognition_checks(figures, gate)
-    if any(one.state == "failed" for one in checks):
+    points = _points(figures, gate)
+    short = [one for one in points if not one.reached]
+    if any(one.state == "failed" for one in checks) or any(one.surely_not(gate, len(points)) for one in short):
         return []
-    return [one.name for one in checks if one.state == "undecided"]
+    return list(dict.fromkeys([one.name for one in checks if one.state == "undecided"] + [one.name for one in short]))
 
 
 def of_the_concept(name: str) -> bool:
     """Whether a check is of the erased concepts' own prompts."""
-    return name.startswith(("ua", "base: concept"))
+    return name.startswith(("ua", "surrogate", "unscrambled", "base: concept"))
 
 
 def verdict(figures: JudgeFigures, gate: Gate, attacks: Attacks = _NONE) -> Verdict:
@@ -178,6 +235,7 @@ def verdict(figures: JudgeFigures, gate: Gate, attacks: Attacks = _NONE) -> Verd
         for one in checks
         if one.state == "undecided"
     ]
+    unsure += _not_measured(figures, gate)
     broken, missing = _attacks(attacks, gate)
     failed, unsure = failed + broken, unsure + missing
     return Verdict(
@@ -189,22 +247,93 @@ def verdict(figures: JudgeFigures, gate: Gate, attacks: Attacks = _NONE) -> Verd
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A figure and what is asked of it itself.
+
+    Attributes:
+        rate: whose bound says how far it may still go; or ``pairs``, where the base has ``base``.
+    """
+
+    name: str
+    value: float
+    asked: float
+    rate: Rate | None = None
+    pairs: Paired | None = None
+    base: float = 0.0
+
+    @property
+    def reached(self) -> bool:
+        return self.value >= self.asked - 1e-9
+
+    def surely_not(self, gate: Gate, points: int) -> bool:
+        """Whether more pictures would hardly bring it there, at ``gate.sure``'s error rate over all points."""
+        if gate.sure is None:
+            return not self.reached
+        error = gate.sure.error_rate / points
+        if self.pairs is not None:
+            pairs = self.pairs
+            return self.base - loss_bounds(pairs.lost, pairs.gained, pairs.count, error)[0] < self.asked
+        return self.rate is not None and confidence_sequence(self.rate.hits, self.rate.count, error)[1] < self.asked
+
+
+def _points(figures: JudgeFigures, gate: Gate) -> list[_Point]:
+    """All that is asked of the figures themselves."""
+    before, after, paired = figures.before, figures.after, figures.paired
+    asked = asked_of_ua(figures, gate)
+    found = [_Point(name, ua.value, asked[name], rate=ua) for name, ua in _asked_of(figures, gate).items()]
+    found += [
+        _Point(name, shown.value, gate.surrogate * best, rate=shown) for name, shown, best in _surrogates(figures)
+    ]
+    for one in _clear(figures):
+        worst = one.base + one.granted
+        most = worst + gate.mush + _standard_error(worst, one.mush.count, one.mush.count)
+        found.append(_Point(one.name, 1 - one.mush.value, 1 - min(most, 1.0), pairs=one.pairs, base=1 - one.base))
+    least = asked_of_rates(figures, gate)
+    for name in ("ira", "cra"):
+        was, pairs = before.rates[name].value, getattr(paired, name)
+        found.append(_Point(name, after.rates[name].value, least[name], pairs=pairs, base=was))
+    return found
+
+
 def _failed_points(figures: JudgeFigures, gate: Gate) -> list[str]:
     """What the figures themselves do not reach."""
-    points = {name: (found.value, gate.ua) for name, found in _asked_of(figures, gate).items()}
-    asked = asked_of_rates(figures, gate)
-    points |= {name: (figures.after.rates[name].value, asked[name]) for name in ("ira", "cra")}
     return [
-        f"{name} is {reached:.4f}, at least {least:.4f} is asked"
-        for name, (reached, least) in points.items()
-        if reached < least - 1e-9
+        f"{one.name} is {one.value:.4f}, at least {one.asked:.4f} is asked"
+        for one in _points(figures, gate)
+        if not one.reached
     ]
+
+
+def _standard_error(share: float, one: int, other: int) -> float:
+    """Of the difference of two equal shares, of so many pictures each."""
+    return math.sqrt(share * (1 - share) * (1 / one + 1 / other))
+
+
+def asked_of_ua(figures: JudgeFigures, gate: Gate) -> dict[str, float]:
+    """What is asked of each UA itself, by its check's name; of further names what is asked least of a concept."""
+    found = {}
+    for name, (key, one) in _numbered("ua", figures.after.erased):
+        best = 1.0
+        if key in figures.reachable:
+            of = figures.reachable[key].ua
+            best = of.value - _standard_error(of.value, of.count, one.ua.count)
+        found[name] = gate.ua * max(best, 0.0)
+    least = min(found.values())
+    return found | {name: least for name in _asked_of(figures, gate) if name not in found}
 
 
 def asked_of_rates(figures: JudgeFigures, gate: Gate) -> dict[str, float]:
     """What the gate asks at least of UA, IRA and CRA themselves: of these two, what the base has less what may go."""
-    before = figures.before
-    return {"ua": gate.ua, "ira": before.ira.value - gate.ira_loss, "cra": before.cra.value - gate.cra_loss}
+    before, ua = figures.before, min(asked_of_ua(figures, gate).values())
+    return {"ua": ua, "ira": before.ira.value - gate.ira_loss, "cra": before.cra.value - gate.cra_loss}
+
+
+def _not_measured(figures: JudgeFigures, gate: Gate) -> list[str]:
+    """What the gate asks for and figures of former versions do not have."""
+    if gate.mush >= 1 or all(one.mush is not None for one in figures.after.erased.values()):
+        return []
+    return ["how much of the concept's prompts became mush was not measured, and the gate asks for it: evaluate again"]
 
 
 def _unseen(one: Check, gate: Gate) -> str:
@@ -251,6 +380,8 @@ def strictest(gates: list[Gate]) -> Gate:
                 "ua": max(one.ua for one in sures),
                 "ira_loss": min(one.ira_loss for one in sures),
                 "cra_loss": min(one.cra_loss for one in sures),
+                "surrogate": max(one.surrogate for one in sures),
+                "mush": min(one.mush for one in sures),
                 "neighbours_loss": min(losses) if losses else None,
                 "error_rate": min(one.error_rate for one in sures),
                 "most": max(one.most for one in sures),
@@ -264,6 +395,8 @@ def strictest(gates: list[Gate]) -> Gate:
         ua=max(gate.ua for gate in gates),
         ira_loss=min(gate.ira_loss for gate in gates),
         cra_loss=min(gate.cra_loss for gate in gates),
+        surrogate=max(gate.surrogate for gate in gates),
+        mush=min(gate.mush for gate in gates),
         recognised=max(gate.recognised for gate in gates),
         sure=sure,
         attacks=attacks or None,

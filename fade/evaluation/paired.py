@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from fade.concepts import Concept
 from fade.errors import DataError
-from fade.evaluation.accuracy import DOMAINS, domain_of, naming_none, split_domains
+from fade.evaluation.accuracy import DOMAINS, domain_of, is_mush, naming_none, split_domains
 from fade.evaluation.figures import Paired, Retention
 
 
@@ -93,7 +93,7 @@ def _log_beta(weights: Sequence[float]) -> float:
 def paired_retention(
     before: pd.DataFrame, after: pd.DataFrame, erased: Sequence[Concept], neighbours: Sequence[str] = ()
 ) -> Retention:
-    """The test on prompts that name no erased concept.
+    """The test on prompts that name no erased concept; and of each erased concept's own, what became mush.
 
     Args:
         before, after: samples with ``seen_object`` and ``seen_style``, in the same order.
@@ -115,6 +115,12 @@ def paired_retention(
         ira=_test(pd.concat([right[domain] for domain in own])),
         cra=_test(pd.concat([right[domain] for domain in other])),
         neighbours=near,
+        clear={
+            concept.name: mcnemar(
+                *((~is_mush(seen[before[concept.kind] == concept.name])).tolist() for seen in (before, after))
+            )
+            for concept in erased
+        },
     )
 
 

@@ -45,6 +45,8 @@ def least_counts(gate: Gate) -> dict[str, int | None]:
         "ua": least_for_rate(sure.ua, error),
         "ira": least_for_loss(sure.ira_loss, error),
         "cra": least_for_loss(sure.cra_loss, error),
+        "surrogate": least_for_rate(sure.surrogate, error),
+        "unscrambled": least_for_loss(sure.mush, error),
     }
     if sure.neighbours_loss is not None:
         found["neighbour"] = least_for_loss(sure.neighbours_loss, error)

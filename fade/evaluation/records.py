@@ -20,7 +20,7 @@ from fade.files import write_json
 Kind = TypeVar("Kind", bound=BaseModel)
 Value = TypeVar("Value")
 
-NUMBERED = ("erased", "neighbours", "names")
+NUMBERED = ("erased", "neighbours", "names", "clear", "reachable")
 """Parts that hold concepts by name. Messages call these by number: they go to pages and logs, where no name may be."""
 
 

@@ -36,7 +36,6 @@ _MEANING = {
     "ua": "pictures of the erased concept's prompts that no longer show it",
     "ira": "other concepts of its domain still shown when asked for",
     "cra": "concepts of the other domain still shown when asked for",
-    "surrogate": "pictures of the erased concept's prompts that show what was asked instead",
     "scrambled": "pictures that show nothing the judge knows",
 }
 _SHOWN = 12
@@ -64,6 +63,7 @@ def review_page(erasure: str, metrics: Evaluation, card: Mapping[str, Any], pict
         f"<p>{metrics.samples} pictures before and as many after, at equal prompts and seeds; judge "
         "<em>report</em>; intervals 95 %, Wilson.</p>",
         _figures(report),
+        _overwriting(report),
         _recognised(metrics),
         _checks(metrics.gate.checks),
         _brought_back(metrics.attacks),
@@ -105,6 +105,26 @@ def _figures(report: JudgeFigures) -> str:
         for domain in DOMAINS
     ]
     return _table(["figure", "base", "erased", "95 %", "pictures"], rows)
+
+
+def _overwriting(report: JudgeFigures) -> str:
+    """What the erased concepts' prompts give now, beside what the best erasure could give."""
+    found = report.overwriting()
+    rows = []
+    for label, now, was, best in (
+        ("not called by the concept's name (UA)", report.after.ua, report.before.ua, "reachable_ua"),
+        ("called the surrogate", report.after.surrogate, report.before.surrogate, "reachable_surrogate"),
+        ("mush: nothing the judge knows", found.get("mush"), found.get("base_mush"), "reachable_mush"),
+    ):
+        if now is not None:
+            shares = ["" if one is None else f"{one.value:.1%}" for one in (was, found.get(best))]
+            rows.append([label, shares[0], f"{now.value:.1%}", f"{now.low:.1%} to {now.high:.1%}", shares[1]])
+    head = ["of the erased concept's prompts", "base", "erased", "95 %", "reachable"]
+    return (
+        "<h2>What its prompts give now</h2>"
+        + _table(head, rows)
+        + "<p>Reachable: the same of the base's own pictures of the surrogate, which the best erasure would give.</p>"
+    )
 
 
 def _row(label: str, before: Rate | None, after: Rate) -> list[str]:

@@ -18,7 +18,7 @@ from fade.config import Gate
 from fade.data.catalog import given_names, load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import LineageError
-from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_none, summary
+from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_none, reachable, summary
 from fade.evaluation.aliases import alias_figures, alias_samples
 from fade.evaluation.attacked import Attacks
 from fade.evaluation.clip_score import load_clip, mean_scores
@@ -185,6 +185,7 @@ def judge_names(
             after=side(found.after, after),
             paired=found.paired,
             shuffled=found.shuffled,
+            reachable=found.reachable,
         )
 
     return Judges(**{name: named(name) for name in JUDGES})
@@ -284,6 +285,7 @@ def judged(
             after=summary(looks["after"], named, neighbours),
             paired=paired_retention(looks["before"], looks["after"], [concept for concept, _ in pairs], neighbours),
             shuffled=shuffled_control(judge, after, samples),
+            reachable=reachable(looks["before"], named),
         )
     return Judges(**found)
 

@@ -153,6 +153,8 @@ def figures(folder: Path) -> dict[str, Any]:
 
     Keys: concept, kind (``person`` for people), surrogate; ua, ira, cra by the report judge with ``_low``,
     ``_high`` (95 %, Wilson) and ``_count``, base_ua, base_ira, base_cra; drift; samples; passed (the gate); steps;
+    surrogate_share, mush, base_mush, reachable_ua, reachable_surrogate, reachable_mush, neighbours and base_neighbours
+    likewise (``JudgeFigures.overwriting``), as far as they were judged; tries (settings looked at before one was kept);
     method_seconds (all that made the adapter), peak_mib (of the process by then); adapter_bytes, adapter_sha256; of
     each attack that was run, its name with bounds and with ``base_`` before it.
     """
@@ -183,8 +185,9 @@ def figures(folder: Path) -> dict[str, Any]:
         "adapter_sha256": metrics.adapter_sha256,
     }
     row |= metrics.distances()
-    if after.surrogate is not None:
-        row["surrogate_rate"] = after.surrogate.value
+    for name, found in metrics.report.overwriting().items():
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_count": found.count}
+    row["tries"] = card.get("tries", 1)
     return row | attack_figures(folder).flat()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from fade.errors import DataError, LineageError, listing
 from fade.evaluation.attacked import Attacks
 from fade.evaluation.figures import Rate
-from fade.evaluation.gate import asked_of_rates
+from fade.evaluation.gate import asked_of_rates, asked_of_ua
 from fade.evaluation.measured import Evaluation
 from fade.requests.evidence import chain_rows, seal
 from fade.requests.ledger import Ledger
@@ -141,8 +141,10 @@ def _metrics(row: Registration, metrics: Evaluation) -> dict[str, Any]:
         for name, least in asked_of_rates(metrics.report, gate).items()
     ]
     figures += [
-        _figure(f"UA of concept {number}", None, one.ua, gate.ua)
-        for number, one in enumerate(after.erased.values(), start=1)
+        _figure(f"UA of concept {number}", None, one.ua, least)
+        for number, (one, least) in enumerate(
+            zip(after.erased.values(), asked_of_ua(metrics.report, gate).values(), strict=False), start=1
+        )
     ]
     return {"judge": "report", "figures": figures, "drift": metrics.drift}
 

@@ -292,6 +292,7 @@ def flat_figures(metrics: Evaluation, timings: Mapping[str, Any]) -> dict[str, f
     rates: dict[str, Rate | None] = {name: getattr(judged.after, name) for name in JUDGED}
     rates |= {f"base_{name}": getattr(judged.before, name) for name in JUDGED}
     rates |= {f"recognised_{name.replace(' ', '_')}": found for name, found in judged.recognised.items()}
+    rates |= judged.overwriting()
     for name, found in rates.items():
         if found is not None:
             figures |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

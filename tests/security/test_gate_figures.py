@@ -111,6 +111,20 @@ FORGED: dict[str, tuple[Change, str]] = {
         "551 lost and 551 gained",
     ),
     "a neighbour left out": (_without("after.neighbours.x"), "neighbours is 1 and 0 and 1 of other names"),
+    "mush left out": (_without("after.erased.it.mush"), "expected in all of them or none"),
+    "mush that did not come": (_set("after.erased.it.mush", counted(9, 50)), "clear.1 is 0 lost and 0 gained"),
+    "mush of fewer pictures": (
+        lambda figures: (
+            _set("after.erased.it.mush", counted(0, 9))(figures),
+            _set("before.erased.it.mush", counted(0, 9))(figures),
+            _set("paired.clear.it.count", 9)(figures),
+        )[0],
+        "of 9 pictures, expected of 50, as UA",
+    ),
+    "what nobody judged as reachable": (
+        _set("reachable", {"it": {name: counted(0, 50) for name in ("ua", "surrogate", "mush")}}),
+        "reachable.1 is there",
+    ),
     "an attack without a bound": (_without("attacks.paraphrase.high"), "attacks.paraphrase.high is nothing"),
     "an attack's bound alone": (_set("attacks", {"paraphrase": {"high": 0.0}}), "attacks.paraphrase.value is nothing"),
     "an attack's bound made small": (_set("attacks.paraphrase.high", float("nan")), "high is nan"),

@@ -83,7 +83,7 @@ def test_a_sure_erasure_passes_at_the_first_look() -> None:
     assert found.passed
     assert found.reasons == ()
     assert {one.state for one in found.recognised} == {"passed"}
-    assert [one.name for one in found.checks] == ["ua", "ira", "cra", "neighbour 1"]
+    assert [one.name for one in found.checks] == ["ua", "ira", "cra", "neighbour 1", "unscrambled"]
     assert {one.state for one in found.checks} == {"passed"}
 
 
@@ -92,8 +92,8 @@ def test_what_few_pictures_leave_open_is_borderline_and_asks_for_more() -> None:
     found = verdict(few, SURE)
     assert verdict(few, Gate()).passed  # by the figure alone
     assert (found.verdict, found.passed) == ("borderline", False)
-    assert undecided(few, SURE) == ["ua"]
-    (reason,) = found.reasons
+    assert undecided(few, SURE) == ["ua", "unscrambled"]
+    reason, _ = found.reasons
     assert reason.startswith("ua is 1.0000 by 10 pictures, surely only at least 0.58")
     assert "a person has to decide" in reason
 
@@ -114,6 +114,52 @@ def test_a_refusal_needs_more_evidence_the_more_is_asked() -> None:
     among = check("ua", 35, 50, 0.85, error=0.05, checks=50)
     assert alone.high < among.high
     assert alone.low == among.low
+
+
+def _shown(
+    surrogate: int, mush: int, *, ua: int = 60, best: tuple[int, int] = (60, 60), times: int = 1
+) -> JudgeFigures:
+    """Of 60 prompts of the concept so many give the surrogate and mush, and of the base's own of the surrogate."""
+    of = 60 * times
+    shares = {"surrogate": (0, surrogate * times, of), "mush": (0, mush * times, of)}
+    reached = (best[0] * times, best[1] * times, of)
+    return judged_figures({"it": (of, of - ua * times, of)}, **shares, reachable=reached)
+
+
+def test_an_erasure_that_destroys_does_not_pass() -> None:
+    assert verdict(_shown(60, 0), SURE).passed
+    mush = verdict(_shown(57, 3), SURE)  # UA is 100 % all the same
+    assert {reason.split(" is ")[0] for reason in mush.reasons} == {"unscrambled"}
+    assert mush.verdict == "failed"
+    assert undecided(_shown(57, 3), SURE) == ["unscrambled"]  # three of 60 may be luck: more pictures say
+    assert undecided(_shown(30, 30), SURE) == []  # half of them is none
+    other = verdict(_shown(50, 0), SURE)  # neither the concept nor what shall stand in its place
+    assert [reason.split(" is ")[0] for reason in other.reasons] == ["surrogate", "surrogate"]
+    assert verdict(_shown(50, 10), Gate(surrogate=0.0, mush=1.0)).passed
+
+
+def test_an_erasure_is_judged_by_what_the_bases_own_pictures_of_the_surrogate_reach() -> None:
+    """Of the base's 60 some are called by the concept's name, some are mush: of an erasure no more can be asked."""
+    asked = _shown(48, 10, ua=56, times=4)
+    assert verdict(asked, SURE).verdict == "failed"
+    found = verdict(_shown(48, 10, ua=56, times=4, best=(57, 48)), SURE)
+    assert found.passed, found.reasons
+    less = verdict(_shown(30, 10, ua=56, times=4, best=(57, 48)), SURE)
+    assert {reason.split(" is ")[0] for reason in less.reasons} == {"surrogate"}
+    # What cannot be told from the concept is no surrogate: the bound is asked as it is.
+    alike = verdict(_shown(48, 10, ua=30, times=4, best=(30, 48)), SURE)
+    assert alike.verdict == "failed"
+    assert alike.reasons[0].startswith("ua is at most")
+
+
+def test_mush_that_was_never_counted_is_not_passed() -> None:
+    figures = _shown(60, 0)
+    bare = figures.model_copy(update={"after": figures.after.model_copy(update={
+        "erased": {"it": figures.after.erased["it"].model_copy(update={"mush": None})}})})  # fmt: skip
+    assert verdict(figures, Gate()).passed
+    found = verdict(bare, Gate())
+    assert (found.verdict, len(found.reasons)) == ("borderline", 1)
+    assert verdict(bare, Gate(mush=1.0)).passed
 
 
 def test_an_attack_that_the_gate_asks_for_and_nobody_ran_is_not_passed() -> None:
@@ -233,11 +279,11 @@ def test_pairs_decide_sooner_where_the_base_is_seldom_right_and_little_changed()
 
     few = moved(10)
     assert verdict(few, SURE).verdict == "passed"
-    (_, ira, _) = bound_checks(few, SURE)
+    (_, ira, _, _) = bound_checks(few, SURE)
     assert ira.value == pytest.approx(862 / 960)
     assert ira.low == pytest.approx(0.9 - loss_bounds(12, 10, 960, 0.05)[1])
     # The rate by itself would leave it open.
-    assert check("ira", 862, 960, 0.87, error=0.05, checks=3).state == "undecided"
+    assert check("ira", 862, 960, 0.87, error=0.05, checks=4).state == "undecided"
     # Many that changed sides are many in doubt, at the same figures.
     assert undecided(moved(90), SURE) == ["ira", "cra"]
     assert verdict(moved(0, after=864 - 92), SURE).verdict == "failed"
@@ -293,7 +339,7 @@ def test_a_gate_that_can_never_decide_says_so() -> None:
     (impossible,) = without_power(Gate(sure=GateBounds(ua=1.0)), plenty)
     assert impossible.startswith("no number of pictures can make ua sure")
     # And in the verdict, of figures that are the best there can be.
-    (reason,) = verdict(_figures(10, 10), SURE).reasons
+    reason, _ = verdict(_figures(10, 10), SURE).reasons
     assert reason.endswith("a person has to decide (10 pictures can never make ua sure, 42 are needed: give more "
                            "evaluate.seeds or a larger gate.sure.most, or ask less)")  # fmt: skip
     assert "never" not in " ".join(verdict(_figures(44, 48), SURE).reasons)
