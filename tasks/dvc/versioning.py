@@ -43,6 +43,8 @@ from fade.spec import Spec, make_spec
 logging.getLogger("dvc").setLevel(logging.WARNING)
 logging.getLogger("dvc_data").setLevel(logging.ERROR)  # it warns of each output that a stage has yet to make
 logger = logging.getLogger(__name__)
+FLOW_BASE = "data/base/canvas-flow"
+"""The second built-in base: that of ``project`` is the first."""
 RECORDED_ON = Path("data/recorded-on.json")
 SITE = Path(".fade/dvc")
 """What DVC remembers of files' hashes, by their names."""
@@ -95,7 +97,7 @@ def write_pipeline(folder: Path, spec: Spec) -> None:
 def root_pipeline() -> dict[str, Any]:
     """The project's own ``dvc.yaml``: what all erasures share, and the example erasure of params.yaml.
 
-    Base and judges take hours: they are kept in git (``cache: false``) and frozen, so that DVC neither makes them
+    Bases and judges take hours: they are kept in git (``cache: false``) and frozen, so that DVC neither makes them
     again nor calls them stale when code changes. What made them is what ``dvc.lock`` names and their cards
     beside them say. All else follows its code.
     """
@@ -110,20 +112,28 @@ def root_pipeline() -> dict[str, Any]:
         }
         return stage | {"frozen": True} if kept else stage
 
+    def report(built: str, out: str) -> dict[str, Any]:
+        return {
+            "cmd": f"python -m fade.steps.base_report --base {built} --judges {judges} --out {out}",
+            "deps": sorted([built, judges, *_code("fade.steps.base_report", ROOT)]),
+            "params": ["base_report"],
+            "outs": [{out: {"cache": False}}],
+        }
+
     folder = Path("data/erasures/example")
     project = load_project(ROOT)
     catalog, base, judges = project.catalog, project.base, project.judges
     spec = _example(project)
+    flow = shared("flow_base", FLOW_BASE, kept=True)
+    # Its autoencoder and tokenizer are those of the first base.
+    flow |= {"cmd": f"{flow['cmd']} --like {base}", "deps": sorted([base, *flow["deps"]])}
     stages = {
         "catalog": shared("catalog", catalog, kept=False),
         "base": shared("base", base, kept=True),
         "judges": shared("judges", judges, kept=True),
-        "base_report": {
-            "cmd": f"python -m fade.steps.base_report --base {base} --judges {judges} --out data/base/report",
-            "deps": sorted([base, judges, *_code("fade.steps.base_report", ROOT)]),
-            "params": ["base_report"],
-            "outs": [{"data/base/report": {"cache": False}}],
-        },
+        "base_report": report(base, "data/base/report"),
+        "flow_base": flow,
+        "flow_base_report": report(FLOW_BASE, "data/base/flow-report"),
         "example-request": {
             "cmd": f"python -m fade.steps.prepare {folder.as_posix()}",
             "deps": sorted(

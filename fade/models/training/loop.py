@@ -64,7 +64,7 @@ class Checkpoint:
     made_of: str
 
 
-class _Training:
+class Training:
     """All that changes from step to step, so that it can be written and read back whole."""
 
     def __init__(
@@ -78,6 +78,7 @@ class _Training:
         self._generator = generator
 
     def save(self, checkpoint: Checkpoint, step: int) -> None:
+        """Write all of it, after so many steps."""
         tensors = {"generator": self._generator.get_state(), "step": torch.tensor(step)}
         for i, parameter in enumerate(self.parameters):
             tensors |= {f"{i}.value": parameter.detach(), f"{i}.average": self.averages[i]}
@@ -110,17 +111,19 @@ class _Training:
             return int(file.get_tensor("step"))
 
 
-def _learning_rate(step: int, steps: int, peak: float) -> float:
+def learning_rate_at(step: int, steps: int, peak: float) -> float:
     """100 steps of warm-up, then a cosine to 2 % of the peak; ``step`` counts from 1."""
     return peak * min(1.0, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """For the steps that follow."""
     for group in optimizer.param_groups:
         group["lr"] = value
 
 
-def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    """One step down a loss, its gradient cut to norm 1."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -158,12 +161,12 @@ def train_autoencoder(
     if len(pictures) == 0:
         raise DataError("No pictures to train the autoencoder on: got 0. Give a catalog with pictures.")
     generator = torch_generator(seed, "autoencoder")
-    training = _Training({"vae": vae}, generator, learning_rate=learning_rate, weight_decay=1e-4)
+    training = Training({"vae": vae}, generator, learning_rate=learning_rate, weight_decay=1e-4)
     vae.train()
     for step in range(training.load(checkpoint) + 1, steps + 1):
         chosen = torch.randint(len(pictures), (batch,), generator=generator).numpy()
         target = to_tensor(pictures[chosen])
-        _set_learning_rate(training.optimizer, _learning_rate(step, steps, learning_rate))
+        set_learning_rate(training.optimizer, learning_rate_at(step, steps, learning_rate))
         with autocast(fast_precision("cpu")):
             posterior = vae.encode(target).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -171,7 +174,7 @@ def train_autoencoder(
             decoded = vae.decode(sampled).sample.float()
         divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         loss = F.l1_loss(decoded, target) + 0.5 * _gradient_l1(decoded, target) + 1e-6 * divergence
-        _descend(loss, training.optimizer, training.parameters)
+        descend(loss, training.optimizer, training.parameters)
         if step % checkpoint.every == 0 or step == steps:
             training.save(checkpoint, step)
         yield StepStats("autoencoder", step, steps, float(loss.detach()))
@@ -180,7 +183,7 @@ def train_autoencoder(
     vae.register_to_config(scaling_factor=round(float(1 / sample.std()), 5))
 
 
-class _Captions:
+class Captions:
     """Which sentence each picture of a batch carries: 10 % none, else 70 % its first, else any of its own."""
 
     def __init__(self, tokenizer: CLIPTokenizer, captions: Sequence[Sequence[str]]) -> None:
@@ -233,11 +236,11 @@ def train_denoiser(
     """
     generator = torch_generator(seed, "denoiser")
     path = DiffusionPath(networks.make_noise_scheduler().alphas_cumprod)
-    drawn = _Captions(tokenizer, captions)
+    drawn = Captions(tokenizer, captions)
     # Plain attention is faster than the fused kernel in the backward pass on CPU.
     unet.set_attn_processor(AttnProcessor())
     modules = {"unet": unet, "text_encoder": text_encoder}
-    training = _Training(modules, generator, learning_rate=learning_rate, weight_decay=1e-2)
+    training = Training(modules, generator, learning_rate=learning_rate, weight_decay=1e-2)
     unet.train()
     text_encoder.train()
     for step in range(training.load(checkpoint) + 1, steps + 1):
@@ -246,12 +249,12 @@ def train_denoiser(
         timesteps = torch.randint(path.steps, (batch,), generator=generator)
         noise = torch.randn(latents[rows].shape, generator=generator)
         noisy = path.noised(latents[rows], noise, timesteps)
-        _set_learning_rate(training.optimizer, _learning_rate(step, steps, learning_rate))
+        set_learning_rate(training.optimizer, learning_rate_at(step, steps, learning_rate))
         with autocast(fast_precision("cpu")):
             predicted = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
         error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         loss = (error * min_snr_weights(timesteps, path, 5.0)).mean()
-        _descend(loss, training.optimizer, training.parameters)
+        descend(loss, training.optimizer, training.parameters)
         decay = min(ema_decay, step / (step + 9))
         torch._foreach_lerp_(training.averages, [parameter.detach() for parameter in training.parameters], 1 - decay)
         if step % checkpoint.every == 0 or step == steps:
