@@ -235,6 +235,8 @@ def train_flow_base(
     )
     with writing(out) as temporary:
         save_pipeline(temporary, vae, tokenizer, transformer, encoders, shift=params["shift"])
+        for name in ("tokenizer", "tokenizer_2"):  # saved, they would note how they were loaded here
+            shutil.copytree(like / "tokenizer", temporary / name, dirs_exist_ok=True)
     shutil.rmtree(kept)
 
 
