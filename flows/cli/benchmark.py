@@ -108,20 +108,30 @@ def benchmark(
     if methods is not None:
         attacks = [one.strip() for one in kinds.split(",") if one.strip()] if attack else []
         compared = [name.strip() for name in methods.split(",")]
-        _contest(asked, compared, named, seeds, changes, attacks, sequential, parallel, dask, json_file)
+        _contest(asked, compared, named, seeds, changes, attacks, sequential, parallel, dask, _other(base), json_file)
         return
     cells = plan(all_pairs(asked, named), vary={}, changes=changes, project=asked)
     kinds_asked = ["inversion"] * attack
     study = run_study(
-        f"benchmark-{asked.name}", cells, attacks=kinds_asked, parallel=parallel, dask=dask, one_base=one_base
+        f"benchmark-{asked.name}{_other(base)}",
+        cells,
+        attacks=kinds_asked,
+        parallel=parallel,
+        dask=dask,
+        one_base=one_base,
     )
     report = benchmark_report(study.rows, cells)
     _print_benchmark(report)
     if asked.render == "canvas" and named is None and not set(changes) - {"threads"} and not study.failures:
-        write_json(RESULTS / "canvas.json", report)
-        console.print(f"Kept: {RESULTS}/canvas.json")
+        write_json(RESULTS / f"canvas{_other(base)}.json", report)
+        console.print(f"Kept: {RESULTS}/canvas{_other(base)}.json")
     write_figures(json_file, report)
     end_study(study)
+
+
+def _other(base: str | None) -> str:
+    """What results are marked with where another base than the project's own was asked for: ``-flow``."""
+    return "" if base is None else f"-{Path(base).name.removeprefix('canvas-')}"
 
 
 def _contest(
@@ -134,6 +144,7 @@ def _contest(
     sequential: bool,
     parallel: int,
     dask: str | None,
+    other: str,
     json_file: Path | None,
 ) -> None:
     from fade.files import read_json, write_json
@@ -156,8 +167,9 @@ def _contest(
     console.print(f"Kept: {found.folder}/table.md, rows.parquet, scatter.png" + ", sequence.png" * sequential)
     whole = concepts is None and not set(changes) - {"threads"} and not found.failures and not sequential
     if whole and project.render == "canvas":
-        write_json(RESULTS / "contest.json", {**read_json(found.folder / "summary.json"), "rows": found.rows})
-        console.print(f"Kept: {RESULTS}/contest.json")
+        kept = RESULTS / f"contest{other}.json"
+        write_json(kept, {**read_json(found.folder / "summary.json"), "rows": found.rows})
+        console.print(f"Kept: {kept}")
     write_figures(json_file, {"rows": found.rows, "failures": found.failures, "folder": str(found.folder)})
     for erasure, reason in found.failures.items():
         console.print(f"[bold red]{erasure}[/bold red]: {reason}", soft_wrap=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fade.models.base import Config, Configs
 from fade.models.denoiser import Denoiser
 from fade.models.flow import FlowMatching
+from fade.models.joint_attention import CountedJointAttention
 from fade.models.supported import autoencoder_factor, side
 from fade.models.told import Told
 
@@ -30,11 +31,13 @@ class JointTransformer(Denoiser):
 
     def predict(self, noisy: Tensor, t: Tensor, told: Told) -> Tensor:
         """The velocity e - z_0."""
+        counted = {"count": int(told.others["empty"][0])} if "empty" in told.others else None
         answer: Tensor = self.network(
             hidden_states=noisy.to(self.dtype),
             encoder_hidden_states=told.states.to(self.dtype),
             pooled_projections=told.others["pooled"].to(self.dtype),
             timestep=t.expand(len(noisy)),
+            joint_attention_kwargs=counted,
         ).sample
         return answer
 
@@ -81,10 +84,23 @@ class StableDiffusion3(FlowMatching):
         edge = side(config["sample_size"]) or 0
         return JointTransformer(self.network, self.path, (config["in_channels"], edge, edge))
 
+    def prepare(self) -> None:
+        """Without a T5 the zeros in its place are counted, not repeated."""
+        if self.pipeline.text_encoder_3 is None:
+            self.network.set_attn_processor(CountedJointAttention())
+
     @torch.no_grad()
     def encoded(self, prompts: list[str]) -> Told:
-        """As the stock pipeline encodes them: CLIP's positions before those of T5, and CLIP's pooled states."""
+        """As the stock pipeline encodes them: CLIP's positions before those of T5, and CLIP's pooled states.
+
+        Where there is no T5 its zeros are one position, and ``empty`` says how many it stands for.
+        """
         states, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=prompts, prompt_2=prompts, prompt_3=prompts, device=self.device, do_classifier_free_guidance=False
         )
-        return Told(states.float().cpu(), others={"pooled": pooled.float().cpu()})
+        others = {"pooled": pooled.float().cpu()}
+        if self.pipeline.text_encoder_3 is None:
+            read = self.pipeline.tokenizer_max_length
+            others["empty"] = torch.full((len(prompts),), states.shape[1] - read)
+            states = states[:, : read + 1]
+        return Told(states.float().cpu(), others=others)

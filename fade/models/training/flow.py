@@ -136,7 +136,7 @@ def train_transformer(
     generator = torch_generator(seed, "transformer")
     path = FlowPath()
     drawn = Captions(tokenizer, captions)
-    transformer.set_attn_processor(CountedJointAttention(EMPTY_POSITIONS))
+    transformer.set_attn_processor(CountedJointAttention())
     parts = {"transformer": transformer, **{f"text_encoder_{i}": one for i, one in enumerate(encoders)}}
     training = Training(parts, generator, learning_rate=learning_rate, weight_decay=1e-2)
     for part in parts.values():
@@ -150,7 +150,13 @@ def train_transformer(
         set_learning_rate(training.optimizer, learning_rate_at(step, steps, learning_rate))
         with autocast(fast_precision("cpu")):
             states, pooled = told(encoders, ids)
-            answer = transformer(path.noised(clean, noise, times), states, pooled, times).sample
+            answer = transformer(
+                path.noised(clean, noise, times),
+                states,
+                pooled,
+                times,
+                joint_attention_kwargs={"count": EMPTY_POSITIONS},
+            ).sample
         loss = (answer.float() - path.target(clean, noise, times)).square().mean()
         descend(loss, training.optimizer, training.parameters)
         decay = min(ema_decay, step / (step + 9))
