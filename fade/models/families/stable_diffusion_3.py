@@ -31,7 +31,7 @@ class JointTransformer(Denoiser):
 
     def predict(self, noisy: Tensor, t: Tensor, told: Told) -> Tensor:
         """The velocity e - z_0."""
-        counted = {"count": int(told.others["empty"][0])} if "empty" in told.others else None
+        counted = {"count": int(told.others["empty"][0, 0])} if "empty" in told.others else None
         answer: Tensor = self.network(
             hidden_states=noisy.to(self.dtype),
             encoder_hidden_states=told.states.to(self.dtype),
@@ -101,6 +101,6 @@ class StableDiffusion3(FlowMatching):
         others = {"pooled": pooled.float().cpu()}
         if self.pipeline.text_encoder_3 is None:
             read = self.pipeline.tokenizer_max_length
-            others["empty"] = torch.full((len(prompts),), states.shape[1] - read)
+            others["empty"] = torch.full((len(prompts), 1), states.shape[1] - read)
             states = states[:, : read + 1]
         return Told(states.float().cpu(), others=others)
