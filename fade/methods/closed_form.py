@@ -84,10 +84,14 @@ def _second_moment(left: Tensor, right: Tensor) -> Tensor:
     return total / (left.shape[0] * left.shape[1])
 
 
-def closed_form(denoiser: Denoiser, moments: Moments, mask: Mask, *, rank: int) -> dict[str, LowRank]:
+def closed_form(
+    denoiser: Denoiser, moments: Moments, mask: Mask, *, rank: int, pooled: Moments | None = None
+) -> dict[str, LowRank]:
     """The change of every projection through which text enters that the mask holds.
 
     Args:
+        pooled: the same of the pooled states, where the denoiser is also told those and they enter by a projection
+            of their own.
         rank: of each change, at most; a projection with fewer rows or columns has fewer.
 
     Returns:
@@ -97,8 +101,10 @@ def closed_form(denoiser: Denoiser, moments: Moments, mask: Mask, *, rank: int) 
         MaskMismatchError: the mask holds no such projection, or masks single weights, for which no change
             is of low rank.
     """
-    sites = set(denoiser.text_sites())
-    names = [name for name in mask.modules if name in sites]
+    entering = dict.fromkeys(denoiser.text_sites(), moments)
+    if pooled is not None:
+        entering |= dict.fromkeys(denoiser.pooled_sites(), pooled)
+    names = [name for name in mask.modules if name in entering]
     if not names or mask.granularity == "weight":
         raise MaskMismatchError(
             "The closed form changes the projections through which text enters by modules, rows and columns: got a "
@@ -106,15 +112,15 @@ def closed_form(denoiser: Denoiser, moments: Moments, mask: Mask, *, rank: int) 
             "module, neuron or none, raise `mask.density`, or set `distill.start` to zero."
         )
     modules = dict(denoiser.network.named_modules())
-    solved: dict[bytes, tuple[Tensor, Tensor]] = {}
+    solved: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
     changes = {}
     for name in names:
         weight: Tensor = modules[name].weight.detach().double().cpu()
         rows = mask.rows.get(name, torch.ones(weight.shape[0], dtype=torch.bool))
         columns = mask.columns.get(name, torch.ones(weight.shape[1], dtype=torch.bool))
-        key = columns.numpy().tobytes()
+        key = (id(entering[name]), columns.numpy().tobytes())
         if key not in solved:
-            solved[key] = _solved(moments, columns)
+            solved[key] = _solved(entering[name], columns)
         change, root = solved[key]
         changes[name] = _cut(weight[rows] @ change, root, rank, rows=rows, columns=columns)
     return changes

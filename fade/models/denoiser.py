@@ -61,6 +61,11 @@ class Denoiser(ABC):
         """Names of the projections whose input is ``told.states`` itself: all that the network knows of them."""
         return self.modules("text_sites")
 
+    def pooled_sites(self) -> list[str]:
+        """Names of the projections whose input is the prompt's pooled state, ``told.others["pooled"]``; often none."""
+        pattern = self.patterns.get("pooled_sites")
+        return [] if pattern is None else [name for name in self.modules() if pattern.search(name)]
+
     def modules(self, part: Part = "all") -> list[str]:
         """Names of the Linear and Conv2d modules of a part, sorted."""
         names = sorted(plain_modules(self.network))

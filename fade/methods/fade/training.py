@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fade.config import DistillSettings
 from fade.errors import DataError, MaskMismatchError
-from fade.methods.closed_form import LowRank, closed_form, distinct, text_moments
+from fade.methods.closed_form import LowRank, Moments, closed_form, distinct, text_moments
 from fade.methods.fade.adversary import Adversary
 from fade.methods.fade.distillation import DistillStep, Sets, distill
 from fade.methods.fade.examples import Examples, joined
@@ -179,11 +179,20 @@ def _redrawn(sd: Base, examples: Examples, seed: int, *, of_target: bool) -> Exa
 
 def closed_form_changes(base: Base, material: Material, settings: DistillSettings, mask: Mask) -> dict[str, LowRank]:
     """The closed form over the captions that training would see, the empty prompt among those to retain."""
-    concept, surrogate = distinct(material.concept.states, material.surrogate.states)
-    (retain,) = distinct(torch.cat([material.retain_prompts.states, base.unconditional().states]))
-    given = settings.closed_form
-    moments = text_moments(concept, surrogate, retain, retain_weight=given.retain_weight, ridge=given.ridge)
-    return closed_form(base.denoiser, moments, mask, rank=settings.rank)
+    given = settings.closed_form.model_dump()
+    told = [material.concept, material.surrogate, Told.join(material.retain_prompts, base.unconditional())]
+    pooled = None
+    if base.denoiser.pooled_sites():
+        pooled = _moments([one.others["pooled"][:, None] for one in told], **given)
+    return closed_form(
+        base.denoiser, _moments([one.states for one in told], **given), mask, rank=settings.rank, pooled=pooled
+    )
+
+
+def _moments(states: list[Tensor], *, retain_weight: float, ridge: float) -> Moments:
+    """Of concept, surrogate and what is retained, (N, L, D) each; equal captions count once."""
+    concept, surrogate, retain = *distinct(*states[:2]), *distinct(states[2])
+    return text_moments(concept, surrogate, retain, retain_weight=retain_weight, ridge=ridge)
 
 
 def timestep_probabilities(base: Base, sets: Sets, settings: DistillSettings, notes: dict[str, Any]) -> Tensor:
