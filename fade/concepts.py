@@ -24,12 +24,14 @@ class Concept:
         kind: its domain, ``object`` or ``style``.
         aliases: other names that bring it up.
         person: whether it is a human being (then it counts as a neighbour of every other person).
+        group: what a catalog says it is one of, such as *big cats*: then the others of it are its neighbours.
     """
 
     name: str
     kind: str
     aliases: tuple[str, ...] = ()
     person: bool = False
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip():

@@ -157,7 +157,9 @@ def load_concepts(folder: Path) -> dict[str, Concept]:
             "Build the catalog again."
         )
     return {
-        entry["name"]: Concept(entry["name"], entry["kind"], tuple(entry["aliases"]), entry["person"])
+        entry["name"]: Concept(
+            entry["name"], entry["kind"], tuple(entry["aliases"]), entry["person"], entry.get("group")
+        )
         for entry in entries
     }
 

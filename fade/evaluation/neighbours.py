@@ -30,13 +30,16 @@ def find_neighbours(
 ) -> list[str]:
     """The concepts an erasure is most likely to hurt; never the surrogate.
 
-    Of a person: every other person. Else the nearest of its domain.
+    Of a person: every other person. Of a concept that the catalog puts into a group: the nearest of that group. Else
+    the nearest of its domain.
     """
     others = [other for other in concepts if surrogate is None or other.name != surrogate.name]
     persons = [other.name for other in others if other.person and other.name != concept.name]
     if concept.person and persons:
         return persons
-    return [other.name for other in by_nearness(base, concept, others)[:count]]
+    alike = [other for other in others if concept.group is not None and other.group == concept.group]
+    alike = [other for other in alike if other.name != concept.name]
+    return [other.name for other in by_nearness(base, concept, alike or others)[:count]]
 
 
 def choose_surrogate(base: Base, concept: Concept, concepts: Iterable[Concept], *, protected: Iterable[str]) -> Concept:

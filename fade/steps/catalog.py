@@ -13,6 +13,7 @@ from fade.data.loaders.folder import folder as image_folder
 from fade.data.loaders.hub import hub
 from fade.data.loaders.imagenette import imagenette
 from fade.data.loaders.lfw import lfw
+from fade.data.loaders.stamps import wide_canvas
 from fade.data.loaders.sun import sun
 from fade.data.loaders.unlearncanvas import unlearncanvas
 from fade.data.loaders.webdataset import webdataset
@@ -30,6 +31,7 @@ KINDS: dict[str, Callable[[Path], PictureSet]] = {
     "sun": sun,
     "webdataset": webdataset,
     "hub": hub,
+    "stamps": wide_canvas,
 }
 
 

@@ -35,6 +35,9 @@ def train_base(
     ] = None,
     autoencoder_steps: Annotated[int, typer.Option(min=1, help="The canvas base took 9000.")] = 1500,
     denoiser_steps: Annotated[int, typer.Option(min=1, help="The canvas base took 7500.")] = 3000,
+    start: Annotated[
+        Path | None, typer.Option(help="Base of the same shape whose weights training begins with; else from scratch.")
+    ] = None,
     threads: ThreadsOption = 2,
     seed: SeedOption = None,
     project: ProjectOption = None,
@@ -55,6 +58,8 @@ def train_base(
     _refuse_taken(out)
     params = asked.section("base") | {"threads": threads} | ({} if seed is None else {"seed": seed})
     params["autoencoder"]["steps"], params["denoiser"]["steps"] = autoencoder_steps, denoiser_steps
+    if start is not None:
+        params["start"] = start.as_posix()
     report = out.with_name(f"{out.name}.report")
     show_training(train.train_base(catalog, out, params=params))
     show_training(

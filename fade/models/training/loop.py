@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fade.errors import ConfigError, DataError
-from fade.files import writing
+from fade.files import sha256_file, writing
 from fade.hardware import fast_precision
 from fade.models.denoiser import autocast
 from fade.models.latents import encode_pictures, to_tensor
@@ -277,11 +277,12 @@ def train_base(
     Args:
         pictures: (N, H, H, 3) uint8.
         captions: N lists of captions, canonical first.
-        params: as the section ``base`` of params.yaml.
+        params: as the section ``base`` of params.yaml. ``start``, where it is given, is the folder of a base of the
+            same shape whose weights training begins with; of its words those that the captions hold.
 
     Raises:
         DataError: there are no pictures, or their side is none that the networks can halve.
-        ConfigError: what is kept is of other pictures, captions or settings.
+        ConfigError: what is kept is of other pictures, captions or settings; or ``start`` is no base of this shape.
     """
     factor = 2 ** (len(params["autoencoder"]["channels"]) + len(params["denoiser"]["channels"]) - 2)
     height, width = pictures.shape[1:3]
@@ -290,10 +291,15 @@ def train_base(
             f"The pictures are {width} x {height}: a base of this shape draws squares whose side is a multiple of "
             f"{factor}. Build the catalog with such a --size."
         )
-    content = [hashlib.sha256(pictures.tobytes()).hexdigest(), list(captions), dict(params)]
+    start = Path(params["start"]) if params.get("start") else None
+    content: list[Any] = [hashlib.sha256(pictures.tobytes()).hexdigest(), list(captions), dict(params)]
+    if start is not None:
+        content += [sha256_file(path) for path in sorted(start.rglob("*.safetensors"))]
     made_of = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     kept = out.with_name(f".{out.name}.training.partial")
     vae = new_autoencoder(params, size=height)
+    if start is not None:
+        _begin_with(vae, AutoencoderKL.from_pretrained(start, subfolder="vae"), start)
     settings = {name: params["autoencoder"][name] for name in ("steps", "batch", "learning_rate")}
     checkpoint = Checkpoint(kept / "autoencoder.safetensors", CHECKPOINT_EVERY, made_of)
     yield from train_autoencoder(vae, pictures, seed=params["seed"], checkpoint=checkpoint, **settings)
@@ -310,6 +316,9 @@ def train_base(
         text_width=settings["text_width"],
         latent_channels=latents.shape[1],
     )
+    if start is not None:
+        _begin_with(unet, UNet2DConditionModel.from_pretrained(start, subfolder="unet"), start)
+        _begin_with_text(text_encoder, tokenizer, start)
     yield from train_denoiser(
         unet,
         text_encoder,
@@ -323,6 +332,51 @@ def train_base(
     with writing(out) as temporary:
         networks.save_pipeline(temporary, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
     shutil.rmtree(kept)
+
+
+def _begin_with(network: nn.Module, known: nn.Module, start: Path) -> None:
+    """Give a network the weights of one of its shape.
+
+    Raises:
+        ConfigError: they are not of one shape.
+    """
+    wanted, given = network.state_dict(), known.state_dict()
+    if {name: t.shape for name, t in wanted.items()} != {name: t.shape for name, t in given.items()}:
+        raise ConfigError(
+            f"The {type(network).__name__} in {start} has another shape than the one to train. Give the section base "
+            "its channels and latent_channels, or begin without `start`."
+        )
+    network.load_state_dict(given)
+
+
+@torch.no_grad()
+def _begin_with_text(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, start: Path) -> None:
+    """Give a text encoder the layers of another one, and what that one knows of the words that both have.
+
+    Raises:
+        ConfigError: it has another width or number of layers.
+    """
+    known = CLIPTextModel.from_pretrained(start, subfolder="text_encoder", torch_dtype=torch.float32)
+    words = CLIPTokenizer.from_pretrained(start, subfolder="tokenizer").get_vocab()
+    wanted, given = encoder.state_dict(), known.state_dict()
+    embeddings = [name for name in wanted if name.endswith(("token_embedding.weight", "position_embedding.weight"))]
+    for name, values in wanted.items():
+        if name not in given or (given[name].shape if name not in embeddings else given[name].shape[1:]) != (
+            values.shape if name not in embeddings else values.shape[1:]
+        ):
+            raise ConfigError(
+                f"The text encoder in {start} has another shape than the one to train: {name}. Give the section base "
+                "its text_width and text_layers, or begin without `start`."
+            )
+        if name not in embeddings:
+            values.copy_(given[name])
+        elif name.endswith("position_embedding.weight"):
+            count = min(len(values), len(given[name]))
+            values[:count] = given[name][:count]
+        else:
+            for word, number in tokenizer.get_vocab().items():
+                if word in words:
+                    values[number] = given[name][words[word]]
 
 
 def new_autoencoder(params: Mapping[str, Any], *, size: int) -> AutoencoderKL:
