@@ -5,9 +5,10 @@ objects by the dozen that look alike (horse, donkey, zebra; three apples; two ti
 line drawings, two posterisations, two tints, beside the photograph and a mosaic.
 
 The photographs are the stamps of Tux Paint, cut out on transparent ground, which Debian ships as
-``tuxpaint-stamps-default`` (GPL-2 as a whole, copyright 2002-2022 Bill Kendrick and its contributors). They are read
-from the package and not copied. Which of them are taken, what each is called and with which others it is told apart
-only at a second look stands in ``stamps.csv``: photographs alone, no cartoons, drawings or mirror images.
+``tuxpaint-stamps-default``. They are read from the package and not copied. Which of them are taken, what each is
+called, with which others it is told apart only at a second look, and its licence stand in ``stamps.csv``: photographs
+alone, no cartoons, drawings or mirror images. The package is under GPL-2 as a whole (copyright 2002-2022 Bill Kendrick
+and contributors); a few pictures have a licence of their own, which its changelog names.
 
 A picture is a function of (seed, split, object, index): where the stamp lies, its size, angle and light, and the ground
 behind it. The same index shows the same rendering in every style. Positions of train and holdout are disjoint by
@@ -34,7 +35,6 @@ from fade.seeding import numpy_generator
 SIZE = 64
 SPLITS = ("train", "holdout")
 PACKAGE = "tuxpaint-stamps-default"
-LICENCE = "GPL-2 (Tux Paint stamps, copyright 2002-2022 Bill Kendrick and contributors)"
 _TABLE = Path(__file__).with_name("stamps.csv")
 _BELOW = ("", "stamps", "usr/share/tuxpaint/stamps")
 _WORK = 128
@@ -45,11 +45,12 @@ _JITTER = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """A photograph of the package: ``file`` below its folder, the object's name, and its group of neighbours."""
+    """A photograph: ``file`` below the package's folder, the object's name, its group of neighbours, its licence."""
 
     file: str
     object: str
     group: str
+    licence: str = "GPL-2"
 
 
 @cache
@@ -102,6 +103,15 @@ STYLES: dict[str, Callable[[Picture], Picture]] = {
     "selenium": selenium,
     "mosaic": mosaic,
 }
+NEAR = {
+    "pencil": "line drawings",
+    "charcoal": "line drawings",
+    "poster": "posterisations",
+    "screenprint": "posterisations",
+    "sepia": "tints",
+    "selenium": "tints",
+}
+"""The groups of styles that are near each other."""
 
 
 def find_stamps(root: Path) -> Path:

@@ -47,10 +47,10 @@ def run_trial(
         root: a folder per trial, named by the spec's id.
         say: told the name of each step before it begins.
     """
-    steps = _steps_of(spec)
+    steps = steps_of_trial(spec)
     folder = emptied_if_other(root / spec.id, made_by(steps, spec.method))
     save_spec(spec, folder)
-    _take_shared(spec, folder, root, say)
+    take_shared(spec, folder, root, say)
     run_steps(folder, steps, say)
     for kind in dict.fromkeys(attacks):
         timed(folder, f"attack-{kind}", [folder / "attacks" / f"{kind}.json"], partial(_run_attack, folder, kind), say)
@@ -64,7 +64,8 @@ def run_steps(folder: Path, steps: Iterable[Step], say: Callable[[str], None] | 
         timed(folder, step.name, outputs, partial(_run_through, pipeline.run(step, folder)), say)
 
 
-def _steps_of(spec: Spec) -> list[Step]:
+def steps_of_trial(spec: Spec) -> list[Step]:
+    """The pipeline's steps that an experiment needs, in order."""
     return [step for step in pipeline.steps_of(spec) if step.in_trials]
 
 
@@ -89,9 +90,9 @@ def emptied_if_other(folder: Path, code: str) -> Path:
     return folder
 
 
-def _take_shared(spec: Spec, folder: Path, root: Path, say: Callable[[str], None] | None) -> None:
-    """Steps such as splits and saliency read few settings: trials that differ in others share what they made."""
-    steps = [step for step in _steps_of(spec) if step.shared]
+def take_shared(spec: Spec, folder: Path, root: Path, say: Callable[[str], None] | None) -> None:
+    """Splits and saliency read few settings: trials that differ in others alone share what such steps made."""
+    steps = [step for step in steps_of_trial(spec) if step.shared]
     wanted = [name for step in steps for name in step.outputs if not (folder / name).exists()]
     if not wanted:
         return

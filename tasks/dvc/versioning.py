@@ -46,6 +46,10 @@ logger = logging.getLogger(__name__)
 FLOW_BASE = "data/base/canvas-flow"
 """The second built-in base: that of ``project`` is the first."""
 RECORDED_ON = Path("data/recorded-on.json")
+WIDE = Path("data/wide")
+"""The project of the wide canvas (docs/how-to/wide-canvas.md)."""
+STAMPS = "/usr/share/tuxpaint/stamps"
+"""Where Debian's package lays the photographs."""
 SITE = Path(".fade/dvc")
 """What DVC remembers of files' hashes, by their names."""
 MEND = "Take one side as a whole (`git checkout --ours FILE` or `--theirs FILE`), or run the erasure again without it."
@@ -148,6 +152,36 @@ def root_pipeline() -> dict[str, Any]:
     return {"stages": stages, "plots": [_training_plot(f"{folder.as_posix()}/{LOSSES}"), *_kept_plots()]}
 
 
+def wide_pipeline() -> dict[str, Any]:
+    """The wide canvas' ``data/wide/dvc.yaml``: the documented commands that made it, frozen as base and judges are.
+
+    A file of its own, which `dvc repro` at the root leaves alone: the catalog needs a package that few machines have.
+    """
+    project = load_project(ROOT / WIDE)
+    base, given = project.section("base"), f"--project {WIDE.as_posix()}"
+    steps = f"--autoencoder-steps {base['autoencoder']['steps']} --denoiser-steps {base['denoiser']['steps']}"
+    commands = {
+        "catalog": f"fade catalog build stamps {STAMPS} -o {project.catalog}",
+        "judges": f"fade classifier train {given} --threads {project.section('judges')['threads']}",
+        "base": f"fade base train {given} --threads {base['threads']} --judges {project.judges} "
+        f"--start {base['start']} {steps}",
+    }
+    modules = {"catalog": "fade.data.loaders.stamps", "judges": "fade.steps.train", "base": "fade.steps.train"}
+    inputs = {"catalog": [], "judges": [project.catalog], "base": [project.catalog, base["start"]]}
+    stages = {}
+    for name, command in commands.items():
+        out = getattr(project, name)
+        stages[name] = {
+            "cmd": command,
+            "wdir": "../..",
+            "deps": sorted([*inputs[name], *_code(modules[name], ROOT)]),
+            **({} if name == "catalog" else {"params": [{f"{WIDE.as_posix()}/params.yaml": [name]}]}),
+            "outs": [out if name == "catalog" else {out: {"cache": False}}],
+            "frozen": True,
+        }
+    return {"stages": stages}
+
+
 def _example(project: Project) -> Spec:
     """Of the example in params.yaml what decides its stages; its concept and base are looked up by a stage itself."""
     asked = project.section("example")
@@ -194,12 +228,13 @@ def _kept_plots() -> list[dict[str, Any]]:
 
 
 def write_root_pipeline() -> None:
-    """Write the project's ``dvc.yaml`` after the code's imports have changed."""
+    """Write the project's ``dvc.yaml``, and the wide canvas', after the code's imports have changed."""
     header = (
         "# Written by `python -m tasks.dvc.versioning` from the imports of each step; a test holds the two together.\n"
     )
-    with writing(ROOT / "dvc.yaml") as temporary:
-        temporary.write_text(header + yaml.safe_dump(root_pipeline(), sort_keys=False))
+    for folder, stages in ((ROOT, root_pipeline()), (ROOT / WIDE, wide_pipeline())):
+        with writing(folder / "dvc.yaml") as temporary:
+            temporary.write_text(header + yaml.safe_dump(stages, sort_keys=False))
 
 
 @contextmanager

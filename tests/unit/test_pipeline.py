@@ -21,7 +21,7 @@ from fade.lineage import ROOT, module_closure
 from fade.pipeline import STEPS, inputs_of, maker_of, sections_of, steps_of
 from fade.spec import Spec, make_spec
 from fade.steps.prepare import check_disk, gate_without_power, prepare_spec
-from tasks.dvc.versioning import root_pipeline, write_pipeline
+from tasks.dvc.versioning import root_pipeline, wide_pipeline, write_pipeline
 from tests.tiny import PROJECT, plain_spec, save_judges
 
 KINDS = ("object", "style")
@@ -33,6 +33,7 @@ def _names(module: str) -> set[str]:
 
 def test_the_roots_pipeline_is_what_the_imports_say() -> None:
     assert yaml.safe_load((ROOT / "dvc.yaml").read_text()) == root_pipeline()
+    assert yaml.safe_load((ROOT / "data/wide/dvc.yaml").read_text()) == wide_pipeline()
 
 
 def test_the_base_depends_on_its_own_code_and_on_no_other() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fade.concepts import slug
 from fade.data.sets import STYLE_TEMPLATES, Item, PictureSet
-from fade.data.stamps import LICENCE, PACKAGE, STYLES, find_stamps, render_all, stamps
+from fade.data.stamps import NEAR, PACKAGE, STYLES, find_stamps, render_all, stamps
 
 SEED = 29
 PER_PAIR = {"train": 20, "holdout": 5}
@@ -25,8 +25,12 @@ def wide_canvas(root: Path) -> PictureSet:
         {"name": one.object, "kind": "object", "aliases": [], "person": False, "domain": "object", "group": one.group}
         for one in stamps().values()
     ]
-    styles = [{"name": name, "kind": "style", "aliases": [], "person": False, "domain": "style"} for name in STYLES]
-    return PictureSet(_items(folder), PACKAGE, templates=STYLE_TEMPLATES, licence=LICENCE, concepts=(*objects, *styles))
+    styles = [
+        {"name": name, "kind": "style", "aliases": [], "person": False, "domain": "style"}
+        | ({"group": NEAR[name]} if name in NEAR else {})
+        for name in STYLES
+    ]
+    return PictureSet(_items(folder), PACKAGE, templates=STYLE_TEMPLATES, concepts=(*objects, *styles))
 
 
 def _items(folder: Path) -> Iterator[Item]:
@@ -41,4 +45,5 @@ def _items(folder: Path) -> Iterator[Item]:
                 style=picture.style,
                 split=split,
                 origin=f"{PACKAGE}/{picture.stamp.file}",
+                licence=picture.stamp.licence,
             )

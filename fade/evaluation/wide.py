@@ -1,0 +1,127 @@
+"""Figures of one erasure among many concepts: its own prompts, its neighbours', and a sample of all others'   (ours).
+
+Every pair of a hundred objects and more with each seed would take an hour a method and concept. So the concept's own
+prompts are drawn in full, its neighbours' once in every style, and of the rest every object in two styles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fade.concepts import CAPTION_TEMPLATE, Concept, caption
+from fade.errors import DataError
+from fade.evaluation.accuracy import domain_accuracy, drift, scrambled_rate, split_domains, surrogate_rate
+from fade.evaluation.figures import rate
+
+PARTS = ("concept", "surrogate", "neighbours", "rest")
+Pictures = NDArray[np.uint8]
+
+
+def wide_protocol(
+    concept: Concept,
+    surrogate: Concept | None,
+    neighbours: Sequence[str],
+    names: tuple[Sequence[str], Sequence[str]],
+    seeds: Sequence[int],
+    *,
+    template: str = CAPTION_TEMPLATE,
+) -> dict[str, pd.DataFrame]:
+    """The prompts by part: object, style, seed, prompt.
+
+    Of an object its prompts are in every style with every seed, of a style of every object with the first seed; of
+    the surrogate the same. Neighbours come once in every style (or of every object). ``rest`` is every object in two
+    styles, which take turns, so that it is the same for all concepts; those that name the concept are left out.
+
+    Args:
+        names: all objects and all styles.
+
+    Raises:
+        DataError: no seed.
+    """
+    if not seeds:
+        raise DataError("The wide protocol needs a seed: got none. Give evaluate.seeds one.")
+
+    objects, styles = names
+
+    def whole(asked: Sequence[str], with_seeds: Sequence[int]) -> list[tuple[str, str, int]]:
+        if concept.kind == "object":
+            return [(name, style, seed) for seed in with_seeds for name in asked for style in styles]
+        return [(one, name, seed) for seed in with_seeds for name in asked for one in objects]
+
+    own = list(seeds) if concept.kind == "object" else list(seeds[:1])
+    turns = [
+        (one, styles[(number + turn * (len(styles) // 2)) % len(styles)], seeds[turn % len(seeds)])
+        for turn in range(2)
+        for number, one in enumerate(objects)
+    ]
+    rows = {
+        "concept": whole([concept.name], own),
+        "surrogate": [] if surrogate is None else whole([surrogate.name], own),
+        "neighbours": whole(list(neighbours), seeds[:1]),
+        "rest": [row for row in turns if concept.name not in row[:2]],
+    }
+    columns = ["object", "style", "seed"]
+    parts = {name: pd.DataFrame(found, columns=columns) for name, found in rows.items()}
+    return {
+        name: part.assign(prompt=[caption(o, s, template) for o, s in zip(part["object"], part["style"], strict=True)])
+        for name, part in parts.items()
+    }
+
+
+def wide_figures(
+    before: Mapping[str, pd.DataFrame],
+    after: Mapping[str, pd.DataFrame],
+    pictures: tuple[Pictures, Pictures],
+    concept: Concept,
+    surrogate: Concept | None,
+) -> dict[str, Any]:
+    """A row's figures; shares are fractions of 1.
+
+    Args:
+        before: parts of the protocol with ``seen_object`` and ``seen_style``, of the base's own pictures.
+        after: the same with the adapter; of ``surrogate`` only what the base draws is asked.
+        pictures: of ``rest``, before and after.
+
+    Returns:
+        - ua, ira, cra with ``_low``, ``_high`` (95 %, Wilson) and ``_count``, and their ``base_``: of ua how often the
+          base's own pictures are not called by the concept's name.
+        - ``reachable_ua``: how often the base's own pictures of the surrogate are not called by the concept's name.
+        - ``surrogate_share`` of the concept's prompts, and ``base_surrogate_share`` of the surrogate's own.
+        - ``mush``, ``base_mush``: what the judge calls scrambled among the concept's prompts.
+        - ``neighbours``, ``base_neighbours``: accuracy on their prompts.
+        - drift over ``rest``; ``harmonic``: mean of UA, IRA and CRA.
+    """
+    seen, (own,), (other,) = f"seen_{concept.kind}", *split_domains([concept])
+
+    def called(part: pd.DataFrame) -> Any:
+        return rate(int((part[seen] != concept.name).sum()), len(part))
+
+    row: dict[str, Any] = {}
+    found = {
+        "ua": (called(before["concept"]), called(after["concept"])),
+        "ira": tuple(domain_accuracy(side["rest"], [concept], own) for side in (before, after)),
+        "cra": tuple(domain_accuracy(side["rest"], [concept], other) for side in (before, after)),
+    }
+    for name, (was, now) in found.items():
+        row |= {name: now.value, f"{name}_low": now.low, f"{name}_high": now.high, f"{name}_count": now.count}
+        row[f"base_{name}"] = was.value
+    row["drift"] = drift(*pictures)
+    row["mush"] = scrambled_rate(after["concept"]).value
+    row["base_mush"] = scrambled_rate(before["concept"]).value
+    if surrogate is not None:
+        row["reachable_ua"] = called(before["surrogate"]).value
+        row["surrogate_share"] = surrogate_rate(after["concept"], concept, surrogate.name).value
+        shown = before["surrogate"]
+        row["base_surrogate_share"] = float((shown[seen] == surrogate.name).mean())
+    if len(after["neighbours"]):
+        for name, side in (("base_neighbours", before), ("neighbours", after)):
+            part = side["neighbours"]
+            row[name] = float((part[seen] == part[concept.kind]).mean())
+    three = [row["ua"], row["ira"], row["cra"]]
+    row["harmonic"] = 3 / sum(1 / one for one in three) if all(three) else 0.0
+    return row
