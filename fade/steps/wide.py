@@ -29,10 +29,10 @@ from fade.files import read_json, write_json
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
 from fade.models.family import load_base
+from fade.pipeline import TIMINGS
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps.evaluate import base_pictures, domains, named_by, pictures_now
 from fade.steps.trial import (
-    TIMINGS,
     emptied_if_other,
     made_by,
     report_progress,
