@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from fade.concepts import CAPTION_TEMPLATE, Concept, caption
 from fade.errors import DataError
-from fade.evaluation.accuracy import domain_accuracy, drift, scrambled_rate, split_domains, surrogate_rate
+from fade.evaluation.accuracy import (
+    domain_accuracy,
+    drift,
+    reachable,
+    scrambled_rate,
+    split_domains,
+    surrogate_rate,
+    unlearn_accuracy,
+)
 from fade.evaluation.figures import rate
 
 PARTS = ("concept", "surrogate", "neighbours", "rest")
@@ -88,40 +96,38 @@ def wide_figures(
         pictures: of ``rest``, before and after.
 
     Returns:
-        - ua, ira, cra with ``_low``, ``_high`` (95 %, Wilson) and ``_count``, and their ``base_``: of ua how often the
-          base's own pictures are not called by the concept's name.
-        - ``reachable_ua``: how often the base's own pictures of the surrogate are not called by the concept's name.
-        - ``surrogate_share`` of the concept's prompts, and ``base_surrogate_share`` of the surrogate's own.
-        - ``mush``, ``base_mush``: what the judge calls scrambled among the concept's prompts.
-        - ``neighbours``, ``base_neighbours``: accuracy on their prompts.
-        - drift over ``rest``; ``harmonic``: mean of UA, IRA and CRA.
+        Each with ``_low``, ``_high`` (95 %, Wilson) and ``_count``, but for the last two:
+
+        - ua, ira, cra, and their ``base_`` (values alone): of ua how often the base's own pictures are not called by
+          the concept's name.
+        - surrogate_share, mush and base_mush of the concept's prompts; reachable_ua, reachable_surrogate and
+          reachable_mush of the base's own pictures of the surrogate (``fade.evaluation.accuracy.reachable``).
+        - neighbours, base_neighbours: accuracy on their prompts.
+        - drift over ``rest``; harmonic: mean of UA, IRA and CRA.
     """
-    seen, (own,), (other,) = f"seen_{concept.kind}", *split_domains([concept])
-
-    def called(part: pd.DataFrame) -> Any:
-        return rate(int((part[seen] != concept.name).sum()), len(part))
-
-    row: dict[str, Any] = {}
-    found = {
-        "ua": (called(before["concept"]), called(after["concept"])),
-        "ira": tuple(domain_accuracy(side["rest"], [concept], own) for side in (before, after)),
-        "cra": tuple(domain_accuracy(side["rest"], [concept], other) for side in (before, after)),
+    kind, (own,), (other,) = concept.kind, *split_domains([concept])
+    rates = {
+        "ua": unlearn_accuracy(after["concept"], concept),
+        "ira": domain_accuracy(after["rest"], [concept], own),
+        "cra": domain_accuracy(after["rest"], [concept], other),
+        "mush": scrambled_rate(after["concept"]),
+        "base_mush": scrambled_rate(before["concept"]),
     }
-    for name, (was, now) in found.items():
-        row |= {name: now.value, f"{name}_low": now.low, f"{name}_high": now.high, f"{name}_count": now.count}
-        row[f"base_{name}"] = was.value
-    row["drift"] = drift(*pictures)
-    row["mush"] = scrambled_rate(after["concept"]).value
-    row["base_mush"] = scrambled_rate(before["concept"]).value
     if surrogate is not None:
-        row["reachable_ua"] = called(before["surrogate"]).value
-        row["surrogate_share"] = surrogate_rate(after["concept"], concept, surrogate.name).value
-        shown = before["surrogate"]
-        row["base_surrogate_share"] = float((shown[seen] == surrogate.name).mean())
-    if len(after["neighbours"]):
-        for name, side in (("base_neighbours", before), ("neighbours", after)):
-            part = side["neighbours"]
-            row[name] = float((part[seen] == part[concept.kind]).mean())
+        best = reachable(before["surrogate"], [(concept, surrogate.name)])[concept.name]
+        rates["surrogate_share"] = surrogate_rate(after["concept"], concept, surrogate.name)
+        rates |= {"reachable_ua": best.ua, "reachable_surrogate": best.surrogate, "reachable_mush": best.mush}
+    for name, side in (("neighbours", after), ("base_neighbours", before)):
+        part = side["neighbours"]
+        if len(part):
+            rates[name] = rate(int((part[f"seen_{kind}"] == part[kind]).sum()), len(part))
+    row: dict[str, Any] = {}
+    for name, found in rates.items():
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_count": found.count}
+    row["base_ua"] = unlearn_accuracy(before["concept"], concept).value
+    row["base_ira"] = domain_accuracy(before["rest"], [concept], own).value
+    row["base_cra"] = domain_accuracy(before["rest"], [concept], other).value
+    row["drift"] = drift(*pictures)
     three = [row["ua"], row["ira"], row["cra"]]
     row["harmonic"] = 3 / sum(1 / one for one in three) if all(three) else 0.0
     return row

@@ -100,7 +100,7 @@ def _judged(spec: Spec, folder: Path) -> dict[str, Any]:
     before, after = (_seen(judge, protocol, pictures) for pictures in (was, {**now, "surrogate": was["surrogate"]}))
     row = {"concept": concept.name, "kind": concept.kind, "surrogate": spec.pairs[0].surrogate}
     row |= wide_figures(before, after, (was["rest"], now["rest"]), concept, surrogate)
-    return row | {"samples": sum(len(protocol[name]) for name in PARTS), "tries": 1}
+    return row | {"samples": sum(len(protocol[name]) for name in PARTS)}
 
 
 def _seen(
@@ -132,6 +132,7 @@ def _cost(folder: Path, making: list[str]) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
     return {
         "steps": card["steps"],
+        "tries": card.get("tries", 1),
         "method_seconds": round(sum(timings[name]["seconds"] for name in making), 2),
         "peak_mib": max(timings[name]["peak_mib"] for name in making),
         "adapter_bytes": min(size, card.get("dense_bytes", size)),

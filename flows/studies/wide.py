@@ -35,7 +35,7 @@ OURS = "ours"
 """The method whose settings are the project's own, as they come."""
 ROOT = TRIALS / "wide"
 COLUMNS = (
-    *("ua", "reachable_ua", "surrogate_share", "base_surrogate_share", "mush", "base_mush"),
+    *("ua", "reachable_ua", "surrogate_share", "reachable_surrogate", "mush", "base_mush"),
     *("neighbours", "base_neighbours", "ira", "base_ira", "cra", "base_cra", "drift", "harmonic"),
     *("method_seconds", "adapter_bytes", "tries"),
 )

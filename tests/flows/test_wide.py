@@ -65,7 +65,7 @@ def test_the_figures_are_those_counted_by_hand() -> None:
     assert row["ua"] == 3 / 4
     assert row["base_ua"] == 0
     assert row["reachable_ua"] == 3 / 4
-    assert row["surrogate_share"] == row["base_surrogate_share"] == 2 / 4
+    assert row["surrogate_share"] == row["reachable_surrogate"] == 2 / 4
     assert (row["mush"], row["base_mush"]) == (1 / 4, 0)
     assert (row["neighbours"], row["base_neighbours"]) == (3 / 4, 1)
     assert row["ira"] == row["cra"] == (rest - 1) / rest
@@ -96,20 +96,20 @@ def test_concepts_are_drawn_alike_each_time_and_a_wrong_plan_is_refused(workspac
         assert "either --concepts" in result.output
 
 
+@pytest.mark.timeout(900)
 def test_the_command_writes_a_row_for_each_erasure_and_finds_what_it_has_done(workspace: Path, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
-    asked = ["benchmark", "wide", "--concepts", "cat:horse,neon:photo", "--methods", "fade-closed-form"]
+    asked = ["benchmark", "wide", "--concepts", "cat:horse", "--methods", "fade-closed-form"]
     result = CliRunner().invoke(app, [*asked, "--json", str(file)])
     assert result.exit_code == 0, result.output
     rows = json.loads(file.read_text())["rows"]
     assert [(row["method"], row["concept"], row["surrogate"]) for row in rows] == [
         ("fade-closed-form", "cat", "horse"),
-        ("fade-closed-form", "neon", "photo"),
     ]
     wanted = {"ua", "ira", "cra", "drift", "surrogate_share", "mush", "base_mush", "reachable_ua", "neighbours"}
     wanted |= {"base_neighbours", "tries", "method_seconds", "adapter_bytes", "harmonic"}
     assert all(wanted <= set(row) for row in rows)
     made = {path: path.stat().st_mtime_ns for path in Path("data/trials/wide").glob("*/adapter/*.safetensors")}
-    assert len(made) == 2
+    assert len(made) == 1
     assert CliRunner().invoke(app, asked).exit_code == 0
     assert made == {path: path.stat().st_mtime_ns for path in Path("data/trials/wide").glob("*/adapter/*.safetensors")}
