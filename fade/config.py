@@ -308,6 +308,11 @@ def explained(error: ValidationError, where: str) -> ConfigError:
     return ConfigError(f"{where}: {faults}.")
 
 
+def one_seed(seed: int) -> dict[str, int]:
+    """Changes of settings, by dotted name, that make every draw an adapter comes from one by this seed."""
+    return {f"{name}.seed": seed for name in ("split", "saliency", "distill")}
+
+
 def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Settings:
     """The section ``erasure`` of params.yaml.
 

@@ -106,14 +106,14 @@ def erase(
     import time
 
     begun = time.perf_counter()
-    from fade.config import load_settings
+    from fade.config import load_settings, one_seed
     from fade.methods.registry import asking_for, steps_of
     from fade.steps.catalog import ensure_catalog
     from fade.steps.prepare import prepare_spec, read_overwrite
 
     changes = [setting(given) for given in settings_given or ()]
     if seed is not None:
-        changes += [(f"{name}.seed", seed) for name in ("split", "saliency", "distill")]
+        changes += one_seed(seed).items()
     if steps is not None:
         changes += steps_of(method, steps).items()
     asked = chosen(project).at(base=base, catalog=catalog, judges=judges)

@@ -20,7 +20,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from fade.config import OUR_METHOD, load_settings
+from fade.config import OUR_METHOD, load_settings, one_seed
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError, nearest
 from fade.evaluation.contest import COLUMNS, contest_markdown, contest_table, scatter_figure, sequence_figure
@@ -87,7 +87,7 @@ def plan_contest(
         # Every method is judged on the same pictures, whatever its figures: the gate draws no more of them.
         same = {"gate.sure": None, **(changes or {})}
         if seed is not None:
-            same |= {f"{step}.seed": seed for step in ("split", "saliency", "distill")}
+            same |= one_seed(seed)
         # A method's concepts in turn, not a concept's methods: side by side, two of one concept would both draw what
         # the attacks ask of the base, which the next that comes to it finds.
         for method, asked in zip(methods, asking_for(methods, same), strict=True):

@@ -22,7 +22,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.futures import as_completed
 from tqdm import tqdm
 
-from fade.config import load_settings
+from fade.config import load_settings, one_seed
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError
 from fade.evaluation.figures import rate
@@ -99,8 +99,7 @@ def plan(
         varied = dict(zip(vary, values, strict=True))
         given = {**changes, **varied}
         if "seed" in given:
-            seed = given.pop("seed")
-            given |= {f"{step}.seed": seed for step in ("split", "saliency", "distill")}
+            given |= one_seed(given.pop("seed"))
         settings = load_settings(project.params, changes=given)
         for concept, surrogate in pairs:
             cells.append(Cell(prepare_spec(concept, surrogate, project=project, settings=settings, **asked), varied))
