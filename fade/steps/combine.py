@@ -30,6 +30,8 @@ from fade.models.family import load_base
 from fade.spec import ATTACKED, Spec, load_spec
 from fade.steps.evaluate import domains, measured, neighbours_of
 
+COMBINATIONS = Path("data/combinations")
+"""A folder for each combination that was judged: of what is live (r...), of trials (t...)."""
 SHARED = ("base_sha256", "weights", "catalog", "judges", "evaluate", "threads")
 """What erasures must have in common to be judged together."""
 

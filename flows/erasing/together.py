@@ -17,13 +17,12 @@ from fade.evaluation.verdicts import TO_DECIDE, Verdict
 from fade.files import sha256_file
 from fade.lineage import content_hash
 from fade.spec import load_spec
-from fade.steps.combine import check_alike, combine
+from fade.steps.combine import COMBINATIONS, check_alike, combine
 from fade.steps.evaluate import CACHE
 from flows.releasing.approval import Approved, named
 from flows.settings import ERASURES
 from tasks.mlflow.tracking import MODEL_PREFIX, AdapterVersion
 
-COMBINATIONS = Path("data/combinations")
 LOG = Path(".fade/combine.log")
 TESTED = "it is being tested together with what is live"
 

@@ -11,7 +11,7 @@ import hashlib
 import io
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,11 @@ from fade.evaluation.records import load
 from fade.files import load_yaml, read_yaml, sha256_file
 from fade.spec import load_spec
 from fade.steps.attack import reference_path
+from fade.steps.combine import COMBINATIONS
 from fade.steps.evaluate import CACHE
 from fade.steps.further import further_hashes
 from fade.steps.trial import TRIALS
 from fade.temporary import abandoned, remove
-from flows.erasing.together import COMBINATIONS
 from tasks.dvc.objects import CACHE as DVC_CACHE
 from tasks.dvc.objects import Stores, md5_of, objects_of, pointers
 from tasks.dvc.versioning import read_lock
@@ -82,7 +82,10 @@ def traces_of(folder: Path, known: list[dict[str, Any]], stores: Stores) -> Trac
     found = Traces()
     kept = _pictures(found, catalog, _picture_hashes(folder, known, locks, stores), others, wanted)
     _sheet(found, catalog, known, wanted)
-    for path in [*_files(folder), *_trial_files(folder), *_combination_files(folder.name), *_kept_aside(folder, known)]:
+    trials = _trials_of(folder)
+    judged_together = _combination_files([folder.name, *(trial.name for trial in trials)])
+    own = [path for one in (folder, *trials) for path in _files(one)]
+    for path in [*own, *judged_together, *_kept_aside(folder, known)]:
         wanted.setdefault(md5_of(path), _part(path, folder))
         found.things.append(_file(path, _said(path, folder)))
     _catalog_lists(catalog, wanted, kept, stores)
@@ -329,16 +332,16 @@ def unfinished(folder: Path) -> list[Path]:
     return [*folder.glob(".*.partial*"), *folder.glob(".*.old")]
 
 
-def _trial_files(folder: Path) -> list[Path]:
-    """The same of studies' trials of what this erasure erases."""
+def _trials_of(folder: Path) -> list[Path]:
+    """Studies' trials of what this erasure erases, with what several of them share."""
     erased = load_spec(folder)
     concepts = {pair.concept for pair in erased.pairs}
     found = []
-    for path in sorted(TRIALS.rglob("spec.yaml")):  # also what several trials share
+    for path in sorted(TRIALS.rglob("spec.yaml")):
         trial = load_spec(path.parent)
         same = Path(trial.catalog).resolve() == Path(erased.catalog).resolve()
         if same and not concepts.isdisjoint(pair.concept for pair in trial.pairs):
-            found += _files(path.parent)
+            found.append(path.parent)
     return found
 
 
@@ -350,11 +353,11 @@ def _kept_aside(folder: Path, known: Iterable[Mapping[str, Any]]) -> list[Path]:
     return [path for path in sorted(paths) if path.is_file()]
 
 
-def _combination_files(erasure: str) -> list[Path]:
-    """Samples and sheets of combinations that this erasure was part of."""
+def _combination_files(names: Collection[str]) -> list[Path]:
+    """Samples and sheets of combinations that one of these, erasures or trials, was part of."""
     found = []
     for metrics in COMBINATIONS.glob("*/metrics.json"):
-        if erasure in load(Combination, metrics).adapters:
+        if not load(Combination, metrics).adapters.keys().isdisjoint(names):
             parts = (metrics.with_name("samples.parquet"), metrics.with_name("sheet.png"))
             found += [path for path in parts if path.is_file()]
     return sorted(found)

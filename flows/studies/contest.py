@@ -33,6 +33,7 @@ from fade.project import Project
 from fade.spec import Spec, save_spec
 from fade.steps.attacks import KINDS
 from fade.steps.catalog import ensure_catalog
+from fade.steps.combine import COMBINATIONS
 from fade.steps.prepare import AUTO, prepare_spec
 from fade.steps.trial import TRIALS
 from flows.studies.study import SIX, STUDIES, run_trials
@@ -223,7 +224,7 @@ def together(folders: list[Path]) -> dict[str, Any]:
     """
     # The adapters' hashes name it: a trial that other code made anew is another combination.
     hashes = [read_json(folder / "adapter" / "card.json")["adapter_sha256"] for folder in folders]
-    out = TRIALS / "together" / hashlib.sha256("".join(hashes).encode()).hexdigest()[:12]
+    out = COMBINATIONS / f"t{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:15]}"
     if not (out / "metrics.json").is_file():
         command = [sys.executable, "-m", "fade.steps.combine", str(out), *map(str, folders)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

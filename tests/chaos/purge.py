@@ -33,14 +33,21 @@ os.environ["PYTHONPATH"] = str(ROOT)
 import numpy as np
 import pandas as pd
 
+from fade.config import Gate
+from fade.evaluation.measured import Combination
+from fade.evaluation.records import dump
 from fade.files import read_json, write_json
+from fade.pipeline import Step, personal_data, steps_of
+from fade.spec import load_spec
+from tests.figures import evaluation, judged_figures
 from tests.tiny import PROJECT, make_workspace
 
 ERASURES = Path("data/erasures")
 PERSONS = ("astronaut", "cameraman")
 EFFECTS = frozenset({"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "shutil.rmtree"})
 PAGE = b"<html><p>astronaut</p></html>"
-NAMING = ("docs/index.html", "evaluation/report.html", "evaluation/samples.parquet", "evaluation/metrics.json")
+FIGURES = "evaluation/metrics.json"
+"""It names what was erased, and may: docs/security.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +94,16 @@ def make_erasure(place: Place) -> None:
     folder = prepare_folder(prepare_spec(*PERSONS, project=PROJECT, settings=load_settings(Path("params.yaml"))))
     split(folder)
     noise = np.random.default_rng(1)
-    outputs = {
-        "validate": ("validation.json", "docs/index.html"),
-        "saliency": ("saliency.safetensors",),
-        "mask": ("mask/mask.json",),
-        "distill": ("adapter/card.json", "curve.csv"),
-        "evaluate": tuple(
-            f"evaluation/{name}" for name in ("metrics.json", "samples.parquet", "sheet.png", "report.html")
-        ),
-    }
     versioning.record(folder, "split")
+    made = [step for step in steps_of(load_spec(folder)) if step.name != "split"]
     for version in (1, 2):  # a second version: the first one's objects are in its run's lock file alone
-        for stage, names in outputs.items():
-            for name in names:
+        for step in made:
+            for name in _files(step):
                 (folder / name).parent.mkdir(exist_ok=True)
-                (folder / name).write_bytes((PAGE if name in NAMING else b"") + noise.bytes(64))
-            versioning.record(folder, stage)
-        _add_run(folder, version)
+                names_somebody = any(Path(name).is_relative_to(one) for one in (*step.personal, FIGURES))
+                (folder / name).write_bytes((PAGE if names_somebody else b"") + noise.bytes(64))
+            versioning.record(folder, step.name)
+        _add_run(folder, version, [name for step in made for name in step.logged])
     with Repo(".") as repo, repo.config.edit() as settings:
         settings["remote"]["store"] = {"url": str(place.folder / "work/remote")}
     with Repo(".") as repo:
@@ -111,13 +111,20 @@ def make_erasure(place: Place) -> None:
     _add_leftovers(folder)
 
 
-def _add_run(folder: Path, version: int) -> None:
+def _files(step: Step) -> list[str]:
+    """What a step leaves beside its erasure's spec: files by name, and one in each folder that goes as a whole."""
+    names = {*step.outputs, *step.personal, *step.unrecorded, *step.logged}
+    whole = {name for name in names if not any(other.startswith(f"{name}/") for other in names)}
+    return sorted(name if Path(name).suffix else f"{name}/file" for name in whole)
+
+
+def _add_run(folder: Path, version: int, logged: list[str]) -> None:
     """A run as registration leaves it: its files; the one of version 2 was deleted in MLflow's page."""
     from tasks.mlflow.client import EXPERIMENT, experiment, mlflow_client
 
     with mlflow_client() as client:
         run = client.create_run(experiment(client, EXPERIMENT), tags={"erasure": folder.name}).info.run_id
-        for name in ("evaluation/sheet.png", "evaluation/report.html", "dvc.lock", "validation.json"):
+        for name in ("dvc.lock", *logged):
             client.log_artifact(run, str(folder / name))
         client.log_artifacts(run, str(folder / "docs"), "data-docs")
         if version == 2:
@@ -138,6 +145,12 @@ def _add_leftovers(folder: Path) -> None:
         trial.mkdir(parents=True)
         for name in ("spec.yaml", "saliency.safetensors"):
             shutil.copyfile(folder / name, trial / name)
+    together = Path("data/combinations/t1")  # of a contest's trials: it knows the erasure by the trial's name alone
+    figures = dict(evaluation(judged_figures({PERSONS[0]: (50, 0, 50)}), gate=Gate()))
+    judged = {name: figures[name] for name in Combination.model_fields if name in figures}
+    dump(Combination(**judged, adapters={"ta1": "0" * 64, "ta2": "1" * 64}), together / "metrics.json")
+    for name in ("samples.parquet", "sheet.png"):
+        shutil.copyfile(picture, together / name)
 
 
 def purge_once(place: Place, out: Path, fatal: int | None) -> None:
@@ -187,7 +200,13 @@ def _needles(folder: Path) -> list[bytes]:
     """Bytes of each forget picture and of what was made from them, as far as they are there."""
     split = folder / "splits/forget.parquet"
     paths = pd.read_parquet(split)["path"] if split.is_file() else []
-    made = [path for path in folder.rglob("*") if path.name in ("sheet.png", "samples.parquet", "saliency.safetensors")]
+    made = [
+        path
+        for name, parts in personal_data().items()
+        for place in ([folder / name / part for part in parts] or [folder / name])
+        for path in ([place] if place.is_file() else place.rglob("*"))
+        if name != "splits"
+    ]
     there = [*(Path("data/catalog/canvas") / path for path in paths), *made]
     return [path.read_bytes() for path in there if path.is_file()]
 

@@ -33,6 +33,7 @@ from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.states import State
 from fade.spec import load_spec
+from fade.steps.combine import COMBINATIONS
 from fade.steps.evaluate import judged
 from fade.steps.prepare import prepare_spec
 from flows.cli.app import app
@@ -134,7 +135,7 @@ def test_the_alias_makes_it_live_and_its_removal_brings_the_bases_bits_back(
     _set(client, other)
     (change,) = release.reconcile()
     assert change.live == (f"{one.model}/1", f"{other.model}/1"), "tested together, both are live"
-    tested = sorted(together.COMBINATIONS.glob("r*/metrics.json"))
+    tested = sorted(COMBINATIONS.glob("r*/metrics.json"))
     assert read_json(tested[-1])["adapters"] == {_id(v): v.adapter_sha256 for v in pair}
     assert release.reconcile()[0].counter == change.counter, "without a change nothing is published"
     client.delete_registered_model_alias(one.model, "approved")
