@@ -75,9 +75,16 @@ def asking_for(names: Sequence[str], changes: Mapping[str, Any]) -> list[dict[st
         changes: further changes by dotted name; ``esd-x.steps`` is a method's own and reaches that method alone.
 
     Raises:
-        ConfigError: there is no such method, or a setting is of one that is not among them.
+        ConfigError: there is no such method; or a setting is of one that is not among them, or of a mask that none
+            of them has.
     """
     own = [OUR_METHOD if name in PRESETS else find_method(name).name for name in names]
+    if not any(name in PRESETS or find_method(name).masked for name in names):
+        for key in (key for key in changes if key.partition(".")[0] == "mask"):
+            raise ConfigError(
+                f"{key} was set, and {' and '.join(names)} trains no mask: nothing would read it. Leave it out, or "
+                f"take a method that has one, such as {OUR_METHOD}."
+            )
     filed = {*METHODS, *own} - {OUR_METHOD}
     of = {key: head for key in changes if (head := key.partition(".")[0]) in filed}
     if unasked := sorted(set(of.values()) - set(own)):

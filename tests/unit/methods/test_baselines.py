@@ -277,6 +277,10 @@ def test_a_name_with_its_settings_is_what_is_asked_for() -> None:
     assert steps_of(None, 7) == {"distill.steps": 7, "distill.deep.steps": 7}
     with pytest.raises(ConfigError, match="'ca', which is not among the methods"):
         asking_for(["uce"], {"ca.steps": 1})
+    # A mask that no method of these has would be set for nothing; beside one that has it, it is that one's.
+    with pytest.raises(ConfigError, match=r"mask\.density was set, and esd-x and uce trains no mask"):
+        asking_for(["esd-x", "uce"], {"mask.density": 0.5})
+    assert len(asking_for(["fade-deep", "uce"], {"mask.density": 0.5})) == 2
 
 
 def test_a_methods_code_is_its_own_and_no_other_methods() -> None:
