@@ -55,7 +55,7 @@ def last_outcomes(ledger: Ledger) -> dict[str, ReleaseOutcome]:
             row = json.loads(details)
             name = f"{MODEL_PREFIX}{erasure}/{row['version']}"
             kind = event.removeprefix("release.")
-            found[name] = ReleaseOutcome(kind, reason, row.get("run_id", ""), row.get("base_sha256", ""))
+            found[name] = ReleaseOutcome(kind, reason, row["run_id"], row["base_sha256"])
     return found
 
 
