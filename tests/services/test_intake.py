@@ -31,29 +31,18 @@ from fade.requests.states import State
 from flows.cli import queue
 from flows.cli.app import app
 from flows.operations import doctor
-from tests.databases import database, missing
+from tests.brokers import own_queue
+from tests.databases import database
 from tests.tiny import PROJECT, PROJECTS
-
-BROKERS = {"rabbitmq": "amqp://guest:guest@127.0.0.1:5672//", "redis": "redis://127.0.0.1:6379/7"}
 
 
 @pytest.fixture(params=["folder", "rabbitmq", "redis"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "folder":
         yield f"folder:{tmp_path}/queue"
         return
-    address = BROKERS[request.param]
-    for name in ("QUEUE", "DEAD"):
-        monkeypatch.setattr(intake, name, f"{getattr(intake, name)}.{uuid.uuid4().hex[:8]}")
-    try:
-        with Connection(address, connect_timeout=3) as connection:
-            connection.ensure_connection(max_retries=1, timeout=3)
-    except OSError:
-        missing(f"{request.param} at {address}")
-    yield address
-    with Connection(address) as connection:
-        for name in (intake.QUEUE, intake.DEAD):
-            connection.default_channel.queue_delete(name)
+    with own_queue(request.param) as address:
+        yield address
 
 
 @pytest.fixture
@@ -264,18 +253,10 @@ def test_a_request_pushed_into_redis_without_an_envelope_is_taken(ledger: Ledger
 
 
 @pytest.fixture
-def rabbitmq(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def rabbitmq() -> Iterator[str]:
     """RabbitMQ with queue names of a test's own, and nothing declared."""
-    for name in ("QUEUE", "DEAD"):
-        monkeypatch.setattr(intake, name, f"{getattr(intake, name)}.{uuid.uuid4().hex[:8]}")
-    try:
-        with Connection(BROKERS["rabbitmq"], connect_timeout=3) as connection:
-            connection.ensure_connection(max_retries=1, timeout=3)
-            yield BROKERS["rabbitmq"]
-            for name in (intake.QUEUE, intake.DEAD):
-                connection.default_channel.queue_delete(name)
-    except OSError:
-        missing("rabbitmq")
+    with own_queue("rabbitmq") as address:
+        yield address
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,9 @@ from flows.releasing.pictures import draw, live_adapters, load_with
 from flows.releasing.released import released
 from flows.settings import ERASURES
 from tasks.mlflow import tracking
-from tests.databases import missing
+from tests.brokers import own_queue
 from tests.tiny import entered, make_workspace, save_judges, save_tiny_base, write_project
 
-RABBITMQ = "amqp://guest:guest@127.0.0.1:5672//"
 KITCHEN = Project(name="kitchen", catalog="data/kitchen", base="data/base/kitchen", judges="data/judges-kitchen")
 GARDEN = Project(
     name="garden", catalog="data/garden", base="data/base/garden", judges="data/judges-garden", protected=("Vase",)
@@ -74,19 +73,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def queue() -> Iterator[str]:
     """A queue of RabbitMQ for this test alone."""
-    for name in ("QUEUE", "DEAD"):
-        monkeypatch.setattr(intake, name, f"{getattr(intake, name)}.{uuid.uuid4().hex[:8]}")
-    try:
-        with Connection(RABBITMQ, connect_timeout=3) as connection:
-            connection.ensure_connection(max_retries=1, timeout=3)
-    except OSError:
-        missing(f"rabbitmq at {RABBITMQ}")
-    yield RABBITMQ
-    with Connection(RABBITMQ) as connection:
-        for name in (intake.QUEUE, intake.DEAD):
-            connection.default_channel.queue_delete(name)
+    with own_queue("rabbitmq") as address:
+        yield address
 
 
 def _message(concept: str, project: str | None, **changes: object) -> dict[str, object]:
