@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,11 +26,10 @@ os.environ["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_SERVER_API_AUTH_STRI
 # One key for the ledgers of all tests, wherever they are run from.
 os.environ.setdefault("FADE_LEDGER_KEY", "a key of the tests alone")
 
-import torch
-
-from fade.models.families.stable_diffusion import StableDiffusion
-from fade.models.family import load_base
-from tests.tiny import entered, make_workspace, save_tiny_base
+# torch and all that stands on it is imported where it is used: the process that only hands out tests to workers would
+# load it for nothing, and no worker starts before.
+if TYPE_CHECKING:
+    from fade.models.families.stable_diffusion import StableDiffusion
 
 HERE = Path(__file__).parent
 LONGEST = (
@@ -51,6 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def threads_as_they_were() -> Iterator[None]:
     """An erasure in this process sets the number of threads; the next test is not to inherit it."""
+    import torch
+
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -69,12 +71,16 @@ def environment_as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project of its own; the current folder for the whole session, as services bind to it."""
+    from tests.tiny import entered, make_workspace
+
     with entered(make_workspace(tmp_path_factory.mktemp("project") / "workspace")) as folder:
         yield folder
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny import save_tiny_base
+
     folder = tmp_path_factory.mktemp("base") / "tiny"
     save_tiny_base(folder)
     return folder
@@ -82,6 +88,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def base(tiny_base: Path) -> StableDiffusion:
+    from fade.models.family import load_base
+
     return load_base(tiny_base)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from fade.concepts import Concept
 from fade.sheets import labelled_sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def before_after_sheet(
@@ -68,6 +71,8 @@ def erasure_sheet(
 
 def loss_figure(curve: pd.DataFrame) -> Figure:
     """Forget and retain loss over the steps, logarithmic, each with its running mean."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for name, colour in (("forget_loss", "#b00020"), ("retain_loss", "#1b5e9c")):

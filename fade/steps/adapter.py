@@ -112,15 +112,16 @@ def _sizes(base: Base, tensors: Mapping[str, Tensor], *, masked: bool) -> dict[s
 
 
 def main() -> None:
-    """Run the step for one erasure's folder: alone, or as one of the processes that a launcher started."""
+    """Run the step for erasures' folders: alone, or as one of the processes that a launcher started."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    spec = load_spec(folder)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="one after the other")
+    folders = parser.parse_args().folders
     with launched() as processes:
-        total = find_method(spec.method).steps(spec)
-        for _ in tqdm(make_adapter(folder, processes), total=total, desc=spec.method, disable=not processes.first):
-            pass
+        for folder in folders:
+            spec = load_spec(folder)
+            total = find_method(spec.method).steps(spec)
+            for _ in tqdm(make_adapter(folder, processes), total=total, desc=spec.method, disable=not processes.first):
+                pass
 
 
 if __name__ == "__main__":

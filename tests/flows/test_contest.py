@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from fade.evaluation.contest import best_methods, contest_markdown, contest_tabl
 from fade.methods.registry import NAMES
 from flows.cli.app import app
 from flows.studies.contest import plan_contest
+from tasks import trials
 from tests.tiny import PROJECT
 
 
@@ -100,7 +102,12 @@ def test_every_method_has_a_plan_of_its_own(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_contest_has_a_row_for_each_erasure_and_goes_on_where_it_was(workspace: Path, tmp_path: Path) -> None:
+def test_a_contest_has_a_row_for_each_erasure_and_goes_on_where_it_was(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a process for each trial: that its rows are those of one is a sweep's test.
+    here = SimpleNamespace(submit=lambda folder, **given: trials.trial.submit(folder, **{**given, "here": True}))
+    monkeypatch.setattr("flows.studies.study.trial", here)
     file = tmp_path / "found.json"
     # A worker's files share one workspace: others' trials may be there.
     before = set(Path("data/trials").glob("e*/curve.csv"))

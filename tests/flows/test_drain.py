@@ -466,7 +466,6 @@ def test_the_embedded_store_is_made_by_one_at_a_time(tmp_path: Path, monkeypatch
 FIRST_USE = """
 import pathlib, sys, time
 from tasks.mlflow.client import experiment, mlflow_client
-from tests.tiny import PROJECT, PROJECTS, write_project
 pathlib.Path(sys.argv[1]).touch()
 while len(list(pathlib.Path().glob("ready-*"))) < 2:
     time.sleep(0.005)

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from dvc.repo import Repo
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from typer.testing import CliRunner
@@ -318,18 +317,6 @@ def test_asking_again_runs_nothing_and_registers_nothing(
     assert erase(folder.name) == version
     assert sha256_file(folder / "dvc.lock") == before
     assert len([one for one in tracking.versions() if one.model == version.model]) == 1
-
-
-@pytest.mark.slow
-def test_forced_reproduction_without_run_cache_gives_the_same_hashes(
-    finished: tuple[Path, tracking.AdapterVersion],
-) -> None:
-    folder, _ = finished
-    lock = (folder / "dvc.lock").read_text()
-    with Repo(".") as repo:
-        again = repo.reproduce(f"{folder}/dvc.yaml", force=True, run_cache=False, single_item=True)
-    assert [stage.name for stage in again] == [step.name for step in steps_of(load_spec(folder))]
-    assert (folder / "dvc.lock").read_text() == lock
 
 
 def test_a_run_that_died_goes_on_from_its_last_finished_task(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def test_a_method_of_ones_own_is_a_trial_and_a_stage_like_any(workspace: Path) -
     changes = {"threads": 1, "mean-shift.strength": 0.5}
     (entry,) = plan_contest(["own_method:METHOD"], ["cat:horse"], project=PROJECT, changes=changes)
     assert entry.spec.methods == {"mean-shift": {"strength": 0.5}}
-    row = trial(entry.folder)
+    row = trial(entry.folder, here=True)
     assert row["steps"] == 1
     assert load_card(entry.folder / "adapter")["method"] == "mean-shift"
     write_pipeline(entry.folder, entry.spec)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -87,7 +88,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
             patch.delenv(name)
         patch.setenv("PREFECT_HOME", str(folder / "prefect-home"))
         old = _as_they_are(folder, *ports[:2])
-        stack.callback(local.stop_all, old.values())
+        stack.callback(_kill, old.values())
         found = stack.enter_context(local.running(mlflow_port=ports[2], prefect_port=ports[3]))
         ledger = stack.enter_context(Ledger(f"sqlite:///{folder / 'ledger.db'}"))
         drawing = NoRuntime()
@@ -130,6 +131,13 @@ def _as_they_are(folder: Path, prefect_port: int, mlflow_port: int) -> dict[str,
                 env=environment,
             )
     return started
+
+
+def _kill(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """At once: there is nothing in them to be kept, and Prefect takes its time to end."""
+    for process in processes:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture(scope="module")

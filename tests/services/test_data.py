@@ -7,11 +7,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pandas as pd
 import pytest
 from dvc.repo import Repo
-from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
 from fade.config import load_settings
@@ -54,6 +52,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of an S3 server on loopback with a bucket."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
     for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("DEFAULT_REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -114,6 +115,8 @@ def test_a_folder_as_remote(project: Path, tmp_path: Path) -> None:
 
 def test_an_s3_server_as_remote_which_may_be_gone(project: Path, s3: str) -> None:
     add_remote("s3://fade/pictures", endpointurl=s3)
+    import boto3
+
     there_and_back()
     objects = boto3.client("s3", endpoint_url=s3).list_objects_v2(Bucket="fade")
     assert objects["KeyCount"] > 10

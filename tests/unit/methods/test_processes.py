@@ -76,29 +76,34 @@ def test_more_processes_than_rows_are_refused(base: StableDiffusion) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("changes", [{}, {"distill.pool": 8, "distill.stop_at": 0.5}], ids=["fresh", "pool"])
-def test_two_processes_make_the_adapter_of_one(workspace: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_two_processes_make_the_adapters_of_one(workspace: Path, tmp_path: Path) -> None:
     # One process goes over the halves of a batch one after the other, two side by side: the same sums, to the last bit.
-    halves = {"distill.batch": 4, "distill.micro_batch": 4}
-    settings = load_settings(Path("params.yaml"), changes={"threads": 1, "distill.steps": 8, **halves, **changes})
-    one, two = tmp_path / "one", tmp_path / "two"
-    save_spec(prepare_spec("astronaut", "cameraman", project=PROJECT, settings=settings), one)
-    for step in (split, saliency, mask):
-        step(one)
-    shutil.copytree(one, two)
-    for _ in make_adapter(one):
-        pass
+    halves = {"threads": 1, "distill.steps": 8, "distill.batch": 4, "distill.micro_batch": 4}
+    folders = {}
+    for name, changes in {"fresh": {}, "pool": {"distill.pool": 8, "distill.stop_at": 0.5}}.items():
+        settings = load_settings(Path("params.yaml"), changes={**halves, **changes})
+        one, two = tmp_path / name / "one", tmp_path / name / "two"
+        save_spec(prepare_spec("astronaut", "cameraman", project=PROJECT, settings=settings), one)
+        for step in (split, saliency, mask):
+            step(one)
+        shutil.copytree(one, two)
+        for _ in make_adapter(one):
+            pass
+        folders[one] = two
+    # Both by one launch: to load the libraries takes longer than both adapters.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    done = subprocess.run([*command, "-m", "fade.steps.adapter", str(two)], capture_output=True, text=True, check=False)
+    command += ["-m", "fade.steps.adapter", *map(str, folders.values())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert read_json(two / "adapter/card.json")["processes"] == 2
-    assert "processes" not in read_json(one / "adapter/card.json")
-    made = [load_file(folder / "adapter" / WEIGHTS_NAME) for folder in (one, two)]
-    assert list(made[0]) == list(made[1])
-    assert sum(float(tensor.abs().sum()) for name, tensor in made[0].items() if "lora_B" in name) > 0
-    for name, tensor in made[0].items():
-        torch.testing.assert_close(made[1][name], tensor, rtol=RTOL, atol=0.0)
-    curves = [pd.read_csv(folder / "curve.csv") for folder in (one, two)]
-    assert len(curves[0]) > 1
-    pd.testing.assert_frame_equal(*curves, rtol=1e-6)
+    for one, two in folders.items():
+        assert read_json(two / "adapter/card.json")["processes"] == 2
+        assert "processes" not in read_json(one / "adapter/card.json")
+        made = [load_file(folder / "adapter" / WEIGHTS_NAME) for folder in (one, two)]
+        assert list(made[0]) == list(made[1])
+        assert sum(float(tensor.abs().sum()) for name, tensor in made[0].items() if "lora_B" in name) > 0
+        for name, tensor in made[0].items():
+            torch.testing.assert_close(made[1][name], tensor, rtol=RTOL, atol=0.0)
+        curves = [pd.read_csv(folder / "curve.csv") for folder in (one, two)]
+        assert len(curves[0]) > 1
+        pd.testing.assert_frame_equal(*curves, rtol=1e-6)
