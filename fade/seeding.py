@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 GLOBAL_GENERATOR = threading.RLock()
 """Held by whoever lets a library draw from torch's one global generator, which all threads share."""
@@ -23,6 +26,8 @@ def derive_seed(seed: int, *purpose: object) -> int:
 
 def torch_generator(seed: int, *purpose: object) -> torch.Generator:
     """A CPU generator for one purpose; CPU, so that draws are the same on every device."""
+    import torch  # who draws with NumPy alone, splits and validation, does not wait for it
+
     return torch.Generator("cpu").manual_seed(derive_seed(seed, *purpose))
 
 
