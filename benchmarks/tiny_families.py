@@ -17,26 +17,42 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     PNDMScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -47,8 +63,13 @@ from fade.data.canvas import OBJECTS
 from fade.data.styles import STYLES
 from fade.models.training import networks as small
 
-LENGTH, LATENT, CHANNELS, PICTURE = 16, 16, 4, 64
-"""Tokens of a prompt, side and channels of latents, side of a picture."""
+LENGTH, LATENT, CHANNELS, PICTURE, LANGUAGE_LENGTH = 16, 16, 4, 64, 56
+"""Tokens of a prompt, side and channels of latents, side of a picture, tokens of a prompt in its template."""
+QWEN_IMAGE_TEMPLATE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+)
+"""Of which the stock pipeline drops the first 34 tokens."""
 _CAPTIONS = sorted(caption(o, s) for o in OBJECTS for s in STYLES)
 _SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085,
@@ -103,6 +124,24 @@ def t5(tokenizer: T5Tokenizer, *, width: int) -> T5EncoderModel:
             num_heads=2,
             feed_forward_proj="gated-gelu",
         )
+    )
+
+
+def language_tokenizer(template: str = "") -> Qwen2Tokenizer:
+    """A byte-pair tokenizer as Qwen's and Mistral's: every word of captions and templates is a token."""
+    lines = [*_CAPTIONS, QWEN_IMAGE_TEMPLATE, SYSTEM_MESSAGE, template]
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = Qwen2Tokenizer(vocab={}, merges=[]).backend_tokenizer.pre_tokenizer
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=5000, initial_alphabet=alphabet, show_progress=False)
+    words.train_from_iterator(lines, trainer)
+    learnt = json.loads(words.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=learnt["vocab"],
+        merges=[tuple(merge) for merge in learnt["merges"]],
+        model_max_length=LANGUAGE_LENGTH,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"],
+        chat_template=template or None,
     )
 
 
@@ -231,6 +270,132 @@ def _flux(*, distilled: bool) -> FluxPipeline:
     )
 
 
+_LANGUAGE_MODEL: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+}
+
+
+def _qwen_image() -> QwenImagePipeline:
+    tokenizer = language_tokenizer()
+    text = {
+        **_LANGUAGE_MODEL,
+        "vocab_size": len(tokenizer),
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]},
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 24}
+    transformer = QwenImageTransformer2DModel(
+        in_channels=4 * CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=24,
+        axes_dims_rope=(2, 2, 4),
+    )
+    transformer.register_to_config(sample_size=LATENT)
+    return QwenImagePipeline(
+        vae=AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=CHANNELS,
+            dim_mult=[1, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False, True],
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.5, 0.7, 1.2, 0.9],
+        ),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(text_config=text, vision_config={**vision, "fullatt_block_indexes": [0]})
+        ),
+        tokenizer=tokenizer,
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=1.0, use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+    )
+
+
+def _flux_2_parts(*, guidance: bool) -> dict[str, Any]:
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(16, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=CHANNELS,
+        norm_num_groups=16,
+        sample_size=PICTURE,
+        mid_block_add_attention=False,
+    )
+    torch.nn.init.normal_(vae.bn.running_mean, std=0.1)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+    transformer = Flux2Transformer2DModel(
+        in_channels=4 * CHANNELS,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=3 * 8,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(2, 2, 2, 2),
+        guidance_embeds=guidance,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    return {"vae": vae, "transformer": transformer, "scheduler": scheduler}
+
+
+def _flux_2() -> Flux2Pipeline:
+    tokenizer = language_tokenizer(
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'][0]['text'] }}"
+        "{% else %}[INST]{{ m['content'][0]['text'] }}[/INST]{% endif %}{% endfor %}"
+    )
+    text = {
+        **_LANGUAGE_MODEL,
+        "model_type": "mistral",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 30,
+        "head_dim": 4,
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 4,
+        "image_size": 32,
+    }
+    encoder = Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision))
+    return Flux2Pipeline(tokenizer=tokenizer, text_encoder=encoder, **_flux_2_parts(guidance=True))
+
+
+def _flux_2_klein(*, distilled: bool) -> Flux2KleinPipeline:
+    tokenizer = language_tokenizer(
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    encoder = Qwen3ForCausalLM(
+        Qwen3Config(
+            **_LANGUAGE_MODEL,
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=27,
+            head_dim=4,
+            tie_word_embeddings=True,
+        )
+    )
+    parts = _flux_2_parts(guidance=False)
+    return Flux2KleinPipeline(tokenizer=tokenizer, text_encoder=encoder, is_distilled=distilled, **parts)
+
+
 KINDS: Mapping[str, Callable[[], Any]] = {
     "epsilon": partial(_stable_diffusion, "epsilon"),
     "velocity": partial(_stable_diffusion, "velocity"),
@@ -240,6 +405,10 @@ KINDS: Mapping[str, Callable[[], Any]] = {
     "sd3": _stable_diffusion_3,
     "flux-dev": partial(_flux, distilled=True),
     "flux-schnell": partial(_flux, distilled=False),
+    "qwen-image": _qwen_image,
+    "flux2-dev": _flux_2,
+    "flux2-klein": partial(_flux_2_klein, distilled=False),
+    "flux2-klein-distilled": partial(_flux_2_klein, distilled=True),
 }
 """Kind to what builds its pipeline."""
 
@@ -275,7 +444,35 @@ def _flux_arguments(stock: Any, first: Tensor, guidance: float) -> dict[str, Any
     return given | {"true_cfg_scale": guidance, "negative_prompt": [""] * len(first)}
 
 
+def _qwen_image_arguments(stock: Any, first: Tensor, guidance: float) -> dict[str, Any]:
+    given = {"latents": stock._pack_latents(first, *first.shape), "height": PICTURE, "width": PICTURE}
+    if guidance > 1:
+        given |= {"true_cfg_scale": guidance, "negative_prompt": [" "] * len(first)}
+    return given
+
+
+def _flux_2_arguments(_: Any, first: Tensor, guidance: float) -> dict[str, Any]:
+    size: dict[str, Any] = {"height": PICTURE, "width": PICTURE, "max_sequence_length": LANGUAGE_LENGTH}
+    return {"latents": first, "guidance_scale": guidance, **size}
+
+
+def _flux_2_latents(stock: Any, held: Tensor) -> Tensor:
+    """Tokens as the loop holds them; or what the pipeline gives in the end, without its batch norm and patches."""
+    if held.dim() == 3:
+        side = LATENT // 2
+        return held.transpose(1, 2).unflatten(2, (side, side))
+    norm = stock.vae.bn
+    deviation = torch.sqrt(norm.running_var + stock.vae.config.batch_norm_eps)
+    return (stock._patchify_latents(held) - norm.running_mean[:, None, None]) / deviation[:, None, None]
+
+
 CALLS: Mapping[str, Call] = {
+    "QwenImagePipeline": Call(
+        _qwen_image_arguments,
+        lambda stock, held: stock._unpack_latents(held, PICTURE, PICTURE, stock.vae_scale_factor)[:, :, 0],
+    ),
+    "Flux2Pipeline": Call(_flux_2_arguments, _flux_2_latents),
+    "Flux2KleinPipeline": Call(_flux_2_arguments, _flux_2_latents),
     "FluxPipeline": Call(
         _flux_arguments, lambda stock, held: stock._unpack_latents(held, PICTURE, PICTURE, stock.vae_scale_factor)
     ),
@@ -311,7 +508,7 @@ def draw(stock: Any, prompts: Sequence[str], first: Tensor, *, steps: int, guida
     """What the stock pipeline draws: latents (B, C, h, w) for ``latent``, else pictures as it gives them (``np``)."""
     call = CALLS.get(type(stock).__name__, PLAIN)
     given = call.arguments(stock, first, guidance)
-    found = stock(list(prompts), num_inference_steps=steps, output_type=output, **given).images
+    found = stock(prompt=list(prompts), num_inference_steps=steps, output_type=output, **given).images
     return call.latents(stock, found) if output == "latent" else found
 
 

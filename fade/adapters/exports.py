@@ -190,7 +190,7 @@ def _write_lora(path: Path, tensors: Mapping[str, Tensor], layout: Layout, stren
     # peft reads the keys as expressions that may match in the middle of a name; ^ and escapes make them exact.
     others = {f"^{re.escape(module)}": value for module, value in ranks.items() if value != rank}
     config: dict[str, Any] = {"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others}
-    config["target_modules"] = sorted(ranks)
+    config["target_modules"] = _targets(component, sorted(ranks))
     if strength != 1:  # Into B, and not rounded to float16 again, where it could also overflow.
         tensors = {key: tensor.float() * (strength if key.endswith(_B) else 1) for key, tensor in tensors.items()}
     if layout == "kohya":
@@ -204,6 +204,16 @@ def _write_lora(path: Path, tensors: Mapping[str, Tensor], layout: Layout, stren
         write_json(path / PEFT_CONFIG, {**config, "peft_type": "LORA", "bias": "none", "inference_mode": True})
         renamed = {f"base_model.model.{key.partition('.')[2]}": tensor for key, tensor in tensors.items()}
         save_file(renamed, path / PEFT_WEIGHTS, metadata={"format": "pt"})
+
+
+def _targets(component: str, modules: list[str]) -> list[str] | str:
+    """Modules as peft takes them. In a transformer a name without a dot may be the ending of another module's.
+
+    So FLUX.1's ``proj_out`` is, of one in each single block: by that name peft would take all of them.
+    """
+    if component != "unet" and any("." not in module for module in modules):
+        return "|".join(re.escape(module) for module in modules)
+    return modules
 
 
 def _as_kohya(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:

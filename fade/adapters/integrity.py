@@ -245,9 +245,11 @@ def _is_tokenizer(name: str) -> bool:
 
 def _spellings(pipeline: Any) -> Iterator[tuple[str, object]]:
     """Each tokenizer's name and all it knows; padding and cutting, which each call sets, apart."""
-    for name, tokenizer in vars(pipeline).items():
-        if not _is_tokenizer(name) or tokenizer is None:
+    for name, part in vars(pipeline).items():
+        if not _is_tokenizer(name) or part is None:
             continue
+        yield f"{name}.chat_template", getattr(part, "chat_template", None)
+        tokenizer = getattr(part, "tokenizer", part)  # of a processor, which reads pictures too
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             yield name, (tokenizer.model_max_length, sorted(tokenizer.get_vocab().items()))

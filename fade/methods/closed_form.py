@@ -32,6 +32,7 @@ from torch import Tensor
 from fade.errors import DataError, MaskMismatchError
 from fade.methods.fade.masks import Mask
 from fade.models.denoiser import Denoiser
+from fade.models.told import Told
 
 PROMPTS_AT_ONCE = 256
 
@@ -82,6 +83,16 @@ def _second_moment(left: Tensor, right: Tensor) -> Tensor:
     parts = zip(left.split(PROMPTS_AT_ONCE), right.split(PROMPTS_AT_ONCE), strict=True)
     total = sum((one.flatten(0, 1).double().T @ other.flatten(0, 1).double() for one, other in parts), torch.zeros(()))
     return total / (left.shape[0] * left.shape[1])
+
+
+def paired(denoiser: Denoiser, concept: Told, surrogate: Told) -> tuple[Tensor, Tensor]:
+    """What the text's projections read of concept and surrogate, (N, L, D) each, position by position.
+
+    Where a family masks what a prompt leaves over and the surrogate is the shorter, nothing is asked: a state is not
+    to become that of padding.
+    """
+    mine, theirs = denoiser.read(concept.states), denoiser.read(surrogate.states)
+    return mine, theirs if surrogate.mask is None else torch.where(surrogate.mask[..., None], theirs, mine)
 
 
 def closed_form(

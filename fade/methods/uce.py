@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fade.methods.closed_form import paired
 from fade.methods.method import Material, Method, MethodSettings
 from fade.methods.trained_difference import Losses, modules_of, solved_difference
 from fade.models.base import Base
@@ -33,11 +34,11 @@ class UceSettings(MethodSettings):
 
 def uce(base: Base, material: Material, settings: UceSettings, *, precision: str, seed: int) -> Iterator[Losses]:
     """Solve; one step. Nothing is drawn, and it is computed in float64 whatever the precision."""
-    concept, surrogate = _rows(material.concept.states), _rows(material.surrogate.states)
-    preserved = _rows(torch.cat([material.retain_prompts.states, material.empty.states]))
+    concept, surrogate = (_rows(states) for states in paired(base.denoiser, material.concept, material.surrogate))
+    preserved = _rows(base.denoiser.read(torch.cat([material.retain_prompts.states, material.empty.states])))
     # A caption that many pictures share counts once: the sums are over captions.
-    paired = torch.unique(torch.cat([concept, surrogate], dim=1), dim=0)
-    concept, surrogate = paired.chunk(2, dim=1)
+    pairs = torch.unique(torch.cat([concept, surrogate], dim=1), dim=0)
+    concept, surrogate = pairs.chunk(2, dim=1)
     preserved = torch.unique(preserved, dim=0)
     modules = plain_modules(base.network)
     changes = {}

@@ -46,6 +46,8 @@ class Base(ABC):
     """Those of them that a base may do without."""
     tokenizers: ClassVar[Mapping[str, str]]
     """The parts that read prompts, each with the text encoder that it reads for."""
+    tokenizer_classes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Their classes, without the ending ``Fast``, where they are not named after the encoder's kind."""
     denoiser_type: ClassVar[type[Denoiser]]
     left_out: ClassVar[Mapping[str, Any]] = {}
     """What the pipeline's loader is told: parts that judge or mark pictures are no part of what is erased."""

@@ -66,6 +66,14 @@ class Denoiser(ABC):
         pattern = self.patterns.get("pooled_sites")
         return [] if pattern is None else [name for name in self.modules() if pattern.search(name)]
 
+    def read(self, states: Tensor) -> Tensor:
+        """What those projections read of states, (N, L, D): a family may norm them first."""
+        return states
+
+    def fused(self) -> dict[str, tuple[int, ...]]:
+        """Modules that hold several projections in one weight, each with the rows of these in order."""
+        return {}
+
     def modules(self, part: Part = "all") -> list[str]:
         """Names of the Linear and Conv2d modules of a part, sorted."""
         names = sorted(plain_modules(self.network))

@@ -53,6 +53,7 @@ def readers(found: BaseSource) -> tuple[Reader, ...]:
             )
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise BaseModelError(f"{found.config}/{part} cannot be read: {error}. Restore it.") from error
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor, which reads pictures too
         shapes = described(kind.parts[encoder], found.config / encoder)
         rows = next(shape[0] for name, shape in shapes.items() if name.endswith(_TOKEN_STATES))
         vocabulary = tokenizer.get_vocab()

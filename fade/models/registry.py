@@ -13,6 +13,9 @@ FAMILIES = {
     "StableDiffusionXLPipeline": "fade.models.families.stable_diffusion_xl:StableDiffusionXL",
     "StableDiffusion3Pipeline": "fade.models.families.stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": "fade.models.families.flux:Flux",
+    "QwenImagePipeline": "fade.models.families.qwen_image:QwenImage",
+    "Flux2Pipeline": "fade.models.families.flux_2:Flux2",
+    "Flux2KleinPipeline": "fade.models.families.flux_2:Flux2Klein",
 }
 """The class of the diffusers pipeline to the family's."""
 

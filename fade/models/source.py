@@ -30,7 +30,7 @@ _SINGLE_FILE_UNET = "model.diffusion_model.input_blocks.0.0.weight"
 _SINGLE_FILE_TEXT = ("cond_stage_model.transformer.text_model.", "cond_stage_model.model.")
 _SINGLE_FILE_XL_TEXT = ("conditioner.embedders.0.transformer.",)
 _SINGLE_FILE_VAE = ("first_stage_model.", "vae.")
-_CONFIGURATIONS = (".json", ".txt", ".model")
+_CONFIGURATIONS = (".json", ".txt", ".model", ".jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ def _snapshot(name: str) -> Path:
     which are the same weights again, only where a part has no others.
     """
     repository, _, revision = name.partition("@")
-    patterns = ["*.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+    patterns = ["*.json", *(f"*/*{ending}" for ending in (*_CONFIGURATIONS, ".safetensors"))]
     try:
         path = _download(repository, revision or None, patterns, ["*/*.*.safetensors"])
         index = read_config(path / "model_index.json") if (path / "model_index.json").is_file() else {}

@@ -118,9 +118,10 @@ def unsupported(folder: Path, pipeline: str) -> list[str]:
         if (given := (index.get(part) or ("", None))[1]) != kind.parts[part]:
             found.append(f"has a {given} as its {part} (expected {kind.parts[part]})")
     for part, encoder in tokenizers(folder, pipeline).items():
-        expected = kind.parts[encoder].partition("Text")[0].partition("Encoder")[0] + "Tokenizer"
-        if (given := str((index.get(part) or ("", None))[1])).removesuffix("Fast") != expected:
-            found.append(f"has a {given} as its {part} (expected {expected})")
+        named = kind.parts[encoder].partition("Text")[0].partition("Encoder")[0] + "Tokenizer"
+        expected = kind.tokenizer_classes.get(part, (named,))
+        if (given := str((index.get(part) or ("", None))[1])).removesuffix("Fast") not in expected:
+            found.append(f"has a {given} as its {part} (expected {' or '.join(expected)})")
     for part in here:
         if "quantization_config" in read_config(folder / part / "config.json"):
             found.append(f"has a quantised {part}")

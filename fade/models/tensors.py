@@ -31,6 +31,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 # How the attention of an autoencoder was named before diffusers 0.12; it is still read.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(rf"(\.attentions\.\d+)\.({'|'.join(_OLD_ATTENTION)})\.(?=weight$|bias$)")
+# Where a model that reads text and pictures keeps its language model has changed twice; transformers reads all three.
+_LANGUAGE = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.|model\.)")
 # A whole CLIP is a text encoder too; positions are counted, not learnt.
 _SURPLUS = ("position_ids", "logit_scale", "text_projection.weight")
 _PICTURE_HALF = ("vision_model.", "visual_projection.")
@@ -135,7 +137,8 @@ def _empty(network: str, config: dict[str, Any]) -> Any:
 
 def _name(key: str) -> str:
     """A tensor's name as files of all versions of both libraries have it."""
-    return _OLD_NAME.sub(lambda match: f"{match[1]}.{_OLD_ATTENTION[match[2]]}.", key.removeprefix("text_model."))
+    key = _OLD_NAME.sub(lambda match: f"{match[1]}.{_OLD_ATTENTION[match[2]]}.", key.removeprefix("text_model."))
+    return _LANGUAGE.sub("", key)
 
 
 def _held_in_parts(files: tuple[Path, ...]) -> Shapes:

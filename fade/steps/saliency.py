@@ -55,7 +55,7 @@ def saliency(folder: Path) -> dict[str, Tensor]:
 
     with autocast(settings.precision, base.device.type):
         if settings.score == "random":
-            scores = random_saliency(base.network, granularity, seed=settings.seed)
+            scores = random_saliency(base.network, granularity, seed=settings.seed, fused=base.denoiser.fused())
         elif settings.score == "gain":
             # The pictures and timesteps that training will see.
             drawn = groups("forget", "surrogate", power=spec.distill.timestep_power)

@@ -12,8 +12,9 @@ module names and positions, so a mask is a function of the saliency alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -37,7 +38,8 @@ class Mask:
     Attributes:
         modules: names of the modules that may change at all, sorted.
         kept, of: entries kept, and entries there were (modules, rows and columns, or weights).
-        rows, columns: granularity ``neuron``: module name to bool (out,) and (in,).
+        rows, columns: granularity ``neuron``: module name to bool (out,) and (in,). Granularity ``module``: rows of
+            the modules that hold several projections, where not all of these were kept.
         weights: granularity ``weight``: module name to bool of the weight's shape.
     """
 
@@ -81,10 +83,36 @@ def make_mask(
     if granularity == "neuron":
         return _neuron_mask(scores, density)
     kept = keep_most(scores, density)
+    if granularity == "module":
+        return _module_mask(kept)
     modules = tuple(key for key in kept if kept[key].any())
     counts = sum(int(part.sum()) for part in kept.values()), sum(part.numel() for part in kept.values())
-    weights = {key: kept[key] for key in modules} if granularity == "weight" else {}
-    return Mask(granularity, modules, *counts, weights=weights)
+    return Mask(granularity, modules, *counts, weights={key: kept[key] for key in modules})
+
+
+def ranges(module: str, rows: Sequence[int]) -> list[str]:
+    """Keys of a module's projections: ``<module>:<from>-<to>``, of as many rows each."""
+    ends = list(accumulate(rows))
+    return [f"{module}:{end - count}-{end}" for end, count in zip(ends, rows, strict=True)]
+
+
+def rows_of(key: str) -> slice | None:
+    """The rows that such a key names; None of other keys."""
+    found = re.fullmatch(r"(\d+)-(\d+)", key.partition(":")[2])
+    return slice(int(found[1]), int(found[2])) if found else None
+
+
+def _module_mask(kept: Mapping[str, Tensor]) -> Mask:
+    """Whole modules; of those that hold several projections, the rows of the projections that were kept."""
+    modules = tuple(sorted({key.partition(":")[0] for key, chosen in kept.items() if chosen}))
+    rows = {}
+    for module in modules:
+        parts = {key: part for key in kept if key.startswith(f"{module}:") and (part := rows_of(key))}
+        if not all(kept[key] for key in parts):
+            rows[module] = torch.zeros(max(part.stop for part in parts.values()), dtype=torch.bool)
+            for key, part in parts.items():
+                rows[module][part] = bool(kept[key])
+    return Mask("module", modules, sum(map(bool, kept.values())), len(kept), rows=rows)
 
 
 def narrowed(mask: Mask, modules: Iterable[str]) -> Mask:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from fade.errors import DataError
 from fade.methods.fade.examples import Examples, Source
-from fade.methods.fade.masks import COLUMNS, ROWS, Granularity
+from fade.methods.fade.masks import COLUMNS, ROWS, Granularity, ranges, rows_of
 from fade.methods.fade.targeting import draw_timesteps
 from fade.models.denoiser import Denoiser
 from fade.seeding import torch_generator
 
 CONTRAST_FLOOR = 1e-8
+Fused = Mapping[str, Sequence[int]]
+"""Modules of several projections, each with the rows of these (``Denoiser.fused``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +88,14 @@ def accumulate_saliency(
     Returns:
         On the CPU, float32, non-negative. ``weight``: module name to its weight's shape. ``neuron``:
         ``<module>:rows`` (out,) and ``<module>:columns`` (in,), means over the row or column.
-        ``module`` and ``none``: module name to the mean over the weight (biases ignored), shape ().
+        ``module`` and ``none``: module name to the mean over the weight (biases ignored), shape (). Of a module
+        that holds several projections (``Denoiser.fused``) ``module`` gives each by its rows, ``<module>:<from>-<to>``.
     """
     total: dict[str, Tensor] = {}
+    fused = denoiser.fused()
 
     def take(name: str, gradient: Tensor) -> None:
-        for key, value in _reduced(name, gradient.abs(), granularity):
+        for key, value in _reduced(name, gradient.abs(), granularity, fused):
             total[key] = total.get(key, 0.0) + value.float().cpu() / len(groups)
 
     with _collecting(denoiser.network) as gradients:
@@ -124,6 +129,7 @@ def expected_gain(
     Args and returns are those of ``accumulate_saliency``; all gradients are held at once.
     """
     found: dict[str, Tensor] = {}
+    fused = denoiser.fused()
     with _collecting(denoiser.network) as gradients:
         for group in groups:
             _backward(
@@ -135,7 +141,7 @@ def expected_gain(
             )
         for name in gradients.names:
             squares = gradients.pop(name).double().square()
-            for key, value in _summed(name, squares, granularity):
+            for key, value in _summed(name, squares, granularity, fused):
                 found[key] = value.float().cpu()
     return found
 
@@ -168,7 +174,7 @@ def expected_decrement(
 
     The rest, and what is returned, as for ``accumulate_saliency``; all gradients are held at once.
     """
-    generator = torch_generator(seed, "curvature")
+    generator, fused = torch_generator(seed, "curvature"), denoiser.fused()
     slopes: dict[str, Tensor] = {}
     gain: dict[str, Tensor] = {}
     bend: dict[str, Tensor] = {}
@@ -177,13 +183,13 @@ def expected_decrement(
             _backward(denoiser, group, against="teacher", share=1 / len(forget), at_once=at_once)
         slopes = {name: gradients.pop(name).double() for name in gradients.names}
         for name, slope in slopes.items():
-            gain |= {key: value.double() for key, value in _summed(name, slope.square(), granularity)}
+            gain |= {key: value.double() for key, value in _summed(name, slope.square(), granularity, fused)}
         for groups in (forget, retain):
             for group in groups:
                 directions = torch.randn(group.noise.shape, generator=generator)
                 _backward(denoiser, group, against="directions", share=1.0, directions=directions, at_once=at_once)
                 for name, slope in slopes.items():
-                    for key, value in _summed(name, gradients.pop(name).double() * slope, granularity):
+                    for key, value in _summed(name, gradients.pop(name).double() * slope, granularity, fused):
                         # A mean squared error bends by 2 J'J / its number of terms.
                         part = 2 * value.square() / (group.noise.numel() * len(groups))
                         bend[key] = bend[key] + part if key in bend else part
@@ -279,21 +285,31 @@ class _Gradients:
         return torch.zeros_like(weight) if gradient is None else gradient
 
 
-def _reduced(name: str, values: Tensor, granularity: Granularity) -> Iterator[tuple[str, Tensor]]:
+def _reduced(
+    name: str, values: Tensor, granularity: Granularity, fused: Fused = MappingProxyType({})
+) -> Iterator[tuple[str, Tensor]]:
+    """Means of a weight's values over the parts that a mask may choose of it."""
     if granularity == "weight":
         yield name, values
     elif granularity == "neuron":
         flat = values.flatten(2).mean(2) if values.dim() > 2 else values
         yield f"{name}:{ROWS}", flat.mean(1)
         yield f"{name}:{COLUMNS}", flat.mean(0)
+    elif granularity == "module" and name in fused:
+        for key, part in zip(ranges(name, fused[name]), values.split(fused[name]), strict=True):
+            yield key, part.mean(dtype=torch.float64)
     else:
         yield name, values.mean(dtype=torch.float64)
 
 
-def _summed(name: str, values: Tensor, granularity: Granularity) -> Iterator[tuple[str, Tensor]]:
+def _summed(
+    name: str, values: Tensor, granularity: Granularity, fused: Fused = MappingProxyType({})
+) -> Iterator[tuple[str, Tensor]]:
     """As ``_reduced``, with sums over a part instead of means."""
-    for key, value in _reduced(name, values, granularity):
-        yield key, value * (values.numel() / max(value.numel(), 1))
+    for key, value in _reduced(name, values, granularity, fused):
+        rows = rows_of(key)
+        entries = values.numel() if rows is None else values[rows].numel()
+        yield key, value * (entries / max(value.numel(), 1))
 
 
 def _along(denoiser: Denoiser, group: NoisyGroup, part: slice, directions: Tensor) -> Tensor:
@@ -328,11 +344,13 @@ def contrast(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> dict
     return {name: forget[name] / (retain[name] + CONTRAST_FLOOR) for name in forget}
 
 
-def random_saliency(network: nn.Module, granularity: Granularity, *, seed: int) -> dict[str, Tensor]:
+def random_saliency(
+    network: nn.Module, granularity: Granularity, *, seed: int, fused: Fused = MappingProxyType({})
+) -> dict[str, Tensor]:
     """The control: every entry drawn from U(0, 1), so that a mask of it is random at equal density."""
     generator = torch_generator(seed, "random saliency")
     found = {}
     for name, weight in sorted(salient_parameters(network).items()):
-        for key, value in _reduced(name, torch.empty(weight.shape), granularity):
+        for key, value in _reduced(name, torch.empty(weight.shape), granularity, fused):
             found[key] = torch.rand(value.shape, generator=generator)
     return found

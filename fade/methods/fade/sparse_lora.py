@@ -8,7 +8,8 @@ delta_weight = alpha / rank * (B A) * M                      weight masks: a dif
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -57,7 +58,7 @@ def add_sparse_lora(network: Any, mask: Mask, *, rank: int, alpha: float, seed: 
     with GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "lora"))
         network.add_adapter(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(mask.modules), init_lora_weights=True),
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=exactly(mask.modules, known), init_lora_weights=True),
             adapter_name=name,
         )
     hold_in_float32(network, name)
@@ -68,8 +69,21 @@ def add_sparse_lora(network: Any, mask: Mask, *, rank: int, alpha: float, seed: 
         )
     for module in mask.rows:
         _confine(layers[module].lora_B[name].weight, mask.rows[module], 0)
-        _confine(layers[module].lora_A[name].weight, mask.columns[module], 1)
+        if module in mask.columns:
+            _confine(layers[module].lora_A[name].weight, mask.columns[module], 1)
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def exactly(modules: Iterable[str], known: Iterable[str]) -> list[str] | str:
+    """Modules as peft takes them: by name, or as one expression where a name is the ending of another module's.
+
+    FLUX.1 has a ``proj_out`` and one in each of its single blocks; by that name peft would take all of them.
+    """
+    named = sorted(modules)
+    endings = tuple(f".{name}" for name in named)
+    if any(name.endswith(endings) for name in set(known) - set(named)):
+        return "|".join(re.escape(name) for name in named)
+    return named
 
 
 def begin_with(network: nn.Module, name: str, changes: Mapping[str, LowRank]) -> None:
@@ -256,7 +270,8 @@ def check_inside_mask(network: nn.Module, mask: Mask, name: str) -> None:
         else:
             change = layers[module].get_delta_weight(name)
             if module in mask.rows:
-                allowed = mask.rows[module][:, None] & mask.columns[module][None, :]
+                columns = mask.columns.get(module, torch.ones(change.shape[1], dtype=torch.bool))
+                allowed = mask.rows[module][:, None] & columns[None, :]
                 allowed = allowed.view(*allowed.shape, *[1] * (change.dim() - 2)).expand(change.shape)
         if allowed is not None and bool(change.detach().cpu()[~allowed].any()):
             raise MaskMismatchError(f"Training moved weights of {module} that its mask leaves out.")
