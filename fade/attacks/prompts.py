@@ -81,4 +81,5 @@ def misspellings(name: str) -> list[str]:
 
 def of_whole_words(tokenizer: Any, prompt: str) -> bool:
     """Whether every word is one token of the vocabulary."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor, which reads pictures too
     return all(len(tokenizer.tokenize(word)) == 1 for word in prompt.split())

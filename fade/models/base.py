@@ -36,6 +36,9 @@ class Base(ABC):
         sha256: its identity; an adapter holds for one base only.
         folder: where it was loaded from: a folder, or a single file.
         active: adapter name to weight; kept here because peft reports a disabled adapter as active.
+        encoders: what loads a base of its kind that has text encoders alone, where this one has none; they are used
+            and dropped.
+        read_before: prompts that such encoders have read, each with what the denoiser is told.
     """
 
     title: ClassVar[str]
@@ -49,12 +52,16 @@ class Base(ABC):
     tokenizer_classes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Their classes, without the ending ``Fast``, where they are not named after the encoder's kind."""
     denoiser_type: ClassVar[type[Denoiser]]
+    negative: ClassVar[str] = ""
+    """The prompt that guidance leads away from."""
     left_out: ClassVar[Mapping[str, Any]] = {}
     """What the pipeline's loader is told: parts that judge or mark pictures are no part of what is erased."""
 
     def __init__(self, pipeline: Any, sha256: str, folder: Path) -> None:
         self.pipeline, self.sha256, self.folder = pipeline, sha256, folder
         self.active: dict[str, float] = {}
+        self.encoders: Callable[[], Base] | None = None
+        self.read_before: dict[str, Told] = {}
 
     # --- before it is loaded ---
 
@@ -101,6 +108,12 @@ class Base(ABC):
         return self.denoiser.device
 
     @property
+    def reads_on(self) -> torch.device:
+        """Where its text encoders lie."""
+        encoders = (getattr(self.pipeline, name) for name in self.tokenizers.values())
+        return next(next(iter(one.parameters())).device for one in encoders if one is not None)
+
+    @property
     def picture_size(self) -> int:
         """Height and width of a picture, in pixels."""
         return self.pictures_of(lambda part: getattr(self.pipeline, part).config)
@@ -125,7 +138,15 @@ class Base(ABC):
         """What the denoiser is told for each prompt, on the CPU; equal prompts are encoded once."""
         unique = list(dict.fromkeys(prompts))
         at = {prompt: i for i, prompt in enumerate(unique)}
-        return self.encoded(unique)[[at[prompt] for prompt in prompts]]
+        told = self.encoded(unique) if self.encoders is None else self._read_apart(unique)
+        return told[[at[prompt] for prompt in prompts]]
+
+    def _read_apart(self, prompts: list[str]) -> Told:
+        """The same by encoders that are loaded for what was not read before, and dropped."""
+        wanted = prompts or [self.negative]  # of no prompts the shapes are still to be known
+        if missing := [prompt for prompt in wanted if prompt not in self.read_before]:
+            self.read_before |= read_by(self.encoders, missing)
+        return Told.join(*(self.read_before[prompt] for prompt in wanted))[: len(prompts)]
 
     @abstractmethod
     def encoded(self, prompts: list[str]) -> Told:
@@ -133,7 +154,7 @@ class Base(ABC):
 
     def unconditional(self) -> Told:
         """What guidance leads away from, one row."""
-        return self.encode_prompts([""])
+        return self.encode_prompts([self.negative])
 
     def guide(self, told: Told, guidance: float) -> tuple[Told, float]:
         """What the denoiser is told at a guidance, and how far beyond the empty prompt's answer to go besides.
@@ -186,3 +207,17 @@ class Base(ABC):
         config = self.pipeline.vae.config
         found = latents / config.scaling_factor
         return found + shift if (shift := config.get("shift_factor")) else found
+
+
+READ_AT_ONCE = 32
+"""Prompts that an encoder reads in one pass: a large one is not to hold the inside of hundreds."""
+
+
+def read_by(encoders: Callable[[], Base] | None, prompts: Sequence[str]) -> dict[str, Told]:
+    """What each prompt tells, read by encoders that are gone afterwards."""
+    if encoders is None:
+        return {}
+    base, unique = encoders(), list(dict.fromkeys(prompts))
+    parts = [base.encoded(unique[start : start + READ_AT_ONCE]) for start in range(0, len(unique), READ_AT_ONCE)]
+    rows = Told.join(*parts)
+    return {prompt: rows[i : i + 1] for i, prompt in enumerate(unique)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import diffusers
@@ -16,12 +18,13 @@ from transformers.utils import logging as transformers_logging
 
 from fade.errors import BaseModelError
 from fade.hardware import compute_device
-from fade.models.base import Base
+from fade.models.base import Base, read_by
 from fade.models.prompts import readers
 from fade.models.registry import family
 from fade.models.sharing import shared
 from fade.models.source import BaseSource, find_base, identity
-from fade.models.tensors import check_weights
+from fade.models.supported import read_config
+from fade.models.tensors import check_weights, empty_network
 
 Weights = Literal["fp32", "bf16"]
 _LOADERS_ERRORS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SingleFileComponentError)
@@ -37,7 +40,13 @@ def family_of(source: str | Path) -> type[Base]:
     return family(find_base(source).pipeline)
 
 
-def load_base(source: str | Path, *, expected_sha256: str | None = None, weights: Weights = "fp32") -> Base:
+def load_base(
+    source: str | Path,
+    *,
+    expected_sha256: str | None = None,
+    weights: Weights = "fp32",
+    prompts: Sequence[str] | None = None,
+) -> Base:
     """Load a base: a diffusers folder, a single safetensors file, or a name on the Hugging Face hub.
 
     It lies where models compute (``fade.hardware.compute_device``). Its weights are not to be written into: others
@@ -46,6 +55,10 @@ def load_base(source: str | Path, *, expected_sha256: str | None = None, weights
     Args:
         weights: how the denoiser's weights are held; ``bf16`` halves their memory and rounds them, the
             encoders and the autoencoder stay float32.
+        prompts: what will be told. They are read first, by text encoders that are dropped before the denoiser is
+            loaded, so that memory never holds both (a T5 or a language model is as large as what it tells). Others
+            can still be encoded: the encoders are then loaded again, used and dropped. None: they are kept. Of a
+            single file they are always kept.
 
     Raises:
         BaseModelError: missing, damaged, not supported, or of another hash than expected.
@@ -60,23 +73,65 @@ def load_base(source: str | Path, *, expected_sha256: str | None = None, weights
             f"The base model in {source} is another one: its hash is {sha256[:12]}, expected {expected_sha256[:12]}. "
             "An erasure holds for one base only; restore that base, or make a new request for this one."
         )
-    return shared((sha256, weights, device), lambda: _loaded(found, sha256, Path(source), weights, device))
+    apart = prompts is not None and not found.path.is_file()
+    base = shared(
+        (sha256, weights, device, apart),
+        lambda: _loaded(
+            found, sha256, Path(source), weights=weights, device=device, prompts=prompts if apart else None
+        ),
+    )
+    return base
 
 
-def _loaded(found: BaseSource, sha256: str, source: Path, weights: Weights, device: torch.device) -> Base:
+def _loaded(
+    found: BaseSource,
+    sha256: str,
+    source: Path,
+    *,
+    weights: Weights,
+    device: torch.device,
+    prompts: Sequence[str] | None,
+) -> Base:
+    kind = family(found.pipeline)
+    encoders = None if prompts is None else partial(_encoders_alone, found, sha256, source, device)
+    read = read_by(encoders, [kind.negative, *(prompts or ())])
     try:
         with _no_progress_bars():
-            pipeline = (_load_file if found.path.is_file() else _load_folder)(found, weights)
+            if found.path.is_file():
+                pipeline = _load_file(found, weights)
+            else:
+                pipeline = _load_folder(found, weights, without=kind.tokenizers.values() if encoders else ())
     except _LOADERS_ERRORS as error:
         raise BaseModelError(f"The base model in {source} does not load: {error}. Restore it.") from error
-    pipeline.set_progress_bar_config(disable=True)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            # Not the pipeline's own `to`, which warns of types where only the place changes.
-            part.requires_grad_(False).eval().to(device)
-    base = family(found.pipeline)(pipeline, sha256, source)
+    base = kind(_placed(pipeline, device), sha256, source)
+    base.encoders, base.read_before = encoders, read
     base.prepare()
     return base
+
+
+def _placed(pipeline: Any, device: torch.device) -> Any:
+    """The pipeline on a device, to be asked only."""
+    pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module) and next(part.parameters()).device.type != "meta":
+            # Not the pipeline's own `to`, which warns of types where only the place changes.
+            part.requires_grad_(False).eval().to(device)
+    return pipeline
+
+
+def _encoders_alone(found: BaseSource, sha256: str, source: Path, device: torch.device) -> Base:
+    """A base that reads prompts and can do nothing else: its denoiser and its autoencoder hold nothing."""
+    kind = family(found.pipeline)
+    nothing = {
+        part: empty_network(kind.parts[part], read_config(found.config / part / "config.json"))
+        for part in (kind.denoiser_type.component, "vae")
+    }
+    try:
+        with _no_progress_bars():
+            pipeline = _load_folder(found, "fp32", given=nothing)
+    except _LOADERS_ERRORS as error:
+        raise BaseModelError(f"The text encoders in {source} do not load: {error}. Restore them.") from error
+    return kind(_placed(pipeline, device), sha256, source)
 
 
 def read_pipeline(found: BaseSource) -> Any:
@@ -85,7 +140,16 @@ def read_pipeline(found: BaseSource) -> Any:
         return (_load_file if found.path.is_file() else _load_folder)(found, "fp32")
 
 
-def _load_folder(found: BaseSource, weights: Weights) -> Any:
+def _load_folder(
+    found: BaseSource, weights: Weights, *, without: Iterable[str] = (), given: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
+    """The pipeline of a folder.
+
+    Args:
+        without: parts that are not loaded.
+        given: parts that are there already.
+    """
+    held = {**given, **dict.fromkeys(without)}
     component = family(found.pipeline).denoiser_type.component
     dtypes = {"default": torch.float32, component: torch.bfloat16 if weights == "bf16" else torch.float32}
     # Where a variant counts it is loaded by itself: the pipeline would prefer it in every part that has one.
@@ -98,15 +162,14 @@ def _load_folder(found: BaseSource, weights: Weights) -> Any:
             local_files_only=True,
         )
         for one in found.parts
-        if one.variant is not None
+        if one.variant is not None and one.part not in held
     }
     return getattr(diffusers, found.pipeline).from_pretrained(
         found.path,
         dtype=dtypes,
         use_safetensors=True,
         local_files_only=True,
-        **variants,
-        **_left_out(found),
+        **{**variants, **_left_out(found), **held},
     )
 
 

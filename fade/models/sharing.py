@@ -91,4 +91,5 @@ def _twin(base: Base) -> Base:
     same |= {id(one): one for one in network.buffers()}
     setattr(pipeline, base.denoiser.component, copy.deepcopy(network, same))
     twin: Base = type(base)(pipeline, base.sha256, base.folder)
+    twin.encoders, twin.read_before = base.encoders, base.read_before
     return twin

@@ -111,20 +111,20 @@ def described(network: str, folder: Path) -> Shapes:
 
 @lru_cache(maxsize=16)
 def _shapes(network: str, config: str) -> Shapes:
-    model = _empty(network, json.loads(config))
+    model = empty_network(network, json.loads(config))
     return {_name(key): tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 def _twins(network: str, folder: Path) -> Mapping[str, frozenset[str]]:
     """Of tensors that are one under several names, all of these by each: files hold one of them, or all."""
-    model = _empty(network, read_config(folder / "config.json"))
+    model = empty_network(network, read_config(folder / "config.json"))
     named: dict[int, set[str]] = {}
     for key, value in model.state_dict(keep_vars=True).items():
         named.setdefault(id(value), set()).add(_name(key))
     return {name: frozenset(names) for names in named.values() if len(names) > 1 for name in names}
 
 
-def _empty(network: str, config: dict[str, Any]) -> Any:
+def empty_network(network: str, config: dict[str, Any]) -> Any:
     """A network whose tensors hold nothing."""
     with torch.device("meta"):  # nothing is allocated, and nothing drawn
         if not hasattr(transformers, network):

@@ -25,7 +25,7 @@ from fade.models.base import Base
 from fade.models.deltas import plain_modules
 from fade.models.family import load_base
 from fade.spec import Spec, load_spec
-from fade.steps.encoded import check_told_apart, split_rows
+from fade.steps.encoded import check_told_apart, prompts_apart, split_rows
 
 CURVE = ("step", "forget_loss", "retain_loss")
 """Columns of a curve that has no row: nothing was trained."""
@@ -46,7 +46,9 @@ def make_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Step]:
     method.check_able(spec, processes.count)
     settings = method.configured(spec)
     torch.set_num_threads(spec.threads)
-    base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
+    base = load_base(
+        spec.base, expected_sha256=spec.base_sha256, weights=spec.weights, prompts=prompts_apart(spec, folder)
+    )
     check_told_apart(base, spec, folder)
     given = material(base, spec, folder, masked=method.masked, processes=processes)
     curve = []

@@ -59,6 +59,18 @@ class SplitRows:
         return replace(self, table=self.table.iloc[rows.numpy()]).encoded()
 
 
+def prompts_apart(spec: Spec, folder: Path) -> list[str] | None:
+    """Every caption of the splits, for encoders that are gone before the denoiser is loaded; None: they may stay.
+
+    They go where the weights are held in bfloat16, as large bases' are.
+    """
+    if spec.weights != "bf16":
+        return None
+    tables = [pd.read_parquet(path) for path in sorted((folder / "splits").glob("*.parquet"))]
+    columns = [table[name] for table in tables for name in ("caption", "surrogate_caption") if name in table]
+    return pd.concat(columns, ignore_index=True).dropna().drop_duplicates().tolist()
+
+
 ALIKE = 1e-6
 """Text states that differ by less than this share of their greatest entry say the same."""
 

@@ -23,7 +23,7 @@ from fade.methods.fade.targeting import power_law
 from fade.models.denoiser import autocast
 from fade.models.family import load_base
 from fade.spec import load_spec
-from fade.steps.encoded import check_told_apart, split_rows
+from fade.steps.encoded import check_told_apart, prompts_apart, split_rows
 
 FEW_GROUPS, MANY_GROUPS = 1, 8
 """Whole modules are told apart by few examples: of the 62 that gain chose from one group, at most 2 were others than
@@ -35,7 +35,9 @@ def saliency(folder: Path) -> dict[str, Tensor]:
     spec = load_spec(folder)
     settings, granularity = spec.saliency, spec.mask.granularity
     torch.set_num_threads(spec.threads)
-    base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
+    base = load_base(
+        spec.base, expected_sha256=spec.base_sha256, weights=spec.weights, prompts=prompts_apart(spec, folder)
+    )
     check_told_apart(base, spec, folder)
     if settings.gradient_checkpointing:
         base.network.enable_gradient_checkpointing()

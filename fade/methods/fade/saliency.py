@@ -296,7 +296,7 @@ def _reduced(
         yield f"{name}:{ROWS}", flat.mean(1)
         yield f"{name}:{COLUMNS}", flat.mean(0)
     elif granularity == "module" and name in fused:
-        for key, part in zip(ranges(name, fused[name]), values.split(fused[name]), strict=True):
+        for key, part in zip(ranges(name, fused[name]), values.split(list(fused[name])), strict=True):
             yield key, part.mean(dtype=torch.float64)
     else:
         yield name, values.mean(dtype=torch.float64)

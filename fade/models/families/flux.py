@@ -122,7 +122,7 @@ class Flux(FlowMatching):
             int(self.pipeline.tokenizer_2.model_max_length),
         )
         states, pooled, _ = self.pipeline.encode_prompt(
-            prompt=prompts, prompt_2=prompts, device=self.device, max_sequence_length=length
+            prompt=prompts, prompt_2=prompts, device=self.reads_on, max_sequence_length=length
         )
         others = {"pooled": pooled.float().cpu()}
         if self.network.config.guidance_embeds:

@@ -127,7 +127,7 @@ class Flux2(FlowMatching):
         """As the stock pipeline encodes them: three layers' states of every position, beside each other."""
         tokenizer = getattr(self.pipeline.tokenizer, "tokenizer", self.pipeline.tokenizer)
         states, _ = self.pipeline.encode_prompt(
-            prompt=prompts, device=self.device, max_sequence_length=min(LENGTH, int(tokenizer.model_max_length))
+            prompt=prompts, device=self.reads_on, max_sequence_length=min(LENGTH, int(tokenizer.model_max_length))
         )
         return Told(states.float().cpu(), others=self.further(len(prompts)))
 

@@ -64,6 +64,7 @@ class QwenImage(FlowMatching):
     }
     tokenizers: ClassVar[Mapping[str, str]] = {"tokenizer": "text_encoder"}
     tokenizer_classes: ClassVar[Mapping[str, tuple[str, ...]]] = {"tokenizer": ("Qwen2Tokenizer",)}
+    negative = " "  # as those who made it guide it; the stock pipeline has no default
     denoiser_type = QwenImageTransformer
 
     @classmethod
@@ -104,10 +105,6 @@ class QwenImage(FlowMatching):
         mu = size_shift(edge * edge // 4, self.pipeline.scheduler.config)
         return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu}
 
-    def unconditional(self) -> Told:
-        """A space, as those who made it guide it; the stock pipeline has no default."""
-        return self.encode_prompts([" "])
-
     def combine(self, without: Tensor, with_prompt: Tensor, guidance: float) -> Tensor:
         """Guidance that keeps the length of every token's answer, as the stock pipeline does."""
         height, width = with_prompt.shape[2:]
@@ -119,7 +116,7 @@ class QwenImage(FlowMatching):
     def encoded(self, prompts: list[str]) -> Told:
         """As the stock pipeline encodes them, then filled up to one length with what the mask leaves out."""
         length = min(LENGTH, int(self.pipeline.tokenizer.model_max_length))
-        states, mask = self.pipeline.encode_prompt(prompt=prompts, device=self.device, max_sequence_length=length)
+        states, mask = self.pipeline.encode_prompt(prompt=prompts, device=self.reads_on, max_sequence_length=length)
         mask = torch.ones(states.shape[:2]) if mask is None else mask
         missing = length - states.shape[1]
         return Told(

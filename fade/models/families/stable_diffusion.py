@@ -143,7 +143,7 @@ class StableDiffusion(Base):
     def encoded(self, prompts: list[str]) -> Told:
         """The text encoder's last states, (B, L, D)."""
         ids = token_ids(self.pipeline, prompts)
-        return Told(self.pipeline.text_encoder(ids.to(self.device)).last_hidden_state.float().cpu())
+        return Told(self.pipeline.text_encoder(ids.to(self.reads_on)).last_hidden_state.float().cpu())
 
 
 def _of_networks(unet: Config, vae: Config) -> list[str]:

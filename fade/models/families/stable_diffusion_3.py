@@ -97,7 +97,7 @@ class StableDiffusion3(FlowMatching):
         Where there is no T5 its zeros are one position, and ``empty`` says how many it stands for.
         """
         states, _, pooled, _ = self.pipeline.encode_prompt(
-            prompt=prompts, prompt_2=prompts, prompt_3=prompts, device=self.device, do_classifier_free_guidance=False
+            prompt=prompts, prompt_2=prompts, prompt_3=prompts, device=self.reads_on, do_classifier_free_guidance=False
         )
         others = {"pooled": pooled.float().cpu()}
         if self.pipeline.text_encoder_3 is None:

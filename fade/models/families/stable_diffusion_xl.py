@@ -34,7 +34,7 @@ class StableDiffusionXL(StableDiffusion):
         """
         pipeline = self.pipeline
         first, second = (
-            encoder(token_ids(pipeline, prompts, encoder=ending).to(self.device), output_hidden_states=True)
+            encoder(token_ids(pipeline, prompts, encoder=ending).to(self.reads_on), output_hidden_states=True)
             for encoder, ending in ((pipeline.text_encoder, ""), (pipeline.text_encoder_2, "_2"))
         )
         states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1).float().cpu()
