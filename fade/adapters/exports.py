@@ -32,6 +32,7 @@ from fade.adapters.foreign import (
     ALPHA,
     LORA_A,
     LORA_B,
+    from_kohya,
     named,
     read_metadata,
     refuse_others,
@@ -152,6 +153,8 @@ def import_adapter(source: Path, base: Base, *, layout: Layout | None = None) ->
     if layout in ("diffusers", "peft"):
         config = read_json(source / PEFT_CONFIG) if layout == "peft" else read_metadata(path, base.denoiser.component)
     component, modules = base.denoiser.component, plain_modules(base.network)
+    if layout == "kohya" and component != "unet":
+        tensors, layout = from_kohya(type(base.pipeline), tensors, source), "diffusers"
     found = named(tensors, layout, modules, component=component, config=base.network.config, source=source)
     if layout == "difference":
         refuse_whole_weights(found, modules, source)

@@ -3,8 +3,8 @@
 diffusers   ``<component>.<module>.lora_A.weight``, or as its training scripts save them ``.lora.down.weight``, or older
             ``.processor.to_q_lora.down.weight``; scaling in the file's metadata, 1 without
 peft        ``base_model.model.<module>.lora_A.weight``; scaling in the ``adapter_config.json`` beside it
-kohya       ``lora_unet_<module>.lora_down.weight`` with ``.alpha``; for SDXL the modules have the names of the
-            original release (``input_blocks_4_1_...``)
+kohya       ``lora_unet_<module>.lora_down.weight`` with ``.alpha``; for SDXL and FLUX.1 the modules have the names of
+            the original release (``input_blocks_4_1_...``, ``double_blocks_0_img_attn_qkv``)
 difference  ``<component>.<module>.weight``
 
 Names are turned back by diffusers' own converters. What is no LoRA and no difference of the denoiser is refused by
@@ -116,6 +116,27 @@ def named(
         if part in found.setdefault(module, {}):
             raise AdapterFormatError(f"{source}: {key} is a second {part.strip('.')} of {module}. Export it anew.")
         found[module][part] = tensor
+    return found
+
+
+def from_kohya(pipeline: Any, tensors: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """kohya's tensors of a transformer under diffusers' names, by the stock pipeline's own converter; alpha is in them.
+
+    Raises:
+        AdapterFormatError: the converter knows none of them, or not all.
+    """
+    left = dict(tensors)  # the converter takes out what it has used
+    try:
+        found: dict[str, Tensor] = pipeline.lora_state_dict(left)
+    except (ValueError, KeyError, AssertionError, RuntimeError) as error:
+        raise AdapterFormatError(
+            f"{source} cannot be read as kohya's LoRA of a {pipeline.__name__}: {error}."
+        ) from error
+    if lost := sorted(left if found is not left else tensors):
+        raise AdapterFormatError(
+            f"{source}: {listing(lost, 3)} find no use: a {pipeline.__name__} reads no such LoRA of kohya's. Have it "
+            "converted to diffusers' names by the tool that made it."
+        )
     return found
 
 

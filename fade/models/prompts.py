@@ -51,6 +51,11 @@ def readers(found: BaseSource) -> tuple[Reader, ...]:
             tokenizer: Any = getattr(transformers, kinds[part][1]).from_pretrained(
                 found.config / part, local_files_only=True
             )
+        except ImportError as error:
+            raise BaseModelError(
+                f"{found.config}/{part} is a {kinds[part][1]}, which needs what is not installed: {error} A plain "
+                "tokenizer, saved in its place and named in model_index.json, reads text as well."
+            ) from error
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise BaseModelError(f"{found.config}/{part} cannot be read: {error}. Restore it.") from error
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor, which reads pictures too

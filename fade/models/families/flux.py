@@ -34,6 +34,7 @@ class FluxTransformer(Denoiser):
         "cross_attention": re.compile(r"\.(add_k_proj|add_v_proj)$"),
         "text_attention": re.compile(r"\.(add_q_proj|add_k_proj|add_v_proj|to_add_out)$"),
         "text_sites": re.compile(r"^context_embedder$"),
+        "pooled_sites": re.compile(r"^time_text_embed\.text_embedder\.linear_1$"),
     }
 
     def predict(self, noisy: Tensor, t: Tensor, told: Told) -> Tensor:

@@ -15,12 +15,14 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import T5EncoderModel
 
 from benchmarks.tiny_families import KINDS, answers, draw, stock_pipeline, stock_solver
 from fade.adapters.exports import Layout, export_adapter, import_adapter
 from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, restore_base, save_adapter
+from fade.errors import AdapterFormatError
 from fade.methods.closed_form import paired
 from fade.methods.fade.examples import Examples
 from fade.methods.fade.masks import Mask, make_mask
@@ -252,3 +254,22 @@ def test_encoders_are_used_and_gone_before_the_network_is_there(
     assert [one() for one in encoders] == [None] * len(encoders)
     assert torch.equal(latents(base), latents(plain))
     assert weights_sha256(base.network) == weights_sha256(plain.network)
+
+
+def test_kohyas_lora_of_flux_is_imported_with_its_alpha_or_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    base = load_base(bases["flux-schnell"])
+    torch.manual_seed(0)
+    down, up = torch.randn(2, 32), torch.randn(3 * 32, 2)
+    name = "lora_unet_double_blocks_1_txt_attn_qkv"
+    held = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+    save_file(held, tmp_path / "kohya.safetensors")
+    found = import_adapter(tmp_path / "kohya.safetensors", base)
+    for part, letter in zip((up @ down / 2).split(32), "qkv", strict=True):
+        module = f"transformer.transformer_blocks.1.attn.add_{letter}_proj"
+        torch.testing.assert_close(found.pop(f"{module}.lora_B.weight") @ found.pop(f"{module}.lora_A.weight"), part)
+    assert not found
+    save_file(held | {"lora_unet_double_blocks_1_other.lora_down.weight": down}, tmp_path / "more.safetensors")
+    with pytest.raises(AdapterFormatError, match=r"blocks_1_other.lora_down.weight find no use: a FluxPipeline reads"):
+        import_adapter(tmp_path / "more.safetensors", base)
+    with pytest.raises(AdapterFormatError, match=r"find no use: a StableDiffusion3Pipeline reads no such LoRA"):
+        import_adapter(tmp_path / "kohya.safetensors", load_base(bases["sd3"]))
