@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.start": "closed_form",
         "distill.steps": 0,
         "distill.rank": 1,
-        "mask.within": "cross_attention",
+        "mask.within": "all",
         "mask.granularity": "none",
     },
     "plain-fade": PAPER_SETTINGS,

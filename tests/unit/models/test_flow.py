@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from torch import Tensor
 
 from fade.concepts import caption_variants
 from fade.errors import DataError
+from fade.methods.closed_form import Moments, closed_form, text_moments
+from fade.methods.fade.masks import Mask
 from fade.models.family import load_base
 from fade.models.generate import first_latents, generate_batch
 from fade.models.joint_attention import CountedJointAttention
+from fade.models.told import Told
 from fade.models.training import flow, loop
 from tests.tiny import save_tiny_base
 
@@ -65,18 +69,52 @@ def test_a_training_gives_the_same_bytes_cut_off_or_not(
     assert through["tokenizer_2/tokenizer.json"] == (like / "tokenizer/tokenizer.json").read_bytes()
 
 
-def test_stock_diffusers_loads_it_and_draws_what_our_sampler_draws(like: Path, tmp_path: Path) -> None:
-    for _ in flow.train_flow_base(_pixels(), CAPTIONS, tmp_path / "flow", like=like, params=FLOW):
+@pytest.fixture(scope="module")
+def trained(like: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "flow"
+    for _ in flow.train_flow_base(_pixels(), CAPTIONS, folder, like=like, params=FLOW):
         pass
-    stock = StableDiffusion3Pipeline.from_pretrained(tmp_path / "flow", text_encoder_3=None, tokenizer_3=None)
+    return folder
+
+
+def test_stock_diffusers_loads_it_and_draws_what_our_sampler_draws(trained: Path) -> None:
+    stock = StableDiffusion3Pipeline.from_pretrained(trained, text_encoder_3=None, tokenizer_3=None)
     stock.set_progress_bar_config(disable=True)
-    base = load_base(tmp_path / "flow")
+    base = load_base(trained)
     prompts, seeds = ["a cat image in neon style.", "a horse image in oil style."], [188, 288]
     given: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 4.0, "output_type": "np"}
     theirs = stock(prompts, latents=first_latents(seeds, base.denoiser.latent_shape), **given).images
     ours = generate_batch(base, prompts, seeds, steps=3, guidance=4.0, solver="ddim")
     assert np.abs(ours[0].astype(int) - ours[1].astype(int)).max() > 5
     assert np.abs(ours.astype(int) - np.round(theirs * 255).astype(int)).max() <= 1
+
+
+def test_the_closed_form_sends_the_name_to_its_surrogate_also_where_the_pooled_state_enters(trained: Path) -> None:
+    base = load_base(trained)
+    (site,) = base.denoiser.pooled_sites()
+    names = (*base.denoiser.text_sites(), site)
+    mask = Mask("none", names, len(names), len(names))
+    said = ("a {} image in neon style.", "a {} image in oil style.", "{} in oil style")
+    concept, surrogate = (base.encode_prompts([one.format(name) for one in said]) for name in ("cat", "horse"))
+    retain = base.encode_prompts(["", "an image in neon style", "an image in oil style"])
+
+    def moments(read: Callable[[Told], Tensor]) -> Moments:
+        return text_moments(*(read(one) for one in (concept, surrogate, retain)), retain_weight=1.0, ridge=1e-6)
+
+    def pooled(told: Told) -> Tensor:
+        return told.others["pooled"][:, None]
+
+    text = moments(lambda told: told.states)
+    assert set(closed_form(base.denoiser, text, mask, rank=8)) == set(names) - {site}
+    changes = closed_form(base.denoiser, text, mask, rank=8, pooled=moments(pooled))
+    assert set(changes) == set(names)
+    weight = base.network.get_submodule(site).weight
+    new = weight + changes[site].B @ changes[site].A
+    told, wanted, kept = (pooled(one)[:, 0] for one in (concept, surrogate, retain))
+    before = (told @ weight.T - wanted @ weight.T).norm()
+    assert before > 0.1
+    assert (told @ new.T - wanted @ weight.T).norm() < 0.1 * before
+    assert (kept @ new.T - kept @ weight.T).norm() < 0.1 * before
 
 
 def test_pictures_that_cannot_be_cut_into_patches_are_refused(like: Path, tmp_path: Path) -> None:
