@@ -49,8 +49,9 @@ class CountedJointAttention:
             scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5 + more
             mixed = scores.softmax(dim=-1).to(value.dtype) @ value
         else:
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=more.to(query.dtype)[None])
-        mixed = mixed.transpose(1, 2).flatten(2).to(query.dtype)
+            query, key, more = (one.to(value.dtype) for one in (query, key, more))
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=more[None])
+        mixed = mixed.transpose(1, 2).flatten(2)
         pictures = hidden_states.shape[1]
         answer: Tensor = attn.to_out[1](attn.to_out[0](mixed[:, :pictures]))
         if encoder_hidden_states is None:
