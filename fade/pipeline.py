@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fade.config import DRAWN_BY, OUR_METHOD, Settings
-from fade.spec import ATTACKED, GENERATED, Spec, load_spec
+from fade.spec import ATTACKED, CALIBRATED, GENERATED, Spec, load_spec
 
 LOSSES = "curve.csv"
 """Of a step that trains: its losses, a row a step of the training."""
@@ -40,7 +40,8 @@ class Step:
         name: what it is called in DVC, Prefect, MLflow, timings and the ledger.
         function: ``module:function``.
         inputs: what it reads: names in the erasure's folder, and paths under ``{catalog}``, ``{pictures}`` (the catalog
-            that the splits are made of), ``{base}``, ``{judges}``. What another step makes counts where that applies.
+            that the splits are made of), ``{base}``, ``{judges}``, ``{clip}`` (of an erasure by name). What another
+            step makes counts where that applies.
         outputs: what it writes in the erasure's folder; DVC records it.
         parameters: the fields of the spec that it reads, or parts of them (``distill.stop_at``).
         personal: what holds personal data, and so goes with a purge: an output, a file of one
@@ -100,6 +101,8 @@ def _steps_of_method(spec: Spec) -> int:
 
 _WHAT = ("concept", "kind", "surrogate", "aliases", "also", "catalog")
 _WHOSE = ("image_ids", "subjects", "overwrite", "neighbours", "data_free")
+_JUDGED_BY = ("by_name", "clip_sha256")
+"""In the specs of erasures by name alone."""
 _BASE = ("base", "base_sha256", "threads", "weights")
 
 STEPS = (
@@ -109,9 +112,28 @@ STEPS = (
         function="fade.steps.generate:generate_catalog",
         inputs=("{catalog}/concepts.json", "{base}"),
         outputs=(GENERATED,),
-        parameters=(*_BASE, *_WHAT, "neighbours", "data_free", "split", *(f"evaluate.{name}" for name in DRAWN_BY)),
+        parameters=(
+            *_BASE,
+            *_WHAT,
+            "neighbours",
+            "data_free",
+            "by_name",
+            "split",
+            *(f"evaluate.{name}" for name in DRAWN_BY),
+        ),
         personal=(GENERATED,),
         applies=lambda spec: spec.data_free,
+        shared=True,
+    ),
+    # A CLIP that was never trained on what it judges is asked first whether it can tell it.
+    Step(
+        name="calibrate",
+        function="fade.steps.calibrate:calibrate",
+        inputs=(GENERATED, "{catalog}/concepts.json", "{clip}"),
+        outputs=(CALIBRATED,),
+        parameters=(*_WHAT, *_JUDGED_BY, "judges", "split.seed"),
+        personal=(),
+        applies=lambda spec: spec.by_name,
         shared=True,
     ),
     Step(
@@ -206,9 +228,19 @@ STEPS = (
     Step(
         name="attack",
         function="fade.steps.gate_attacks:gate_attacks",
-        inputs=("adapter", "splits", "{catalog}/concepts.json", "{pictures}/pictures", "{base}", "{judges}"),
+        inputs=("adapter", "splits", "{catalog}/concepts.json", "{pictures}/pictures", "{base}", "{judges}", "{clip}"),
         outputs=(ATTACKED,),
-        parameters=(*_BASE, *_WHAT, "data_free", "distill.precision", "evaluate", "inversion", "attacks", "gate"),
+        parameters=(
+            *_BASE,
+            *_WHAT,
+            "data_free",
+            *_JUDGED_BY,
+            "distill.precision",
+            "evaluate",
+            "inversion",
+            "attacks",
+            "gate",
+        ),
         personal=("attacks",),
         unrecorded=("attacks",),
         applies=lambda spec: bool(spec.gate.attacks),
@@ -216,9 +248,9 @@ STEPS = (
     Step(
         name="evaluate",
         function="fade.steps.evaluate:evaluate",
-        inputs=("adapter", "{catalog}/concepts.json", "{base}", "{judges}", ATTACKED),
+        inputs=("adapter", "{catalog}/concepts.json", "{base}", "{judges}", "{clip}", ATTACKED),
         outputs=("evaluation",),
-        parameters=(*_BASE, *_WHAT, "evaluate", "gate"),
+        parameters=(*_BASE, *_WHAT, *_JUDGED_BY, "evaluate", "gate"),
         personal=("evaluation/samples.parquet", "evaluation/sheet.png", "evaluation/report.html"),
         logged=("evaluation/report.html", "evaluation/sheet.png", "evaluation/metrics.json"),
     ),

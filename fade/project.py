@@ -42,7 +42,19 @@ class Project(BaseModel):
     render: Literal["canvas"] | None = Field(
         None, description="What a missing catalog is rendered from; left out where the pictures are one's own"
     )
+    clip: str | None = Field(
+        None,
+        min_length=1,
+        description="CLIP that judges what is erased by name alone: a folder or a Hugging Face name",
+        exclude_if=lambda place: place is None,
+    )
     params: Path = Field(PARAMS, exclude=True)
+
+    @property
+    def by_name(self) -> bool:
+        """Whether there is a CLIP and no catalog, so that all there is to erase by are names."""
+        has_catalog = self.render is not None or (Path(self.catalog) / "catalog.parquet").is_file()
+        return self.clip is not None and not has_catalog
 
     def at(self, *, base: str | None = None, catalog: str | None = None, judges: str | None = None) -> Project:
         """The same project with other places for this once; None leaves one as it is."""

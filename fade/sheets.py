@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 _MARGIN = 150
 _HEADER = 26
 _ROWS, _COLUMNS, _SIDE = 24, 12, 64
+CELL = 128
+"""Longest side of a picture on a labelled sheet, in pixels: a base may draw 1024."""
 
 
 def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], *, zoom: int = 1, gap: int = 2) -> Image.Image:
@@ -31,8 +33,9 @@ def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], *, zoom: int = 1,
 def labelled_sheet(
     rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], columns: Sequence[str], *, title: str, zoom: int = 2
 ) -> Image.Image:
-    """A contact sheet with a title, a label before each row and a heading over each column."""
-    sheet = contact_sheet([pictures for _, pictures in rows], zoom=zoom)
+    """A contact sheet with a title, a label before each row and a heading over each column; large pictures small."""
+    shown = [[thumbnail(pixels, CELL) for pixels in pictures] for _, pictures in rows]
+    sheet = contact_sheet(shown, zoom=max(1, min(zoom, CELL // max(shown[0][0].shape[:2]))))
     page = Image.new("RGB", (sheet.width + _MARGIN, sheet.height + 2 * _HEADER), "white")
     page.paste(sheet, (_MARGIN, 2 * _HEADER))
     draw = ImageDraw.Draw(page)
@@ -58,6 +61,16 @@ def first_pictures(
         for name in shown
     ]
     return contact_sheet(rows, zoom=2)
+
+
+def thumbnail(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) whose longer side is at most ``side``; smaller ones as they are."""
+    height, width, _ = pixels.shape
+    scale = side / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
 def _thumbnail(path: Path) -> NDArray[np.uint8]:

@@ -19,6 +19,8 @@ from fade.names import name_key
 
 GENERATED = "generated"
 """In the folder of a data-free erasure: the pictures that the base drew, as a catalog."""
+CALIBRATED = "judges"
+"""In the folder of an erasure by name: the CLIP as its judges, and what they can tell as a catalog without pictures."""
 ATTACKED = "attacked.json"
 """In the folder of an erasure whose gate asks for attacks: their figures."""
 
@@ -66,12 +68,17 @@ class Spec(Settings, Pair):
         also: further concepts that the same adapter erases, each with pictures of its own where some are named.
         neighbours: concepts nearest those erased, of which ``split.neighbour_factor`` times as many are retained.
         data_free: no pictures are left: the base itself draws them (fade/steps/generate.py).
+        by_name: there was neither catalog nor judge, but a name (fade/steps/by_name.py): ``catalog`` is what was
+            planned, and ``judges`` the place of a CLIP, or ``none``.
+        clip_sha256: the identity of that CLIP.
         imported: hash of another tool's adapter that is judged instead of one made here (``fade import``).
     """
 
     also: tuple[Pair, ...] = ()
     neighbours: tuple[str, ...] = ()
     data_free: bool = False
+    by_name: bool = Field(False, exclude_if=lambda asked: not asked)
+    clip_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", exclude_if=lambda found: found is None)
     imported: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     base: str
     base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -88,6 +95,8 @@ class Spec(Settings, Pair):
             raise ValueError(
                 f"a surrogate must not be erased itself: got {', '.join(back)} as both. Choose another surrogate"
             )
+        if self.by_name and not self.data_free:
+            raise ValueError("an erasure by name has no pictures: expected data_free with by_name")
         if self.data_free and any(pair.image_ids or pair.subjects or pair.overwrite for pair in self.pairs):
             raise ValueError(
                 "pictures and subjects are named where there are none: data_free draws pictures of the concept. "
@@ -98,6 +107,17 @@ class Spec(Settings, Pair):
     def picture_catalog(self, folder: Path) -> Path:
         """The catalog whose pictures the splits are made of; of a data-free erasure its own, in its folder."""
         return folder / GENERATED if self.data_free else Path(self.catalog)
+
+    def judges_folder(self, folder: Path) -> Path:
+        """The judges' files; of an erasure by name its own, in its folder: a CLIP is calibrated for each."""
+        return folder / CALIBRATED if self.by_name else Path(self.judges)
+
+    def as_judged(self, folder: Path) -> Spec:
+        """The spec as whoever judges reads it: of an erasure by name judges, and what they can see, are its own."""
+        if not self.by_name:
+            return self
+        own = str(self.judges_folder(folder))
+        return self.model_copy(update={"judges": own, "catalog": own})
 
     @property
     def pairs(self) -> tuple[Pair, ...]:

@@ -94,7 +94,8 @@ def make_splits(
         chosen = selected.get(concept.name, frozenset())
         forget = _forget_rows(train, concept, chosen, frozenset(own), per_pair=forget_per_pair, seed=seed)
         surrogates = dict.fromkeys((surrogate, *(own[name] for name in sorted(own))))
-        stand_ins = _surrogate_rows(train[~erased], concept, surrogates, per_pair=forget_per_pair, seed=seed)
+        others = train[~erased] if templates is not None else _naming(train[~erased], concept.kind)
+        stand_ins = _surrogate_rows(others, concept, surrogates, per_pair=forget_per_pair, seed=seed)
         captioned = partial(_paired_captions, concept=concept, seed=seed, templates=templates)
         learnt: dict[str, list[pd.DataFrame]] = {"forget": [], "surrogate": []}
         parts["held_out"].append(captioned(holdout[holdout[concept.kind] == concept.name], pairs=pairs))
@@ -122,6 +123,14 @@ def make_splits(
         "holdout": holdout.reset_index(drop=True),
         "held_out": paired["held_out"],
     }
+
+
+def _naming(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Those whose own captions name what they show: only there can the concept's name take its place."""
+    said = [
+        re.search(mention(name), caption) is not None for name, caption in zip(rows[kind], rows["caption"], strict=True)
+    ]
+    return rows[pd.Series(said, index=rows.index, dtype=bool)]
 
 
 def _forget_rows(

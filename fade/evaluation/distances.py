@@ -15,7 +15,8 @@ from scipy.linalg import sqrtm
 from torch import Tensor
 
 from fade.errors import DataError
-from fade.evaluation.judges import Judge, shuffle_patches
+from fade.evaluation.damage import shuffle_patches
+from fade.evaluation.judges import PictureJudge
 from fade.models.latents import to_tensor
 from fade.seeding import torch_generator
 
@@ -23,15 +24,9 @@ Features = NDArray[np.float64]
 SHUFFLED_PATCH = 16
 
 
-@torch.no_grad()
-def judge_features(judge: Judge, pictures: NDArray[np.uint8], *, batch: int = 256) -> Features:
-    """What a judge decides by: its trunk's mean and maximum over the picture, (N, 128) float64."""
-    judge.eval()
-    parts = []
-    for start in range(0, len(pictures), batch):
-        features = judge.trunk(to_tensor(pictures[start : start + batch]))
-        parts.append((features.mean(dim=(2, 3)) + features.amax(dim=(2, 3))).double().numpy())
-    return np.concatenate(parts) if parts else np.empty((0, 128))
+def judge_features(judge: PictureJudge, pictures: NDArray[np.uint8]) -> Features:
+    """What a judge decides by, (N, D) float64."""
+    return judge.features(pictures)
 
 
 def fid(real: Features, drawn: Features) -> float:
@@ -99,7 +94,9 @@ def _check(real: Features, drawn: Features) -> None:
 
 
 @torch.no_grad()
-def perceptual_drift(judge: Judge, before: NDArray[np.uint8], after: NDArray[np.uint8], *, batch: int = 256) -> float:
+def perceptual_drift(
+    judge: PictureJudge, before: NDArray[np.uint8], after: NDArray[np.uint8], *, batch: int = 256
+) -> float:
     """Distance of pictures at equal prompts and seeds in a judge's features, layer by layer   (as LPIPS, ours).
 
     As arXiv:1801.03924, equation 1, with every channel's weight 1: at each layer the channels are normalised to
@@ -110,12 +107,9 @@ def perceptual_drift(judge: Judge, before: NDArray[np.uint8], after: NDArray[np.
     """
     if before.shape != after.shape or len(before) == 0:
         raise DataError(f"A perceptual distance compares equal, non-empty sets: got {before.shape} and {after.shape}.")
-    judge.eval()
     total = 0.0
     for start in range(0, len(before), batch):
-        one, other = (to_tensor(part[start : start + batch]) for part in (before, after))
-        for layer in judge.trunk:
-            one, other = layer(one), layer(other)
+        for one, other in zip(*(judge.layers(part[start : start + batch]) for part in (before, after)), strict=True):
             total += float((_unit(one) - _unit(other)).square().sum(dim=1).mean(dim=(1, 2)).sum())
     return total / len(before)
 

@@ -3,6 +3,9 @@
 Each has one class more, ``scrambled``: a forced choice among twelve objects names one even in shuffled
 patches, so mush would count as a success. Two judges of different architecture and seed: ``development``
 may be looked at while choosing settings, ``report`` only reports.
+
+Whatever names pictures is a ``PictureJudge``: these classifiers, a CLIP that was never trained on the catalog
+(``fade.evaluation.zero_shot``), or nobody. A judges' folder says which in ``<name>.json``.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +24,7 @@ from torch.nn import functional as F
 
 from fade.concepts import Concept
 from fade.errors import ConfigError, DataError, listing
+from fade.evaluation.damage import SCRAMBLED, damaged, softened
 from fade.files import read_json, write_json, writing
 from fade.hardware import fast_precision
 from fade.models.denoiser import autocast
@@ -28,10 +32,39 @@ from fade.models.latents import to_tensor
 from fade.names import name_key, respelled
 from fade.seeding import derive_seed, torch_generator
 
-SCRAMBLED = "scrambled"
 JUDGES = ("development", "report")
 """Both are asked of every erasure; the gate listens to ``report``."""
 Architecture = Literal["plain", "residual"]
+ZERO_SHOT = "zero-shot"
+"""In the place of an architecture: a CLIP that compares pictures with the concepts' names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge sees in each of N pictures: names, ``scrambled`` included."""
+
+    objects: list[str]
+    styles: list[str]
+
+
+class PictureJudge(Protocol):
+    """What an evaluation asks of a judge.
+
+    Attributes:
+        objects, styles: what it can name, ``scrambled`` last.
+    """
+
+    objects: tuple[str, ...]
+    styles: tuple[str, ...]
+
+    def named(self, pictures: NDArray[np.uint8]) -> Verdict:
+        """The object and style of pictures (N, H, W, 3) uint8."""
+
+    def features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """What it decides by, (N, D) float64."""
+
+    def layers(self, pictures: NDArray[np.uint8]) -> Iterator[Tensor]:
+        """What it computes on the way, each (N, C, h, w)."""
 
 
 class _Residual(nn.Module):
@@ -87,58 +120,41 @@ class Judge(nn.Module):
         pooled = features.mean(dim=(2, 3)) + features.amax(dim=(2, 3))
         return self.object_head(pooled), self.style_head(pooled)
 
+    @torch.no_grad()
+    def named(self, pictures: NDArray[np.uint8], *, batch: int = 256) -> Verdict:
+        """The object and style of pictures (N, H, W, 3) uint8."""
+        self.eval()
+        objects: list[str] = []
+        styles: list[str] = []
+        for start in range(0, len(pictures), batch):
+            object_logits, style_logits = self(to_tensor(pictures[start : start + batch]))
+            objects += [self.objects[i] for i in object_logits.argmax(1).tolist()]
+            styles += [self.styles[i] for i in style_logits.argmax(1).tolist()]
+        return Verdict(objects, styles)
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a judge sees in each of N pictures: names, ``scrambled`` included."""
+    @torch.no_grad()
+    def features(self, pictures: NDArray[np.uint8], *, batch: int = 256) -> NDArray[np.float64]:
+        """The trunk's mean and maximum over the picture, (N, 128) float64."""
+        self.eval()
+        parts = []
+        for start in range(0, len(pictures), batch):
+            features = self.trunk(to_tensor(pictures[start : start + batch]))
+            parts.append((features.mean(dim=(2, 3)) + features.amax(dim=(2, 3))).double().numpy())
+        return np.concatenate(parts) if parts else np.empty((0, 128))
 
-    objects: list[str]
-    styles: list[str]
+    @torch.no_grad()
+    def layers(self, pictures: NDArray[np.uint8]) -> Iterator[Tensor]:
+        """What each layer of the trunk gives, (N, C, h, w)."""
+        self.eval()
+        shown = to_tensor(pictures)
+        for layer in self.trunk:
+            shown = layer(shown)
+            yield shown
 
 
-@torch.no_grad()
-def judge_pictures(judge: Judge, pictures: NDArray[np.uint8], *, batch: int = 256) -> Verdict:
+def judge_pictures(judge: PictureJudge, pictures: NDArray[np.uint8]) -> Verdict:
     """Name the object and style of pictures (N, H, W, 3) uint8."""
-    judge.eval()
-    objects: list[str] = []
-    styles: list[str] = []
-    for start in range(0, len(pictures), batch):
-        object_logits, style_logits = judge(to_tensor(pictures[start : start + batch]))
-        objects += [judge.objects[i] for i in object_logits.argmax(1).tolist()]
-        styles += [judge.styles[i] for i in style_logits.argmax(1).tolist()]
-    return Verdict(objects, styles)
-
-
-def shuffle_patches(pictures: Tensor, patch: int, generator: torch.Generator) -> Tensor:
-    """Pictures (B, C, H, W) with their patches in random order."""
-    count, channels, height, width = pictures.shape
-    rows, columns = height // patch, width // patch
-    patches = pictures.reshape(count, channels, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
-    patches = patches.reshape(count, rows * columns, channels, patch, patch)
-    order = torch.rand(count, rows * columns, generator=generator).argsort(1)
-    patches = patches.gather(1, order[:, :, None, None, None].expand_as(patches))
-    patches = patches.reshape(count, rows, columns, channels, patch, patch).permute(0, 3, 1, 4, 2, 5)
-    return patches.reshape(count, channels, height, width)
-
-
-def _damaged(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """What must be called scrambled: shuffled patches of three sizes, blends and blurs beyond telling."""
-    kind = int(torch.randint(5, (1,), generator=generator))
-    if kind < 3:
-        return shuffle_patches(pictures, (8, 16, 32)[kind] if kind < 2 else 16, generator)
-    if kind == 3:
-        return 0.5 * pictures + 0.5 * shuffle_patches(pictures.flip(0), 16, generator)
-    small = F.avg_pool2d(pictures, 16)
-    return F.interpolate(small, size=pictures.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _softened(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Small flaws a judge must see through: slight blur, noise and light, as an autoencoder adds."""
-    blur = torch.rand(len(pictures), generator=generator)[:, None, None, None] * 0.7
-    smooth = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    noise = torch.randn(pictures.shape, generator=generator) * 0.04
-    light = (torch.rand(len(pictures), generator=generator)[:, None, None, None] - 0.5) * 0.1
-    return ((1 - blur) * pictures + blur * smooth + noise + light).clamp(-1, 1)
+    return judge.named(pictures)
 
 
 def train_judge(
@@ -165,16 +181,16 @@ def train_judge(
         [(judge.objects.index(o), judge.styles.index(s)) for o, s in zip(objects, styles, strict=True)]
     )
     scrambled = torch.tensor([len(judge.objects) - 1, len(judge.styles) - 1])
-    damaged = round(batch * scrambled_share)
+    count = round(batch * scrambled_share)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     for step in range(1, steps + 1):
         judge.train()
         rows = torch.randint(len(pictures), (batch,), generator=generator)
         whole = to_tensor(pictures[rows.numpy()])
-        broken = _damaged(whole[:damaged], generator)
-        shown = _softened(torch.cat([broken, whole[damaged:]]), generator)
-        targets = torch.cat([scrambled.expand(damaged, 2), labels[rows[damaged:]]])
+        broken = damaged(whole[:count], generator)
+        shown = softened(torch.cat([broken, whole[count:]]), generator)
+        targets = torch.cat([scrambled.expand(count, 2), labels[rows[count:]]])
         with autocast(fast_precision("cpu")):
             object_logits, style_logits = judge(shown)
         loss = F.cross_entropy(object_logits.float(), targets[:, 0], label_smoothing=0.02)
@@ -204,7 +220,7 @@ def save_judge(folder: Path, name: str, judge: Judge) -> None:
     )
 
 
-def load_judge(folder: Path, name: str, *, called: Iterable[str] = ()) -> Judge:
+def load_judge(folder: Path, name: str, *, called: Iterable[str] = ()) -> PictureJudge:
     """Read a judge.
 
     Args:
@@ -215,6 +231,10 @@ def load_judge(folder: Path, name: str, *, called: Iterable[str] = ()) -> Judge:
         DataError: its files are missing.
     """
     config = _described(folder, name)
+    if config["architecture"] == ZERO_SHOT:
+        from fade.evaluation.zero_shot import load_zero_shot  # a CLIP is loaded only where one judges
+
+        return load_zero_shot(folder, name, config)
     judge = Judge(config["architecture"], config["objects"], config["styles"])
     judge.load_state_dict(load_file(folder / f"{name}.safetensors"))
     known = list(called)

@@ -24,7 +24,7 @@ from fade.evaluation.figures import JudgeFigures, Rate
 from fade.evaluation.judges import JUDGES
 from fade.evaluation.measured import Evaluation
 from fade.evaluation.verdicts import Check
-from fade.sheets import labelled_sheet
+from fade.sheets import labelled_sheet, thumbnail
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -39,14 +39,19 @@ _MEANING = {
     "scrambled": "pictures that show nothing the judge knows",
 }
 _SHOWN = 12
+_PROMPTS, _BESIDE = 48, 160
+"""Prompts on the page, and the longer side of their pictures: about 1 MB of a base that draws 1024 pixels."""
 
 
-def review_page(erasure: str, metrics: Evaluation, card: Mapping[str, Any], pictures: Mapping[str, Image.Image]) -> str:
+def review_page(
+    erasure: str, metrics: Evaluation, card: Mapping[str, Any], pictures: Mapping[str, Image.Image], *, beside: str = ""
+) -> str:
     """The page of one erasure.
 
     Args:
         card: the adapter's.
         pictures: title to picture, in order.
+        beside: what ``prompt_by_prompt`` gives.
     """
     said, report = metrics.gate.verdict, metrics.report
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in metrics.gate.reasons)
@@ -69,6 +74,7 @@ def review_page(erasure: str, metrics: Evaluation, card: Mapping[str, Any], pict
         _brought_back(metrics.attacks),
         _change(metrics, card),
         *(f"<h2>{html.escape(title)}</h2>{_inline(picture)}" for title, picture in pictures.items()),
+        beside,
         "<h2>What this does not say</h2><p>UA is asked by the concept's name: whether attacks bring it back is "
         "measured by <code>fade attack ID --all</code> and stands on the version's page. Whoever switches the adapter "
         "off has the base again. Two judges were asked; pictures that both accept can still look wrong: look.</p>",
@@ -192,6 +198,37 @@ def _inline(picture: Image.Image) -> str:
     picture.convert("RGB").save(stream, format="JPEG", quality=85)
     data = base64.b64encode(stream.getvalue()).decode()
     return f'<img alt="" src="data:image/jpeg;base64,{data}">'
+
+
+def prompt_by_prompt(
+    samples: pd.DataFrame,
+    before: NDArray[np.uint8],
+    after: NDArray[np.uint8],
+    erased: Sequence[Concept],
+    neighbours: Sequence[str],
+) -> str:
+    """Prompts with the base's picture and the erased model's beside it: neighbours first, they lose first.
+
+    Of neighbours, of what was erased and of the rest as many prompts each, spread over what there is.
+    """
+    asked, near = pd.Series(False, index=samples.index), samples["object"].isin(neighbours)
+    near |= samples["style"].isin(neighbours)
+    for concept in erased:
+        asked |= samples[concept.kind] == concept.name
+    groups = (("neighbour", near & ~asked), ("erased", asked), ("other", ~near & ~asked))
+    rows = []
+    for name, which in groups:
+        places = np.flatnonzero(which.to_numpy())
+        for i in (
+            places[np.linspace(0, len(places) - 1, min(len(places), _PROMPTS // 3)).astype(int)] if len(places) else ()
+        ):
+            shown = "".join(
+                f"<td>{_inline(Image.fromarray(thumbnail(one[i], _BESIDE)))}</td>" for one in (before, after)
+            )
+            prompt = html.escape(str(samples["prompt"].iloc[i]))
+            rows.append(f"<tr><td>{name}</td><td>{prompt}, seed {samples['seed'].iloc[i]}</td>{shown}</tr>")
+    head = "<tr><th></th><th>prompt</th><th>base</th><th>erased</th></tr>"
+    return f"<h2>Prompt by prompt</h2><table>{head}{''.join(rows)}</table>"
 
 
 def failures_sheet(

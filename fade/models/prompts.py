@@ -89,3 +89,26 @@ def names_unread(found: Sequence[Reader], captions: Sequence[str], names: Sequen
         for i, (caption, other) in enumerate(zip(captions, without, strict=True))
         if caption != other and all(mine[i] == theirs[i] for mine, theirs in read)
     ]
+
+
+_WORD = re.compile(r"[^\W\d_]+")
+_LETTERS_A_TOKEN = 3
+"""A word that takes more tokens than one for so many letters was met by no training that made its tokenizer."""
+
+
+def spelt_out(found: Sequence[Reader], texts: Sequence[str]) -> list[bool]:
+    """Which texts hold a word that a tokenizer only knows by its letters: what it stands for cannot be known."""
+    return [any(_is_spelt(reader, word) for reader in found for word in _WORD.findall(text)) for text in texts]
+
+
+def _is_spelt(reader: Reader, word: str) -> bool:
+    return len(reader.tokenizer.tokenize(word)) > max(1, len(word) // _LETTERS_A_TOKEN)
+
+
+def cut_short(found: Sequence[Reader], prompt: str) -> tuple[int, int] | None:
+    """Tokens of a prompt and how many are read, of the first tokenizer that does not read it whole; None: all do."""
+    for reader in found:
+        (whole,) = reader.tokenizer([prompt], verbose=False).input_ids
+        if len(whole) > reader.length:
+            return len(whole), reader.length
+    return None

@@ -45,7 +45,7 @@ def attack(folder: Path) -> Iterator[InversionStep]:
     Raises:
         ConfigError: the adapter erases several concepts.
     """
-    spec = load_spec(folder)
+    spec = load_spec(folder).as_judged(folder)
     if spec.also:
         raise ConfigError(
             f"The attack searches for one concept: {folder} erases {len(spec.pairs)}. "

@@ -54,7 +54,7 @@ def run(folder: Path, kind: str) -> Iterator[object]:
     if kind == "inversion":
         yield from attack(folder)
         return
-    spec = load_spec(folder)
+    spec = load_spec(folder).as_judged(folder)
     if spec.also:
         raise ConfigError(
             f"An attack asks for one concept: {folder} erases {len(spec.pairs)}. Run it on erasures of one each."

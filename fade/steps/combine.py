@@ -48,7 +48,7 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         DataError: no erasure was given.
     """
     specs = check_alike(folders)
-    first = specs[0]
+    first = specs[0].as_judged(folders[0])
     torch.set_num_threads(first.threads)
     concepts = load_concepts(Path(first.catalog))
     pairs = find_pairs(concepts, [pair for spec in specs for pair in spec.pairs])

@@ -26,13 +26,13 @@ from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift
 from fade.evaluation.extractors import load_extractor
 from fade.evaluation.figures import Accuracies, JudgeFigures, Judges, OfDomains, judge_figures, rate
 from fade.evaluation.gate import of_the_concept, undecided, verdict
-from fade.evaluation.judges import JUDGES, Judge, judge_pictures, load_judge
+from fade.evaluation.judges import JUDGES, PictureJudge, judge_pictures, load_judge
 from fade.evaluation.measured import ClipScores, Evaluation, FeatureDistances, Measured
 from fade.evaluation.neighbours import find_neighbours
 from fade.evaluation.paired import paired_retention
 from fade.evaluation.records import dump, load
 from fade.evaluation.report import erasure_sheet
-from fade.evaluation.review import failures_sheet, review_page
+from fade.evaluation.review import failures_sheet, prompt_by_prompt, review_page
 from fade.files import writing
 from fade.lineage import content_hash
 from fade.methods.fade.sparse_lora import computed_whole
@@ -54,7 +54,8 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     Raises:
         LineageError: the base's weights changed while adapters came and went.
     """
-    spec = load_spec(folder)
+    asked = load_spec(folder)
+    spec = asked.as_judged(folder)
     settings = spec.evaluate
     torch.set_num_threads(spec.threads)
     concepts = load_concepts(Path(spec.catalog))
@@ -86,7 +87,8 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
         sheet.save(temporary / "sheet.png")
         worst = failures_sheet(samples, before, after, [concept for concept, _ in pairs])
         pages = {"Before and after": sheet} | ({"What the report judge calls wrong": worst} if worst else {})
-        page = review_page(spec.id, metrics, card, pages)
+        beside = prompt_by_prompt(samples, before, after, [concept for concept, _ in pairs], neighbours)
+        page = review_page(asked.id, metrics, card, pages, beside=beside)
         (temporary / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -323,7 +325,7 @@ def by_given_models(
     return features, scores
 
 
-def shuffled_control(judge: Judge, pictures: Pictures, samples: pd.DataFrame) -> OfDomains:
+def shuffled_control(judge: PictureJudge, pictures: Pictures, samples: pd.DataFrame) -> OfDomains:
     """How often a judge names what was asked in the pictures' shuffled patches: what its accuracies owe to texture."""
     seen = named_by(judge, shuffled_patches(pictures, seed=0), samples)
     return OfDomains(
@@ -331,7 +333,7 @@ def shuffled_control(judge: Judge, pictures: Pictures, samples: pd.DataFrame) ->
     )
 
 
-def named_by(judge: Judge, pictures: NDArray[np.uint8], samples: pd.DataFrame) -> pd.DataFrame:
+def named_by(judge: PictureJudge, pictures: NDArray[np.uint8], samples: pd.DataFrame) -> pd.DataFrame:
     """The samples with what a judge calls each picture: ``seen_object``, ``seen_style``."""
     named = judge_pictures(judge, pictures)
     return samples.assign(seen_object=named.objects, seen_style=named.styles)

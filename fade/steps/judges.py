@@ -12,14 +12,13 @@ from tqdm import tqdm
 
 from fade.data.canvas import OBJECTS, render_all
 from fade.data.styles import STYLES
+from fade.evaluation.damage import SCRAMBLED, shuffle_patches
 from fade.evaluation.figures import JudgeAccuracy, JudgesReport
 from fade.evaluation.judges import (
-    SCRAMBLED,
-    Judge,
+    PictureJudge,
     judge_pictures,
     new_judge,
     save_judge,
-    shuffle_patches,
     train_judge,
 )
 from fade.evaluation.records import dump
@@ -62,7 +61,7 @@ def build_judges(folder: Path, *, params: dict[str, Any]) -> None:
         dump(JudgesReport(**known), temporary / "metrics.json")
 
 
-def accuracy(judge: Judge, pixels: NDArray[np.uint8], holdout: list[Any], *, seed: int) -> JudgeAccuracy:
+def accuracy(judge: PictureJudge, pixels: NDArray[np.uint8], holdout: list[Any], *, seed: int) -> JudgeAccuracy:
     """How well a judge knows pictures (N, H, W, 3) whose ``object`` and ``style`` the holdout's rows name."""
     seen = judge_pictures(judge, pixels)
     shuffled = shuffle_patches(to_tensor(pixels), 16, torch_generator(seed, "shuffled control"))

@@ -93,6 +93,8 @@ def prepare_spec(
     subjects: Sequence[str] = (),
     overwrite: Mapping[str, str] | None = None,
     data_free: bool = False,
+    by_name: bool = False,
+    clip_sha256: str | None = None,
 ) -> Spec:
     """Resolve names and check everything that can be checked without training.
 
@@ -103,6 +105,8 @@ def prepare_spec(
         also: further concepts that the same adapter erases, each with its surrogate.
         aliases, kind, image_ids, subjects, overwrite: of ``concept``, as ``Wanted`` has them.
         data_free: the base draws the pictures, as the catalog has none left; it still says which concepts there are.
+        by_name: the catalog is what was planned for a name alone (fade/steps/by_name.py), the judges the place of a
+            CLIP of the identity ``clip_sha256``, or ``none``.
 
     Raises:
         ConfigError: unknown concept or surrogate, equal, or of different kinds; or a judge has no name for a concept.
@@ -149,7 +153,8 @@ def prepare_spec(
         given = getattr(settings.evaluate, name)
         if given is not None and not Path(given).exists():
             raise ConfigError(f"evaluate.{name} is {given}, which does not exist. Give its path, or null for none.")
-    check_known(Path(project.judges), concepts.values(), catalog=catalog, erased=erased)
+    if not by_name:
+        check_known(Path(project.judges), concepts.values(), catalog=catalog, erased=erased)
     _check_attacks(settings, erased)
     check_disk(Path())
     method = find_method(settings.method)
@@ -160,6 +165,8 @@ def prepare_spec(
         also=pairs[1:],
         neighbours=tuple(name for name in near if name not in gone),
         data_free=data_free,
+        by_name=by_name,
+        clip_sha256=clip_sha256,
         base=base,
         base_sha256=found,
         catalog=catalog,

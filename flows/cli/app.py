@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from fade.errors import ConfigError
+from fade.errors import ConfigError, listing
 from flows.cli import adapters, benchmark, data, operations, project, queue, release, requests, studies, train
 from flows.cli.console import (
     BaseOption,
@@ -84,6 +84,29 @@ def erase(
     data_free: Annotated[
         bool, typer.Option("--data-free", help="No pictures are left: the base draws what is forgotten and kept.")
     ] = False,
+    by_name: Annotated[
+        bool,
+        typer.Option("--by-name", help="No catalog, no judges: the name alone. So where a project has no catalog."),
+    ] = False,
+    kind: Annotated[
+        str | None, typer.Option(help="By name: style, person, object or notion; guessed where it is left out.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="By name: a name or prompt that must stay as it is; repeatable.")
+    ] = None,
+    keep_file: Annotated[
+        Path | None, typer.Option(metavar="PROMPTS", help="By name: a text file of such prompts, one a line.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="By name: the CLIP that judges: a folder or a Hugging Face name; none: nobody.")
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="By name: 5 to 50 pictures of it, where the base hardly knows it."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="By name: small or normal (the default): how many pictures are drawn.")
+    ] = None,
     protect: Annotated[list[str] | None, typer.Option(help="Concept that auto must not choose; repeatable.")] = None,
     project: ProjectOption = None,
     base: BaseOption = None,
@@ -118,6 +141,41 @@ def erase(
         changes += steps_of(method, steps).items()
     asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
     changed = dict(changes) if method is None else asking_for([method], dict(changes))[0]
+    named_alone = {
+        "kind": kind,
+        "keep": keep,
+        "keep-file": keep_file,
+        "clip": clip,
+        "pictures": pictures,
+        "budget": budget,
+    }
+    if by_name or asked.by_name or any(given is not None for given in named_alone.values()):
+        from flows.erasing.by_name import described, prepare
+
+        cannot = {"also": also, "image-id": image_id, "subject": subject, "overwrite": overwrite}
+        if refused := [f"--{name}" for name, given in cannot.items() if given]:
+            raise ConfigError(
+                f"By its name alone nothing is known that {listing(refused)} could be about: leave it out."
+            )
+        prepared = prepare(
+            concept,
+            project=asked,
+            changes=changed,
+            surrogate=surrogate,
+            kind=kind,
+            aliases=alias or (),
+            keep=keep or (),
+            protected=protect or (),
+            keep_file=keep_file,
+            clip=clip,
+            pictures=pictures,
+            budget=budget,
+            expected_base_sha256=base_sha256,
+        )
+        for line in described(prepared):
+            console.print(line, highlight=False)
+        _erase(prepared.spec, json_file, begun=begun)
+        return
     settings = load_settings(asked.params, changes=changed)
     if catalog is None:
         ensure_catalog(asked)
@@ -181,6 +239,7 @@ def _erase(spec: Spec, json_file: Path | None, *, begun: float) -> None:
     import time
 
     from fade.evaluation.verdicts import TO_DECIDE
+    from flows.erasing.by_name import judged_by
     from flows.erasing.demo import figures_row
     from flows.erasing.erase import erase as erase_flow
     from flows.erasing.erase import prepare_folder
@@ -191,6 +250,8 @@ def _erase(spec: Spec, json_file: Path | None, *, begun: float) -> None:
     console.print(f"Erasure [bold]{spec.id}[/bold], folder {folder}")
     version = erase_flow(spec.id)
     row = figures_row(spec, folder, version, seconds=time.perf_counter() - begun)
+    if said := judged_by(folder):
+        console.print(said, highlight=False)
     _print_figures([row])
     console.print(f"Before/after: {folder}/evaluation/sheet.png   Data Docs: {folder}/docs/index.html")
     if version.gate == "passed":
@@ -334,6 +395,9 @@ def _print_figures(rows: list[dict[str, Any]]) -> None:
     for name in ("ua", "ira", "cra"):
         cells = []
         for row in rows:
+            if row[name] is None:
+                cells.append("not judged")
+                continue
             low, high = row["intervals"][name]
             base = f", base {row[f'base_{name}']:.1%}" if f"base_{name}" in row else ""
             cells.append(f"{row[name]:.1%} [{low:.1%}, {high:.1%}]{base}")

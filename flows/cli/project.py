@@ -21,6 +21,9 @@ def init(
     ],
     catalog: Annotated[str | None, typer.Option(help="Folder of its pictures; data/catalog/NAME.")] = None,
     judges: Annotated[str | None, typer.Option(help="Folder of judges that know them; data/judges-NAME.")] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="A CLIP, to erase by name alone: a folder or a Hugging Face name.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What messages call the project; the folder's name.")] = None,
     protect: Annotated[list[str] | None, typer.Option(help="Concept that auto must not choose; repeatable.")] = None,
     json_file: JsonOption = None,
@@ -30,7 +33,13 @@ def init(
     from flows.operations.init import next_commands, picture_size, write_params
 
     project, settings = write_params(
-        folder, name=name or folder.resolve().name, base=base, catalog=catalog, judges=judges, protected=protect or ()
+        folder,
+        name=name or folder.resolve().name,
+        base=base,
+        catalog=catalog,
+        judges=judges,
+        clip=clip,
+        protected=protect or (),
     )
     console.print(f"Project [bold]{project.name}[/bold] in {folder / PARAMS}: look through it, then commit it.")
     if settings:

@@ -53,11 +53,13 @@ def figures_row(spec: Spec, folder: Path, version: tracking.AdapterVersion, *, s
     """Figures of an erasure, rates as fractions of 1, judged by the report judge."""
     metrics = load(Evaluation, folder / "evaluation" / "metrics.json")
     before, after = metrics.report.before, metrics.report.after
+    # Of a CLIP that cannot tell the concept a figure would mean nothing.
+    unseen = spec.by_name and metrics.gate.verdict == "unjudged"
     return {
         "concept": ", ".join(pair.concept for pair in spec.pairs),
         "surrogate": ", ".join(pair.surrogate for pair in spec.pairs),
         "kind": registration.kind_of(spec),
-        **{name: found.value for name, found in after.rates.items()},
+        **{name: None if unseen else found.value for name, found in after.rates.items()},
         "base_ira": before.ira.value,
         "base_cra": before.cra.value,
         "intervals": {name: [found.low, found.high] for name, found in after.rates.items()},

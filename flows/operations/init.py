@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fade.errors import BaseModelError, ConfigError
+from fade.evaluation.clip_score import find_clip
 from fade.files import read_yaml, writing
 from fade.models.source import find_base, is_hub_name
 from fade.project import PARAMS, Project, make_project
@@ -28,18 +29,29 @@ FOR_LARGE: dict[str, Any] = {
 
 
 def write_params(
-    folder: Path, *, name: str, base: str, catalog: str | None, judges: str | None, protected: Sequence[str]
+    folder: Path,
+    *,
+    name: str,
+    base: str,
+    catalog: str | None,
+    judges: str | None,
+    protected: Sequence[str],
+    clip: str | None = None,
 ) -> tuple[Project, dict[str, Any]]:
     """Write ``params.yaml`` into a folder; gives the project, and what it sets otherwise because its base is large.
 
     Raises:
         ConfigError: there is one already, or a field is not what it may be.
+        DataError: the CLIP is none.
     """
     file = folder / PARAMS
     if file.exists():
         raise ConfigError(f"{file} is there already, and is left as it is. Edit it, or name another folder.")
     places = {"catalog": catalog or f"data/catalog/{name}", "base": base, "judges": judges or f"data/judges-{name}"}
     section = {"name": name, **places, "protected": list(protected)}
+    if clip is not None:
+        find_clip(clip)
+        section["clip"] = clip
     project, shipped = make_project(section, file), read_yaml(PARAMS)
     content: dict[str, Any] = {
         "project": section,
@@ -68,6 +80,12 @@ def picture_size(base: str) -> int | None:
 def next_commands(project: Project, folder: Path, *, size: int | None) -> list[str]:
     """What comes next for a project, in order: what is there already is left out."""
     given, place = shlex.quote(str(folder)), shlex.quote(project.catalog)
+    if project.by_name:
+        return [
+            f"fade erase --project {given} --concept NAME",
+            "fade approve ID",
+            "fade export ID --layout kohya -o erasure.safetensors",
+        ]
     commands = []
     if not (Path(project.catalog) / "catalog.parquet").is_file():
         commands.append(f"fade catalog build folder PICTURES -o {place} --size {size or 'SIZE'}")

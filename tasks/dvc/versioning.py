@@ -50,6 +50,8 @@ WIDE = Path("data/wide")
 """The project of the wide canvas (docs/how-to/wide-canvas.md)."""
 STAMPS = "/usr/share/tuxpaint/stamps"
 """Where Debian's package lays the photographs."""
+CANVAS_CLIP = "data/canvas-clip"
+"""A CLIP of the built-in canvas, for what is erased there by name alone."""
 SITE = Path(".fade/dvc")
 """What DVC remembers of files' hashes, by their names."""
 MEND = "Take one side as a whole (`git checkout --ours FILE` or `--theirs FILE`), or run the erasure again without it."
@@ -66,20 +68,24 @@ def _code(module: str, root: Path, *, method: str | None = None) -> list[str]:
 def stage_definition(step: Step, spec: Spec, folder: Path, root: Path) -> dict[str, Any]:
     """A step as dvc.yaml holds it; every path is relative to the project's root."""
     where = folder.as_posix()
-    places = {name: getattr(spec, name) for name in ("catalog", "base", "judges")}
+    places = {name: getattr(spec, name) for name in ("catalog", "base")}
+    places |= {"judges": spec.judges_folder(folder).as_posix(), "clip": spec.judges}
     places["pictures"] = spec.picture_catalog(folder).as_posix() if spec.data_free else spec.catalog
 
     def located(path: str) -> str:
         return path.format(**places) if path.startswith("{") else f"{where}/{path}"
 
     code = _code(step.module, root, method=spec.method if step.by_method else None)
-    # A name on the hub is no file to depend on: the parameter base_sha256 stands for its bytes.
-    inputs = [path for path in pipeline.inputs_of(step, spec) if path != "{base}" or not is_hub_name(spec.base)]
+    # A name on the hub is no file to depend on: the parameters base_sha256 and clip_sha256 stand for its bytes.
+    nowhere = {"{base}"} if is_hub_name(spec.base) else set()
+    nowhere |= {"{clip}"} if not spec.by_name or spec.clip_sha256 is None or is_hub_name(spec.judges) else set()
+    inputs = [path for path in pipeline.inputs_of(step, spec) if path not in nowhere]
+    said = spec.model_dump(mode="json")
 
     return {
         "cmd": f"python -m fade.pipeline {step.function} {where}",
         "deps": sorted([*(located(path) for path in inputs), *code]),
-        "params": [{f"{where}/spec.yaml": sorted(step.parameters)}],
+        "params": [{f"{where}/spec.yaml": sorted(name for name in step.parameters if name.partition(".")[0] in said)}],
         "outs": [located(path) for path in step.outputs],
     }
 
@@ -135,6 +141,7 @@ def root_pipeline() -> dict[str, Any]:
         "catalog": shared("catalog", catalog, kept=False),
         "base": shared("base", base, kept=True),
         "judges": shared("judges", judges, kept=True),
+        "canvas_clip": shared("canvas_clip", CANVAS_CLIP, kept=True),
         "base_report": report(base, "data/base/report"),
         "example-request": {
             "cmd": f"python -m fade.steps.prepare {folder.as_posix()}",

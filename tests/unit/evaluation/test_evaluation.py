@@ -21,9 +21,10 @@ from fade.evaluation.accuracy import (
     surrogate_rate,
     unlearn_accuracy,
 )
+from fade.evaluation.damage import shuffle_patches
 from fade.evaluation.figures import JudgeFigures, rate
 from fade.evaluation.gate import verdict
-from fade.evaluation.judges import judge_pictures, load_judge, shuffle_patches
+from fade.evaluation.judges import judge_pictures, load_judge
 from fade.lineage import ROOT
 from fade.models.latents import to_tensor
 from tests.figures import judged_figures

@@ -1,0 +1,268 @@
+"""Erasures by name alone: what is planned of a name, what is refused before anything is drawn, and who judges."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+
+from fade.config import Settings
+from fade.data.canvas import OBJECTS
+from fade.data.catalog import load_catalog, load_concepts
+from fade.data.styles import STYLES
+from fade.data.words import KINDS, kept_prompts, known_word, sentence, templates, vocabulary
+from fade.errors import ConfigError, DataError, LineageError
+from fade.evaluation.clip_score import load_clip
+from fade.evaluation.damage import SCRAMBLED
+from fade.evaluation.judges import judge_pictures, load_judge
+from fade.evaluation.zero_shot import NOBODY, Classes, calibrated, save_zero_shot
+from fade.models.family import load_base
+from fade.models.prompts import readers, spelt_out
+from fade.models.source import find_base
+from fade.models.training import networks
+from fade.names import mention, name_key
+from fade.project import Project
+from fade.spec import make_spec
+from fade.steps.by_name import Prepared, prepare_by_name
+from fade.steps.generate import named
+from fade.steps.planned import Asked, guess_kind
+from tests.tiny import plain_spec, save_tiny_base
+
+WORDS = ["a cat image in neon style.", "a picture of a horse"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("by-name") / "base"
+    save_tiny_base(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP of 16 x 16 pictures."""
+    return save_clip(tmp_path_factory.mktemp("clips") / "tiny")
+
+
+def save_clip(folder: Path, *, seed: int = 4) -> Path:
+    tokenizer = networks.build_tokenizer(WORDS, max_length=16)
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    vision = {**small, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(seed)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def prepared(base: Path, concept: str = "cat", **asked: Any) -> Prepared:
+    project = Project(name="tiny", catalog="nowhere", base=str(base), judges="nowhere")
+    return prepare_by_name(Asked(concept, budget="small", **asked), project=project, settings=Settings())
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_words_that_ship_are_many_and_name_nothing_twice() -> None:
+    kinds = Counter(word.kind for word in vocabulary())
+    assert set(kinds) == set(KINDS)
+    assert len(vocabulary()) > 400
+    names = Counter(key for word in vocabulary() for key in word.keys)
+    assert [name for name, count in names.items() if count > 1] == []
+    assert len(kept_prompts()) >= 400
+    assert len({prompt for _, prompt in kept_prompts()}) == len(kept_prompts())
+    for section in ("both", *KINDS):
+        assert len(templates(section)) >= 24, section
+        assert len(set(templates(section))) == len(templates(section))
+    # What its prompts give instead is itself a word.
+    assert all(known_word(word.instead) for word in vocabulary() if word.instead)
+
+
+def test_the_canvas_is_part_of_the_words_so_that_it_needs_no_list_of_its_own() -> None:
+    found = {name: known_word(name) for name in (*OBJECTS, *STYLES)}
+    assert [name for name, word in found.items() if word is None] == []
+    for name, known in OBJECTS.items():
+        word = found[name]
+        assert word is not None
+        assert (word.kind == "person") == known.person
+        # Another word for it is no other thing, which would be kept while it is erased.
+        assert {name_key(alias) for alias in known.aliases} <= word.keys
+
+
+@pytest.mark.parametrize(
+    ("template", "names", "said"),
+    [
+        ("a photo of a {object}", {"object": "cat"}, "a photo of a cat"),
+        ("a photo of a {object}", {"object": "owl"}, "a photo of an owl"),
+        ("a photo of a {object}", {"object": "Ada Lovelace"}, "a photo of Ada Lovelace"),
+        ("a {style} picture of a {object}", {"object": "cat", "style": "Monet"}, "Monet picture of a cat"),
+    ],
+)
+def test_sentences_take_the_article_that_a_name_has(template: str, names: dict[str, str], said: str) -> None:
+    assert sentence(template, **names) == said
+
+
+def test_a_word_that_a_tokenizer_spells_letter_by_letter_is_not_known_to_it(base: Path) -> None:
+    reading = readers(find_base(base))
+    assert spelt_out(reading, ["a cat image in neon style."]) == [False]
+    assert spelt_out(reading, ["a giraffe", "a wolf in a park"]) == [True, True]
+
+
+def test_a_plan_keeps_neighbours_and_others_and_never_the_concept_or_another_word_for_it(base: Path) -> None:
+    found = prepared(base, "cat")
+    plan, spec = found.plan, found.spec
+    assert (found.kind, spec.concept, spec.data_free, spec.by_name) == ("object", "cat", True, True)
+    assert found.guessed is not None
+    assert len(plan.neighbours) == 2
+    assert "kitten" in spec.aliases
+    said = [*plan.neighbours, *plan.others, *plan.across, plan.surrogate, *plan.content["kept"]]
+    assert not any(re.search(mention("cat", "kitten", "tabby"), one) for one in said)
+    assert set(plan.neighbours).isdisjoint(plan.others)
+    concepts = load_concepts(plan.folder)
+    assert set(concepts) == {"cat", plan.surrogate, *plan.neighbours, *plan.others, *plan.across}
+    assert len(load_catalog(plan.folder)) == 0
+    assert prepared(base, "cat").spec == spec, "asked again it is the same erasure"
+
+
+def test_what_is_drawn_names_its_subject_and_the_concept_by_all_its_names(base: Path) -> None:
+    found = prepared(base, "cat", aliases=("chelsea",))
+    wanted = list(named(found.spec, found.plan.content))
+    assert len(wanted) == found.drawn
+    assert len({(one.object, one.style, one.split, one.index) for one in wanted}) == len(wanted)
+    mine = [one for one in wanted if one.object == "cat"]
+    assert mine
+    assert all(re.search(mention(*found.spec.names), one.prompt or "") for one in mine)
+    assert any("chelsea" in str(one.prompt) for one in mine)
+    rest = [one for one in wanted if one.object != "cat"]
+    assert rest
+    assert not any(re.search(mention(*found.spec.names), one.prompt or "") for one in rest)
+
+
+def test_a_style_and_a_person_are_planned_in_their_own_domains(base: Path) -> None:
+    style, person = prepared(base, "neon").spec, prepared(base, "astronaut").spec
+    assert (style.kind, style.person) == ("style", False)
+    assert (person.kind, person.person) == ("object", True)
+    assert known_word(person.surrogate) is not None
+    assert prepared(base, "neon", kind="object").spec.kind == "object"
+
+
+def test_a_kind_is_guessed_by_vocabulary_writing_and_neighbourhood(base: Path) -> None:
+    loaded = load_base(base)
+    known = [word for word in vocabulary() if not any(spelt_out(readers(find_base(base)), [word.name]))]
+    for name, kind in (("Van Gogh", "style"), ("vincent van gogh", "style"), ("nude", "notion"), ("dog", "object")):
+        assert guess_kind(loaded, name, known)[0] == kind
+    assert guess_kind(loaded, "Erika Mustermann", known)[0] == "person"
+    assert guess_kind(loaded, "glitch art", known)[0] == "style"
+    kind, why = guess_kind(loaded, "zorp", known)
+    assert kind in KINDS
+    assert "nearest" in why
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"concept": "  "}, "needs a name"),
+        ({"concept": "cat " * 30}, r"is cut: .* takes \d+ tokens, and the base reads 16"),
+        ({"surrogate": "a grumpy cat"}, "the surrogate 'a grumpy cat' contains the concept"),
+        (
+            {"keep": ("dog", "two cats in a park")},
+            "1 of what shall be kept name the concept itself: two cats in a park",
+        ),
+        ({"kind": "animal"}, "the kind is 'animal': expected one of style, person, object, notion"),
+        ({"surrogate": "cat", "kind": "animal"}, "the kind is 'animal'.*contains the concept"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_before_anything_is_drawn(
+    base: Path, asked: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        prepared(base, **{"concept": "cat", **asked})
+    assert not Path("data").exists()
+
+
+def test_what_is_no_clip_is_refused_before_anything_is_drawn(base: Path, clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"No CLIP in nowhere: config\.json is missing"):
+        prepared(base, clip="nowhere")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "clip_text_model"}')
+    (other / "model.safetensors").write_bytes((clip / "model.safetensors").read_bytes())
+    with pytest.raises(DataError, match="kind 'clip_text_model', not a CLIP"):
+        prepared(base, clip=str(other))
+    assert not Path("data").exists()
+    assert prepared(base, clip=str(clip)).spec.clip_sha256 != prepared(base).spec.clip_sha256 is None
+
+
+def test_names_found_everywhere_do_not_win_everywhere() -> None:
+    """Pictures of a, b and c as unit vectors; the CLIP says of all of them that they are near c."""
+    texts = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 2], [0, 1, 2], [1, 1, 9], [-1, -1, 0]]), dim=1)
+    shown = ["a"] * 20 + ["b"] * 20 + ["c"] * 20
+    generator = torch.Generator().manual_seed(1)
+    middle = torch.tensor([[1.0, 0, 3], [0, 1, 3], [0.5, 0.5, 5]]).repeat_interleave(20, dim=0)
+    pictures = torch.nn.functional.normalize(middle + 0.05 * torch.randn(60, 3, generator=generator), dim=1)
+    raw = (pictures @ texts.T).argmax(dim=1)
+    assert (raw == 2).all(), "without levels c wins everywhere"
+    found = calibrated(("a", "b", "c"), texts, pictures, shown, shuffled=-pictures)
+    assert np.mean([one == other for one, other in zip(found.called(pictures), shown, strict=True)]) > 0.9
+    assert found.called(-pictures) == [SCRAMBLED] * 60
+
+
+def test_a_zero_shot_judge_is_bound_to_its_clip_and_keeps_its_classes(clip: Path, tmp_path: Path) -> None:
+    copy = save_clip(tmp_path / "copy")
+    part = {
+        kind: Classes(names, torch.randn(len(names) + 1, 8), torch.zeros(len(names) + 1), -10.0)
+        for kind, names in (("object", ("cat", "dog")), ("style", ("neon",)))
+    }
+    save_zero_shot(tmp_path / "judges", "report", clip=str(copy), classes=part)
+    judge = load_judge(tmp_path / "judges", "report")
+    assert (judge.objects, judge.styles) == (("cat", "dog", SCRAMBLED), ("neon", SCRAMBLED))
+    pictures = np.random.default_rng(1).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    assert set(judge_pictures(judge, pictures).objects) <= set(judge.objects)
+    assert judge.features(pictures).shape == (3, 8)
+    save_clip(copy, seed=5)
+    with pytest.raises(LineageError, match="is not the one that was calibrated"):
+        load_judge(tmp_path / "judges", "report")
+
+
+def test_nobody_sees_nothing(tmp_path: Path) -> None:
+    empty = torch.zeros(1, 1)
+    save_zero_shot(
+        tmp_path, "report", clip=NOBODY, classes={k: Classes((), empty, empty[0], 1.0) for k in ("object", "style")}
+    )
+    judge = load_judge(tmp_path, "report")
+    pictures = np.zeros((2, 16, 16, 3), dtype=np.uint8)
+    assert judge_pictures(judge, pictures).objects == [SCRAMBLED] * 2
+    assert judge.features(pictures).shape == (2, 192)
+
+
+def test_a_siglip_is_loaded_and_prepares_pictures_whole(tmp_path: Path) -> None:
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = networks.build_tokenizer(WORDS, max_length=16)
+    text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 32}
+    text |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    SiglipModel(
+        SiglipConfig(text_config=text, vision_config={**small, "image_size": 16, "patch_size": 8})
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_clip(tmp_path)
+    assert loaded.whole
+    assert loaded.mean == (0.5, 0.5, 0.5)
+
+
+def test_an_erasure_by_name_has_no_pictures_and_judges_of_its_own(tmp_path: Path) -> None:
+    spec = plain_spec(by_name=True, data_free=True)
+    assert spec.judges_folder(tmp_path) == tmp_path / "judges"
+    assert spec.as_judged(tmp_path).catalog == str(tmp_path / "judges")
+    assert plain_spec().as_judged(tmp_path) == plain_spec()
+    assert "by_name" not in plain_spec().model_dump(), "other erasures keep their ids"
+    with pytest.raises(ConfigError, match="has no pictures"):
+        make_spec(**plain_spec().model_dump(), by_name=True)
