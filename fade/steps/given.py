@@ -46,7 +46,7 @@ def describe_given(folder: Path) -> dict[str, Any]:
     faults = []
     for path in found:
         try:
-            prepare(path)
+            prepare(path, size=None)
         except DataError as error:
             faults.append(f"{path.name}: {error}")
     if faults:

@@ -58,6 +58,8 @@ class Budget:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
+DOUBT: dict[str, Any] = {"gate.doubt": True}
+"""A CLIP was never trained on what it judges: what it cannot tell it cannot find to have failed either."""
 BUDGETS = {
     "small": Budget(
         neighbours=2,
@@ -70,6 +72,7 @@ BUDGETS = {
             "split.retain_per_pair": 1,
             "split.holdout_per_pair": 1,
             "evaluate.seeds": [188, 288],
+            **DOUBT,
             "gate.sure.most": 4,
             "gate.sure.round": 2,
         },
@@ -80,7 +83,7 @@ BUDGETS = {
         across=10,
         alone=24,
         kept=120,
-        changes={"split.forget_per_pair": 8, "split.retain_per_pair": 2, "split.holdout_per_pair": 1},
+        changes={**DOUBT, "split.forget_per_pair": 8, "split.retain_per_pair": 2, "split.holdout_per_pair": 1},
     ),
 }
 

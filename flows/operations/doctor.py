@@ -262,11 +262,13 @@ def releases(url: str | None = None) -> Finding:
 
 
 def files(given: Sequence[Path] | None = None) -> Finding:
-    """Base, judges and catalog of every project that is served are there; a base on the hub is not asked for."""
+    """Base, judges and catalog of every project that is served are there; what is on the hub is not asked for."""
     projects = load_projects(given or environment().projects).served
     missing = []
     for one in projects:
-        wanted = [one.judges] + [one.base] * (not is_hub_name(one.base)) + [one.catalog] * (one.render is None)
+        models = [one.base] + ([one.clip] if one.clip is not None else [])
+        wanted = [] if one.by_name else [one.judges] + [one.catalog] * (one.render is None)
+        wanted += [place for place in models if not is_hub_name(place)]
         missing += [f"{place} of project {one.name}" for place in wanted if not Path(place).exists()]
     if missing:
         return Finding(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from fade.config import Settings
@@ -31,6 +32,7 @@ from fade.project import Project
 from fade.spec import make_spec
 from fade.steps.by_name import Prepared, prepare_by_name
 from fade.steps.generate import named
+from fade.steps.given import load_given
 from fade.steps.planned import Asked, guess_kind
 from tests.tiny import plain_spec, save_tiny_base
 
@@ -200,6 +202,32 @@ def test_what_is_no_clip_is_refused_before_anything_is_drawn(base: Path, clip: P
         prepared(base, clip=str(other))
     assert not Path("data").exists()
     assert prepared(base, clip=str(clip)).spec.clip_sha256 != prepared(base).spec.clip_sha256 is None
+
+
+def test_given_pictures_are_read_before_anything_is_drawn_and_bound_to_what_is_asked(
+    base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "given"
+    with pytest.raises(DataError, match="No folder of pictures"):
+        prepared(base, pictures=folder)
+    folder.mkdir()
+    for number in range(5):
+        with pytest.raises(DataError, match=f"holds {number} pictures: expected 5 to 50"):
+            prepared(base, pictures=folder)
+        pixels = np.random.default_rng(number).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    found = prepared(base, pictures=folder)
+    begins = [one.begin for one in named(found.spec, found.plan.content) if one.begin is not None]
+    assert begins == [0, 1, 2, 3, 4, 0]
+    assert found.spec.id != prepared(base).spec.id
+    given = found.plan.content["given"]
+    assert load_given(given, size=64).shape == (5, 64, 64, 3)
+    (folder / "3.png").write_bytes(b"no picture")
+    with pytest.raises(LineageError, match=r"3\.png is gone, or is not the picture"):
+        load_given(given, size=64)
+    with pytest.raises(DataError, match=r"1 of the pictures .* cannot be read: 3\.png"):
+        prepared(base, pictures=folder)
+    assert not Path("data/erasures").exists()
 
 
 def test_names_found_everywhere_do_not_win_everywhere() -> None:

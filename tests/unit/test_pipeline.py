@@ -68,10 +68,13 @@ KINDS_OF_SPEC = [
     {"gate": {"attacks": {"noised": 0.5}}},
     {"imported": "0" * 64},
     {"method": "uce"},
+    {"data_free": True, "by_name": True},
 ]
 
 
-@pytest.mark.parametrize("changes", KINDS_OF_SPEC, ids=["plain", "data-free", "attacked", "imported", "by uce"])
+@pytest.mark.parametrize(
+    "changes", KINDS_OF_SPEC, ids=["plain", "data-free", "attacked", "imported", "by uce", "by name"]
+)
 def test_the_steps_of_an_erasure_follow_from_each_other(changes: dict[str, Any]) -> None:
     spec = plain_spec(**changes)
     steps, laid = steps_of(spec), {"foreign"} if spec.imported else set()

@@ -87,6 +87,15 @@ def test_a_sure_erasure_passes_at_the_first_look() -> None:
     assert {one.state for one in found.checks} == {"passed"}
 
 
+def test_with_doubt_a_judge_that_cannot_tell_the_concept_finds_no_failure_either() -> None:
+    unseen = _figures(2, 50, seen=3)
+    assert verdict(unseen, SURE).verdict == "failed"
+    found = verdict(unseen, SURE.model_copy(update={"doubt": True}))
+    assert found.verdict == "unjudged"
+    assert all("the judge recognises" in reason for reason in found.reasons)
+    assert verdict(_figures(2, 50), SURE.model_copy(update={"doubt": True})).verdict == "failed", "it can tell it"
+
+
 def test_what_few_pictures_leave_open_is_borderline_and_asks_for_more() -> None:
     few = _figures(10, 10)
     found = verdict(few, SURE)
