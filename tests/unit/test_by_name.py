@@ -231,12 +231,13 @@ def test_given_pictures_are_read_before_anything_is_drawn_and_bound_to_what_is_a
 
 
 def test_names_found_everywhere_do_not_win_everywhere() -> None:
-    """Pictures of a, b and c as unit vectors; the CLIP says of all of them that they are near c."""
-    texts = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 2], [0, 1, 2], [1, 1, 9], [-1, -1, 0]]), dim=1)
+    """The third name rings in every picture: its text lies where all pictures do."""
+    texts = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0.3, 1], [0, 0, 0, -1]])
+    texts = torch.nn.functional.normalize(texts, dim=1)
     shown = ["a"] * 20 + ["b"] * 20 + ["c"] * 20
     generator = torch.Generator().manual_seed(1)
-    middle = torch.tensor([[1.0, 0, 3], [0, 1, 3], [0.5, 0.5, 5]]).repeat_interleave(20, dim=0)
-    pictures = torch.nn.functional.normalize(middle + 0.05 * torch.randn(60, 3, generator=generator), dim=1)
+    middle = torch.tensor([[0.3, 0, 0, 1], [0, 0.3, 0, 1], [0, 0, 0.3, 1]]).repeat_interleave(20, dim=0)
+    pictures = torch.nn.functional.normalize(middle + 0.01 * torch.randn(60, 4, generator=generator), dim=1)
     raw = (pictures @ texts.T).argmax(dim=1)
     assert (raw == 2).all(), "without levels c wins everywhere"
     found = calibrated(("a", "b", "c"), texts, pictures, shown, shuffled=-pictures)
