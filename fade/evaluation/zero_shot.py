@@ -7,7 +7,8 @@ it says of pictures of anything else that the base draws:
 
 The mean is over the means of the other classes, so that none counts more for having more pictures. Without it, names
 that a CLIP finds in everything ("photo") would win everywhere. A picture is called by the class of the highest score,
-and ``scrambled`` where that score is lower than what shuffled patches reach, or where sentences that say so win.
+and ``scrambled`` where that score is lower than what shuffled patches reach, or where sentences that say so win: each
+of these in at most 2 % of the base's whole pictures.
 
 Names that it does not find in what the base draws of them are left out of its classes: it could not miss them. Never
 those of the erased concept and its surrogate: what it says of these is measured, and the gate refuses to listen where
@@ -140,6 +141,8 @@ def calibrated(
          for i, name in enumerate((*names, SCRAMBLED))]
     )  # fmt: skip
     best = (said - level)[:, :-1].amax(dim=1)
+    # What says "scrambled" wins in no more whole pictures than may be called so.
+    level[-1] = (said[:, -1] - best).quantile(1 - HELD)
     mush = (shuffled @ texts.T - level)[:, :-1].amax(dim=1)
     held, above = float(best.quantile(HELD)), float(mush.quantile(1 - HELD))
     # Where shuffled patches reach as high as whole pictures, whole pictures stay what they are called.
