@@ -29,6 +29,7 @@ from fade.evaluation.accuracy import canvas_protocol, summary
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.evaluation.measured import Evaluation
 from fade.evaluation.records import load
+from fade.evaluation.zero_shot import open_judge
 from fade.files import write_json
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.family import load_base
@@ -71,7 +72,7 @@ def row_of(spec: Spec, folder: Path, project: Project, *, seeds: Sequence[int], 
         after = _to_the_end(pictures_now(base, told, samples, done=0))
     restore_base(base)
     judge = load_judge(Path(project.judges), "report", called=list(concepts))
-    clip = load_judge(folder / "judges", "report")
+    clip = open_judge(folder / "judges", "report")
     was, now = (summary(named_by(judge, pictures, samples), [(concept, None)], []) for pictures in (before, after))
     pictures = np.concatenate([before, after])
     says = [_shows(one, pictures, concept.kind, concept.name) for one in (judge, clip)]

@@ -220,8 +220,8 @@ def save_judge(folder: Path, name: str, judge: Judge) -> None:
     )
 
 
-def load_judge(folder: Path, name: str, *, called: Iterable[str] = ()) -> PictureJudge:
-    """Read a judge.
+def load_judge(folder: Path, name: str, *, called: Iterable[str] = ()) -> Judge:
+    """Read a judge that was trained; ``fade.evaluation.zero_shot.open_judge`` reads any.
 
     Args:
         called: concepts as a catalog spells them: classes that are the same name are called so, as what a judge
@@ -230,11 +230,7 @@ def load_judge(folder: Path, name: str, *, called: Iterable[str] = ()) -> Pictur
     Raises:
         DataError: its files are missing.
     """
-    config = _described(folder, name)
-    if config["architecture"] == ZERO_SHOT:
-        from fade.evaluation.zero_shot import load_zero_shot  # a CLIP is loaded only where one judges
-
-        return load_zero_shot(folder, name, config)
+    config = described(folder, name)
     judge = Judge(config["architecture"], config["objects"], config["styles"])
     judge.load_state_dict(load_file(folder / f"{name}.safetensors"))
     known = list(called)
@@ -242,7 +238,7 @@ def load_judge(folder: Path, name: str, *, called: Iterable[str] = ()) -> Pictur
     return judge.eval()
 
 
-def _described(folder: Path, name: str) -> dict[str, Any]:
+def described(folder: Path, name: str) -> dict[str, Any]:
     """What is written beside a judge's weights: its architecture and the names that it knows."""
     for path in (folder / f"{name}.safetensors", folder / f"{name}.json"):
         if not path.is_file():
@@ -270,8 +266,8 @@ def check_known(
     """
     everything, gone = list(concepts), list(erased)
     for name in JUDGES:
-        described = _described(folder, name)
-        known = {kind: set(map(name_key, described[f"{kind}s"])) for kind in ("object", "style")}
+        said = described(folder, name)
+        known = {kind: set(map(name_key, said[f"{kind}s"])) for kind in ("object", "style")}
         missing = [one for one in everything if name_key(one.name) not in known[one.kind]]
         if not missing:
             continue

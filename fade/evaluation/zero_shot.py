@@ -17,7 +17,7 @@ it is too little (``unjudged``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +34,7 @@ from fade.data.words import sentence
 from fade.errors import LineageError
 from fade.evaluation.clip_score import Clip, clip_sha256, embedded_pictures, embedded_texts, load_clip
 from fade.evaluation.damage import SCRAMBLED
-from fade.evaluation.judges import ZERO_SHOT, Verdict
+from fade.evaluation.judges import ZERO_SHOT, PictureJudge, Verdict, described, load_judge
 from fade.files import write_json, writing
 
 NOBODY = "none"
@@ -160,6 +160,21 @@ def save_zero_shot(folder: Path, name: str, *, clip: str, classes: Mapping[str, 
     known: dict[str, Any] = {f"{kind}s": list(one.names) for kind, one in classes.items()}
     identity = None if clip == NOBODY else clip_sha256(clip)
     write_json(folder / f"{name}.json", {"architecture": ZERO_SHOT, "clip": clip, "clip_sha256": identity, **known})
+
+
+def open_judge(folder: Path, name: str, *, called: Iterable[str] = ()) -> PictureJudge:
+    """A judge of any kind: one that was trained, or a CLIP.
+
+    Args:
+        called: as ``load_judge``; a CLIP is told its names as the catalog spells them.
+
+    Raises:
+        DataError: its files are missing.
+    """
+    config = described(folder, name)
+    if config["architecture"] == ZERO_SHOT:
+        return load_zero_shot(folder, name, config)
+    return load_judge(folder, name, called=called)
 
 
 def load_zero_shot(folder: Path, name: str, config: Mapping[str, Any]) -> ZeroShot:

@@ -21,8 +21,9 @@ from fade.attacks.inversion import draw_from_states, invert_concept
 from fade.errors import ConfigError
 from fade.evaluation.attacked import AttackRun, Shown
 from fade.evaluation.figures import rate
-from fade.evaluation.judges import JUDGES, judge_pictures, load_judge
+from fade.evaluation.judges import JUDGES, judge_pictures
 from fade.evaluation.records import as_json, dump, parse
+from fade.evaluation.zero_shot import open_judge
 from fade.files import sha256_file, writing
 from fade.lineage import content_hash
 from fade.methods.fade.sparse_lora import computed_whole
@@ -141,7 +142,7 @@ def _judged(
     counted = np.array([not (only_from_empty and prompt) for prompt in prompts] * len(spec.inversion.seeds))
     figures = {}
     for name in JUDGES:
-        named = judge_pictures(load_judge(Path(spec.judges), name, called=[spec.concept]), pictures)
+        named = judge_pictures(open_judge(Path(spec.judges), name, called=[spec.concept]), pictures)
         seen = np.array(named.objects if spec.kind == "object" else named.styles)
         figures[name] = rate(int((seen[counted] == spec.concept).sum()), int(counted.sum()))
     return Shown(**figures, loss=last.loss), pictures

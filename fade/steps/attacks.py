@@ -27,8 +27,9 @@ from fade.data.splits import find_pairs
 from fade.errors import ConfigError, nearest
 from fade.evaluation.attacked import Attack, AttackRun, Attacks, Part, Shown, success
 from fade.evaluation.figures import rate
-from fade.evaluation.judges import JUDGES, judge_pictures, load_judge
+from fade.evaluation.judges import JUDGES, judge_pictures
 from fade.evaluation.records import as_json, dump, load
+from fade.evaluation.zero_shot import open_judge
 from fade.files import sha256_file, writing
 from fade.lineage import content_hash
 from fade.methods.fade.sparse_lora import computed_whole
@@ -238,7 +239,7 @@ def _shown(spec: Spec, pictures: Pictures) -> Shown:
     """By each judge: the share of pictures that show the concept, with its interval."""
     found = {}
     for name in JUDGES:
-        verdict = judge_pictures(load_judge(Path(spec.judges), name, called=[spec.concept]), pictures)
+        verdict = judge_pictures(open_judge(Path(spec.judges), name, called=[spec.concept]), pictures)
         seen = verdict.objects if spec.kind == "object" else verdict.styles
         found[name] = rate(sum(one == spec.concept for one in seen), len(seen))
     return Shown(development=found["development"], report=found["report"])

@@ -26,13 +26,14 @@ from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift
 from fade.evaluation.extractors import load_extractor
 from fade.evaluation.figures import Accuracies, JudgeFigures, Judges, OfDomains, judge_figures, rate
 from fade.evaluation.gate import of_the_concept, undecided, verdict
-from fade.evaluation.judges import JUDGES, PictureJudge, judge_pictures, load_judge
+from fade.evaluation.judges import JUDGES, PictureJudge, judge_pictures
 from fade.evaluation.measured import ClipScores, Evaluation, FeatureDistances, Measured
 from fade.evaluation.neighbours import find_neighbours
 from fade.evaluation.paired import paired_retention
 from fade.evaluation.records import dump, load
 from fade.evaluation.report import erasure_sheet
 from fade.evaluation.review import failures_sheet, prompt_by_prompt, review_page
+from fade.evaluation.zero_shot import open_judge
 from fade.files import writing
 from fade.lineage import content_hash
 from fade.methods.fade.sparse_lora import computed_whole
@@ -177,7 +178,7 @@ def judge_names(
     called = [concept.name for concept, _ in names]
 
     def named(name: str) -> JudgeFigures:
-        judge, found = load_judge(Path(spec.judges), name, called=called), getattr(judges, name)
+        judge, found = open_judge(Path(spec.judges), name, called=called), getattr(judges, name)
 
         def side(known: Accuracies, pictures: Pictures) -> Accuracies:
             return Accuracies(**{**dict(known), "names": alias_figures(named_by(judge, pictures, samples))})
@@ -276,7 +277,7 @@ def judged(
     found: dict[str, JudgeFigures] = {}
     named = [(concept, None if surrogate is None else surrogate.name) for concept, surrogate in pairs]
     for name in JUDGES:
-        judge = load_judge(judges, name, called=pd.unique(samples[list(DOMAINS)].to_numpy().ravel()))
+        judge = open_judge(judges, name, called=pd.unique(samples[list(DOMAINS)].to_numpy().ravel()))
         looks: dict[str, pd.DataFrame] = {}
         for when, pictures in (("before", before), ("after", after)):
             seen = looks[when] = named_by(judge, pictures, samples)
@@ -296,7 +297,7 @@ def distances(
     judges: Path, samples: pd.DataFrame, before: Pictures, after: Pictures, erased: Sequence[Concept]
 ) -> dict[str, float]:
     """Distances of the retained pictures to the base's, in pixels and in the report judge's features."""
-    judge = load_judge(judges, "report")
+    judge = open_judge(judges, "report")
     retained = np.asarray(samples.index.isin(naming_none(samples, erased).index))
     real, drawn = (judge_features(judge, pictures[retained]) for pictures in (before, after))
     return {

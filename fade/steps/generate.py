@@ -115,10 +115,12 @@ def named(spec: Spec, content: Mapping[str, Any]) -> Iterator[Wanted]:
     by_kind = {
         kind: [one["name"] for one in content["concepts"] if one["kind"] == kind] for kind in ("object", "style")
     }
-    turn = itertools.count()
+    turn, own = itertools.count(), {concept.concept, concept.surrogate}
     for one in by_kind["object"]:
         for style in by_kind["style"]:
-            for split, number in (("train", _count(spec, {one, style})), ("holdout", spec.split.holdout_per_pair)):
+            # Nothing is measured on pictures that the base drew but when training may stop, which the concept's say.
+            unseen = spec.split.holdout_per_pair if {one, style} & own else 0
+            for split, number in (("train", _count(spec, {one, style})), ("holdout", unseen)):
                 for index in range(number):
                     at = next(turn)
                     said = {"object": one, "style": style}

@@ -21,8 +21,8 @@ from fade.data.words import KINDS, kept_prompts, known_word, sentence, templates
 from fade.errors import ConfigError, DataError, LineageError
 from fade.evaluation.clip_score import load_clip
 from fade.evaluation.damage import SCRAMBLED
-from fade.evaluation.judges import judge_pictures, load_judge
-from fade.evaluation.zero_shot import NOBODY, Classes, calibrated, save_zero_shot
+from fade.evaluation.judges import judge_pictures
+from fade.evaluation.zero_shot import NOBODY, Classes, calibrated, open_judge, save_zero_shot
 from fade.models.family import load_base
 from fade.models.prompts import readers, spelt_out
 from fade.models.source import find_base
@@ -252,14 +252,14 @@ def test_a_zero_shot_judge_is_bound_to_its_clip_and_keeps_its_classes(clip: Path
         for kind, names in (("object", ("cat", "dog")), ("style", ("neon",)))
     }
     save_zero_shot(tmp_path / "judges", "report", clip=str(copy), classes=part)
-    judge = load_judge(tmp_path / "judges", "report")
+    judge = open_judge(tmp_path / "judges", "report")
     assert (judge.objects, judge.styles) == (("cat", "dog", SCRAMBLED), ("neon", SCRAMBLED))
     pictures = np.random.default_rng(1).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
     assert set(judge_pictures(judge, pictures).objects) <= set(judge.objects)
     assert judge.features(pictures).shape == (3, 8)
     save_clip(copy, seed=5)
     with pytest.raises(LineageError, match="is not the one that was calibrated"):
-        load_judge(tmp_path / "judges", "report")
+        open_judge(tmp_path / "judges", "report")
 
 
 def test_nobody_sees_nothing(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_nobody_sees_nothing(tmp_path: Path) -> None:
     save_zero_shot(
         tmp_path, "report", clip=NOBODY, classes={k: Classes((), empty, empty[0], 1.0) for k in ("object", "style")}
     )
-    judge = load_judge(tmp_path, "report")
+    judge = open_judge(tmp_path, "report")
     pictures = np.zeros((2, 16, 16, 3), dtype=np.uint8)
     assert judge_pictures(judge, pictures).objects == [SCRAMBLED] * 2
     assert judge.features(pictures).shape == (2, 192)
