@@ -30,12 +30,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from fade.data.words import sentence
 from fade.errors import LineageError
 from fade.evaluation.clip_score import Clip, clip_sha256, embedded_pictures, embedded_texts, load_clip
 from fade.evaluation.damage import SCRAMBLED
 from fade.evaluation.judges import ZERO_SHOT, PictureJudge, Verdict, described, load_judge
 from fade.files import write_json, writing
+from fade.words import sentence
 
 NOBODY = "none"
 """In the place of a CLIP: nobody judges."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from fade.concepts import CAPTION_TEMPLATE
 from fade.config import Settings
-from fade.data.words import KINDS, Kind, as_kind, domain_of, vocabulary
 from fade.errors import ConfigError, listing
 from fade.evaluation.clip_score import clip_sha256
 from fade.evaluation.zero_shot import NOBODY
@@ -27,6 +26,7 @@ from fade.steps.generate import named
 from fade.steps.given import describe_given
 from fade.steps.planned import Asked, Plan, guess_kind, make_plan
 from fade.steps.prepare import prepare_spec
+from fade.words import KINDS, Kind, as_kind, domain_of, vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,13 @@ from fade.data.catalog import load_concepts, load_templates, read_concepts_file
 from fade.data.intake import build
 from fade.data.sets import PHOTO_TEMPLATES, STYLE_TEMPLATES, Item, PictureSet, generated_by
 from fade.data.splits import NOTHING
-from fade.data.words import PLAIN, SCENE, sentence
 from fade.models.base import Base
 from fade.models.family import load_base
 from fade.models.generate import generate
 from fade.seeding import derive_seed
 from fade.spec import GENERATED, Spec, load_spec
 from fade.steps.given import drawn_from, load_given
+from fade.words import PLAIN, SCENE, sentence
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 from fade.concepts import CAPTION_TEMPLATE, Concept
 from fade.data.catalog import SCHEMA
 from fade.data.splits import NOTHING
-from fade.data.words import Kind, Word, domain_of, kept_prompts, known_word, templates, vocabulary
 from fade.errors import ConfigError
 from fade.evaluation.neighbours import by_nearness
 from fade.evaluation.zero_shot import NOBODY
@@ -31,6 +30,7 @@ from fade.models.base import Base
 from fade.models.prompts import Reader, cut_short, spelt_out
 from fade.names import mention, name_key
 from fade.steps.prepare import AUTO
+from fade.words import Kind, Word, domain_of, kept_prompts, known_word, templates, vocabulary
 
 NAMED = Path("data/named")
 """What erasures by name are of: a folder each, named by its content."""

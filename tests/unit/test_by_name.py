@@ -17,7 +17,6 @@ from fade.config import Settings
 from fade.data.canvas import OBJECTS
 from fade.data.catalog import load_catalog, load_concepts
 from fade.data.styles import STYLES
-from fade.data.words import KINDS, kept_prompts, known_word, sentence, templates, vocabulary
 from fade.errors import ConfigError, DataError, LineageError
 from fade.evaluation.clip_score import load_clip
 from fade.evaluation.damage import SCRAMBLED
@@ -34,6 +33,7 @@ from fade.steps.by_name import Prepared, prepare_by_name
 from fade.steps.generate import named
 from fade.steps.given import load_given
 from fade.steps.planned import Asked, guess_kind
+from fade.words import KINDS, kept_prompts, known_word, sentence, templates, vocabulary
 from tests.tiny import plain_spec, save_tiny_base
 
 WORDS = ["a cat image in neon style.", "a picture of a horse"]

@@ -1,6 +1,6 @@
 """Words that ship: what a model may know, sentences to draw with, and what it shall go on drawing.
 
-Three text files in ``words/``, all written for this project: ``vocabulary.txt`` (by group: roles, names, animals,
+Three text files in ``wordlists/``, all written for this project: ``vocabulary.txt`` (by group: roles, names, animals,
 things, places, media, artists, notions), ``templates.txt`` and ``keep.txt``. A section begins with its name in
 brackets; ``#`` begins a remark.
 """
@@ -99,7 +99,7 @@ def sentence(template: str, *, object: str = "", style: str = "") -> str:
 def _sections(name: str) -> dict[str, list[str]]:
     sections: dict[str, list[str]] = {}
     lines: list[str] = []
-    for line in (files("fade.data") / "words" / name).read_text(encoding="utf-8").splitlines():
+    for line in (files("fade") / "wordlists" / name).read_text(encoding="utf-8").splitlines():
         text = line.strip()
         if text.startswith("["):
             lines = sections.setdefault(text.strip("[]"), [])
