@@ -125,14 +125,13 @@ def from_kohya(pipeline: Any, tensors: Mapping[str, Tensor], source: Path) -> di
     Raises:
         AdapterFormatError: the converter knows none of them, or not all.
     """
-    left = dict(tensors)  # the converter takes out what it has used
-    try:
-        found: dict[str, Tensor] = pipeline.lora_state_dict(left)
+    try:  # the converter refuses a file of which it cannot use all
+        found: dict[str, Tensor] = pipeline.lora_state_dict(dict(tensors))
     except (ValueError, KeyError, AssertionError, RuntimeError) as error:
         raise AdapterFormatError(
             f"{source} cannot be read as kohya's LoRA of a {pipeline.__name__}: {error}."
         ) from error
-    if lost := sorted(left if found is not left else tensors):
+    if lost := sorted(key for key in found if key in tensors):
         raise AdapterFormatError(
             f"{source}: {listing(lost, 3)} find no use: a {pipeline.__name__} reads no such LoRA of kohya's. Have it "
             "converted to diffusers' names by the tool that made it."

@@ -25,7 +25,13 @@ from fade.models.registry import family
 
 _FREE = {"use_slicing", "use_tiling", "gradient_checkpointing"}
 """Settings that say how a part saves memory, not what it computes."""
-_ATTENTION = {"AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor"}
+_ATTENTION = {
+    "AttnProcessor",
+    "AttnProcessor2_0",
+    "SlicedAttnProcessor",
+    "XFormersAttnProcessor",
+    "CountedJointAttention",
+}
 """The same attention, computed in different ways."""
 _CODE = types.FunctionType, staticmethod, classmethod, property
 _CALLED = "__call__", "_wrapped_call_impl", "_call_impl", "forward", "__getattr__", "__getattribute__"
