@@ -153,7 +153,7 @@ def save_zero_shot(folder: Path, name: str, *, clip: str, classes: Mapping[str, 
     """Write ``<name>.safetensors`` and ``<name>.json``."""
     tensors: dict[str, Tensor] = {}
     for kind, one in classes.items():
-        tensors |= {f"{kind}.texts": one.texts.contiguous(), f"{kind}.level": one.level.contiguous()}
+        tensors |= {f"{kind}.texts": one.texts.clone(), f"{kind}.level": one.level.clone()}
         tensors[f"{kind}.least"] = torch.tensor(one.least)
     with writing(folder / f"{name}.safetensors") as temporary:
         save_file(tensors, temporary)

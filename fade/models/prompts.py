@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import transformers
 
 from fade.errors import BaseModelError, listing
+from fade.models.base import Base
 from fade.models.registry import family
 from fade.models.source import BaseSource
 from fade.models.supported import configurations, read_config, tokenizers
@@ -103,6 +105,26 @@ def spelt_out(found: Sequence[Reader], texts: Sequence[str]) -> list[bool]:
 
 def _is_spelt(reader: Reader, word: str) -> bool:
     return len(reader.tokenizer.tokenize(word)) > max(1, len(word) // _LETTERS_A_TOKEN)
+
+
+def hardly_met(base: Base, texts: Sequence[str]) -> list[bool]:
+    """Which texts hold a token that the base's training hardly met, though its tokenizer has it   (ours).
+
+    Such a token's vector stays about as long as it was drawn, while training makes those it meets longer: it is
+    shorter than half the median over these texts (of each the shortest). Of vectors of about one length none is.
+    """
+    shortest = []
+    for part, encoder in base.tokenizers.items():
+        tokenizer, network = getattr(base.pipeline, part), getattr(base.pipeline, encoder)
+        if tokenizer is None or network is None:
+            continue
+        rows = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+        lengths = network.get_input_embeddings().weight.detach().float().norm(dim=1).cpu()
+        shortest.append(torch.stack([lengths[row].min() if row else lengths.max() for row in rows]))
+    if not texts or not shortest:
+        return [False] * len(texts)
+    short = [one < one.median() / 2 for one in shortest]
+    return [bool(found) for found in torch.stack(short).any(dim=0)]
 
 
 def cut_short(found: Sequence[Reader], prompt: str) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from fade.errors import ConfigError, listing
 from fade.evaluation.clip_score import clip_sha256
 from fade.evaluation.zero_shot import NOBODY
 from fade.models.family import load_base
-from fade.models.prompts import Reader, cut_short, readers, spelt_out
+from fade.models.prompts import Reader, cut_short, hardly_met, readers, spelt_out
 from fade.models.source import find_base
 from fade.names import mention, spelling
 from fade.project import Project
@@ -64,7 +64,9 @@ def prepare_by_name(asked: Asked, *, project: Project, settings: Settings) -> Pr
     given = None if asked.pictures is None else describe_given(asked.pictures)
     judge = None if asked.clip == NOBODY else clip_sha256(asked.clip)
     base = load_base(project.base)
-    known = [word for word in vocabulary() if not any(spelt_out(reading, [word.name]))]
+    read = [word for word in vocabulary() if not any(spelt_out(reading, [word.name]))]
+    unmet = hardly_met(base, [word.name for word in read])
+    known = [word for word, never in zip(read, unmet, strict=True) if not never]
     kind, guessed = (as_kind(asked.kind), None) if asked.kind else guess_kind(base, asked.concept, known)
     plan = make_plan(base, asked, kind, known=known, reading=reading, given=given)
     spec = prepare_spec(

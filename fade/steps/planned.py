@@ -193,7 +193,8 @@ def make_plan(
             f"Nothing of the shipped vocabulary can be kept beside {asked.concept!r}: the base's tokenizer reads "
             f"{len(known)} of its {len(vocabulary())} words whole. Name what shall stay: --keep, or use a catalog."
         )
-    concepts = _concepts(asked, kind, own, surrogate, [*near, *others, *across])
+    spoken = [name for name in names[1:] if name in asked.aliases or not any(spelt_out(reading, [name]))]
+    concepts = _concepts(asked.concept, kind, spoken, surrogate, [*near, *others, *across])
     content = {
         "concepts": concepts,
         "templates": [CAPTION_TEMPLATE],
@@ -273,7 +274,7 @@ def _spread(words: Sequence[Word], count: int) -> list[Word]:
 
 
 def _concepts(
-    asked: Asked, kind: Kind, own: Word | None, surrogate: str, beside: Iterable[Word]
+    concept: str, kind: Kind, aliases: Sequence[str], surrogate: str, beside: Iterable[Word]
 ) -> list[dict[str, Any]]:
     """Entries of concepts.json, the concept first."""
 
@@ -281,8 +282,7 @@ def _concepts(
         person = of == "person"
         return {"name": name, "kind": domain_of(of), "aliases": list(aliases), "person": person, "domain": of}
 
-    known = [name for name in _all_names(asked, own)[1:] if name_key(name) != name_key(asked.concept)]
-    found = [entry(asked.concept, kind, known)]
+    found = [entry(concept, kind, [name for name in aliases if name_key(name) != name_key(concept)])]
     if surrogate != NOTHING:
         # What stands in for a person is nobody's face.
         found.append({**entry(surrogate, kind), "person": False})

@@ -23,7 +23,7 @@ from fade.evaluation.damage import SCRAMBLED
 from fade.evaluation.judges import judge_pictures
 from fade.evaluation.zero_shot import NOBODY, Classes, calibrated, open_judge, save_zero_shot
 from fade.models.family import load_base
-from fade.models.prompts import readers, spelt_out
+from fade.models.prompts import hardly_met, readers, spelt_out
 from fade.models.source import find_base
 from fade.models.training import networks
 from fade.names import mention, name_key
@@ -117,6 +117,22 @@ def test_a_word_that_a_tokenizer_spells_letter_by_letter_is_not_known_to_it(base
     reading = readers(find_base(base))
     assert spelt_out(reading, ["a cat image in neon style."]) == [False]
     assert spelt_out(reading, ["a giraffe", "a wolf in a park"]) == [True, True]
+
+
+def test_a_token_that_training_never_made_longer_is_not_known_to_the_base(base: Path) -> None:
+    loaded = load_base(base)
+    words = ["cat", "horse", "neon", "oil", "photo"]
+    assert hardly_met(loaded, words) == [False] * 5
+    weight = loaded.pipeline.text_encoder.get_input_embeddings().weight
+    (number,) = loaded.pipeline.tokenizer("horse", add_special_tokens=False).input_ids
+    before = weight[number].clone()
+    try:
+        with torch.no_grad():
+            weight[number] *= 0.1
+        assert hardly_met(loaded, words) == [False, True, False, False, False]
+    finally:
+        with torch.no_grad():
+            weight[number] = before
 
 
 def test_a_plan_keeps_neighbours_and_others_and_never_the_concept_or_another_word_for_it(base: Path) -> None:
