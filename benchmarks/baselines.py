@@ -38,7 +38,7 @@ from fade.project import load_project
 from fade.spec import Spec, save_spec
 from fade.steps.adapter import make_adapter, material
 from fade.steps.catalog import ensure_catalog
-from fade.steps.evaluate import domains, named_by
+from fade.steps.drawn import domains, named_by
 from fade.steps.mask import mask
 from fade.steps.prepare import AUTO, prepare_spec
 from fade.steps.saliency import saliency

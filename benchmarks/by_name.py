@@ -37,7 +37,7 @@ from fade.pipeline import run, steps_of
 from fade.project import Project, load_project
 from fade.spec import Spec, save_spec
 from fade.steps.by_name import prepare_by_name
-from fade.steps.evaluate import base_pictures, domains, named_by, pictures_now
+from fade.steps.drawn import base_pictures, domains, named_by, pictures_now
 from fade.steps.planned import Asked, find_budget
 
 OUT = Path("data/trials/by-name")

@@ -51,7 +51,7 @@ from fade.project import load_project
 from fade.spec import Spec, save_spec
 from fade.steps.adapter import material
 from fade.steps.catalog import ensure_catalog
-from fade.steps.evaluate import domains, named_by
+from fade.steps.drawn import domains, named_by
 from fade.steps.mask import mask as mask_step
 from fade.steps.prepare import AUTO, prepare_spec
 from fade.steps.saliency import saliency as saliency_step

@@ -168,6 +168,28 @@ class DistillSettings(StrictModel):
         return self.model_copy(update={"steps": steps, "deep": self.deep.model_copy(update={"steps": steps})})
 
 
+class TuneSettings(StrictModel):
+    """How an erasure finds its own settings, for ``settings: auto`` (fade/steps/tune.py).
+
+    What moves: the closed form's retain weight and rank, then, from the best of these, the steps of distillation, its
+    weights, its surrogate share and its timestep law. All else of ``distill`` stays as it is set.
+    """
+
+    point: int | None = Field(None, ge=0, description="point that a person takes of those tried; null: the best")
+    tries: int = Field(7, ge=1, description="points looked at, at most")
+    solved: int = Field(3, ge=1, description="of these closed forms, at most")
+    rank: int = Field(2, ge=1, description="of the first closed form")
+    steps: tuple[int, ...] = Field((60, 120, 240, 480), description="of distillation, after which it is looked at")
+    pictures: int = Field(24, ge=1, description="of a look: of the concept's prompts, of neighbours and of others each")
+    solver_steps: int = Field(8, ge=1, description="with which a look's pictures are drawn")
+
+    @model_validator(mode="after")
+    def _rise(self) -> TuneSettings:
+        if list(self.steps) != sorted(set(self.steps)) or min(self.steps, default=1) < 1:
+            raise ValueError(f"tune.steps must rise from 1: got {self.steps}")
+        return self
+
+
 class EvaluateSettings(StrictModel):
     """The canvas protocol: every pair x every seed. Seeds are UnlearnCanvas' own."""
 
@@ -292,14 +314,29 @@ class Settings(StrictModel):
     saliency: SaliencySettings = SaliencySettings()
     mask: MaskSettings = MaskSettings()
     distill: DistillSettings = DistillSettings()
+    tune: TuneSettings = TuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     inversion: InversionSettings = InversionSettings()
     attacks: AttackSettings = AttackSettings()
     gate: Gate = Gate()
     method: str = Field(OUR_METHOD, min_length=1, description="what makes the adapter (fade/methods/registry.py)")
+    settings: Literal["auto", "fixed"] = Field("auto", description="auto: found for each erasure; fixed: as they stand")
     methods: dict[str, dict[str, Any]] = Field({}, description="settings of methods other than fade, by their names")
     threads: int = Field(2, ge=1, description="of the processor; part of what decides the bytes")
     weights: Literal["fp32", "bf16"] = Field("fp32", description="how the denoiser's weights are held; bf16 rounds")
+
+    @property
+    def why_fixed(self) -> str:
+        """Why nothing is found by itself, in words; empty if settings are."""
+        if self.settings == "fixed":
+            return "settings: fixed is asked for"
+        if self.method != OUR_METHOD:
+            return f"the method {self.method} has no settings that are found"
+        if self.distill.depth != "name":
+            return "of distill.depth deep the settings are as they stand"
+        if self.mask.granularity in ("neuron", "weight"):
+            return f"with masks by {self.mask.granularity} the settings are as they stand"
+        return ""
 
 
 def explained(error: ValidationError, where: str) -> ConfigError:
@@ -318,6 +355,12 @@ def one_seed(seed: int) -> dict[str, int]:
     return {f"{name}.seed": seed for name in ("split", "saliency", "distill")}
 
 
+def by_hand(name: str) -> bool:
+    """Whether who gives this setting decides by it how the adapter is made."""
+    section, _, part = name.partition(".")
+    return section in ("method", "distill", "mask", "saliency") and part not in ("seed", "precision")
+
+
 def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Settings:
     """The section ``erasure`` of params.yaml.
 
@@ -325,12 +368,15 @@ def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Se
     says in which it was computed.
 
     Args:
-        changes: settings by dotted name, e.g. ``mask.density``, that take the place of the file's.
+        changes: settings by dotted name, e.g. ``mask.density``, that take the place of the file's. Whoever gives one
+            of those that make the adapter, or a method, gives all: ``settings`` is then ``fixed`` if not given too.
 
     Raises:
         ConfigError: the file is missing, or a value or key in it or in the changes is wrong.
     """
     section = read_yaml(path).get("erasure", {})
+    if changes and "settings" not in changes and any(map(by_hand, changes)):
+        section["settings"] = "fixed"
     for name, value in (changes or {}).items():
         *parents, last = name.split(".")
         at = section

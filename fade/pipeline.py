@@ -23,8 +23,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fade.config import DRAWN_BY, OUR_METHOD, Settings
-from fade.spec import ATTACKED, CALIBRATED, GENERATED, Spec, load_spec
+from fade.config import DRAWN_BY, OUR_METHOD, Settings, TuneSettings
+from fade.spec import ATTACKED, CALIBRATED, GENERATED, POINTS, Spec, load_spec
 
 LOSSES = "curve.csv"
 """Of a step that trains: its losses, a row a step of the training."""
@@ -91,6 +91,10 @@ def _masked(spec: Spec) -> bool:
     from fade.methods.registry import find_method
 
     return find_method(spec.method).masked
+
+
+def _found(spec: Spec) -> bool:
+    return _made_here(spec) and not spec.why_fixed
 
 
 def _steps_of_method(spec: Spec) -> int:
@@ -193,10 +197,37 @@ STEPS = (
         outputs=("adapter", LOSSES),
         parameters=(*_BASE, "data_free", "method", "distill"),
         personal=(),
-        applies=lambda spec: _made_here(spec) and spec.method == OUR_METHOD,
+        applies=lambda spec: _made_here(spec) and spec.method == OUR_METHOD and bool(spec.why_fixed),
         makes_adapter=True,
         by_method=True,
         length=lambda spec: spec.distill.in_force.steps,
+    ),
+    # It finds its settings: points are tried, then one of them is taken. A person who takes another trains nothing.
+    Step(
+        name="tune",
+        function="fade.steps.tune:tune",
+        inputs=("splits", "mask", "{catalog}/concepts.json", "{pictures}/pictures", "{base}", "{judges}"),
+        outputs=(POINTS, LOSSES),
+        parameters=(
+            *(*_BASE, *_WHAT, "data_free", "method", "settings", "distill", *(f"evaluate.{name}" for name in DRAWN_BY)),
+            *(f"tune.{name}" for name in TuneSettings.model_fields if name != "point"),
+        ),
+        personal=(),
+        logged=(f"{POINTS}/points.json", f"{POINTS}/points.png"),
+        applies=_found,
+        makes_adapter=True,
+        by_method=True,
+        length=lambda spec: max(spec.tune.steps, default=1),
+    ),
+    Step(
+        name="choose",
+        function="fade.steps.choose:choose",
+        inputs=(POINTS,),
+        outputs=("adapter",),
+        parameters=("tune.point", "surrogate_why"),
+        personal=(),
+        applies=_found,
+        makes_adapter=True,
     ),
     # Any other method.
     Step(
@@ -247,7 +278,7 @@ STEPS = (
     Step(
         name="evaluate",
         function="fade.steps.evaluate:evaluate",
-        inputs=("adapter", "{catalog}/concepts.json", "{base}", "{judges}", "{clip}", ATTACKED),
+        inputs=("adapter", "{catalog}/concepts.json", "{base}", "{judges}", "{clip}", ATTACKED, POINTS),
         outputs=("evaluation",),
         parameters=(*_BASE, *_WHAT, *_JUDGED_BY, "evaluate", "gate"),
         personal=("evaluation/samples.parquet", "evaluation/sheet.png", "evaluation/report.html"),
@@ -269,8 +300,10 @@ def inputs_of(step: Step, spec: Spec) -> list[str]:
 
 
 def maker_of(spec: Spec) -> Step:
-    """The step that writes the adapter."""
-    return next(step for step in steps_of(spec) if "adapter" in step.outputs)
+    """The step that makes the adapter: the one that trains, if there is one."""
+    steps = steps_of(spec)
+    trained = (step for step in steps if LOSSES in step.outputs)
+    return next(trained, None) or next(step for step in steps if "adapter" in step.outputs)
 
 
 def sections_of(spec: Spec) -> list[str]:

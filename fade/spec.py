@@ -21,6 +21,8 @@ GENERATED = "generated"
 """In the folder of a data-free erasure: the pictures that the base drew, as a catalog."""
 CALIBRATED = "judges"
 """In the folder of an erasure by name: the CLIP as its judges, and what they can tell as a catalog without pictures."""
+POINTS = "points"
+"""In the folder of an erasure that found its own settings: what was tried, each point with its adapter."""
 ATTACKED = "attacked.json"
 """In the folder of an erasure whose gate asks for attacks: their figures."""
 
@@ -71,6 +73,7 @@ class Spec(Settings, Pair):
         by_name: there was neither catalog nor judge, but a name (fade/steps/by_name.py): ``catalog`` is what was
             planned, and ``judges`` the place of a CLIP, or ``none``.
         clip_sha256: the identity of that CLIP.
+        surrogate_why: why ``auto`` took this surrogate, without a name; no part of what is asked.
         imported: hash of another tool's adapter that is judged instead of one made here (``fade import``).
     """
 
@@ -79,6 +82,7 @@ class Spec(Settings, Pair):
     data_free: bool = False
     by_name: bool = Field(False, exclude_if=lambda asked: not asked)
     clip_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", exclude_if=lambda found: found is None)
+    surrogate_why: str = ""
     imported: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     base: str
     base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -126,9 +130,20 @@ class Spec(Settings, Pair):
         return (first, *self.also)
 
     @property
+    def why_fixed(self) -> str:
+        """Why nothing is found by itself, in words; empty if settings are."""
+        if self.by_name:
+            return "it is erased by its name alone, without judges that were made for its pictures"
+        if self.also:
+            return "several concepts are erased together"
+        if self.overwrite:
+            return "pictures have surrogates of their own"
+        return super().why_fixed
+
+    @property
     def id(self) -> str:
         """The erasure's name: a hash of all that is asked, so the same spec is the same erasure."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        content = json.dumps(self.model_dump(mode="json", exclude={"surrogate_why"}), sort_keys=True)
         return "e" + hashlib.sha256(content.encode()).hexdigest()[:11]
 
 

@@ -33,6 +33,7 @@ PROJECT = Project(
 """What `make_workspace` makes: a small catalog, a tiny base and the shipped judges."""
 PROJECTS = Projects((PROJECT,))
 SETTINGS = {
+    "settings": "fixed",
     "threads": 1,
     "split": {"forget_per_pair": 1, "retain_per_pair": 1, "holdout_per_pair": 1},
     "saliency": {"groups": 2, "group_size": 4},
@@ -58,7 +59,7 @@ KEPT_STYLES = ("photo", "neon", "oil", "mosaic")
 def plain_spec(**changes: Any) -> Spec:
     """The spec of an ordinary erasure, in words alone: nothing of it has to be there."""
     places = {"base": "data/base/canvas", "catalog": "data/catalog/canvas", "judges": "data/judges"}
-    asked = {"concept": "cat", "kind": "object", "surrogate": "horse", "base_sha256": "0" * 64}
+    asked = {"concept": "cat", "kind": "object", "surrogate": "horse", "base_sha256": "0" * 64, "settings": "fixed"}
     return make_spec(**{**places, **asked, **changes})
 
 

@@ -210,6 +210,20 @@ def undecided(figures: JudgeFigures, gate: Gate) -> list[str]:
     return list(dict.fromkeys([one.name for one in checks if one.state == "undecided"] + [one.name for one in short]))
 
 
+def hopeless(figures: JudgeFigures, gate: Gate) -> bool:
+    """Whether what is asked of the erased concepts' own prompts is surely missed, by a bound or by a figure.
+
+    Of a good erasure it is once said so, however often one looks, with a probability of at most ``error_rate`` for the
+    bounds and as much for the figures.
+    """
+    if gate.sure is None:
+        return False
+    points = _points(figures, gate)
+    failed = [one.name for one in bound_checks(figures, gate) if one.state == "failed"]
+    failed += [one.name for one in points if not one.reached and one.surely_not(gate, len(points))]
+    return any(map(of_the_concept, failed))
+
+
 def of_the_concept(name: str) -> bool:
     """Whether a check is of the erased concepts' own prompts."""
     return name.startswith(("ua", "surrogate", "unscrambled", "base: concept"))

@@ -42,8 +42,8 @@ def find_neighbours(
     return [other.name for other in by_nearness(base, concept, alike or others)[:count]]
 
 
-def choose_surrogate(base: Base, concept: Concept, concepts: Iterable[Concept], *, protected: Iterable[str]) -> Concept:
-    """The nearest concept of its kind that is nobody's face and not protected.
+def surrogates(base: Base, concept: Concept, concepts: Iterable[Concept], *, protected: Iterable[str]) -> list[Concept]:
+    """The concepts of its kind that are nobody's face and not protected, the nearest first; at least one.
 
     Raises:
         ConfigError: none is left.
@@ -56,4 +56,13 @@ def choose_surrogate(base: Base, concept: Concept, concepts: Iterable[Concept], 
             f"No surrogate for {concept.name!r}: every other {concept.kind} of the catalog is a person or protected "
             f"({', '.join(sorted(kept)) or 'none by name'}). Name one with --surrogate."
         )
-    return found[0]
+    return found
+
+
+def choose_surrogate(base: Base, concept: Concept, concepts: Iterable[Concept], *, protected: Iterable[str]) -> Concept:
+    """The nearest of ``surrogates``.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    return surrogates(base, concept, concepts, protected=protected)[0]

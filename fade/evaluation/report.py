@@ -55,7 +55,9 @@ def erasure_sheet(
     parts = []
     for kind in dict.fromkeys(concept.kind for concept, _ in pairs):
         here = [(concept, surrogate) for concept, surrogate in pairs if concept.kind == kind]
-        near = [name for name in neighbours if (samples[kind] == name).any()]
+        first = samples[samples["seed"] == seed]
+        most = first[kind].value_counts().max()
+        near = [name for name in neighbours if (first[kind] == name).sum() == most]  # all of its row was drawn
         names = [*(c.name for c, _ in here), *(s.name for _, s in here if s is not None), *near]
         shown = list(dict.fromkeys(names))[: max(5, len(here) + 2)]
         parts.append(before_after_sheet(samples, before, after, here[0][0], shown, seed=seed))

@@ -23,6 +23,7 @@ from fade.evaluation.attacked import Attacks
 from fade.evaluation.figures import JudgeFigures, Rate
 from fade.evaluation.judges import JUDGES
 from fade.evaluation.measured import Evaluation
+from fade.evaluation.points import Points, described, points_figure
 from fade.evaluation.verdicts import Check
 from fade.sheets import labelled_sheet, thumbnail
 
@@ -44,7 +45,13 @@ _PROMPTS, _BESIDE = 48, 160
 
 
 def review_page(
-    erasure: str, metrics: Evaluation, card: Mapping[str, Any], pictures: Mapping[str, Image.Image], *, beside: str = ""
+    erasure: str,
+    metrics: Evaluation,
+    card: Mapping[str, Any],
+    pictures: Mapping[str, Image.Image],
+    *,
+    points: Points | None = None,
+    beside: str = "",
 ) -> str:
     """The page of one erasure.
 
@@ -52,6 +59,7 @@ def review_page(
         card: the adapter's.
         pictures: title to picture, in order.
         beside: what ``prompt_by_prompt`` gives.
+        points: what was tried, of an erasure that found its own settings.
     """
     said, report = metrics.gate.verdict, metrics.report
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in metrics.gate.reasons)
@@ -73,6 +81,7 @@ def review_page(
         _checks(metrics.gate.checks),
         _brought_back(metrics.attacks),
         _change(metrics, card),
+        _points(points, card),
         *(f"<h2>{html.escape(title)}</h2>{_inline(picture)}" for title, picture in pictures.items()),
         beside,
         "<h2>What this does not say</h2><p>UA is asked by the concept's name: whether attacks bring it back is "
@@ -190,6 +199,34 @@ def _change(metrics: Evaluation, card: Mapping[str, Any]) -> str:
         ["modules changed", str(card.get("modules", "unknown"))],
     ]
     return "<h2>What else changed</h2>" + _table(["", ""], rows)
+
+
+def _points(points: Points | None, card: Mapping[str, Any]) -> str:
+    """What an erasure tried before it was judged: a table, and the curve with the point that was taken."""
+    if points is None:
+        return ""
+    taken = card.get("point", points.chosen)
+    rows = []
+    for number, point in enumerate(points.tried):
+        look = point.look
+        surrogate = "" if look.surrogate is None else f"{look.surrogate} of {look.erased}"
+        counts = [f"{look.shown} of {look.erased}", surrogate, f"{look.mush} (base {look.base_mush})"]
+        counts += [f"{look.near_lost} / {look.near_gained}", f"{look.rest_lost} / {look.rest_gained}"]
+        end = [f"{look.drift:.4f}", f"{point.score:.3f}", ", ".join(point.faults) or "none"]
+        rows.append([f"{number}{' (taken)' if number == taken else ''}: {described(point.controls)}", *counts, *end])
+    head = ["point", "still shown", "surrogate", "mush", "neighbours lost / gained", "others lost / gained", "drift"]
+    stream = io.BytesIO()
+    points_figure(points).savefig(stream, format="png", dpi=110)
+    with Image.open(stream) as curve:
+        picture = _inline(curve)
+    why = f"Taken: point {taken}, " + (points.why if taken == points.chosen else "as a person chose it.")
+    surrogate = f"<p>The surrogate: {html.escape(card['surrogate_why'])}.</p>" if "surrogate_why" in card else ""
+    return (
+        f"<h2>What was tried</h2>{surrogate}<p>{html.escape(why)} Few pictures of seeds that no evaluation has, judge "
+        "<em>development</em>. Another point: <code>fade erase ... --point K</code>.</p>"
+        + _table([*head, "score", "faults"], rows)
+        + picture
+    )
 
 
 def _inline(picture: Image.Image) -> str:

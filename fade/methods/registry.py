@@ -30,6 +30,7 @@ METHODS = {
 }
 """Name to where the method lies; it is imported when it is asked for, so that no method's code is another's."""
 PRESETS: dict[str, dict[str, Any]] = {
+    "ours": {"settings": "auto"},
     "fade-deep": {"distill.depth": "deep"},
     "fade-closed-form": {
         "distill.start": "closed_form",

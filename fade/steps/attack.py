@@ -32,8 +32,8 @@ from fade.models.family import load_base
 from fade.models.inversion import InversionStep
 from fade.sheets import labelled_sheet
 from fade.spec import Spec, load_spec
+from fade.steps.drawn import CACHE
 from fade.steps.encoded import encode_split
-from fade.steps.evaluate import CACHE
 
 
 def attack(folder: Path) -> Iterator[InversionStep]:

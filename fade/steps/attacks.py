@@ -38,8 +38,8 @@ from fade.models.family import load_base
 from fade.models.generate import generate
 from fade.spec import Spec, load_spec
 from fade.steps.attack import attack
+from fade.steps.drawn import CACHE, domains
 from fade.steps.encoded import encode_split
-from fade.steps.evaluate import CACHE, domains
 
 Pictures = NDArray[np.uint8]
 

@@ -28,7 +28,8 @@ from fade.evaluation.report import erasure_sheet
 from fade.files import writing
 from fade.models.family import load_base
 from fade.spec import ATTACKED, Spec, load_spec
-from fade.steps.evaluate import domains, measured, neighbours_of
+from fade.steps.drawn import domains
+from fade.steps.evaluate import measured, neighbours_of
 
 COMBINATIONS = Path("data/combinations")
 """A folder for each combination that was judged: of what is live (r...), of trials (t...)."""

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 
 from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter, restore_base
@@ -25,25 +24,23 @@ from fade.evaluation.clip_score import load_clip, mean_scores
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.extractors import load_extractor
 from fade.evaluation.figures import Accuracies, JudgeFigures, Judges, OfDomains, judge_figures, rate
-from fade.evaluation.gate import of_the_concept, undecided, verdict
-from fade.evaluation.judges import JUDGES, PictureJudge, judge_pictures
+from fade.evaluation.gate import hopeless, of_the_concept, undecided, verdict
+from fade.evaluation.judges import JUDGES, PictureJudge
 from fade.evaluation.measured import ClipScores, Evaluation, FeatureDistances, Measured
 from fade.evaluation.neighbours import find_neighbours
 from fade.evaluation.paired import paired_retention
+from fade.evaluation.points import POINTS_NAME, Points
 from fade.evaluation.records import dump, load
 from fade.evaluation.report import erasure_sheet
 from fade.evaluation.review import failures_sheet, prompt_by_prompt, review_page
 from fade.evaluation.zero_shot import open_judge
 from fade.files import writing
-from fade.lineage import content_hash
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
 from fade.models.denoiser import weights_sha256
 from fade.models.family import load_base
-from fade.models.generate import generate
-from fade.spec import ATTACKED, Spec, load_spec
-
-CACHE = Path(".fade/cache")
+from fade.spec import ATTACKED, POINTS, Spec, load_spec
+from fade.steps.drawn import base_pictures, domains, named_by, pictures_now
 
 
 def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
@@ -89,7 +86,9 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
         worst = failures_sheet(samples, before, after, [concept for concept, _ in pairs])
         pages = {"Before and after": sheet} | ({"What the report judge calls wrong": worst} if worst else {})
         beside = prompt_by_prompt(samples, before, after, [concept for concept, _ in pairs], neighbours)
-        page = review_page(asked.id, metrics, card, pages, beside=beside)
+        tried = folder / POINTS / POINTS_NAME
+        points = load(Points, tried) if tried.is_file() else None
+        page = review_page(asked.id, metrics, card, pages, points=points, beside=beside)
         (temporary / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -109,6 +108,9 @@ def measured(
 ) -> Generator[tuple[int, int], None, tuple[pd.DataFrame, Pictures, Pictures, Measured]]:
     """Pictures before and after, judged, with more seeds until the gate is sure or has the most it may have.
 
+    Where the gate asks bounds, the erased concepts' own prompts come first, a seed at a time: an erasure that surely
+    misses what is asked of these (``fade.evaluation.gate.hopeless``) is refused after tens of pictures.
+
     Args:
         samples: the protocol with the spec's seeds.
         switch_on: puts the adapters that are judged on the base; they are taken out again.
@@ -118,7 +120,9 @@ def measured(
         All samples with what the judges saw, the pictures of each, and what was measured with the gate's verdict.
     """
     rounds: list[tuple[pd.DataFrame, Pictures, Pictures]] = []
-    wanted, seeds = samples, list(spec.evaluate.seeds)
+    first = [samples] if gate.sure is None else first_parts(samples, pairs, neighbours)
+    waiting, seeds = first[1:], list(spec.evaluate.seeds)
+    wanted = first[0]
     while True:
         before = yield from base_pictures(sd, spec, wanted)
         switch_on()
@@ -126,10 +130,16 @@ def measured(
             after = yield from pictures_now(sd, spec, wanted, done=len(before))
         restore_base(sd)
         rounds.append((wanted, before, after))
+        if len(rounds) == len(first):  # all of the protocol: in its order, whichever came first
+            rounds = [_in_order(rounds)]
+            first = []
         everything = pd.concat([part for part, _, _ in rounds], ignore_index=True)
         befores, afters = (np.concatenate([one[i] for one in rounds]) for i in (1, 2))
         judges = judged(Path(spec.judges), everything, befores, afters, pairs=pairs, neighbours=neighbours)
-        unsure = undecided(judges.report, gate)
+        if waiting and not hopeless(judges.report, gate):
+            wanted = waiting.pop(0)
+            continue
+        unsure = [] if waiting else undecided(judges.report, gate)
         if not unsure or gate.sure is None or len(seeds) >= gate.sure.most:
             erased = [concept for concept, _ in pairs]
             if names := given_names(erased, load_concepts(Path(spec.catalog))):
@@ -137,7 +147,7 @@ def measured(
             features, clip = by_given_models(spec, everything, befores, afters, erased)
             metrics = Measured(
                 samples=len(everything),
-                seeds=tuple(seeds),
+                seeds=tuple(pd.unique(everything["seed"]).tolist()),
                 neighbours=tuple(neighbours),
                 judges=judges,
                 gate=verdict(judges.report, gate, attacks),
@@ -155,6 +165,41 @@ def measured(
             named = ~wanted.index.isin(naming_none(wanted, [concept for concept, _ in pairs]).index)
             wanted = wanted[named]
         wanted = wanted.reset_index(drop=True)
+
+
+SKETCHED = 24
+"""Pictures of the rest that come with the first of the erased concepts' own: figures of these are of no use alone."""
+
+
+def first_parts(
+    samples: pd.DataFrame, pairs: Sequence[tuple[Concept, Concept | None]], neighbours: Sequence[str]
+) -> list[pd.DataFrame]:
+    """The protocol in the order in which it says soonest whether an erasure is bad; its rows keep their labels.
+
+    First, for each seed, the prompts of the erased concepts and of their surrogates, whose pictures by the base say
+    what is reachable; with the first of them a sketch of the rest, in which every neighbour is. Last all others.
+    """
+    own = pd.Series(False, index=samples.index)
+    for concept, surrogate in pairs:
+        own |= samples[concept.kind].isin([concept.name, *([surrogate.name] if surrogate is not None else [])])
+    rest = samples[~own & (samples["seed"] == samples["seed"].iloc[0])]
+    near = [rest.index[(rest["object"] == name) | (rest["style"] == name)][:2].tolist() for name in neighbours]
+    spread = rest.index[:: max(1, len(rest) // SKETCHED)].tolist()
+    sketch = sorted({*spread, *(label for labels in near for label in labels)})
+    seeds = pd.unique(samples["seed"])
+    parts = [samples[own & (samples["seed"] == seed)] for seed in seeds]
+    parts[0] = pd.concat([parts[0], samples.loc[sketch]])
+    drawn = {label for part in parts for label in part.index}
+    last = samples[~samples.index.isin(drawn)]
+    return [part for part in (*parts, last) if len(part) > 0]
+
+
+def _in_order(rounds: Sequence[tuple[pd.DataFrame, Pictures, Pictures]]) -> tuple[pd.DataFrame, Pictures, Pictures]:
+    """Parts as one, their rows by their labels."""
+    everything = pd.concat([part for part, _, _ in rounds])
+    order = np.argsort(everything.index.to_numpy(), kind="stable")
+    before, after = (np.concatenate([one[i] for one in rounds])[order] for i in (1, 2))
+    return everything.iloc[order].reset_index(drop=True), before, after
 
 
 def judge_names(
@@ -198,59 +243,6 @@ def further_seeds(seeds: Sequence[int], used: int, count: int) -> list[int]:
     """The next seeds after those of the protocol, a hundred apart as its own are."""
     done = used - len(seeds)
     return [max(seeds) + 100 * (done + i) for i in range(1, count + 1)]
-
-
-def domains(concepts: dict[str, Concept]) -> tuple[list[str], list[str]]:
-    """Names of the objects and of the styles."""
-    return (
-        [c.name for c in concepts.values() if c.kind == "object"],
-        [c.name for c in concepts.values() if c.kind == "style"],
-    )
-
-
-def base_pictures(sd: Base, spec: Spec, samples: pd.DataFrame) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
-    """The protocol's pictures by the base alone, kept by the hash of what makes them; yields progress."""
-    kept = _cache_path(spec, samples)
-    if kept.is_file():
-        return load_file(kept)["pictures"].numpy()
-    before = yield from pictures_now(sd, spec, samples, done=0)
-    with writing(kept) as temporary:
-        save_file({"pictures": torch.from_numpy(before)}, temporary)
-    return before
-
-
-def pictures_now(
-    base: Base, spec: Spec, samples: pd.DataFrame, *, done: int
-) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
-    """The protocol's pictures with the adapters that are on; yields (pictures done, of before and after)."""
-    settings = spec.evaluate
-    parts: list[NDArray[np.uint8]] = []
-    for batch in generate(
-        base,
-        samples["prompt"].tolist(),
-        samples["seed"].tolist(),
-        batch=settings.batch,
-        steps=settings.steps,
-        guidance=settings.guidance,
-        solver=settings.solver,
-        precision=settings.precision,
-    ):
-        parts.append(batch)
-        yield done + sum(map(len, parts)), 2 * len(samples)
-    return np.concatenate(parts)
-
-
-def _cache_path(spec: Spec, samples: pd.DataFrame) -> Path:
-    """Named by everything that decides the base's pictures: base, protocol, settings, threads and code."""
-    made_by = {
-        "base": spec.base_sha256,
-        "weights": spec.weights,
-        "prompts": samples["prompt"].tolist(),
-        "seeds": samples["seed"].tolist(),
-        "settings": spec.evaluate.drawing,
-        "threads": spec.threads,
-    }
-    return CACHE / f"base-pictures-{content_hash(made_by, module='fade.models.generate')[:16]}.safetensors"
 
 
 def neighbours_of(
@@ -332,9 +324,3 @@ def shuffled_control(judge: PictureJudge, pictures: Pictures, samples: pd.DataFr
     return OfDomains(
         **{domain: rate(int((seen[f"seen_{domain}"] == seen[domain]).sum()), len(seen)) for domain in DOMAINS}
     )
-
-
-def named_by(judge: PictureJudge, pictures: NDArray[np.uint8], samples: pd.DataFrame) -> pd.DataFrame:
-    """The samples with what a judge calls each picture: ``seen_object``, ``seen_style``."""
-    named = judge_pictures(judge, pictures)
-    return samples.assign(seen_object=named.objects, seen_style=named.styles)

@@ -38,6 +38,7 @@ from fade.models.tensors import check_weights
 from fade.names import name_key
 from fade.project import Project, load_project
 from fade.spec import Pair, Spec, make_spec, save_spec
+from fade.steps.surrogate import surrogate_by_pictures
 
 AUTO = "auto"
 NEEDED_BYTES = 200 * 2**20
@@ -100,7 +101,8 @@ def prepare_spec(
 
     Args:
         surrogate: a concept of the catalog, ``nothing`` for what the empty prompt gives, or ``auto`` for
-            the nearest in text space that is neither a person nor ``protected`` nor erased; the spec records which.
+            the nearest in text space that is neither a person nor ``protected`` nor erased; of an erasure that finds
+            its own settings the best by its pictures (fade/steps/surrogate.py). The spec records which.
         project: whose base, catalog and judges it is, and whose ``protected`` concepts count beside those given here.
         also: further concepts that the same adapter erases, each with its surrogate.
         aliases, kind, image_ids, subjects, overwrite: of ``concept``, as ``Wanted`` has them.
@@ -130,12 +132,17 @@ def prepare_spec(
     spared = {find_concept(concepts, name).name for name in (*project.protected, *protected)} | {
         one.name for one in erased
     }
-    pairs, near = [], dict[str, None]()
+    pairs, near, why = [], dict[str, None](), ""
     instead: Concept | None
     for one, wanted in zip(erased, asked, strict=True):
         if name_key(wanted.surrogate) == AUTO:
             sd = load_base(base, expected_sha256=found)
-            instead = choose_surrogate(sd, one, concepts.values(), protected=spared)
+            if settings.why_fixed or len(asked) > 1:
+                instead = choose_surrogate(sd, one, concepts.values(), protected=spared)
+            else:
+                check_known(Path(project.judges), concepts.values(), catalog=catalog, erased=erased)
+                draft = _draft(one, project, found, settings)
+                instead, why = surrogate_by_pictures(sd, draft, one, concepts.values(), protected=spared)
         else:
             instead = _named(concepts, wanted.surrogate)
         own = {
@@ -171,10 +178,17 @@ def prepare_spec(
         base_sha256=found,
         catalog=catalog,
         judges=project.judges,
+        surrogate_why=why,
         **{**settings.model_dump(), "methods": own},
     )
     method.check_able(spec)
     return spec
+
+
+def _draft(one: Concept, project: Project, sha256: str, settings: Settings) -> Spec:
+    """How pictures are drawn and judged, before it is known what stands for a concept."""
+    places = {"base": project.base, "base_sha256": sha256, "catalog": project.catalog, "judges": project.judges}
+    return make_spec(concept=one.name, kind=one.kind, surrogate=NOTHING, **places, **settings.model_dump())
 
 
 def _asked_for(concepts: dict[str, Concept], wanted: Wanted, catalog: str) -> Concept:

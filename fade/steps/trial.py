@@ -179,7 +179,7 @@ def figures(folder: Path) -> dict[str, Any]:
         "passed": metrics.gate.passed,
         "steps": card["steps"],
         "method_seconds": round(sum(timings[name]["seconds"] for name in making), 2),
-        "distill_seconds": timings[making[-1]]["seconds"],
+        "distill_seconds": timings[pipeline.maker_of(spec).name]["seconds"],
         "peak_mib": max(timings[name]["peak_mib"] for name in making),
         # A difference of whole weights needs no positions: the smaller of both ways to store it.
         "adapter_bytes": min(metrics.adapter_bytes, card.get("dense_bytes", metrics.adapter_bytes)),

@@ -31,7 +31,7 @@ from fade.models.base import Base
 from fade.models.family import load_base
 from fade.pipeline import TIMINGS
 from fade.spec import Spec, load_spec, save_spec
-from fade.steps.evaluate import base_pictures, domains, named_by, pictures_now
+from fade.steps.drawn import base_pictures, domains, named_by, pictures_now
 from fade.steps.trial import (
     emptied_if_other,
     made_by,

@@ -119,6 +119,17 @@ def erase(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw instead of the one in params.yaml.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the method instead of those in params.yaml.")] = None,
+    settings: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: the erasure finds its own, from the closed form on; fixed: those in params.yaml. Left out, "
+            "what params.yaml says, or fixed where a method or one of its settings is given."
+        ),
+    ] = None,
+    point: Annotated[
+        int | None,
+        typer.Option(min=0, help="Another point of those that the same request tried; nothing is trained anew."),
+    ] = None,
     settings_given: SetOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -133,6 +144,7 @@ def erase(
     from fade.methods.registry import asking_for, steps_of
     from fade.steps.catalog import ensure_catalog
     from fade.steps.prepare import prepare_spec, read_overwrite
+    from flows.erasing.points import other_point
 
     changes = [setting(given) for given in settings_given or ()]
     if seed is not None:
@@ -141,6 +153,8 @@ def erase(
         changes += steps_of(method, steps).items()
     asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
     changed = dict(changes) if method is None else asking_for([method], dict(changes))[0]
+    if settings is not None:
+        changed["settings"] = settings
     named_alone = {
         "kind": kind,
         "keep": keep,
@@ -176,14 +190,14 @@ def erase(
             console.print(line, highlight=False)
         _erase(prepared.spec, json_file, begun=begun)
         return
-    settings = load_settings(asked.params, changes=changed)
+    given = load_settings(asked.params, changes=changed)
     if catalog is None:
         ensure_catalog(asked)
     spec = prepare_spec(
         concept,
         surrogate,
         project=asked,
-        settings=settings,
+        settings=given,
         expected_base_sha256=base_sha256,
         protected=protect or (),
         also=[pair(given) for given in also or ()],
@@ -193,6 +207,9 @@ def erase(
         overwrite=None if overwrite is None else read_overwrite(overwrite),
         data_free=data_free,
     )
+    if point is not None:
+        spec = other_point(spec, point)
+    console.print(f"Settings: {'found by the erasure itself' if not spec.why_fixed else f'fixed ({spec.why_fixed})'}")
     _erase(spec, json_file, begun=begun)
 
 

@@ -67,6 +67,8 @@ def on_base(spec: Spec, project: Project) -> Spec:
     if spec.imported is not None:
         raise ConfigError("Another tool made this adapter, for its own base: it cannot be made again here.")
     settings = Settings(**{name: getattr(spec, name) for name in Settings.model_fields})
+    # A point is one of those that were tried on the former base: on another they are found anew.
+    settings = settings.model_copy(update={"tune": settings.tune.model_copy(update={"point": None})})
     first, *also = map(asked_again, spec.pairs)
     return prepare_spec(
         **{field.name: getattr(first, field.name) for field in fields(first)},

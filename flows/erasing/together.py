@@ -18,7 +18,7 @@ from fade.files import sha256_file
 from fade.lineage import content_hash
 from fade.spec import load_spec
 from fade.steps.combine import COMBINATIONS, check_alike, combine
-from fade.steps.evaluate import CACHE
+from fade.steps.drawn import CACHE
 from flows.releasing.approval import Approved, named
 from flows.settings import ERASURES
 from tasks.mlflow.tracking import MODEL_PREFIX, AdapterVersion

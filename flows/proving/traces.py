@@ -28,7 +28,7 @@ from fade.files import load_yaml, read_yaml, sha256_file
 from fade.spec import load_spec
 from fade.steps.attack import reference_path
 from fade.steps.combine import COMBINATIONS
-from fade.steps.evaluate import CACHE
+from fade.steps.drawn import CACHE
 from fade.steps.further import further_hashes
 from fade.steps.trial import TRIALS
 from fade.temporary import abandoned, remove

@@ -25,7 +25,8 @@ from fade.evaluation.judges import check_known
 from fade.evaluation.records import as_json, load
 from fade.files import write_json
 from fade.project import Project
-from fade.steps.evaluate import domains, further_seeds
+from fade.steps.drawn import domains
+from fade.steps.evaluate import further_seeds
 from fade.steps.prepare import AUTO
 from fade.steps.train import Progress, judges_identity, train_judges
 from flows.studies.study import Cell, Study, plan, run_study

@@ -69,11 +69,12 @@ KINDS_OF_SPEC = [
     {"imported": "0" * 64},
     {"method": "uce"},
     {"data_free": True, "by_name": True},
+    {"settings": "auto"},
 ]
 
 
 @pytest.mark.parametrize(
-    "changes", KINDS_OF_SPEC, ids=["plain", "data-free", "attacked", "imported", "by uce", "by name"]
+    "changes", KINDS_OF_SPEC, ids=["plain", "data-free", "attacked", "imported", "by uce", "by name", "found"]
 )
 def test_the_steps_of_an_erasure_follow_from_each_other(changes: dict[str, Any]) -> None:
     spec = plain_spec(**changes)

@@ -1,0 +1,112 @@
+"""Points of a search for an erasure's settings: what was tried, what was seen, and which is taken   (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+
+from fade.evaluation.looks import Fault, Look
+from fade.evaluation.records import Count, Counted, Record
+
+POINTS_NAME = "points.json"
+
+
+class Controls(Record):
+    """Where a point lies: how it was made, and what a search moves.
+
+    Attributes:
+        made: solved (the closed form alone), or distilled from the best of these.
+        rank, solved_weight: rank and retain weight of the closed form; the adapter of a distilled one is of more rank.
+        steps: of distillation in all; of the last of them ``retain_weight``, ``forget_weight``, ``surrogate_share`` and
+            ``timesteps``.
+    """
+
+    made: Literal["solved", "distilled"]
+    rank: Counted
+    solved_weight: float
+    steps: Count = 0
+    forget_weight: float
+    retain_weight: float
+    surrogate_share: float
+    timesteps: str
+
+
+class Point(Record):
+    """One point: its controls, what was seen of it, and what follows."""
+
+    controls: Controls
+    look: Look
+    score: float
+    faults: tuple[Fault, ...]
+    adapter_bytes: Counted
+
+
+class Points(Record):
+    """All that a search tried, in order: an erasure's ``points/points.json``.
+
+    Attributes:
+        chosen: number of the best, from 0; ``why`` in words.
+        seeds: of the looks' pictures: no seed of an evaluation is among them.
+    """
+
+    tried: tuple[Point, ...]
+    chosen: Count
+    why: str
+    seeds: tuple[int, ...]
+
+
+def best_of(tried: Sequence[Point]) -> tuple[int, str]:
+    """The point that is taken, and why: the first without a fault, else the one of the highest score."""
+    for number, point in enumerate(tried):
+        if not point.faults:
+            return number, f"the first of {len(tried)} in which the pictures of its look show no fault"
+    number = max(range(len(tried)), key=lambda i: tried[i].score)
+    return number, (
+        f"the highest score of {len(tried)}, in all of which the pictures show a fault (here: "
+        f"{', '.join(tried[number].faults)})"
+    )
+
+
+def described(controls: Controls) -> str:
+    """A point's controls in a few words."""
+    if controls.made == "solved":
+        return f"closed form, rank {controls.rank}, retain weight {controls.solved_weight:g}"
+    return (
+        f"{controls.steps} steps, weights {controls.forget_weight:g} : {controls.retain_weight:g}, surrogate share "
+        f"{controls.surrogate_share:g}, timesteps {controls.timesteps}"
+    )
+
+
+def points_figure(points: Points) -> Figure:
+    """The curve of what was tried: shares that are to be high over the points, drift below, the chosen one marked."""
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    numbers = range(len(points.tried))
+    looks = [point.look for point in points.tried]
+    lines: dict[str, list[float]] = {
+        "concept gone": [1 - look.shown / look.erased for look in looks],
+        "surrogate shown": [look.surrogate / look.erased for look in looks if look.surrogate is not None],
+        "no mush": [1 - look.mush / look.erased for look in looks],
+        "neighbours kept": [_kept(look.base_near, look.near_lost, look.near_gained) for look in looks],
+        "others kept": [_kept(look.base_rest, look.rest_lost, look.rest_gained) for look in looks],
+        "score": [point.score for point in points.tried],
+    }
+    for name, values in lines.items():
+        if values:
+            style: dict[str, Any] = {"color": "black", "linewidth": 2} if name == "score" else {"alpha": 0.75}
+            upper.plot(numbers, values, marker="o", markersize=4, label=name, **style)
+    lower.plot(numbers, [look.drift for look in looks], marker="o", markersize=4, color="#555555")
+    for axes in (upper, lower):
+        axes.axvline(points.chosen, color="#116329", linestyle="--", alpha=0.6)
+    upper.set(ylabel="share, judge development", ylim=(None, 1.02))
+    upper.legend(frameon=False, fontsize=8, ncols=3)
+    marks = ["solved" if one.controls.made == "solved" else f"{one.controls.steps} steps" for one in points.tried]
+    lower.set(ylabel="drift", xlabel=f"point (chosen: {points.chosen})", ylim=(0, None))
+    lower.set_xticks(list(numbers), [f"{number}\n{mark}" for number, mark in enumerate(marks)])
+    return figure
+
+
+def _kept(base: int, lost: int, gained: int) -> float:
+    return (base - lost + gained) / base if base else 1.0

@@ -1,0 +1,142 @@
+"""An erasure that finds its own settings: its points, which is taken, another one by a person; when it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fade import pipeline
+from fade.adapters.card import load_card
+from fade.config import load_settings
+from fade.errors import ConfigError
+from fade.evaluation.looks import Look
+from fade.evaluation.points import Points
+from fade.evaluation.records import load
+from fade.files import read_json, sha256_file, write_json
+from fade.spec import Spec, load_spec
+from fade.steps.drawn import look_seeds
+from fade.steps.prepare import prepare_spec
+from flows.erasing.erase import prepare_folder
+from flows.erasing.points import other_point
+from tasks.dvc import versioning
+from tests.tiny import PROJECT
+from tests.unit.evaluation.test_looks import GOOD
+
+AUTO = {"settings": "auto", "tune.steps": [2, 3], "tune.pictures": 4, "tune.solver_steps": 1, "tune.tries": 4}
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+def _asked(**changes: Any) -> Spec:
+    settings = load_settings(PROJECT.params, changes={**AUTO, **changes})
+    return prepare_spec("astronaut", "cameraman", project=PROJECT, settings=settings)
+
+
+def _run(spec: Spec, folder: Path, *names: str) -> None:
+    for step in pipeline.steps_of(spec):
+        if not names or step.name in names:
+            for _ in pipeline.run(step, folder):
+                pass
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks that say: the concept shows, in the second closed form others move, then neighbours moved, then nothing."""
+    said = [{"shown": 9}, {"shown": 3, "rest_lost": 9}, {"near_lost": 9, "drift": 0.5}, {}]
+    looks = iter([*said, *said])
+    monkeypatch.setattr("fade.steps.tune.Looking.look", lambda _: Look(**{**GOOD, **next(looks)}))
+
+
+@pytest.mark.usefixtures("workspace", "faulty")
+def test_points_are_tried_until_one_has_no_fault_and_equal_requests_give_equal_bytes(tmp_path: Path) -> None:
+    spec = _asked(**{"distill.seed": 5})
+    assert not spec.why_fixed
+    assert [step.name for step in pipeline.steps_of(spec)][-3:] == ["tune", "choose", "evaluate"]
+    folder = prepare_folder(spec)
+    _run(spec, folder, "split", "saliency", "mask", "tune", "choose")
+    points = load(Points, folder / "points" / "points.json")
+    assert [one.controls.made for one in points.tried] == ["solved", "solved", "distilled", "distilled"]
+    assert [one.controls.steps for one in points.tried] == [0, 0, 2, 3]
+    assert [one.controls.solved_weight for one in points.tried[:2]] == [3.0, 1.0]
+    assert points.tried[3].controls.retain_weight == 2.0  # neighbours had moved
+    assert points.chosen == 3
+    assert not set(points.seeds) & set(spec.evaluate.seeds)
+    card = load_card(folder / "adapter")
+    assert (card["point"], card["tries"], card["settings"], card["steps"]) == (3, 4, "auto", 3)
+    hashes = [sha256_file(folder / "points" / str(number) / WEIGHTS) for number in range(4)]
+    assert len(set(hashes)) == 4
+    assert sha256_file(folder / "adapter" / WEIGHTS) == hashes[3]
+    assert len((folder / "curve.csv").read_text().splitlines()) == 1 + 3
+    again = {path: path.read_bytes() for path in sorted((folder / "points").rglob("*")) if path.is_file()}
+    _run(spec, folder, "tune")
+    assert {path: path.read_bytes() for path in sorted((folder / "points").rglob("*")) if path.is_file()} == again
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_person_takes_another_point_and_nothing_is_trained_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = {"ua": 0.0, "ira_loss": 1.0, "cra_loss": 1.0, "neighbours_loss": 1.0, "surrogate": 0.0, "mush": 1.0}
+    spec = _asked(**{"gate.sure": {**bounds, "most": 1}, "tune.steps": [1]})
+    with pytest.raises(ConfigError, match="has not been run"):
+        other_point(spec, 0)
+    with monkeypatch.context() as patched:
+        looks = iter([{"shown": 9, "rest_lost": 9}, {}])
+        patched.setattr("fade.steps.tune.Looking.look", lambda _: Look(**{**GOOD, **next(looks)}))
+        origin = prepare_folder(spec)
+        for step in pipeline.steps_of(spec)[:-1]:
+            _run(spec, origin, step.name)
+            versioning.record(origin, step.name)
+    write_json(origin / pipeline.TIMINGS, {"tune": {"seconds": 1.0, "peak_mib": 2.0}})
+    with pytest.raises(ConfigError, match="No point 7 was tried: there are 0 to 1"):
+        other_point(spec, 7)
+    other = other_point(spec, 0)
+    folder = Path("data/erasures") / other.id
+    assert other.id != spec.id
+    assert other.gate.sure is not None
+    assert other.gate.sure.error_rate == pytest.approx(0.05 / 2)
+    assert load_spec(folder) == other
+    assert [one.name for one in pipeline.steps_of(other) if not versioning.is_current(folder, one.name)] == [
+        "choose",
+        "evaluate",
+    ]
+    _run(other, folder, "choose", "evaluate")
+    assert sha256_file(folder / "adapter" / WEIGHTS) == sha256_file(origin / "points" / "0" / WEIGHTS)
+    assert sha256_file(folder / "adapter" / WEIGHTS) != sha256_file(origin / "adapter" / WEIGHTS)
+    assert load_card(folder / "adapter")["erasure"] == other.id
+    page = (folder / "evaluation" / "report.html").read_text()
+    assert "What was tried" in page
+    assert "0 (taken): closed form" in page
+    assert "as a person chose it" in page
+    assert read_json(folder / "timings.json")["tune"] == {"seconds": 1.0, "peak_mib": 2.0}
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_look_draws_and_names_pictures_of_its_own_seeds() -> None:
+    spec = _asked(**{"tune.tries": 1, "distill.seed": 6})
+    folder = prepare_folder(spec)
+    _run(spec, folder, "split", "saliency", "mask", "tune")
+    (one,) = load(Points, folder / "points" / "points.json").tried
+    assert (one.look.erased, one.look.reached, one.look.near, one.look.rest) == (4, 4, 4, 16)
+    assert 0 < one.look.drift < 1
+    assert min(look_seeds(spec)) > 2**30
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"settings": "fixed"}, "is asked for"),
+        ({"distill.steps": 3}, "is asked for"),  # whoever gives one gives all
+        ({"mask.density": 0.5}, "is asked for"),
+        ({"method": "uce"}, "is asked for"),
+        ({"settings": "auto", "method": "uce"}, "the method uce"),
+        ({"settings": "auto", "distill.depth": "deep"}, "depth deep"),
+        ({"settings": "auto", "mask.granularity": "weight"}, "masks by weight"),
+        ({"settings": "auto"}, ""),
+        ({"settings": "auto", "distill.seed": 3}, ""),
+    ],
+)
+@pytest.mark.usefixtures("workspace")
+def test_settings_that_somebody_gave_stay_as_they_are(changes: dict[str, Any], why: str) -> None:
+    found = load_settings(PROJECT.params, changes=changes).why_fixed
+    assert why in found
+    assert bool(why) == bool(found)
