@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fade.adapters.store import save_adapter
-from fade.errors import DataError
+from fade.errors import ConfigError, DataError
 from fade.files import sha256_file, writing
 from fade.methods.fade.masks import load_mask
 from fade.methods.fade.processes import ALONE, Processes, launched
@@ -121,6 +121,8 @@ def main() -> None:
     with launched() as processes:
         for folder in folders:
             spec = load_spec(folder)
+            if not spec.why_fixed:
+                raise ConfigError("This erasure finds its settings, in one process: ask for it with --settings fixed.")
             total = find_method(spec.method).steps(spec)
             for _ in tqdm(make_adapter(folder, processes), total=total, desc=spec.method, disable=not processes.first):
                 pass

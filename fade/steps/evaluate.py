@@ -184,7 +184,7 @@ def first_parts(
         own |= samples[concept.kind].isin([concept.name, *([surrogate.name] if surrogate is not None else [])])
     rest = samples[~own & (samples["seed"] == samples["seed"].iloc[0])]
     near = [rest.index[(rest["object"] == name) | (rest["style"] == name)][:2].tolist() for name in neighbours]
-    spread = rest.index[:: max(1, len(rest) // SKETCHED)].tolist()
+    spread = rest.index[np.linspace(0, len(rest) - 1, min(SKETCHED, len(rest))).astype(int)].tolist()
     sketch = sorted({*spread, *(label for labels in near for label in labels)})
     seeds = pd.unique(samples["seed"])
     parts = [samples[own & (samples["seed"] == seed)] for seed in seeds]

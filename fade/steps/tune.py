@@ -177,18 +177,21 @@ def _card(spec: Spec, folder: Path, one: _Tried, given: Material) -> dict[str, A
 def search(base: Base, given: Material, spec: Spec, looking: Looking) -> Iterator[DistillStep | _Tried]:
     """Yields each step of training, and each point when it has been looked at; the base is left without adapter."""
     tried = []
-    for one in _solved(base, given, spec, looking):
-        tried.append(one)
-        yield one
-    if tried[-1].point.faults and len(tried) < spec.tune.tries:
-        best = max(tried, key=lambda one: one.point.score)
-        yield from _distilled(base, given, spec, looking, start=best.point.controls, left=spec.tune.tries - len(tried))
+    # Where no layer reads the text's states alone, nothing can be solved: distillation begins at no change.
+    start = _controls(spec.distill, made="solved", rank=spec.tune.rank, solved_weight=0.0)
+    if _sites(base):
+        for one in _solved(base, given, spec, looking):
+            tried.append(one)
+            yield one
+        start = max(tried, key=lambda one: one.point.score).point.controls
+    if (not tried or tried[-1].point.faults) and len(tried) < spec.tune.tries:
+        yield from _distilled(base, given, spec, looking, start=start, left=spec.tune.tries - len(tried))
     restore_base(base)
 
 
 def _solved(base: Base, given: Material, spec: Spec, looking: Looking) -> Iterator[_Tried]:
     """Closed forms, until one has no fault or another would not mend it."""
-    sites = tuple(sorted(base.denoiser.text_sites()))
+    sites = _sites(base)
     mask = Mask("none", sites, len(sites), len(sites))
     weight, rank = spec.distill.closed_form.retain_weight, spec.tune.rank
     for _ in range(min(spec.tune.solved, spec.tune.tries)):
@@ -261,15 +264,20 @@ def _begin(
     """Put the student on, of rank ``room`` and scale 1, as the closed form of these controls; its trainable tensors."""
     closed = settings.closed_form.model_copy(update={"retain_weight": controls.solved_weight})
     asked = settings.model_copy(update={"rank": controls.rank, "closed_form": closed})
-    changes = closed_form_changes(base, given, asked, mask)
+    changes = closed_form_changes(base, given, asked, mask) if _sites(base) else {}
     parameters = add_sparse_lora(base.network, mask, rank=room, alpha=float(room), seed=settings.seed, name=STUDENT)
     begin_with(base.network, STUDENT, changes)
     return parameters
 
 
+def _sites(base: Base) -> tuple[str, ...]:
+    """Projections through which text alone enters, where the closed form lies; sorted."""
+    return tuple(sorted({*base.denoiser.text_sites(), *base.denoiser.pooled_sites()}))
+
+
 def _with_text(base: Base, mask: Mask | None) -> Mask:
     """The mask of whole modules, with every projection through which text enters: the closed form lies there."""
-    names = tuple(sorted({*(mask.modules if mask is not None else ()), *base.denoiser.text_sites()}))
+    names = tuple(sorted({*(mask.modules if mask is not None else ()), *_sites(base)}))
     return Mask("module", names, len(names), mask.of if mask is not None else len(names))
 
 

@@ -132,12 +132,15 @@ DEEP = {
     "attacks.relearning_steps": [1],
     "gate.attacks": {"paraphrase": 0.9, "noised": 0.9, "relearning": 0.9, "inversion": 0.9},
 }
+FOUND = {"settings": "auto", "tune.steps": [1], "tune.pictures": 2, "tune.solver_steps": 1, "tune.tries": 2}
 ESD = {"method": "esd-x", "methods.esd-x": {"steps": 2, "batch": 2, "sampling_steps": 2}}
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("changes", "data_free"), [({}, False), (DEEP, True), (ESD, False)], ids=["plain", "all at once", "esd"]
+    ("changes", "data_free"),
+    [({}, False), (DEEP, True), (ESD, False), (FOUND, False)],
+    ids=["plain", "all at once", "esd", "found"],
 )
 def test_every_setting_that_a_step_reads_is_among_its_parameters(
     workspace: Path, tmp_path: Path, reads: set[str], changes: dict[str, Any], data_free: bool

@@ -12,6 +12,7 @@ from fade.adapters.card import load_card
 from fade.config import load_settings
 from fade.errors import ConfigError
 from fade.evaluation.looks import Look
+from fade.evaluation.measured import Evaluation
 from fade.evaluation.points import Points
 from fade.evaluation.records import load
 from fade.files import read_json, sha256_file, write_json
@@ -111,14 +112,23 @@ def test_a_person_takes_another_point_and_nothing_is_trained_anew(monkeypatch: p
 
 
 @pytest.mark.usefixtures("workspace")
-def test_a_look_draws_and_names_pictures_of_its_own_seeds() -> None:
-    spec = _asked(**{"tune.tries": 1, "distill.seed": 6})
+def test_a_look_draws_its_own_seeds_and_a_bad_erasure_is_soon_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"tune.tries": 1, "distill.seed": 6, "evaluate.seeds": [188, 288]}
+    spec = _asked(**changes, **{"gate.sure": {"most": 2}})
     folder = prepare_folder(spec)
     _run(spec, folder, "split", "saliency", "mask", "tune")
     (one,) = load(Points, folder / "points" / "points.json").tried
     assert (one.look.erased, one.look.reached, one.look.near, one.look.rest) == (4, 4, 4, 16)
     assert 0 < one.look.drift < 1
     assert min(look_seeds(spec)) > 2**30
+    # Judged: where the first pictures say that it is surely bad, no more are drawn, and the page is whole.
+    _run(spec, folder, "choose")
+    monkeypatch.setattr("fade.steps.evaluate.hopeless", lambda *_: True)
+    _run(spec, folder, "evaluate")
+    found = load(Evaluation, folder / "evaluation" / "metrics.json")
+    assert found.seeds == (188,)
+    assert 8 + 24 <= found.samples < 48  # of 96: concept, surrogate, and a sketch of the rest
+    assert (folder / "evaluation" / "sheet.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,12 @@ from fade.errors import DataError, RefusedError
 from fade.evaluation.accuracy import canvas_protocol, summary
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.figures import JudgeFigures, rate
-from fade.evaluation.gate import bound_checks, check, confidence_sequence, strictest, undecided, verdict
+from fade.evaluation.gate import bound_checks, check, confidence_sequence, hopeless, strictest, undecided, verdict
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.evaluation.paired import PRIOR, loss_bounds, mcnemar, paired_retention
 from fade.evaluation.power import least_counts, without_power
 from fade.lineage import ROOT
-from fade.steps.evaluate import further_seeds
+from fade.steps.evaluate import _in_order, first_parts, further_seeds
 from tests.figures import attacked, judged_figures
 
 SURE = Gate(sure=GateBounds())
@@ -431,3 +431,41 @@ def test_a_borderline_or_unjudged_version_passes_by_a_persons_reason_alone() -> 
     # A reason does not help one that fails.
     with pytest.raises(RefusedError, match="The gate failed"):
         _check_gate(version, verdict(_figures(2, 10), SURE), decided=True)
+
+
+def test_the_erased_prompts_come_first_and_every_picture_once() -> None:
+    samples = canvas_protocol([f"o{i}" for i in range(9)], [f"s{i}" for i in range(6)], (1, 2, 3))
+    pairs = [(Concept("o0", "object"), Concept("o1", "object"))]
+    parts = first_parts(samples, pairs, ["o2", "o3"])
+    assert sorted(label for part in parts for label in part.index) == list(samples.index)
+    assert len(parts) == 4
+    assert all(set(part["object"]) == {"o0", "o1"} for part in parts[1:3])
+    assert {"o0", "o1", "o2", "o3"} < set(parts[0]["object"])
+    assert set(parts[0]["seed"]) == {1}
+    assert len(parts[0]) < 12 + 42
+    whole = _in_order([(part, part.index.to_numpy(), -part.index.to_numpy()) for part in parts])
+    pd.testing.assert_frame_equal(whole[0], samples)
+    assert whole[1].tolist() == list(samples.index)
+    assert whole[2].tolist() == [-label for label in samples.index]
+
+
+def test_an_erasure_that_surely_misses_its_own_prompts_is_hopeless_and_one_that_hurts_others_is_not_yet() -> None:
+    assert hopeless(judged_figures({"it": (24, 12, 24)}), SURE)
+    assert hopeless(_shown(30, 30), SURE)
+    assert not hopeless(judged_figures({"it": (24, 1, 24)}), SURE)
+    assert not hopeless(judged_figures({"it": (24, 0, 24)}, ira=(550, 300, 550)), SURE)
+    assert not hopeless(judged_figures({"it": (24, 24, 24)}), Gate())
+
+
+def test_a_good_erasure_is_refused_soon_no_more_often_than_stated() -> None:
+    """Looked at after every 8 pictures of which 99 in 100 do not show the concept, as the gate asks."""
+    generator = np.random.default_rng(6)
+    wrong = bad = 0
+    for _ in range(100):
+        shown = np.cumsum(generator.random(64) > 0.99)
+        worse = np.cumsum(generator.random(64) > 0.75)
+        looks = range(8, 65, 8)
+        wrong += any(hopeless(judged_figures({"it": (n, int(shown[n - 1]), n)}), SURE) for n in looks)
+        bad += any(hopeless(judged_figures({"it": (n, int(worse[n - 1]), n)}), SURE) for n in looks)
+    assert wrong / 100 <= 0.1
+    assert bad / 100 > 0.9
