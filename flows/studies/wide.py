@@ -91,6 +91,8 @@ def plan_wide(
     names = [OUR_METHOD if name == OURS else name for name in methods]
     entries = []
     for method, asked in zip(methods, asking_for(names, changes), strict=True):
+        if method == OURS:
+            del asked["method"]  # whoever names a method takes its settings as they stand
         settings = load_settings(project.params, changes=asked)
         for given in concepts:
             concept, _, surrogate = given.partition(":")
