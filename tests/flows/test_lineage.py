@@ -24,7 +24,13 @@ from fade.steps.prepare import prepare_spec
 from flows.operations.doctor import recorded
 from tests.tiny import PROJECT
 
-FROZEN = {"base": ROOT / "data/base/canvas.card.json", "judges": ROOT / "data/judges.card.json"}
+FROZEN = {
+    "base": ("dvc.yaml", "data/base/canvas.card.json"),
+    "judges": ("dvc.yaml", "data/judges.card.json"),
+    "wide base": ("data/wide/dvc.yaml", "data/wide/base.card.json"),
+    "wide judges": ("data/wide/dvc.yaml", "data/wide/judges.card.json"),
+}
+"""Each frozen stage's file and card."""
 
 
 def _git(*arguments: str, cwd: Path = ROOT) -> str:
@@ -84,18 +90,21 @@ def test_a_fresh_clone_with_other_code_or_parameters_says_so(clone: Path) -> Non
     assert any(line.startswith("catalog") and "params.yaml" in line for line in stale)
 
 
-@pytest.mark.parametrize("stage", FROZEN)
-def test_what_takes_hours_is_frozen_and_recorded_as_by_the_commit_that_made_it(stage: str) -> None:
-    assert yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["frozen"]
-    card = read_json(FROZEN[stage])
-    recorded = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"][stage]
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_what_takes_hours_is_frozen_and_recorded_as_by_the_commit_that_made_it(frozen: str) -> None:
+    file, where = FROZEN[frozen]
+    stage = frozen.removeprefix("wide ")
+    lock, params = (file.replace("dvc.yaml", name) for name in ("dvc.lock", "params.yaml"))
+    assert yaml.safe_load((ROOT / file).read_text())["stages"][stage]["frozen"]
+    card = read_json(ROOT / where)
+    recorded = yaml.safe_load((ROOT / lock).read_text())["stages"][stage]
     assert [out["md5"] for out in recorded["outs"]] == [card["md5"]]
     if not (ROOT / ".git").exists() or _git("rev-parse", "--is-shallow-repository").strip() == "true":
         pytest.skip("the history that the card names is not here")
-    then = yaml.safe_load(_git("show", f"{card['commit']}:dvc.lock"))["stages"][stage]
+    then = yaml.safe_load(_git("show", f"{card['commit']}:{lock}"))["stages"][stage]
     assert then == recorded
-    params = yaml.safe_load(_git("show", f"{card['commit']}:params.yaml"))
-    assert recorded["params"]["params.yaml"][stage] == params[stage]
+    settings = yaml.safe_load(_git("show", f"{card['commit']}:{params}"))
+    assert recorded["params"][params][stage] == settings[stage]
 
 
 @pytest.fixture
