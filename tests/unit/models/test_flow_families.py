@@ -32,6 +32,7 @@ from fade.methods.fade.targeting import power_law
 from fade.models.denoiser import weights_sha256
 from fade.models.family import load_base
 from fade.models.generate import first_latents, generate_batch, sample_latents
+from fade.models.inversion import invert
 from tests.unit.models.erasing import erase, latents, stock_latents
 
 FLOWS = [kind for kind in KINDS if kind.startswith(("sd3", "flux", "qwen"))]
@@ -286,3 +287,21 @@ def test_kohyas_lora_of_flux_is_imported_with_its_alpha_or_refused(bases: dict[s
         import_adapter(tmp_path / "more.safetensors", base)
     with pytest.raises(AdapterFormatError, match=r"find no use: a StableDiffusion3Pipeline reads no such LoRA"):
         import_adapter(tmp_path / "kohya.safetensors", load_base(bases["sd3"]))
+
+
+@pytest.mark.parametrize("kind", ERASED)
+def test_inversion_searches_the_text_states_alone(bases: dict[str, Path], kind: str) -> None:
+    base = load_base(bases[kind])
+    bits, start = weights_sha256(base.network), base.encode_prompts(PROMPTS)
+    pictures = first_latents([1, 2], base.denoiser.latent_shape)
+    generator = torch.Generator().manual_seed(0)
+    *_, last = invert(base.denoiser, pictures, start=start, steps=2, batch=4, learning_rate=0.1, generator=generator)
+    moved = (last.states.states - start.states).abs().sum(dim=2) > 0
+    # What a family masks is not told, and so is not searched.
+    assert torch.equal(moved, torch.ones_like(moved) if start.mask is None else start.mask)
+    found, told = last.states.tensors(), start.tensors()
+    assert all(torch.equal(found[name], told[name]) for name in told if name != "states")
+    drawn = [sample_latents(base, told, [1, 2], steps=2, guidance=3.0, solver="ddim") for told in (last.states, start)]
+    assert not torch.allclose(*drawn, atol=1e-3)
+    assert weights_sha256(base.network) == bits
+    assert all(weight.grad is None for weight in base.network.parameters())
