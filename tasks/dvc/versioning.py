@@ -143,6 +143,8 @@ def root_pipeline() -> dict[str, Any]:
         "judges": shared("judges", judges, kept=True),
         "canvas_clip": shared("canvas_clip", CANVAS_CLIP, kept=True),
         "base_report": report(base, "data/base/report"),
+        "flow_base": flow,
+        "flow_base_report": report(FLOW_BASE, "data/base/flow-report"),
         "example-request": {
             "cmd": f"python -m fade.steps.prepare {folder.as_posix()}",
             "deps": sorted(
@@ -152,8 +154,6 @@ def root_pipeline() -> dict[str, Any]:
             "outs": [f"{folder.as_posix()}/spec.yaml"],
         },
     }
-    if (ROOT / FLOW_BASE).is_dir():  # under way: its stages are recorded when it is trained
-        stages |= {"flow_base": flow, "flow_base_report": report(FLOW_BASE, "data/base/flow-report")}
     steps = pipeline.steps_of(spec)
     stages |= {f"example-{step.name}": stage_definition(step, spec, folder, ROOT) for step in steps}
     return {"stages": stages, "plots": [_training_plot(f"{folder.as_posix()}/{LOSSES}"), *_kept_plots()]}
