@@ -26,6 +26,7 @@ from tests.tiny import PROJECT
 
 FROZEN = {
     "base": ("dvc.yaml", "data/base/canvas.card.json"),
+    "flow_base": ("dvc.yaml", "data/base/canvas-flow.card.json"),
     "judges": ("dvc.yaml", "data/judges.card.json"),
     "wide base": ("data/wide/dvc.yaml", "data/wide/base.card.json"),
     "wide judges": ("data/wide/dvc.yaml", "data/wide/judges.card.json"),
