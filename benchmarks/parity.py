@@ -5,8 +5,9 @@
 A minute on one core. For each kind of base in ``tiny_families.py``: how far our denoiser's answers are from what the
 stock pipeline's network answered on its way, at its own latents and times; how far our picture is from the stock
 pipeline's at equal first latents, guided; and for a random adapter on every module, exported and loaded by the stock
-pipeline's own loader, how many of its keys that pipeline holds, and how far its picture is from ours. Differences are
-the largest one, in parts of the answer's or picture's range (``adapter_picture_difference`` is that with the adapter).
+pipeline's own loader (peft's where it has none: PixArt-Sigma), how many of its keys that pipeline holds, and how far
+its picture is from ours. Differences are the largest one, in parts of the answer's or picture's range
+(``adapter_picture_difference`` is that with the adapter).
 A family of several kinds is shown by the worst of each figure. Real checkpoints are not compared: none is at hand.
 """
 
@@ -22,11 +23,11 @@ import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
-from tiny_families import KINDS, answers, draw, save_tiny, stock_pipeline, stock_solver
+from tiny_families import KINDS, answers, draw, load_lora, save_tiny, stock_pipeline, stock_solver
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from fade.adapters.exports import export_adapter
+from fade.adapters.exports import Layout, export_adapter
 from fade.adapters.store import activate, apply_adapter, save_adapter
 from fade.files import write_json
 from fade.methods.fade.masks import Mask
@@ -47,8 +48,9 @@ def compared(kind: str, folder: Path) -> dict[str, Any]:
     stock.scheduler = stock_solver(stock, "ddim")
     found: dict[str, Any] = {"family": type(stock).__name__, "answer_difference": _answers(base, stock)}
     found["picture_difference"] = _pictures(base, stock)
-    lora = _random_adapter(base, folder)
-    stock.load_lora_weights(lora)
+    layout: Layout = "diffusers" if hasattr(stock, "load_lora_weights") else "peft"
+    lora = export_adapter(_random_adapter(base, folder), folder / "lora", layout=layout)
+    load_lora(stock, lora)
     found["lora_keys"], found["lora_keys_used"] = _keys(lora, stock, base.denoiser.component)
     apply_adapter(base, folder / "adapter", name="one")
     activate(base, {"one": 1.0})
@@ -79,7 +81,7 @@ def _apart(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _random_adapter(base: Base, folder: Path) -> Path:
-    """A LoRA of random weights on every module, stored as ours and exported for diffusers; the base is left plain."""
+    """A LoRA of random weights on every module, stored as ours; the base is left plain."""
     twin = load_base(folder / "base")
     names = tuple(sorted(salient_parameters(twin.network)))
     add_sparse_lora(twin.network, Mask("none", names, len(names), len(names)), rank=2, alpha=2.0, seed=0, name="one")
@@ -87,18 +89,25 @@ def _random_adapter(base: Base, folder: Path) -> Path:
     for layer in lora_layers(twin.network).values():
         torch.nn.init.normal_(layer.lora_B["one"].weight, std=0.1)
     save_adapter(folder / "adapter", adapter_tensors(twin.denoiser, "one"), {"base_sha256": base.sha256})
-    return export_adapter(folder / "adapter", folder / "lora", layout="diffusers")
+    return folder / "adapter"
 
 
 def _keys(lora: Path, stock: Any, component: str) -> tuple[int, int]:
     """Keys of a LoRA file, and of how many of them the stock network holds these very values."""
     held = dict(getattr(stock, component).named_parameters())
-    stored = load_file(lora / "pytorch_lora_weights.safetensors")
+    (file,) = lora.glob("*.safetensors")
+    stored = load_file(file)
     used = 0
     for key, tensor in stored.items():
-        mine = held.get(key.removeprefix(f"{component}.").replace(".weight", ".default_0.weight"))
+        name = key.removeprefix(f"{component}.").removeprefix("base_model.model.")
+        mine = next((held[end] for end in _loaded_as(name) if end in held), None)
         used += mine is not None and torch.equal(mine.float(), tensor.float())
     return len(stored), used
+
+
+def _loaded_as(name: str) -> tuple[str, str]:
+    """What diffusers and what peft calls the parameter that a tensor of a LoRA file becomes."""
+    return name.replace(".weight", ".default_0.weight"), name.replace(".weight", ".default.weight")
 
 
 def by_family(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

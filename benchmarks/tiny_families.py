@@ -9,6 +9,8 @@ its own methods, so that what is compared is independent of ours.
 from __future__ import annotations
 
 import json
+import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +19,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     DDIMScheduler,
@@ -29,23 +32,35 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     PNDMScheduler,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
@@ -53,6 +68,7 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -61,6 +77,7 @@ from transformers import (
 from fade.concepts import caption
 from fade.data.canvas import OBJECTS
 from fade.data.styles import STYLES
+from fade.models.families import lumina2, sana
 from fade.models.training import networks as small
 
 LENGTH, LATENT, CHANNELS, PICTURE, LANGUAGE_LENGTH = 16, 16, 4, 64, 56
@@ -103,13 +120,13 @@ def clip_config(tokenizer: CLIPTokenizer, *, width: int, act: str, projection: i
     )
 
 
-def t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer(*, length: int = LENGTH) -> T5Tokenizer:
     """The same words, and letters for others."""
     words = sorted({word.strip(".") for line in _CAPTIONS for word in line.split()})
     letters = "abcdefghijklmnopqrstuvwxyz.,"
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
     pieces += [(f"▁{word}", -2.0) for word in words] + [(letter, -9.0) for letter in letters]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=LENGTH)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=length)
 
 
 def t5(tokenizer: T5Tokenizer, *, width: int) -> T5EncoderModel:
@@ -127,7 +144,7 @@ def t5(tokenizer: T5Tokenizer, *, width: int) -> T5EncoderModel:
     )
 
 
-def language_tokenizer(template: str = "") -> Qwen2Tokenizer:
+def language_tokenizer(template: str = "", *, length: int = LANGUAGE_LENGTH) -> Qwen2Tokenizer:
     """A byte-pair tokenizer as Qwen's and Mistral's: every word of captions and templates is a token."""
     lines = [*_CAPTIONS, QWEN_IMAGE_TEMPLATE, SYSTEM_MESSAGE, template]
     words = Tokenizer(models.BPE())
@@ -139,9 +156,63 @@ def language_tokenizer(template: str = "") -> Qwen2Tokenizer:
     return Qwen2Tokenizer(
         vocab=learnt["vocab"],
         merges=[tuple(merge) for merge in learnt["merges"]],
-        model_max_length=LANGUAGE_LENGTH,
+        model_max_length=length,
         additional_special_tokens=["<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"],
         chat_template=template or None,
+    )
+
+
+def _merged(tokens: Sequence[str], pieces: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary and merges by which every piece is one token, grown letter by letter."""
+    vocabulary, merges = {token: number for number, token in enumerate(tokens)}, []
+    for piece in pieces:
+        for end in range(2, len(piece) + 1):
+            if piece[:end] not in vocabulary:
+                vocabulary[piece[:end]] = len(vocabulary)
+                merges.append((piece[: end - 1], piece[end - 1]))
+    return vocabulary, merges
+
+
+def _words(*texts: str) -> list[str]:
+    return sorted({word for text in texts for word in re.findall("[A-Za-z]+", text)})
+
+
+def gemma_tokenizer() -> GemmaTokenizer:
+    """The same words, those that pipelines write before a prompt, and letters for others."""
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *string.ascii_letters, ".", ","]
+    words = _words(*_CAPTIONS, *sana.INSTRUCTION, lumina2.SYSTEM)
+    vocabulary, merges = _merged(tokens, [f"▁{word}" for word in words])
+    return GemmaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True)
+
+
+def gemma(tokenizer: GemmaTokenizer, *, width: int) -> Gemma2Model:
+    """Gemma 2's states."""
+    return Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            sliding_window=32,
+        )
+    )
+
+
+def qwen3(tokenizer: Qwen2Tokenizer, *, width: int) -> Qwen3Model:
+    """Qwen 3's states."""
+    return Qwen3Model(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+        )
     )
 
 
@@ -270,6 +341,10 @@ def _flux(*, distilled: bool) -> FluxPipeline:
     )
 
 
+_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 _LANGUAGE_MODEL: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
@@ -377,10 +452,7 @@ def _flux_2() -> Flux2Pipeline:
 
 
 def _flux_2_klein(*, distilled: bool) -> Flux2KleinPipeline:
-    tokenizer = language_tokenizer(
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
+    tokenizer = language_tokenizer(_CHAT)
     encoder = Qwen3ForCausalLM(
         Qwen3Config(
             **_LANGUAGE_MODEL,
@@ -396,6 +468,101 @@ def _flux_2_klein(*, distilled: bool) -> Flux2KleinPipeline:
     return Flux2KleinPipeline(tokenizer=tokenizer, text_encoder=encoder, is_distilled=distilled, **parts)
 
 
+def _pixart_sigma() -> PixArtSigmaPipeline:
+    tokenizer = t5_tokenizer(length=512)
+    return PixArtSigmaPipeline(
+        vae=autoencoder(),
+        text_encoder=t5(tokenizer, width=24),
+        tokenizer=tokenizer,
+        transformer=PixArtTransformer2DModel(
+            sample_size=LATENT,
+            in_channels=CHANNELS,
+            out_channels=2 * CHANNELS,  # a sigma is learnt beside the noise
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            cross_attention_dim=32,
+            caption_channels=24,
+            use_additional_conditions=False,
+        ),
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02),
+    )
+
+
+def _sana() -> SanaPipeline:
+    tokenizer, blocks = gemma_tokenizer(), ("ResBlock", "ResBlock", "EfficientViTBlock")
+    halves = ("encoder", "decoder")
+    shape: dict[str, Any] = {f"{half}_block_types": blocks for half in halves}
+    shape |= {f"{half}_block_out_channels": (8, 8, 16) for half in halves}
+    shape |= {f"{half}_layers_per_block": (1, 1, 1) for half in halves}
+    shape |= {f"{half}_qkv_multiscales": ((), (), (5,)) for half in halves}
+    return SanaPipeline(
+        vae=AutoencoderDC(latent_channels=CHANNELS, attention_head_dim=8, scaling_factor=0.41407, **shape),
+        text_encoder=gemma(tokenizer, width=24),
+        tokenizer=tokenizer,
+        transformer=SanaTransformer2DModel(
+            sample_size=LATENT,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            cross_attention_head_dim=16,
+            num_cross_attention_heads=2,
+            cross_attention_dim=32,
+            caption_channels=24,
+        ),
+        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    )
+
+
+def _z_image() -> ZImagePipeline:
+    tokenizer = language_tokenizer(_CHAT, length=1024)
+    transformer = ZImageTransformer2DModel(
+        in_channels=CHANNELS,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=24,
+        axes_dims=[4, 6, 6],
+        axes_lens=[1024, 32, 32],
+    )
+    for pad in (transformer.x_pad_token, transformer.cap_pad_token):  # nothing draws these two
+        nn.init.normal_(pad, std=0.02)
+    return ZImagePipeline(
+        vae=autoencoder(shift_factor=0.1, scaling_factor=1.5),
+        text_encoder=qwen3(tokenizer, width=24),
+        tokenizer=tokenizer,
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def _lumina2() -> Lumina2Pipeline:
+    tokenizer = gemma_tokenizer()
+    return Lumina2Pipeline(
+        vae=autoencoder(shift_factor=0.1, scaling_factor=1.5),
+        text_encoder=gemma(tokenizer, width=24),
+        tokenizer=tokenizer,
+        transformer=Lumina2Transformer2DModel(
+            sample_size=LATENT,
+            in_channels=CHANNELS,
+            hidden_size=32,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            axes_dim_rope=(4, 6, 6),
+            axes_lens=(300, 32, 32),
+            cap_feat_dim=24,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+    )
+
+
 KINDS: Mapping[str, Callable[[], Any]] = {
     "epsilon": partial(_stable_diffusion, "epsilon"),
     "velocity": partial(_stable_diffusion, "velocity"),
@@ -409,6 +576,10 @@ KINDS: Mapping[str, Callable[[], Any]] = {
     "flux2-dev": _flux_2,
     "flux2-klein": partial(_flux_2_klein, distilled=False),
     "flux2-klein-distilled": partial(_flux_2_klein, distilled=True),
+    "pixart-sigma": _pixart_sigma,
+    "sana": _sana,
+    "z-image": _z_image,
+    "lumina2": _lumina2,
 }
 """Kind to what builds its pipeline."""
 
@@ -466,6 +637,19 @@ def _flux_2_latents(stock: Any, held: Tensor) -> Tensor:
     return (stock._patchify_latents(held) - norm.running_mean[:, None, None]) / deviation[:, None, None]
 
 
+def _sized(stock: Any, first: Tensor, guidance: float) -> dict[str, Any]:
+    """These take a picture's size for one of few, and tiny ones are of none."""
+    del stock
+    size: dict[str, Any] = {"height": PICTURE, "width": PICTURE, "use_resolution_binning": False}
+    return {"latents": first, "guidance_scale": guidance, **size}
+
+
+def _one_less(stock: Any, first: Tensor, guidance: float) -> dict[str, Any]:
+    """Z-Image counts guidance from the prompt's own answer."""
+    del stock
+    return {"latents": first, "guidance_scale": guidance - 1, "height": PICTURE, "width": PICTURE}
+
+
 CALLS: Mapping[str, Call] = {
     "QwenImagePipeline": Call(
         _qwen_image_arguments,
@@ -476,6 +660,9 @@ CALLS: Mapping[str, Call] = {
     "FluxPipeline": Call(
         _flux_arguments, lambda stock, held: stock._unpack_latents(held, PICTURE, PICTURE, stock.vae_scale_factor)
     ),
+    "PixArtSigmaPipeline": Call(_sized, lambda _, held: held),
+    "SanaPipeline": Call(_sized, lambda _, held: held),
+    "ZImagePipeline": Call(_one_less, lambda _, held: held),
 }
 """By the pipeline's class; ``PLAIN`` for all others."""
 PLAIN = Call(lambda _, first, guidance: {"latents": first, "guidance_scale": guidance}, lambda _, held: held)
@@ -490,6 +677,28 @@ def stock_pipeline(folder: Path) -> Any:
     return pipeline
 
 
+def load_lora(stock: Any, folder: Path) -> None:
+    """A LoRA in a folder by the stock pipeline's own loader, or by peft's where it has none."""
+    if hasattr(stock, "load_lora_weights"):
+        stock.load_lora_weights(folder)
+    else:
+        stock.transformer = PeftModel.from_pretrained(stock.transformer, folder).eval().get_base_model()
+
+
+class _Counting(DPMSolverMultistepScheduler):
+    """DPM-Solver++ for pipelines that say Euler's times (``sigmas``, ``mu``): it takes their number alone."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        del mu
+        super().set_timesteps(num_inference_steps if sigmas is None else len(sigmas), device=device)
+
+
 def stock_solver(stock: Any, name: str) -> Any:
     """A stock scheduler as a user would set it, ``ddim`` or ``dpm++``: of a flow, Euler's is the first-order one."""
     own = stock.scheduler
@@ -499,7 +708,11 @@ def stock_solver(stock: Any, name: str) -> Any:
         flow: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
         if own.config.use_dynamic_shifting:
             return DPMSolverMultistepScheduler(**flow, use_dynamic_shifting=True, time_shift_type="exponential")
-        return DPMSolverMultistepScheduler(**flow, flow_shift=own.config.shift)
+        return _Counting(**flow, flow_shift=own.config.shift)
+    if own.config.get("use_flow_sigmas"):
+        return own if name == "dpm++" else FlowMatchEulerDiscreteScheduler(shift=own.config.flow_shift)
+    if isinstance(own, DPMSolverMultistepScheduler):  # which says nothing of it, and DDIM would cut latents off at 1
+        return own if name == "dpm++" else DDIMScheduler.from_config(own.config, clip_sample=False)
     kind = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}[name]
     return kind.from_config(own.config)
 

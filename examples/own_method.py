@@ -24,7 +24,7 @@ class Settings(MethodSettings):
 def mean_shift(base, material, settings, *, precision, seed):
     """Leave a change on the denoiser; yield each step with what is left of the concept and what the rest lost."""
     concept, surrogate, retained = (
-        told.states.double().mean(dim=(0, 1))
+        base.denoiser.read(told.states).double().mean(dim=(0, 1))
         for told in (material.concept, material.surrogate, material.retain_prompts)
     )
     along = concept - concept @ retained / (retained @ retained) * retained

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_unet_state_dict_to_peft
@@ -79,6 +80,7 @@ def export_adapter(folder: Path, out: Path, *, layout: Layout, base: Path | None
     card = load_card(folder)
     tensors, sparse = _read(weights_path(folder, card)), card.get("type") == "delta"
     _check_layout_holds(layout, _component(tensors), sparse=sparse, folder=folder)
+    check_layout_loads(layout, str(card.get("pipeline", "")))
     if base is not None:
         base = _base_folder(base, card["base_sha256"], adapter=folder)
     if base is None and (layout == "merged" or sparse):
@@ -103,6 +105,24 @@ def _check_layout_holds(layout: Layout, component: str, *, sparse: bool, folder:
         raise AdapterFormatError(
             f"The adapter in {folder} changes a {component}; kohya's names are known of U-Nets alone. Export it as "
             "'diffusers', 'peft', 'difference' or 'merged'."
+        )
+
+
+def check_layout_loads(layout: Layout, pipeline: str) -> None:
+    """Refuse a LoRA file for a pipeline that has no loader of such files.
+
+    Args:
+        pipeline: its class in diffusers; the empty name is of none that is known.
+
+    Raises:
+        AdapterFormatError: it has none; says what to take instead.
+    """
+    kind = getattr(diffusers, pipeline, None)
+    if layout == "diffusers" and kind is not None and not hasattr(kind, "load_lora_weights"):
+        raise AdapterFormatError(
+            f"A {pipeline} loads no LoRA files: diffusers has no loader for it. Export the adapter as 'merged', which "
+            "it loads as a whole, as 'difference', to be added to its weights, or as 'peft', which "
+            "`PeftModel.from_pretrained` puts into its transformer."
         )
 
 

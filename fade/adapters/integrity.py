@@ -172,12 +172,14 @@ def check_against_files(pipeline: Any, anew: Any, *, origin: object) -> None:
         BaseModelError: they differ in a part's modules, settings, hooks or weights, a tokenizer or the noise.
     """
     wrong: list[str] = []
-    for part in (name for name in family(type(anew).__name__).parts if getattr(anew, name) is not None):
+    kind = family(type(anew).__name__)
+    stock = {ours: theirs for theirs, ours in kind.exchanged.items()}
+    for part in (name for name in kind.parts if getattr(anew, name) is not None):
         held = dict(getattr(pipeline, part).named_modules(prefix=part))
         read = dict(getattr(anew, part).named_modules(prefix=part))
         wrong += sorted({*held} ^ {*read})
         for name in held.keys() & read.keys():
-            wrong += [f"{name}{key}" for key in _module_differences(held[name], read[name])]
+            wrong += [f"{name}{key}" for key in _module_differences(held[name], read[name], stock)]
     spellings = dict(_spellings(pipeline))
     wrong += [name for name, spelling in _spellings(anew) if spellings.get(name) != spelling]
     if not _same_noise(_noise(pipeline), _noise(anew)):
@@ -189,9 +191,13 @@ def check_against_files(pipeline: Any, anew: Any, *, origin: object) -> None:
         )
 
 
-def _module_differences(held: nn.Module, read: nn.Module) -> Iterator[str]:
-    """Names of what two modules differ in, each with a dot before it; empty for the class."""
-    if type(held) is not type(read):
+def _module_differences(held: nn.Module, read: nn.Module, stock: Mapping[type, type]) -> Iterator[str]:
+    """Names of what two modules differ in, each with a dot before it; empty for the class.
+
+    Args:
+        stock: classes that ``load_base`` gives, to those they are given for.
+    """
+    if stock.get(type(held), type(held)) is not type(read):
         yield ""
         return
     ours, theirs = vars(held), vars(read)
@@ -216,9 +222,12 @@ def _alike(mine: object, other: object) -> bool:
     """Whether two modules' attributes say the same."""
     if isinstance(mine, Tensor) and isinstance(other, Tensor):
         return torch.equal(mine.cpu(), other.cpu().to(mine.dtype))
-    if isinstance(mine, (*_PLAIN, *_CODE, list, dict, set)):
-        return type(mine) is type(other) and mine == other
-    return type(mine) is type(other)
+    if type(mine) is not type(other):
+        return False
+    if isinstance(mine, list | tuple | dict) and isinstance(other, list | tuple | dict):
+        ours, theirs = _as_dict(mine), _as_dict(other)
+        return ours.keys() == theirs.keys() and all(_alike(one, theirs[key]) for key, one in ours.items())
+    return mine == other if isinstance(mine, (*_PLAIN, *_CODE, set)) else True
 
 
 def _same_weight(held: Mapping[str, Tensor | None], read: Mapping[str, Tensor | None], name: str) -> bool:

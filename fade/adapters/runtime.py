@@ -94,6 +94,7 @@ class Runtime:
         self._overlay = Overlay(self.base.denoiser)
         self._tokenizers = _one_text_at_a_time(self.pipeline)
         self._plain = self._overlay.prepare([])
+        self.base.settle()
         self._integrity = Integrity(self.pipeline)
         try:
             self.refresh()

@@ -20,7 +20,7 @@ def by_nearness(base: Base, concept: Concept, others: Sequence[Concept]) -> list
     def sentence(name: str) -> str:
         return caption(name, PLAIN_STYLE) if concept.kind == "object" else caption("picture", name)
 
-    states = base.encode_prompts([sentence(concept.name), *(sentence(other.name) for other in same)]).states.mean(dim=1)
+    states = base.encode_prompts([sentence(concept.name), *(sentence(other.name) for other in same)]).mean()
     nearness = torch.nn.functional.cosine_similarity(states[:1], states[1:])
     return [same[i] for i in nearness.argsort(descending=True, stable=True).tolist()]
 

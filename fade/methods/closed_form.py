@@ -88,11 +88,20 @@ def _second_moment(left: Tensor, right: Tensor) -> Tensor:
 def paired(denoiser: Denoiser, concept: Told, surrogate: Told) -> tuple[Tensor, Tensor]:
     """What the text's projections read of concept and surrogate, (N, L, D) each, position by position.
 
+    Of padded captions (``held``) the positions that hold text in the concept's alone, which would else be a few among
+    hundreds.
+
     Where a family masks what a prompt leaves over and the surrogate is the shorter, nothing is asked: a state is not
     to become that of padding.
     """
     mine, theirs = denoiser.read(concept.states), denoiser.read(surrogate.states)
-    return mine, theirs if surrogate.mask is None else torch.where(surrogate.mask[..., None], theirs, mine)
+    theirs = theirs if surrogate.mask is None else torch.where(surrogate.mask[..., None], theirs, mine)
+    return held(mine, concept.mask), held(theirs, concept.mask)
+
+
+def held(states: Tensor, mask: Tensor | None) -> Tensor:
+    """States (N, L, D) of the positions that hold text, each by itself, (n, 1, D); all as they are without a mask."""
+    return states if mask is None else states[mask][:, None]
 
 
 def closed_form(

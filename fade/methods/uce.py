@@ -17,11 +17,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fade.methods.closed_form import paired
+from fade.methods.closed_form import held, paired
 from fade.methods.method import Material, Method, MethodSettings
 from fade.methods.trained_difference import Losses, modules_of, solved_difference
 from fade.models.base import Base
 from fade.models.deltas import plain_modules
+from fade.models.told import Told
 
 
 class UceSettings(MethodSettings):
@@ -35,7 +36,8 @@ class UceSettings(MethodSettings):
 def uce(base: Base, material: Material, settings: UceSettings, *, precision: str, seed: int) -> Iterator[Losses]:
     """Solve; one step. Nothing is drawn, and it is computed in float64 whatever the precision."""
     concept, surrogate = (_rows(states) for states in paired(base.denoiser, material.concept, material.surrogate))
-    preserved = _rows(base.denoiser.read(torch.cat([material.retain_prompts.states, material.empty.states])))
+    others = Told.join(material.retain_prompts, material.empty)
+    preserved = _rows(held(base.denoiser.read(others.states), others.mask))
     # A caption that many pictures share counts once: the sums are over captions.
     pairs = torch.unique(torch.cat([concept, surrogate], dim=1), dim=0)
     concept, surrogate = pairs.chunk(2, dim=1)

@@ -51,6 +51,10 @@ class Base(ABC):
     """The parts that read prompts, each with the text encoder that it reads for."""
     tokenizer_classes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Their classes, without the ending ``Fast``, where they are not named after the encoder's kind."""
+    renamed: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Parts whose class is named otherwise in some folders, and is the same: those other names."""
+    exchanged: ClassVar[Mapping[type, type]] = {}
+    """Classes of modules that ``prepare`` exchanges for others, which compute the same: the stock one to ours."""
     denoiser_type: ClassVar[type[Denoiser]]
     negative: ClassVar[str] = ""
     """The prompt that guidance leads away from."""
@@ -89,6 +93,12 @@ class Base(ABC):
         """Tokens of a prompt that an encoder without learnt positions (T5, a language model) is given."""
         del config
         return T5_LENGTH
+
+    @staticmethod
+    def written(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+        """What the stock pipeline gives a tokenizer for prompts: themselves, or with what it writes around them."""
+        del tokenizer
+        return list(prompts)
 
     # --- loaded ---
 
@@ -134,9 +144,13 @@ class Base(ABC):
     def prepare(self) -> None:  # noqa: B027, most families change nothing
         """What a family changes in a pipeline that was just loaded; nothing that changes its answers."""
 
+    def settle(self) -> None:
+        """What its modules set up at their first answer and keep, set up now: a runtime holds them to what it is."""
+        self.encode_prompts([self.negative])  # language models hang hooks of their own on themselves
+
     def encode_prompts(self, prompts: Sequence[str]) -> Told:
         """What the denoiser is told for each prompt, on the CPU; equal prompts are encoded once."""
-        unique = list(dict.fromkeys(prompts))
+        unique = list(dict.fromkeys(prompts)) or [self.negative]  # of no prompts the shapes are still to be known
         at = {prompt: i for i, prompt in enumerate(unique)}
         told = self.encoded(unique) if self.encoders is None else self._read_apart(unique)
         return told[[at[prompt] for prompt in prompts]]

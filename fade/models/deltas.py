@@ -67,11 +67,17 @@ class DeltaWeight(nn.Module):
 
 
 def plain_modules(network: nn.Module) -> dict[str, Any]:
-    """Name to module for every Linear and Conv2d of the base, looking through LoRA wrappers."""
+    """Name to module for every Linear and Conv2d of the base, looking through LoRA wrappers.
+
+    Not among them: convolutions in groups, whose rows read different inputs, so that no pair of factors changes them.
+    """
     return {
         name.removesuffix(".base_layer"): module
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in name and ".parametrizations." not in name
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and getattr(module, "groups", 1) == 1
+        and ".lora_" not in name
+        and ".parametrizations." not in name
     }
 
 

@@ -33,7 +33,7 @@ class Denoiser(ABC):
     patterns: ClassVar[Mapping[str, re.Pattern[str]]]
     """Names of the modules of each part that is not all of the network: ``attention``, the projections that published
     erasures train; ``cross_attention``, the keys and values of the text; ``text_attention``, the whole of the layers
-    that attend to it; ``text_sites``, the projections whose input is ``told.states`` itself."""
+    that attend to it; ``text_sites``, the projections through which all text enters (``read``)."""
 
     def __init__(self, network: Any, path: NoisePath, latent_shape: tuple[int, int, int]) -> None:
         self.network, self.path, self.latent_shape = network, path, latent_shape
@@ -58,7 +58,7 @@ class Denoiser(ABC):
         """
 
     def text_sites(self) -> list[str]:
-        """Names of the projections whose input is ``told.states`` itself: all that the network knows of them."""
+        """Names of the projections that read the text's states as they arrive: all that the network knows of them."""
         return self.modules("text_sites")
 
     def pooled_sites(self) -> list[str]:

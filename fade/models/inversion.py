@@ -80,6 +80,8 @@ class Search:
         self._optimizer.state.pop(row, None)
         with torch.no_grad():
             row.copy_(start.states[0])
+        # What stands beside the states is the new beginning's too: a mask of another prompt would hide some of them.
+        self._start = self._start.replaced(torch.arange(len(self._rows)) == index, start.to(row.device))
 
 
 def invert(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,16 +29,23 @@ class Reader:
     Attributes:
         length: tokens, those of begin and end among them.
         states: for how many tokens the text encoder has a state.
+        written: what the tokenizer is given for prompts, of it and them.
     """
 
     tokenizer: Any
     length: int
     states: int
+    written: Callable[[Any, Sequence[str]], list[str]]
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """What is read of each prompt."""
-        rows: list[list[int]] = self.tokenizer(list(prompts), verbose=False).input_ids
-        return [row if len(row) <= self.length else [*row[: self.length - 1], row[-1]] for row in rows]
+        rows: list[list[int]] = self.tokenizer(self.written(self.tokenizer, prompts), verbose=False).input_ids
+        return [row if len(row) <= self.length else self._cut(row) for row in rows]
+
+    def _cut(self, row: list[int]) -> list[int]:
+        """Tokenizers keep the end where they write one."""
+        end = [row[-1]] if row[-1] in self.tokenizer.all_special_ids else []
+        return [*row[: self.length - len(end)], *end]
 
 
 def readers(found: BaseSource) -> tuple[Reader, ...]:
@@ -74,7 +81,7 @@ def readers(found: BaseSource) -> tuple[Reader, ...]:
         # A CLIP has learnt its positions; the others are given what their family's pipeline gives them.
         learnt = config.get("max_position_embeddings", 77) if kind.parts[encoder].startswith("CLIP") else None
         positions = kind.prompt_length(configurations(found.config)) if learnt is None else int(learnt)
-        loaded.append(Reader(tokenizer, min(int(tokenizer.model_max_length), positions), rows))
+        loaded.append(Reader(tokenizer, min(int(tokenizer.model_max_length), positions), rows, kind.written))
     return tuple(loaded)
 
 

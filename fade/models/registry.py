@@ -16,6 +16,10 @@ FAMILIES = {
     "QwenImagePipeline": "fade.models.families.qwen_image:QwenImage",
     "Flux2Pipeline": "fade.models.families.flux_2:Flux2",
     "Flux2KleinPipeline": "fade.models.families.flux_2:Flux2Klein",
+    "PixArtSigmaPipeline": "fade.models.families.pixart_sigma:PixArtSigma",
+    "SanaPipeline": "fade.models.families.sana:Sana",
+    "ZImagePipeline": "fade.models.families.z_image:ZImage",
+    "Lumina2Pipeline": "fade.models.families.lumina2:Lumina2",
 }
 """The class of the diffusers pipeline to the family's."""
 

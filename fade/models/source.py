@@ -187,8 +187,8 @@ def _kind_of(path: Path, header: Header) -> str:
     kind = next((kind for start, kind in kinds.items() if holds([start])), None)
     if kind is None or _SINGLE_FILE_UNET not in header.shapes:
         raise BaseModelError(
-            f"{path} is not a whole Stable Diffusion in one file: its tensors are {listing(header.shapes, 3)}; "
-            f"{supported.supported()}."
+            f"{path} is not a whole Stable Diffusion in one file: its tensors are {listing(header.shapes, 3)}. All "
+            f"other kinds are read as a folder in diffusers layout; {supported.supported()}."
         )
     if (channels := header.shapes[_SINGLE_FILE_UNET][1]) != 4:
         raise BaseModelError(

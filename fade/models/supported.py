@@ -67,7 +67,7 @@ def _instead(folder: Path) -> str:
     if (folder / "modular_model_index.json").is_file():
         return (
             "It holds a modular pipeline, which names its parts in other places. Load it in diffusers and save it as a "
-            "StableDiffusionPipeline or StableDiffusionXLPipeline."
+            f"pipeline of its kind; {supported()}."
         )
     if any((folder / name).is_file() for name in ("adapter_config.json", "pytorch_lora_weights.safetensors")):
         return "It holds an adapter (LoRA), which goes on a base: give the base it was made for, and `fade import` it."
@@ -107,6 +107,8 @@ def lacking(folder: Path, pipeline: str) -> list[str]:
             (at / "vocab.json").is_file() and (at / "merges.txt").is_file()
         ):
             found.append(f"lacks {part}/tokenizer.json, or vocab.json and merges.txt")
+            if pieces := [name for name in ("spiece.model", "tokenizer.model") if (at / name).is_file()]:
+                found[-1] += f" ({pieces[0]} alone is not read: save it once with transformers where sentencepiece is)"
     return found
 
 
@@ -115,7 +117,8 @@ def unsupported(folder: Path, pipeline: str) -> list[str]:
     index, kind, here = read_config(folder / "model_index.json"), family(pipeline), parts(folder, pipeline)
     found = []
     for part in here:
-        if (given := (index.get(part) or ("", None))[1]) != kind.parts[part]:
+        given = (index.get(part) or ("", None))[1]
+        if given != kind.parts[part] and given not in kind.renamed.get(part, ()):
             found.append(f"has a {given} as its {part} (expected {kind.parts[part]})")
     for part, encoder in tokenizers(folder, pipeline).items():
         named = kind.parts[encoder].partition("Text")[0].partition("Encoder")[0] + "Tokenizer"
@@ -144,7 +147,8 @@ def side(sample_size: Any) -> int | None:
 
 def autoencoder_factor(vae: Mapping[str, Any]) -> int:
     """Pixels of a picture's side to one of its latents."""
-    return int(2 ** (len(vae.get("block_out_channels") or ()) - 1))
+    levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or ()
+    return int(2 ** (len(levels) - 1))
 
 
 def unsupported_marks(marks: Mapping[str, str]) -> list[str]:

@@ -33,8 +33,9 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 _OLD_NAME = re.compile(rf"(\.attentions\.\d+)\.({'|'.join(_OLD_ATTENTION)})\.(?=weight$|bias$)")
 # Where a model that reads text and pictures keeps its language model has changed twice; transformers reads all three.
 _LANGUAGE = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.|model\.)")
-# A whole CLIP is a text encoder too; positions are counted, not learnt.
-_SURPLUS = ("position_ids", "logit_scale", "text_projection.weight")
+# A whole CLIP is a text encoder too; positions are counted, not learnt;
+# and a whole language model, of which the states alone are asked.
+_SURPLUS = ("position_ids", "logit_scale", "text_projection.weight", "lm_head.weight")
 _PICTURE_HALF = ("vision_model.", "visual_projection.")
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError, RuntimeError)
 _SINGLE_FILE_PREFIXES = {

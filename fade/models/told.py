@@ -17,7 +17,8 @@ class Told:
     Attributes:
         states: the text's states, (N, L, D) float32: what a concept's name is read from, and what an attacker who
             holds the weights may choose freely.
-        mask: which of the L positions hold text, (N, L) bool; None where a family reads all of them.
+        mask: which of the L positions hold text, (N, L) bool; None where a family reads all of them. What stands at
+            the others is never read.
         others: what else the family's denoiser is told, by the family's own names, N rows each: a pooled state, sizes.
     """
 
@@ -56,6 +57,13 @@ class Told:
             None if self.mask is None or other.mask is None else choose(self.mask, other.mask),
             {name: choose(tensor, other.others[name]) for name, tensor in self.others.items()},
         )
+
+    def mean(self) -> Tensor:
+        """The mean of each row's states over the positions that hold text, (N, D)."""
+        if self.mask is None:
+            return self.states.mean(dim=1)
+        held = self.mask[:, :, None].to(self.states)
+        return (self.states * held).sum(dim=1) / held.sum(dim=1)
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it by name."""

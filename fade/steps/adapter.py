@@ -63,6 +63,7 @@ def make_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Step]:
         "erasure": spec.id,
         "kind": spec.kind,
         "base_sha256": spec.base_sha256,
+        "pipeline": type(base.pipeline).__name__,
         "method": method.name,
         "citation": method.citation,
         "steps": len(curve),

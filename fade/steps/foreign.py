@@ -86,7 +86,8 @@ def take_in(source: Path, base: Base, folder: Path, card: Mapping[str, Any]) -> 
     """
     tensors = import_adapter(source, base)
     modules = len({key.removeprefix(f"{base.denoiser.component}.").partition(".lora_")[0] for key in tensors})
-    sha256 = save_adapter(folder, tensors, {**card, "base_sha256": base.sha256, "modules": modules})
+    bound = {"base_sha256": base.sha256, "pipeline": type(base.pipeline).__name__, "modules": modules}
+    sha256 = save_adapter(folder, tensors, {**card, **bound})
     try:
         check_stored(base, tensors, folder)
     except AdapterFormatError:

@@ -15,6 +15,7 @@ from fade.errors import DataError
 from fade.methods.fade.examples import Examples, Source
 from fade.methods.fade.masks import COLUMNS, ROWS, Granularity, ranges, rows_of
 from fade.methods.fade.targeting import draw_timesteps
+from fade.models.deltas import plain_modules
 from fade.models.denoiser import Denoiser
 from fade.seeding import torch_generator
 
@@ -57,9 +58,7 @@ def noisy_groups(examples: Source, *, groups: int, group_size: int, timesteps: T
 
 def salient_parameters(network: nn.Module) -> dict[str, Tensor]:
     """Module name to weight, for every Linear and Conv2d: what a mask may choose from."""
-    return {
-        name: module.weight for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    }
+    return {name: module.weight for name, module in plain_modules(network).items()}
 
 
 def accumulate_saliency(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fade.config import DistillSettings
 from fade.errors import DataError, MaskMismatchError
-from fade.methods.closed_form import LowRank, Moments, closed_form, distinct, paired, text_moments
+from fade.methods.closed_form import LowRank, Moments, closed_form, distinct, held, paired, text_moments
 from fade.methods.fade.adversary import Adversary
 from fade.methods.fade.distillation import DistillStep, Sets, distill
 from fade.methods.fade.examples import Examples, joined
@@ -184,7 +184,8 @@ def closed_form_changes(base: Base, material: Material, settings: DistillSetting
     pooled = None
     if base.denoiser.pooled_sites():
         pooled = _moments([one.others["pooled"][:, None] for one in told], **given)
-    states = [*paired(base.denoiser, told[0], told[1]), base.denoiser.read(told[2].states)]
+    kept = held(base.denoiser.read(told[2].states), told[2].mask)
+    states = [*paired(base.denoiser, told[0], told[1]), kept]
     return closed_form(base.denoiser, _moments(states, **given), mask, rank=settings.rank, pooled=pooled)
 
 

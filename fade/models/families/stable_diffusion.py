@@ -101,7 +101,7 @@ class StableDiffusion(Base):
     @classmethod
     def unsupported(cls, config: Configs, scheduler: str) -> list[str]:
         """Inpainting, depth, guidance told, shapes that are no squares, and schedules that are no diffusion's."""
-        return [*_of_networks(config("unet"), config("vae")), *_of_scheduler(scheduler, config("scheduler"))]
+        return [*_of_networks(config("unet"), config("vae")), *of_scheduler(scheduler, config("scheduler"))]
 
     @classmethod
     def pictures_of(cls, config: Configs) -> int:
@@ -166,7 +166,8 @@ def _of_networks(unet: Config, vae: Config) -> list[str]:
     return found
 
 
-def _of_scheduler(name: str, config: Config) -> list[str]:
+def of_scheduler(name: str, config: Config) -> list[str]:
+    """What of a diffusion's scheduler is not supported, each as a phrase that follows ``the base``."""
     predicts = str(config.get("prediction_type", "epsilon"))
     if name.startswith("Flow") or config.get("use_flow_sigmas") or predicts.startswith("flow"):
         return [f"is a flow model ({name}, which predicts {predicts!r}) in a pipeline of diffusion models"]

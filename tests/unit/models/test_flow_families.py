@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import T5EncoderModel
 
-from benchmarks.tiny_families import KINDS, answers, draw, stock_pipeline, stock_solver
+from benchmarks.tiny_families import KINDS, answers, draw, load_lora, stock_pipeline, stock_solver
 from fade.adapters.exports import Layout, export_adapter, import_adapter
 from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, restore_base, save_adapter
@@ -35,7 +35,7 @@ from fade.models.generate import first_latents, generate_batch, sample_latents
 from fade.models.inversion import invert
 from tests.unit.models.erasing import erase, latents, stock_latents
 
-FLOWS = [kind for kind in KINDS if kind.startswith(("sd3", "flux", "qwen"))]
+FLOWS = [kind for kind in KINDS if kind.startswith(("sd3", "flux", "qwen", "pixart", "sana", "z-image", "lumina"))]
 # Of kinds that differ in guidance alone one shows what is erased.
 ERASED = [kind for kind in FLOWS if kind not in ("flux-schnell", "flux2-klein-distilled")]
 PROMPTS = ["a cat image in neon style.", "a horse image in oil style."]
@@ -106,17 +106,19 @@ def test_an_erasure_is_loaded_by_the_stock_pipeline_and_leaves_the_bases_bits(
     activate(base, {"one": 1.0})
     after = latents(base)
     assert not torch.allclose(after, before, atol=1e-2)
-    layout: Layout = "difference" if granularity == "weight" else "diffusers"
+    stock = stock_pipeline(bases[kind])
+    lora: Layout = "diffusers" if hasattr(stock, "load_lora_weights") else "peft"
+    layout: Layout = "difference" if granularity == "weight" else lora
     out = tmp_path / ("back.safetensors" if granularity == "weight" else "back")
     back = import_adapter(export_adapter(adapter, out, layout=layout, base=bases[kind]), load_base(bases[kind]))
     assert {key.partition(".")[0] for key in back} == {base.denoiser.component}
     if granularity == "weight":
         stock = stock_pipeline(export_adapter(adapter, tmp_path / "merged", layout="merged", base=bases[kind]))
     else:
-        stock = stock_pipeline(bases[kind])
-        stock.load_lora_weights(out)
-        assert _unused(out, stock) == []
-        assert deviation(out, layout="diffusers", adapter=adapter, base=bases[kind]) < 1e-3
+        load_lora(stock, out)
+        assert lora == "peft" or _unused(out, stock) == []
+    stock.scheduler = stock_solver(stock, "ddim")
+    assert deviation(out, layout=layout, adapter=adapter, base=bases[kind]) < 1e-3
     torch.testing.assert_close(after, stock_latents(stock, base), rtol=1e-3, atol=1e-3)
     restore_base(base)
     assert weights_sha256(base.network) == untouched
