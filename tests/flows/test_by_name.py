@@ -31,7 +31,7 @@ MOST_COMMANDS = 6
 
 def commands() -> list[str]:
     text = (ROOT / "docs/how-to/own-checkpoint.md").read_text(encoding="utf-8")
-    block = re.search(r"## By name\n.*?\n\n((?:    .*\n)+)", text, re.DOTALL)
+    block = re.search(r"## By name\n[\s\S]*?\n\n((?:    .*\n)+)", text)
     assert block is not None
     return [line.strip() for line in block[1].splitlines()]
 

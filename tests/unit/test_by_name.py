@@ -141,7 +141,8 @@ def test_a_plan_keeps_neighbours_and_others_and_never_the_concept_or_another_wor
     assert (found.kind, spec.concept, spec.data_free, spec.by_name) == ("object", "cat", True, True)
     assert found.guessed is not None
     assert len(plan.neighbours) == 2
-    assert "kitten" in spec.aliases
+    assert spec.aliases == (), "the tiny base spells a kitten letter by letter"
+    assert prepared(base, "cat", aliases=("moggy",)).spec.aliases == ("moggy",), "who asks knows better"
     said = [*plan.neighbours, *plan.others, *plan.across, plan.surrogate, *plan.content["kept"]]
     assert not any(re.search(mention("cat", "kitten", "tabby"), one) for one in said)
     assert set(plan.neighbours).isdisjoint(plan.others)
