@@ -28,6 +28,7 @@ FROZEN = {
     "base": ("dvc.yaml", "data/base/canvas.card.json"),
     "flow_base": ("dvc.yaml", "data/base/canvas-flow.card.json"),
     "judges": ("dvc.yaml", "data/judges.card.json"),
+    "canvas_clip": ("dvc.yaml", "data/canvas-clip.card.json"),
     "wide base": ("data/wide/dvc.yaml", "data/wide/base.card.json"),
     "wide judges": ("data/wide/dvc.yaml", "data/wide/judges.card.json"),
 }
