@@ -233,10 +233,11 @@ def test_padding_is_nothing_to_forget_and_nothing_to_become(bases: dict[str, Pat
     long, short = told.mask.sum(dim=1).tolist()
     assert long > short
     concept, surrogate = paired(base.denoiser, told[:1], told[1:])
-    torch.testing.assert_close(concept, base.network.txt_norm(told.states[:1]))
-    torch.testing.assert_close(surrogate[0, :short], base.network.txt_norm(told.states[1:])[0, :short])
-    assert torch.equal(surrogate[0, short:], concept[0, short:])
-    assert not concept[0, long:].any()
+    torch.testing.assert_close(concept[:, 0], base.network.txt_norm(told.states[0, :long]))
+    torch.testing.assert_close(surrogate[:short, 0], base.network.txt_norm(told.states[1, :short]))
+    assert torch.equal(surrogate[short:], concept[short:])
+    backwards, onwards = paired(base.denoiser, told[1:], told[:1])
+    assert len(backwards) == len(onwards) == short
 
 
 def test_encoders_are_used_and_gone_before_the_network_is_there(

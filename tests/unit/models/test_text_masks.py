@@ -192,6 +192,18 @@ def test_a_runtime_holds_a_pipeline_to_what_it_was_after_pictures_too(bases: dic
             kept.check(base.pipeline)
 
 
+@pytest.mark.parametrize("kind", MASKED)
+def test_encoders_that_are_gone_have_told_the_same(bases: dict[str, Path], kind: str) -> None:
+    plain, apart = load_base(bases[kind]), load_base(bases[kind], prompts=PROMPTS[:1])
+    assert apart.pipeline.text_encoder is None
+    for found, expected in (
+        (apart.encode_prompts(PROMPTS), plain.encode_prompts(PROMPTS)),
+        (apart.unconditional(), plain.unconditional()),
+        (apart.encode_prompts([]), plain.encode_prompts([])),
+    ):
+        torch.testing.assert_close(found.tensors(), expected.tensors())
+
+
 # ---------------------------------------------------------------------------------------------- what is refused
 
 
