@@ -247,6 +247,14 @@ def test_what_a_family_does_not_support_is_named_before_anything_is_hashed(
         load_base(folder)
 
 
+def test_a_tokenizer_of_pieces_alone_says_how_it_is_read(bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(bases["pixart-sigma"], folder)
+    (folder / "tokenizer/tokenizer.json").rename(folder / "tokenizer/spiece.model")
+    with pytest.raises(BaseModelError, match=r"lacks tokenizer/tokenizer.json.*spiece.model alone is not read: save"):
+        find_base(folder)
+
+
 def test_a_class_that_was_renamed_is_the_same_base(bases: dict[str, Path], tmp_path: Path) -> None:
     """PixArt-Sigma was published with the class that its transformer had before."""
     folder = tmp_path / "base"
