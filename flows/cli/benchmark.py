@@ -114,12 +114,14 @@ def benchmark(
     if methods is not None:
         attacks = [one.strip() for one in kinds.split(",") if one.strip()] if attack else []
         compared = [name.strip() for name in methods.split(",")]
-        _contest(asked, compared, named, seeds, changes, attacks, sequential, parallel, dask, _other(base), json_file)
+        _contest(
+            asked, compared, named, seeds, changes, attacks, sequential, parallel, dask, _other(asked, base), json_file
+        )
         return
     cells = plan(all_pairs(asked, named), vary={}, changes=changes, project=asked)
     kinds_asked = ["inversion"] * attack
     study = run_study(
-        f"benchmark-{asked.name}{_other(base)}",
+        f"benchmark-{asked.name}" + _other(asked, base) * (base is not None),
         cells,
         attacks=kinds_asked,
         parallel=parallel,
@@ -129,15 +131,16 @@ def benchmark(
     report = benchmark_report(study.rows, cells)
     _print_benchmark(report)
     if asked.render == "canvas" and named is None and not set(changes) - {"threads"} and not study.failures:
-        write_json(RESULTS / f"canvas{_other(base)}.json", report)
-        console.print(f"Kept: {RESULTS}/canvas{_other(base)}.json")
+        write_json(RESULTS / f"canvas{_other(asked, base)}.json", report)
+        console.print(f"Kept: {RESULTS}/canvas{_other(asked, base)}.json")
     write_figures(json_file, report)
     end_study(study)
 
 
-def _other(base: str | None) -> str:
-    """What results are marked with where another base than the project's own was asked for: ``-flow``."""
-    return "" if base is None else f"-{Path(base).name.removeprefix('canvas-')}"
+def _other(project: Project, base: str | None) -> str:
+    """What kept results are marked with that are of another base than the canvas' first: ``-flow``."""
+    called = project.name if base is None else Path(base).name
+    return "" if called == "canvas" else f"-{called.removeprefix('canvas-')}"
 
 
 def _contest(
