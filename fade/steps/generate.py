@@ -131,13 +131,15 @@ def named(spec: Spec, content: Mapping[str, Any]) -> Iterator[Wanted]:
                     yield Wanted(one, style, split, index, sentence(template, **said))
     given = len(content["given"]["sha256"]) if "given" in content else 0
     for name in (concept.concept, *([] if concept.surrogate == NOTHING else [concept.surrogate])):
-        pair = {"object": SCENE, "style": PLAIN} | {concept.kind: name}
         names = spoken.get(name, [name])
         alone = content["sentences"]["alone"]
         for index in range(content["alone"] if alone else 0):
             said = {concept.kind: names[index % len(names)]}
             begin = index % given if given and name == concept.concept else None
             prompt = sentence(alone[index % len(alone)], **said)
+            # The splits take so many of a pair: what is more stands beside another number.
+            which = f" {index // spec.split.forget_per_pair}"
+            pair = {"object": SCENE + which, "style": PLAIN + which} | {concept.kind: name}
             yield Wanted(**pair, split="train", index=index, prompt=prompt, begin=begin)
     for index, prompt in enumerate(content["kept"]):
         yield Wanted(f"(kept {index:03d})", PLAIN, "train", 0, prompt)
