@@ -184,6 +184,7 @@ KNOWN: dict[str, Callable[[list[str]], None]] = {
     ".": _files,
     "git": lambda arguments: None if arguments[0] in ("clone", "diff") else pytest.fail(f"git {arguments}"),
     "pip-audit": _files,
+    "apt-get": lambda arguments: None if arguments[0] == "install" else pytest.fail(f"apt-get {arguments}"),
     "pre-commit": lambda arguments: None if arguments == ["install"] else pytest.fail(f"pre-commit {arguments}"),
 }
 
