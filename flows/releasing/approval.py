@@ -246,9 +246,11 @@ def _check_gate(version: AdapterVersion, gate: Verdict, *, decided: bool) -> Non
     if gate.for_a_person:
         if decided:
             return  # a person let it pass, with a reason in the log
+        # What to do comes first: reasons may be many, and a page has room for so much.
         raise RefusedError(
-            f"The gate is {gate.verdict}: {'; '.join(gate.reasons)}. Read its report, then approve it with "
-            "`fade approve ID --because 'your reason'`, which is logged; a reason on its page alone counts for nothing."
+            f"The gate is {gate.verdict}. Read its report, then approve it with `fade approve ID --because "
+            "'your reason'`, which is logged; a reason on its page alone counts for nothing. Why it is "
+            f"{gate.verdict}: {'; '.join(gate.reasons)}."
         )
     if not gate.passed:
         said = "" if version.gate != "passed" else " (its tag says that it passed)"
