@@ -35,7 +35,18 @@ HERE = Path(__file__).parent
 LONGEST = (
     *("flows/test_erase.py", "flows/test_release.py", "flows/test_proof.py", "flows/test_studies.py"),
     *("services/test_services.py", "services/test_browser.py", "flows/test_drain.py", "flows/test_examples.py"),
-    *("flows/test_cli.py", "unit/adapters/test_runtime.py", "flows/test_classes.py", "flows/test_asked.py"),
+    *(
+        "flows/test_cli.py",
+        "unit/models/test_flow_families.py",
+        "unit/models/test_families.py",
+        "security/test_purge.py",
+    ),
+    *(
+        "security/test_foreign_pages.py",
+        "unit/adapters/test_runtime.py",
+        "flows/test_classes.py",
+        "flows/test_asked.py",
+    ),
 )
 """Files that take longest. They come first, so that at the end no worker has one to itself while the other waits."""
 

@@ -127,6 +127,7 @@ def test_a_clean_clone_makes_every_hash_again(erased: tuple[Path, tracking.Adapt
         assert report["equal"], result.output
 
 
+@pytest.mark.slow
 def test_an_audit_outlives_what_was_deleted_from_the_catalog_for_others(
     erased: tuple[Path, tracking.AdapterVersion], tmp_path: Path
 ) -> None:

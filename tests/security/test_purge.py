@@ -39,6 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return found
 
 
+@pytest.mark.slow
 def test_a_purge_that_is_killed_and_gone_on_with_leaves_nothing_and_has_every_receipt(place: Place) -> None:
     """Of two versions' runs, the cache, a remote, both run-caches, and what killed writers left."""
     plain, *killed = one_round(place, Children(), random.Random(3), 3)

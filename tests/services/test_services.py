@@ -177,7 +177,7 @@ def test_a_cron_deployment_fires_and_completes(
         server.wait(timeout=60)
 
 
-@pytest.mark.parametrize("when", ["while they start", "once they are up"])
+@pytest.mark.parametrize("when", ["while they start", pytest.param("once they are up", marks=pytest.mark.slow)])
 def test_fade_ui_in_the_background_ends_with_both_servers_however_often_it_is_told(tmp_path: Path, when: str) -> None:
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_text("{}\n")

@@ -31,16 +31,25 @@ class JointTransformer(Denoiser):
     }
 
     def predict(self, noisy: Tensor, t: Tensor, told: Told) -> Tensor:
-        """The velocity e - z_0."""
-        counted = {"count": int(told.others["empty"][0, 0])} if "empty" in told.others else None
+        """The velocity e - z_0; a network without our attention is told every position that one stands for."""
+        states, counted = told.states, None
+        if "empty" in told.others:
+            count = int(told.others["empty"][0, 0])
+            if self._counts():
+                counted = {"count": count}
+            else:
+                states = torch.cat([states[:, :-1], states[:, -1:].expand(-1, count, -1)], dim=1)
         answer: Tensor = self.network(
             hidden_states=noisy.to(self.dtype),
-            encoder_hidden_states=told.states.to(self.dtype),
+            encoder_hidden_states=states.to(self.dtype),
             pooled_projections=told.others["pooled"].to(self.dtype),
             timestep=t.expand(len(noisy)),
             joint_attention_kwargs=counted,
         ).sample
         return answer
+
+    def _counts(self) -> bool:
+        return all(isinstance(one, CountedJointAttention) for one in self.network.attn_processors.values())
 
 
 class StableDiffusion3(FlowMatching):

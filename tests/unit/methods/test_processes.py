@@ -75,6 +75,7 @@ def test_more_processes_than_rows_are_refused(base: StableDiffusion) -> None:
         _run(base, parameters, processes=Processes(0, 9))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_make_the_adapters_of_one(workspace: Path, tmp_path: Path) -> None:
     # One process goes over the halves of a batch one after the other, two side by side: the same sums, to the last bit.

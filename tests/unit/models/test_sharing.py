@@ -30,9 +30,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     seen: list[object] = []
     plain: Callable[..., object] = family._load_folder
 
-    def counted(found: object, weights: object) -> object:
+    def counted(found: object, *rest: object, **named: object) -> object:
         seen.append(found)
-        return plain(found, weights)
+        return plain(found, *rest, **named)
 
     monkeypatch.setattr(family, "_load_folder", counted)
     return seen
