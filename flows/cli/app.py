@@ -140,51 +140,30 @@ def erase(
     import time
 
     begun = time.perf_counter()
-    from fade.config import load_settings, one_seed
-    from fade.methods.registry import asking_for, steps_of
+    from fade.config import load_settings
     from fade.steps.catalog import ensure_catalog
     from fade.steps.prepare import prepare_spec, read_overwrite
     from flows.erasing.points import other_point
 
-    changes = [setting(given) for given in settings_given or ()]
-    if seed is not None:
-        changes += one_seed(seed).items()
-    if steps is not None:
-        changes += steps_of(method, steps).items()
+    changed = _changed(settings_given, method=method, seed=seed, steps=steps, settings=settings)
     asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
-    changed = dict(changes) if method is None else asking_for([method], dict(changes))[0]
-    if settings is not None:
-        changed["settings"] = settings
-    named_alone = {
-        "kind": kind,
-        "keep": keep,
-        "keep-file": keep_file,
-        "clip": clip,
-        "pictures": pictures,
-        "budget": budget,
+    named: dict[str, Any] = {
+        **{"kind": kind, "keep": keep, "keep_file": keep_file},
+        **{"clip": clip, "pictures": pictures, "budget": budget},
     }
-    if by_name or asked.by_name or any(given is not None for given in named_alone.values()):
+    if by_name or asked.by_name or any(given is not None for given in named.values()):
         from flows.erasing.by_name import described, prepare
 
-        cannot = {"also": also, "image-id": image_id, "subject": subject, "overwrite": overwrite}
-        if refused := [f"--{name}" for name, given in cannot.items() if given]:
-            raise ConfigError(
-                f"By its name alone nothing is known that {listing(refused)} could be about: leave it out."
-            )
+        _refuse_by_name(also=also, image_id=image_id, subject=subject, overwrite=overwrite)
         prepared = prepare(
             concept,
             project=asked,
             changes=changed,
             surrogate=surrogate,
-            kind=kind,
             aliases=alias or (),
-            keep=keep or (),
             protected=protect or (),
-            keep_file=keep_file,
-            clip=clip,
-            pictures=pictures,
-            budget=budget,
             expected_base_sha256=base_sha256,
+            **{**named, "keep": keep or ()},
         )
         for line in described(prepared):
             console.print(line, highlight=False)
@@ -250,6 +229,28 @@ def consolidate(
         data_free=data_free,
     )
     _erase(spec, json_file, begun=begun)
+
+
+def _changed(
+    given: list[str] | None, *, method: str | None, seed: int | None, steps: int | None, settings: str | None
+) -> dict[str, Any]:
+    """The settings that a command's options change, by their dotted names."""
+    from fade.config import one_seed
+    from fade.methods.registry import asking_for, steps_of
+
+    changes: dict[str, Any] = dict(setting(each) for each in given or ())
+    if seed is not None:
+        changes |= one_seed(seed)
+    if steps is not None:
+        changes |= steps_of(method, steps)
+    changed = changes if method is None else asking_for([method], changes)[0]
+    return changed if settings is None else {**changed, "settings": settings}
+
+
+def _refuse_by_name(**of_a_catalog: object) -> None:
+    """Nothing that is about a catalog's pictures is taken where a name is all there is."""
+    if refused := [f"--{name.replace('_', '-')}" for name, given in of_a_catalog.items() if given]:
+        raise ConfigError(f"By its name alone nothing is known that {listing(refused)} could be about: leave it out.")
 
 
 def _erase(spec: Spec, json_file: Path | None, *, begun: float) -> None:

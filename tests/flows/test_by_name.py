@@ -43,7 +43,7 @@ def fade(*arguments: str) -> str:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("judge", ["clip", "none"])
+@pytest.mark.parametrize("judge", ["clip", pytest.param("none", marks=pytest.mark.slow)])
 def test_the_commands_of_the_page_lead_from_a_checkpoint_and_a_name_to_a_lora_file(
     workspace: Path, tmp_path: Path, judge: str
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_sweep_has_a_row_for_each_erasure_a_table_and_a_picture(workspace: Pat
     assert json.loads(file.read_text())["rows"] == found["rows"]
 
 
+@pytest.mark.slow
 def test_a_sweep_on_one_base_has_the_rows_of_processes(workspace: Path, tmp_path: Path) -> None:
     file, rows = tmp_path / "sweep.json", []
     asked = ["sweep", "--concepts", "cat:horse,oil:photo", "--vary", "mask.density=0.3", "--json", str(file)]

@@ -96,6 +96,7 @@ def test_concepts_are_drawn_alike_each_time_and_a_wrong_plan_is_refused(workspac
         assert "either --concepts" in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_command_writes_a_row_for_each_erasure_and_finds_what_it_has_done(workspace: Path, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
