@@ -459,6 +459,7 @@ def test_a_family_is_a_class_and_a_line(
     assert torch.equal(latents(base), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sdxl"])
 def test_every_way_of_targeting_and_depth_runs(
     bases: dict[str, Path], catalog: Path, tmp_path: Path, kind: str
