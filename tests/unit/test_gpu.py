@@ -32,7 +32,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def test_models_compute_where_the_setting_says(gpus: pytest.MonkeyPatch) -> None:
-    gpus.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    gpus.setattr(hardware, "_multiplies_bfloat16", lambda: False)
     assert compute_device() == torch.device("cuda", 1), "the current one, which a launcher sets"
     assert fast_precision() == "bf16"
     for asked, expected in (("cuda:0", torch.device("cuda", 0)), ("cpu", torch.device("cpu"))):

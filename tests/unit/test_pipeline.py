@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,25 @@ def test_auto_precision_is_decided_when_the_settings_are_read(tmp_path: Path, mo
         load_settings(path, changes={"distill.precision": "fp16"})
 
 
-def test_a_machine_without_bfloat16_instructions_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for has, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert fast_precision() == expected
+@pytest.mark.parametrize(
+    ("machine", "has", "expected"),
+    [
+        ("x86_64", {"avx512_bf16"}, "bf16"),
+        ("x86_64", {"amx_tile"}, "bf16"),
+        ("x86_64", {"emulated by oneDNN"}, "fp32"),
+        ("aarch64", {"emulated by oneDNN"}, "bf16"),
+        ("aarch64", set(), "fp32"),
+    ],
+)
+def test_a_machine_without_bfloat16_instructions_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch, machine: str, has: set[str], expected: str
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: "avx512_bf16" in has)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: "amx_tile" in has)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: "emulated by oneDNN" in has)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fast_precision() == expected
 
 
 VALID = {
