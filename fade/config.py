@@ -14,6 +14,8 @@ from fade.hardware import AUTO_PRECISION, Precision, fast_precision
 
 DRAWN_BY = ("steps", "guidance", "solver", "batch", "precision")
 """Of the section ``evaluate``: how the base draws pictures."""
+BY_KIND = ("distill.start", "distill.learning_rate")
+"""Settings of which each kind of base has its own where nobody gives them (``Base.defaults``; fade/steps/by_kind.py)."""
 OUR_METHOD = "fade"
 """The method whose settings are the sections ``saliency``, ``mask`` and ``distill``."""
 ATTACKS = {
@@ -365,7 +367,8 @@ def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Se
     """The section ``erasure`` of params.yaml.
 
     A precision that is ``auto`` or left out becomes the one that is fast on this machine, so that a spec always
-    says in which it was computed.
+    says in which it was computed. Of ``BY_KIND`` one that is ``auto`` is as if left out: a spec has what its base's
+    kind has.
 
     Args:
         changes: settings by dotted name, e.g. ``mask.density``, that take the place of the file's. Whoever gives one
@@ -385,6 +388,10 @@ def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Se
             if not isinstance(at, dict):
                 raise ConfigError(f"Setting {name!r} does not exist: {parent!r} has no parts.")
         at[last] = value
+    for name in BY_KIND:
+        step, _, part = name.partition(".")
+        if isinstance(given := section.get(step), dict) and given.get(part) == "auto":
+            del given[part]
     for step in ("saliency", "distill", "evaluate"):
         given = section.setdefault(step, {})
         if isinstance(given, dict) and given.get("precision", AUTO_PRECISION) == AUTO_PRECISION:

@@ -74,6 +74,7 @@ class Spec(Settings, Pair):
             planned, and ``judges`` the place of a CLIP, or ``none``.
         clip_sha256: the identity of that CLIP.
         surrogate_why: why ``auto`` took this surrogate, without a name; no part of what is asked.
+        by_kind: settings, dotted, that nobody gave, so that they are the base's kind's (fade/steps/by_kind.py).
         imported: hash of another tool's adapter that is judged instead of one made here (``fade import``).
     """
 
@@ -83,6 +84,7 @@ class Spec(Settings, Pair):
     by_name: bool = Field(False, exclude_if=lambda asked: not asked)
     clip_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", exclude_if=lambda found: found is None)
     surrogate_why: str = ""
+    by_kind: tuple[str, ...] = Field((), exclude_if=lambda names: not names)
     imported: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     base: str
     base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -58,6 +58,9 @@ class Base(ABC):
     denoiser_type: ClassVar[type[Denoiser]]
     negative: ClassVar[str] = ""
     """The prompt that guidance leads away from."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings of an erasure, by dotted name, that are better otherwise on a base of its kind than on a U-Net of a
+    diffusion: its values, for those that nobody gives (``fade.config.BY_KIND``)."""
     left_out: ClassVar[Mapping[str, Any]] = {}
     """What the pipeline's loader is told: parts that judge or mark pictures are no part of what is erased."""
 

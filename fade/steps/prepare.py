@@ -33,11 +33,13 @@ from fade.evaluation.power import without_power
 from fade.methods.registry import find_method
 from fade.models.family import load_base
 from fade.models.prompts import Reader, names_unread, readers
+from fade.models.registry import family
 from fade.models.source import BaseSource, find_base, identity
 from fade.models.tensors import check_weights
 from fade.names import name_key
 from fade.project import Project, load_project
 from fade.spec import Pair, Spec, make_spec, save_spec
+from fade.steps.by_kind import settings_of_kind
 from fade.steps.surrogate import surrogate_by_pictures
 
 AUTO = "auto"
@@ -104,6 +106,7 @@ def prepare_spec(
             the nearest in text space that is neither a person nor ``protected`` nor erased; of an erasure that finds
             its own settings the best by its pictures (fade/steps/surrogate.py). The spec records which.
         project: whose base, catalog and judges it is, and whose ``protected`` concepts count beside those given here.
+        settings: where they leave one of ``BY_KIND`` open, it is that of the base's kind.
         also: further concepts that the same adapter erases, each with its surrogate.
         aliases, kind, image_ids, subjects, overwrite: of ``concept``, as ``Wanted`` has them.
         data_free: the base draws the pictures, as the catalog has none left; it still says which concepts there are.
@@ -122,6 +125,7 @@ def prepare_spec(
     source = find_base(base)
     check_weights(source)
     reading = readers(source)
+    settings, by_kind = settings_of_kind(settings, family(source.pipeline))
     found = _checked_identity(source, expected_base_sha256)
     first = Wanted(concept, surrogate, tuple(aliases), kind, tuple(image_ids), tuple(subjects), overwrite or {})
     asked = [first, *(one if isinstance(one, Wanted) else Wanted(*one) for one in also)]
@@ -179,6 +183,7 @@ def prepare_spec(
         catalog=catalog,
         judges=project.judges,
         surrogate_why=why,
+        by_kind=by_kind,
         **{**settings.model_dump(), "methods": own},
     )
     method.check_able(spec)

@@ -112,7 +112,7 @@ def take_shared(spec: Spec, folder: Path, root: Path, say: Callable[[str], None]
 def _only_what_is_read(spec: Spec, steps: Iterable[Step]) -> Spec:
     """The spec with every setting that none of these steps reads at its default."""
     read = {name for step in steps for name in step.parameters}
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"by_kind": ()}
     for name, default in Settings():
         if name in read:
             continue

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-from fade.config import Settings
 from fade.errors import ConfigError, FadeError
 from fade.project import Project
 from fade.spec import Spec, load_spec
+from fade.steps.by_kind import settings_asked
 from fade.steps.prepare import asked_again, prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.settings import ERASURES
@@ -66,7 +66,7 @@ def on_base(spec: Spec, project: Project) -> Spec:
     """
     if spec.imported is not None:
         raise ConfigError("Another tool made this adapter, for its own base: it cannot be made again here.")
-    settings = Settings(**{name: getattr(spec, name) for name in Settings.model_fields})
+    settings = settings_asked(spec)
     # A point is one of those that were tried on the former base: on another they are found anew.
     settings = settings.model_copy(update={"tune": settings.tune.model_copy(update={"point": None})})
     first, *also = map(asked_again, spec.pairs)
