@@ -15,7 +15,7 @@ from fade.hardware import AUTO_PRECISION, Precision, fast_precision
 DRAWN_BY = ("steps", "guidance", "solver", "batch", "precision")
 """Of the section ``evaluate``: how the base draws pictures."""
 BY_KIND = ("distill.start", "distill.learning_rate")
-"""Settings of which each kind of base has its own where nobody gives them (``Base.defaults``; fade/steps/by_kind.py)."""
+"""Settings of which each kind of base has its own where nobody gives them (``Base.defaults``, fade.steps.by_kind)."""
 OUR_METHOD = "fade"
 """The method whose settings are the sections ``saliency``, ``mask`` and ``distill``."""
 ATTACKS = {
@@ -218,6 +218,7 @@ class InversionSettings(StrictModel):
     batch: int = Field(16, ge=1, description="examples a step")
     learning_rate: float = Field(0.05, gt=0, description="of Adam")
     restarts: int = Field(4, ge=2, description="text states searched; half begin at the concept's prompts")
+    pooled: bool = Field(True, description="search pooled states too, on bases that are told one")
     seeds: tuple[int, ...] = Field(
         (188, 288, 588, 688, 888, 988), description="pictures of each state and pair, one for each"
     )

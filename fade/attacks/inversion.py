@@ -34,6 +34,7 @@ def invert_concept(
     learning_rate: float,
     precision: str,
     seed: int,
+    pooled: bool = True,
 ) -> Iterator[InversionStep]:
     """Search text states for the concept's pictures on the network as it is now, adapters included.
 
@@ -42,6 +43,7 @@ def invert_concept(
     Args:
         latents: the attacker's pictures of the concept, (N, C, h, w).
         prompts: where restarts begin, in turn.
+        pooled: search pooled states too, where the base is told one: who holds the weights chooses what it is told.
 
     Raises:
         DataError: no pictures, or no prompts.
@@ -59,6 +61,7 @@ def invert_concept(
         learning_rate=learning_rate,
         generator=generator,
         precision=precision,
+        pooled=pooled,
     )
 
 

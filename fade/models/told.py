@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+POOLED = "pooled"
+"""What the pooled state of a prompt is called among ``others``, in every family that has one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -41,9 +44,10 @@ class Told:
         """The same on another device."""
         return self._each(lambda tensor: tensor.to(device))
 
-    def with_states(self, states: Tensor) -> Told:
-        """Other states beside the same mask and the rest."""
-        return Told(states, self.mask, self.others)
+    def with_tensors(self, changed: Mapping[str, Tensor]) -> Told:
+        """The same with some of its ``tensors`` exchanged, by name."""
+        mine = {**self.tensors(), **changed}
+        return Told(mine.pop("states"), mine.pop("mask", None), mine)
 
     def replaced(self, rows: Tensor, other: Told) -> Told:
         """With the rows of a boolean mask taken from ``other``, which has as many rows, or one for all."""

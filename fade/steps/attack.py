@@ -118,6 +118,7 @@ def _search(
         learning_rate=settings.learning_rate,
         precision=spec.evaluate.precision,
         seed=settings.seed,
+        pooled=settings.pooled,
     ):
         yield last
     if last is None:

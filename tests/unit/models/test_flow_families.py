@@ -32,7 +32,7 @@ from fade.methods.fade.targeting import power_law
 from fade.models.denoiser import weights_sha256
 from fade.models.family import load_base
 from fade.models.generate import first_latents, generate_batch, sample_latents
-from fade.models.inversion import invert
+from fade.models.inversion import Search, invert
 from tests.unit.models.erasing import erase, latents, stock_latents
 
 FLOWS = [kind for kind in KINDS if kind.startswith(("sd3", "flux", "qwen", "pixart", "sana", "z-image", "lumina"))]
@@ -294,6 +294,23 @@ def test_kohyas_lora_of_flux_is_imported_with_its_alpha_or_refused(bases: dict[s
         import_adapter(tmp_path / "more.safetensors", base)
     with pytest.raises(AdapterFormatError, match=r"find no use: a StableDiffusion3Pipeline reads no such LoRA"):
         import_adapter(tmp_path / "kohya.safetensors", load_base(bases["sd3"]))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ERASED if kind in ("sd3", "flux-dev")])
+def test_inversion_searches_the_pooled_state_too_if_it_is_asked_to(bases: dict[str, Path], kind: str) -> None:
+    base = load_base(bases[kind])
+    start, pictures = base.encode_prompts(PROMPTS), first_latents([1, 2], base.denoiser.latent_shape)
+    search = Search(pictures, start, learning_rate=0.1, precision="fp32", device=base.device, pooled=True)
+    search.step(base.denoiser, batch=4, generator=torch.Generator().manual_seed(0))
+    found, told = search.states.tensors(), start.tensors()
+    moved = {name for name in told if not torch.equal(found[name], told[name])}
+    assert moved == {"states", "pooled"}
+    assert ((found["pooled"] - told["pooled"]).abs().sum(dim=1) > 0).all(), "each row its own"
+    anew = base.unconditional()
+    search.restart(1, anew)
+    for name in moved:
+        assert torch.equal(search.states.tensors()[name][1:], anew.tensors()[name])
+        assert torch.equal(search.states.tensors()[name][0], found[name][0])
 
 
 @pytest.mark.parametrize("kind", ERASED)
