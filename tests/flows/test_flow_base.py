@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from benchmarks.tiny_families import save_tiny
 from fade.config import BY_KIND, Settings, load_settings
 from fade.lineage import ROOT
 from fade.models.registry import FAMILIES, family
+from fade.models.source import base_sha256
+from fade.project import load_projects
+from fade.requests.ledger import Ledger
+from fade.requests.messages import make_message
+from fade.requests.states import State
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps.prepare import prepare_spec
+from flows.cli.app import app
 from flows.erasing.rebase import on_base
-from tests.tiny import PROJECT
+from flows.queue.drain import drain
+from flows.releasing.pictures import draw, live_adapters, load_with
+from flows.settings import ERASURES
+from tasks.mlflow import tracking
+from tests.tiny import PROJECT, write_project
 
 pytestmark = pytest.mark.timeout(600)
 FLOW = "data/base/canvas-flow"
@@ -79,3 +91,42 @@ def test_a_rebase_takes_the_new_kinds_defaults_and_what_was_given(flow_base: str
     assert on_base(moved, PROJECT) == left
     given = _asked(**OF_UNETS)
     assert _found(on_base(given, PROJECT.at(base=flow_base))) == OF_UNETS
+
+
+@pytest.mark.slow
+def test_one_queue_serves_both_bases_and_an_erasure_is_made_again_on_the_other(
+    flow_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FADE_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
+    flow = PROJECT.model_copy(update={"name": "canvas-flow", "base": flow_base})
+    files = [PROJECT.params, write_project(Path("projects/flow/params.yaml"), flow)]
+    asked = {}
+    with Ledger() as ledger:
+        for project, concept in ((PROJECT, "cat"), (flow, "coffee")):
+            fields = {"id": str(uuid.uuid4()), "kind": "object", "concept": concept, "surrogate": "horse"}
+            message = make_message(**fields, project=project.name)
+            asked[project.base] = ledger.submit(message, load_projects(files).chosen(message.project), actor="t")[0].id
+        assert drain(projects=files) == {"candidate": 2}
+        erasures = {base: str(ledger.get(name).erasure_id) for base, name in asked.items()}
+        for name in erasures.values():
+            done = CliRunner().invoke(app, ["approve", name])
+            assert done.exit_code == 0, done.output
+        assert {ledger.get(name).state for name in asked.values()} == {State.LIVE}
+    specs = {base: load_spec(ERASURES / name) for base, name in erasures.items()}
+    assert [_found(spec) for spec in specs.values()] == [OF_UNETS, OF_FLOWS]
+    for base, name in erasures.items():
+        (live,) = live_adapters(base_sha256(Path(base)))
+        assert live.erasure == name
+        prompt = [f"a {specs[base].concept} image"]
+        with_it, without = (draw(load_with(base, stack), prompt, seed=1, steps=2) for stack in ([live], []))
+        assert (with_it != without).any()
+    done = CliRunner().invoke(app, ["rebase", flow_base])
+    assert done.exit_code == 0, done.output
+    (again,) = [
+        one
+        for one in tracking.versions()
+        if one.erasure not in erasures.values() and one.base_sha256 == base_sha256(Path(flow_base))
+    ]
+    made = load_spec(ERASURES / again.erasure)
+    assert (made.concept, made.base, _found(made)) == ("cat", flow_base, OF_FLOWS)
+    assert not again.live, "nothing is approved by a rebase"
