@@ -1,13 +1,16 @@
 """Training of a small CLIP on pictures whose subject and style are known: the judge that ships for the canvas.
 
-A caption may be true of many pictures of a batch ("a picture of a cat" of every cat), so the loss counts each true
-pair: the softmax over captions shall be even over those that are true of a picture, and over pictures likewise
+A batch of captions sampled at random holds few of a vocabulary's names, and most of what a small CLIP learns from it
+are styles. So each step tells every name at once, in wordings drawn anew, and each picture is asked twice:
 
-    L = 1/2 [ CE(softmax(s E_p E_t'), Y / |Y|) + CE(softmax(s E_t E_p'), Y' / |Y'|) ]
-    (arXiv:2103.00020, figure 3, where each has one true partner; several as arXiv:2004.11362, equation 2)
+    L = CE(softmax(s E_p E_o'), its object) + CE(softmax(s E_p E_s'), its style) + 1/2 [ CE by rows + CE by columns ]
 
-Damaged pictures go with captions that say so and with no other: a CLIP that goes by texture alone calls shuffled
-patches by their subject's name.
+o, s: one caption of each object, of each style, and of damage. The last term is the contrastive one (arXiv:2103.00020,
+figure 3) over captions of both, of the pictures that are whole; a caption may be true of several of them, over which
+its target is then even (arXiv:2004.11362, equation 2). The first two are ours.
+
+Damaged pictures go with captions that say so and with no other, each beside the same picture whole: a CLIP that goes
+by texture alone calls shuffled patches by their subject's name.
 """
 
 from __future__ import annotations
@@ -36,6 +39,12 @@ OF_STYLE = ("an image in {style} style", "a {style} picture", "a picture in {sty
 OF_DAMAGED = (f"a {SCRAMBLED} image", f"a {SCRAMBLED} picture", SCRAMBLED)
 WORDS = 16
 """Tokens of a caption, its begin and end among them."""
+MOVE = 2
+"""Pixels by which a picture is moved each way."""
+KIND = 3
+"""Damaged pictures of one kind of damage; a step has several."""
+PLACES = 5.0
+"""By what transformers' initial embeddings of a patch's place are multiplied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,10 @@ def new_clip(tokenizer: CLIPTokenizer, *, size: int, width: int, layers: int, pa
     vision |= {"image_size": size, "patch_size": patch}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "clip"))
-        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=half))
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=half))
+    with torch.no_grad():  # drawn much smaller than what patches give: textures would be learnt long before places
+        model.vision_model.embeddings.position_embedding.weight.mul_(PLACES)
+    return model
 
 
 def captions_of(objects: dict[str, tuple[str, ...]], styles: Sequence[str]) -> list[Caption]:
@@ -102,12 +114,14 @@ def train_clip(
     """
     if len(pictures) == 0:
         raise DataError("No pictures to train a CLIP on: got 0.")
-    captions = captions_of(words, sorted(set(styles)))
+    names = [sorted(set(objects)), sorted(set(styles))]
+    captions = captions_of(words, names[1])
     tokenizer = build_tokenizer([one.text for one in captions], max_length=WORDS)
     model = new_clip(tokenizer, size=pictures.shape[1], width=width, layers=layers, patch=patch, seed=seed)
     told = tokenize(tokenizer, [one.text for one in captions])
-    said = _said_of(captions, objects, styles)
-    speaks = torch.tensor([2 * (one.object is None) + (one.style is None) for one in captions])
+    wordings = _wordings(captions, *names)
+    shows = torch.tensor([[of.index(one) for of, one in zip(names, pair, strict=True)]
+                          for pair in zip(objects, styles, strict=True)])  # fmt: skip
     generator = torch_generator(seed, "clip")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, weight_decay=5e-2, betas=(0.9, 0.98), fused=True
@@ -117,13 +131,11 @@ def train_clip(
     model.train()
     for step in range(1, steps + 1):
         rows = torch.randint(len(pictures), (batch,), generator=generator)
-        whole = to_tensor(pictures[rows.numpy()])
-        shown = softened(torch.cat([damaged(whole[:broken], generator), whole[broken:]]), generator)
-        fits = said[:, rows].clone()
-        fits[:, :broken] = said[:, -1:]
-        drawn = torch.multinomial(_evenly(fits, speaks).T, 1, generator=generator).squeeze(1)
-        answer = model(input_ids=told[drawn], pixel_values=shown)
-        loss = _loss(answer.logits_per_image, fits[drawn].T)
+        rows[:broken] = rows[broken : 2 * broken]
+        whole = _moved(to_tensor(pictures[rows.numpy()]), generator)
+        mush = [damaged(part, generator) for part in whole[:broken].split(KIND)]
+        shown = softened(torch.cat([*mush, whole[broken:]]), generator)
+        loss = _loss(model, told, wordings, shown, shows[rows], broken=broken, generator=generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -135,32 +147,69 @@ def train_clip(
     _save(folder, model.eval(), tokenizer, pictures.shape[1])
 
 
-def _said_of(captions: Sequence[Caption], objects: Sequence[str], styles: Sequence[str]) -> Tensor:
-    """Which captions are true of which pictures, (captions, pictures + 1) boolean; the last is a damaged picture."""
-    shown = (np.array([*objects, SCRAMBLED]), np.array([*styles, SCRAMBLED]))
-    rows = [
-        (shown[0] == one.object if one.object is not None else shown[0] != SCRAMBLED)
-        & (shown[1] == one.style if one.style is not None else shown[1] != SCRAMBLED)
-        for one in captions
-    ]
-    return torch.from_numpy(np.stack(rows))
+@dataclass(frozen=True, slots=True)
+class _Wordings:
+    """Rows of the captions that say one thing: of each object, and of damage; of each style, and of damage; of both.
+
+    ``both`` has the object's number by rows and the style's by columns.
+    """
+
+    objects: list[list[int]]
+    styles: list[list[int]]
+    both: list[list[list[int]]]
 
 
-def _evenly(fits: Tensor, speaks: Tensor) -> Tensor:
-    """Weights of captions (captions, pictures): of both, of the object, of the style come as often."""
-    weights = torch.zeros(fits.shape)
-    for kind in speaks.unique():
-        true = fits.float() * (speaks == kind)[:, None]
-        weights += true / true.sum(dim=0, keepdim=True).clamp(min=1)
-    return weights
+def _wordings(captions: Sequence[Caption], objects: Sequence[str], styles: Sequence[str]) -> _Wordings:
+    said: dict[tuple[str | None, str | None], list[int]] = {}
+    for row, one in enumerate(captions):
+        said.setdefault((one.object, one.style), []).append(row)
+    damage = said[SCRAMBLED, SCRAMBLED]
+    return _Wordings(
+        [*(said[name, None] for name in objects), damage],
+        [*(said[None, name] for name in styles), damage],
+        [[said[name, style] for style in styles] for name in objects],
+    )
 
 
-def _loss(logits: Tensor, fits: Tensor) -> Tensor:
-    """Of logits (pictures, captions) and which of them are true."""
-    true = fits.float()
-    by_picture = -(true / true.sum(1, keepdim=True) * F.log_softmax(logits, dim=1)).sum(1).mean()
-    by_caption = -(true / true.sum(0, keepdim=True) * F.log_softmax(logits, dim=0)).sum(0).mean()
-    return (by_picture + by_caption) / 2
+def _drawn(wordings: Sequence[Sequence[int]], generator: torch.Generator) -> list[int]:
+    """One caption of each."""
+    return [one[int(torch.randint(len(one), (1,), generator=generator))] for one in wordings]
+
+
+def _loss(
+    model: CLIPModel,
+    told: Tensor,
+    wordings: _Wordings,
+    shown: Tensor,
+    shows: Tensor,
+    *,
+    broken: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """L of pictures, the first ``broken`` of them damaged; ``shows``: numbers of object and style, (B, 2)."""
+    groups = [_drawn(one, generator) for one in (wordings.objects, wordings.styles)]
+    whole = shows[broken:]
+    both = _drawn([wordings.both[thing][style] for thing, style in whole.tolist()], generator)
+    answer = model(input_ids=told[torch.tensor([*groups[0], *groups[1], *both])], pixel_values=shown)
+    of_objects, of_styles, of_both = answer.logits_per_image.split([len(groups[0]), len(groups[1]), len(both)], dim=1)
+    named = []
+    for logits, column in ((of_objects, 0), (of_styles, 1)):
+        damage = torch.full((broken,), logits.shape[1] - 1)
+        named.append(F.cross_entropy(logits, torch.cat([damage, whole[:, column]])))
+    true = (whole[:, None] == whole[None]).all(dim=2).float()
+    even = true / true.sum(dim=1, keepdim=True)
+    pairs = of_both[broken:]
+    contrast = (F.cross_entropy(pairs, even) + F.cross_entropy(pairs.T, even)) / 2
+    total: Tensor = named[0] + named[1] + contrast
+    return total
+
+
+def _moved(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (B, C, H, W) moved by up to ``MOVE`` pixels each way; edges are repeated."""
+    count, _, height, width = pictures.shape
+    wide = F.pad(pictures, (MOVE,) * 4, mode="replicate")
+    places = torch.randint(2 * MOVE + 1, (count, 2), generator=generator).tolist()
+    return torch.stack([one[:, y : y + height, x : x + width] for one, (y, x) in zip(wide, places, strict=True)])
 
 
 def _save(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer, size: int) -> None:
