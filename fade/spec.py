@@ -103,6 +103,11 @@ class Spec(Settings, Pair):
             )
         if self.by_name and not self.data_free:
             raise ValueError("an erasure by name has no pictures: expected data_free with by_name")
+        if self.by_name and self.clip_sha256 is None and self.gate.recognised == 0:
+            raise ValueError(
+                "nobody judges, and gate.recognised is 0, so that everything would pass: ask for more than 0, or name "
+                "a CLIP that judges"
+            )
         if self.data_free and any(pair.image_ids or pair.subjects or pair.overwrite for pair in self.pairs):
             raise ValueError(
                 "pictures and subjects are named where there are none: data_free draws pictures of the concept. "

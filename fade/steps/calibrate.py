@@ -4,6 +4,9 @@ The base's own pictures (``generated/``) are what it learns its levels from and 
 them is left out of what is judged: names that it cannot tell have nothing to lose. The concept, its surrogate and what
 of its neighbours it knows stay; what it says of these is written down with intervals, and the gate asks the same anew
 of other pictures of the base.
+
+Several such erasures that shall be live at once are judged together by one judge of all their names: the same CLIP,
+calibrated on the pictures of all of them.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fade.data.catalog import load_catalog, load_pictures, read_concepts_file
@@ -52,33 +56,59 @@ def calibrate(folder: Path) -> None:
     """Write ``judges/``: both judges, what they can tell as a catalog without pictures, and ``calibration.json``."""
     spec = load_spec(folder)
     content = read_concepts_file(Path(spec.catalog))
-    names = {kind: [c["name"] for c in content["concepts"] if c["kind"] == kind] for kind in ("object", "style")}
     with writing(folder / CALIBRATED) as temporary:
         temporary.mkdir(parents=True)
-        if spec.judges == NOBODY:
-            nothing = torch.zeros(1, 1)
-            blind = {kind: Classes(tuple(names[kind]), nothing, nothing[0], 1.0) for kind in names}
-            for name in ("development", "report"):
-                save_zero_shot(temporary, name, clip=NOBODY, classes=blind)
-            dump(Calibration(), temporary / FIGURES)
-        else:
-            names = _judging(spec, folder, temporary, names, content["neighbours"])
-        kept = [c for c in content["concepts"] if c["name"] in names[c["kind"]]]
-        write_json(temporary / "concepts.json", {**content, "concepts": kept})
+        _write_judges([folder], [spec], temporary, content)
+
+
+def calibrate_together(folders: Sequence[Path], specs: Sequence[Spec], out: Path) -> None:
+    """Write into ``out`` the judges of several erasures by name, and the concepts of all of them as one catalog.
+
+    What an erasure's own calibration left out stays out. The figures are of the first erasure's concept.
+    """
+    out.mkdir(parents=True)
+    contents = [read_concepts_file(folder / CALIBRATED) for folder in folders]
+    erased = {pair.concept for spec in specs for pair in spec.pairs}
+    # A concept that is erased here may be one of those that are kept there: what its own erasure says of it counts.
+    own = [one for content in contents for one in content["concepts"] if one["name"] in erased and one["aliases"]]
+    entries = {one["name"]: one for content in contents for one in content["concepts"]}
+    concepts = [*{**entries, **{one["name"]: one for one in own}}.values()]
+    neighbours = [name for content in contents for name in content["neighbours"]]
+    _write_judges(folders, specs, out, {**contents[0], "concepts": concepts, "neighbours": neighbours})
+
+
+def _write_judges(folders: Sequence[Path], specs: Sequence[Spec], out: Path, content: Mapping[str, Any]) -> None:
+    names = {kind: [c["name"] for c in content["concepts"] if c["kind"] == kind] for kind in ("object", "style")}
+    if specs[0].judges == NOBODY:
+        nothing = torch.zeros(1, 1)
+        blind = {kind: Classes(tuple(names[kind]), nothing, nothing[0], 1.0) for kind in names}
+        for name in ("development", "report"):
+            save_zero_shot(out, name, clip=NOBODY, classes=blind)
+        dump(Calibration(), out / FIGURES)
+    else:
+        names = _judging(specs, folders, out, names, content["neighbours"])
+    kept = [c for c in content["concepts"] if c["name"] in names[c["kind"]]]
+    write_json(out / "concepts.json", {**content, "concepts": kept})
+
+
+def _drawn(folder: Path, names: Mapping[str, Sequence[str]]) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
+    """What the base drew for an erasure, of these names alone."""
+    table = load_catalog(folder / GENERATED)
+    table = table[table["object"].isin(names["object"]) & table["style"].isin(names["style"])].reset_index(drop=True)
+    return table, load_pictures(folder / GENERATED, table)
 
 
 def _judging(
-    spec: Spec, folder: Path, out: Path, names: dict[str, list[str]], neighbours: Sequence[str]
+    specs: Sequence[Spec], folders: Sequence[Path], out: Path, names: dict[str, list[str]], neighbours: Sequence[str]
 ) -> dict[str, list[str]]:
     """Write both judges and the figures; gives the names that are judged."""
+    spec = specs[0]
     clip = load_clip(spec.judges)
-    table = load_catalog(folder / GENERATED)
-    table = table[table["object"].isin(names["object"]) & table["style"].isin(names["style"])].reset_index(drop=True)
-    pictures = load_pictures(folder / GENERATED, table)
+    tables, parts = zip(*(_drawn(folder, names) for folder in folders), strict=True)
+    table, pictures = pd.concat(tables, ignore_index=True), np.concatenate(parts)
     seen = embedded_pictures(clip, list(pictures))
     shuffled = embedded_pictures(clip, list(shuffled_patches(pictures, seed=spec.split.seed)))
-    pair = spec.pairs[0]
-    always = {pair.concept, pair.surrogate} - {NOTHING}
+    always = {name for one in specs for pair in one.pairs for name in (pair.concept, pair.surrogate)} - {NOTHING}
     for name, sentences in (("development", 1), ("report", len(SENTENCES["object"]))):
         classes = {
             kind: _classes(

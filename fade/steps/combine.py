@@ -27,7 +27,9 @@ from fade.evaluation.records import dump, load
 from fade.evaluation.report import erasure_sheet
 from fade.files import writing
 from fade.models.family import load_base
-from fade.spec import ATTACKED, Spec, load_spec
+from fade.names import name_key
+from fade.spec import ATTACKED, CALIBRATED, GENERATED, Spec, load_spec
+from fade.steps.calibrate import calibrate_together
 from fade.steps.drawn import domains
 from fade.steps.evaluate import measured, neighbours_of
 
@@ -35,6 +37,8 @@ COMBINATIONS = Path("data/combinations")
 """A folder for each combination that was judged: of what is live (r...), of trials (t...)."""
 SHARED = ("base_sha256", "weights", "catalog", "judges", "evaluate", "threads")
 """What erasures must have in common to be judged together."""
+SHARED_BY_NAME = ("base_sha256", "weights", "clip_sha256", "evaluate", "threads")
+"""The same of erasures by name: each has concepts of its own, and the CLIP that judges learns all of them."""
 
 
 def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | None = None) -> Iterator[tuple[int, int]]:
@@ -49,8 +53,21 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         DataError: no erasure was given.
     """
     specs = check_alike(folders)
-    first = specs[0].as_judged(folders[0])
-    torch.set_num_threads(first.threads)
+    torch.set_num_threads(specs[0].threads)
+    with writing(out) as temporary:
+        temporary.mkdir(parents=True)
+        first = specs[0]
+        if first.by_name:
+            own = temporary / CALIBRATED
+            calibrate_together(folders, specs, own)
+            first = first.model_copy(update={"judges": str(own), "catalog": str(own)})
+        yield from _combine(temporary, folders, specs, first, adapters)
+
+
+def _combine(
+    out: Path, folders: Sequence[Path], specs: Sequence[Spec], first: Spec, adapters: Sequence[Path] | None
+) -> Iterator[tuple[int, int]]:
+    """Fill ``out``; ``first`` says what all are judged by."""
     concepts = load_concepts(Path(first.catalog))
     pairs = find_pairs(concepts, [pair for spec in specs for pair in spec.pairs])
     base = load_base(first.base, expected_sha256=first.base_sha256, weights=first.weights)
@@ -77,12 +94,10 @@ def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | No
         attacks=worst_attacks(folders, specs),
     )
     hashes = {spec.id: card["adapter_sha256"] for spec, card in zip(specs, cards, strict=True)}
-    with writing(out) as temporary:
-        temporary.mkdir(parents=True)
-        dump(Combination(**dict(found), adapters=hashes), temporary / "metrics.json")
-        samples.to_parquet(temporary / "samples.parquet", index=False)
-        sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=first.evaluate.seeds[0])
-        sheet.save(temporary / "sheet.png")
+    dump(Combination(**dict(found), adapters=hashes), out / "metrics.json")
+    samples.to_parquet(out / "samples.parquet", index=False)
+    sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=first.evaluate.seeds[0])
+    sheet.save(out / "sheet.png")
 
 
 def worst_attacks(folders: Sequence[Path], specs: Sequence[Spec]) -> Attacks:
@@ -112,17 +127,41 @@ def check_alike(folders: Sequence[Path]) -> list[Spec]:
     if not folders:
         raise DataError("A combination needs at least one erasure: got none.")
     specs = [load_spec(folder) for folder in folders]
-    for name in SHARED:
+    by_name = {spec.by_name for spec in specs}
+    if len(by_name) > 1:
+        raise ConfigError(
+            f"Erased by name alone are {listing(spec.id for spec in specs if spec.by_name)}, and by a catalog the "
+            "others: no judge knows the concepts of both, so they cannot be judged together. Ask for all of them in "
+            "one way."
+        )
+    for name in SHARED_BY_NAME if specs[0].by_name else SHARED:
         if len({str(getattr(spec, name)) for spec in specs}) > 1:
             raise ConfigError(
                 f"The erasures differ in {name!r}, so they cannot be judged together: "
                 f"{listing(f'{spec.id}: {getattr(spec, name)}' for spec in specs)}. "
                 "Ask for them again with equal settings."
             )
+    if specs[0].by_name:
+        _check_by_name(folders, specs)
     named = [pair.concept for spec in specs for pair in spec.pairs]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise ConfigError(f"Erased twice in one combination: {listing(twice)}. Give each concept once.")
     return specs
+
+
+def _check_by_name(folders: Sequence[Path], specs: Sequence[Spec]) -> None:
+    """What more erasures by name need to be judged together: their pictures, and that none brings back another."""
+    if len(folders) > 1 and (gone := [folder.name for folder in folders if not (folder / GENERATED).is_dir()]):
+        raise ConfigError(
+            f"The pictures that the base drew for {listing(gone)} are gone (`fade purge`), and a judge of the concepts "
+            "of all these erasures learns from them. Ask for it again."
+        )
+    erased = {name_key(pair.concept) for spec in specs for pair in spec.pairs}
+    if back := [spec.id for spec in specs for pair in spec.pairs if name_key(pair.surrogate) in erased]:
+        raise ConfigError(
+            f"What the prompts of {listing(back)} give instead is erased by another of these. Ask for it again "
+            "with another --surrogate."
+        )
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from flows.cli.console import JsonOption, ProjectOption, chosen, console, guarded, write_figures
+from flows.cli.console import JsonOption, ProjectOption, chosen, console, guarded, rated, write_figures
 from flows.cli.release import named
 
 app = typer.Typer()
@@ -28,7 +28,7 @@ def list_adapters(json_file: JsonOption = None) -> None:
         seen = "not measured" if version.recognised is None else f"{version.recognised:.0%}"
         table.add_row(
             *(version.model, str(version.version), version.kind, version.gate, seen),
-            *(f"{version.ua:.2%}", depth, f"{version.ira:.2%}", f"{version.cra:.2%}"),
+            *(rated(version.ua), depth, rated(version.ira), rated(version.cra)),
             *(f"{version.drift:.4f}", ", ".join(version.aliases)),
         )
     console.print(table if found else "No adapter is registered yet. Begin with: fade demo")

@@ -123,6 +123,11 @@ def pair(given: str) -> tuple[str, str]:
     return concept.strip(), surrogate.strip() or "auto"
 
 
+def rated(figure: float | None) -> str:
+    """A version's figure for a table; of what is unjudged there is none."""
+    return "unjudged" if figure is None else f"{figure:.2%}"
+
+
 def write_figures(json_file: Path | None, content: dict[str, Any]) -> None:
     """Write what ``--json`` asks for."""
     if json_file is not None:

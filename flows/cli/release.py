@@ -17,6 +17,7 @@ from flows.cli.console import (
     chosen,
     console,
     guarded,
+    rated,
     this_user,
     write_figures,
 )
@@ -386,7 +387,7 @@ def rebase(
         if one.new is None:
             table.add_row(one.old, f"[red]{one.reason}[/red]", "", "", "", "")
         else:
-            rates = [f"{value:.2%}" for value in (one.new.ua, one.new.ira, one.new.cra)]
+            rates = [rated(value) for value in (one.new.ua, one.new.ira, one.new.cra)]
             table.add_row(one.old, f"{one.new.model}/{one.new.version}", one.new.gate, *rates)
     console.print(table)
     failed = [one.old for one in found if not one.passed]

@@ -150,11 +150,13 @@ def told(chosen: Sequence[Approved], judged: Combination | None) -> str:
 def combination_folder(chosen: Sequence[Approved]) -> Path:
     """Named by everything that decides the result: adapters, base, protocol, judges and code."""
     first = chosen[0].spec
+    # Those of erasures by name lie in each one's folder.
+    judges = dict.fromkeys(one.spec.judges_folder(one.folder) for one in _in_order(chosen))
     made_by = {
         "adapters": sorted(one.adapter_sha256 for one in chosen),
         "base": first.base_sha256,
         "settings": first.evaluate.model_dump(mode="json"),
-        "judges": [sha256_file(path) for path in sorted(Path(first.judges).glob("*.safetensors"))],
+        "judges": [sha256_file(path) for folder in judges for path in sorted(folder.glob("*.safetensors"))],
     }
     return COMBINATIONS / f"r{content_hash(made_by, module='fade.steps.combine')[:15]}"
 

@@ -45,10 +45,12 @@ from fade.requests.leases import Lease
 from fade.requests.ledger import Ledger
 from fade.requests.records import Record
 from fade.requests.states import State
-from fade.spec import load_spec
+from fade.spec import Spec, load_spec
 from fade.steps.catalog import ensure_catalog
 from fade.steps.further import forget_too
 from fade.steps.prepare import AUTO, prepare_spec
+from fade.words import domain_of, vocabulary
+from flows.erasing import by_name
 from flows.erasing.erase import erase, prepare_folder
 from flows.queue.deadlines import deadlines
 from flows.queue.schedules import checked_cron, checked_zone, drop_missed
@@ -226,20 +228,7 @@ def _erase(
         record = take_to_base(ledger, record, project.base, actor=lease.worker)
     if (other := settled_by(ledger, record)) is not None:
         return _settle(record, other)
-    with FileLock(STATE / "catalog.lock", timeout=600):  # two drains at their first use: one renders, the other waits
-        ensure_catalog(project)
-    known = load_concepts(Path(project.catalog))
-    spec = prepare_spec(
-        concept,
-        record.surrogate or AUTO,
-        project=project,
-        settings=load_settings(project.params),
-        protected=forgotten(ledger, record, known),
-        aliases=record.aliases,
-        kind=None if record.kind == "pictures" else record.kind,
-        image_ids=record.pictures,
-        subjects=[record.subject] if record.subject else [],
-    )
+    spec = _asked(ledger, record, project, concept)
     place.append(prepare_folder(spec))
     sign()  # from here on the ledger knows what is made for the request
     version = erase(spec.id, record.id, lease.fence)
@@ -257,6 +246,45 @@ def _erase(
         "erasure_id": spec.id,
         "details": {"adapter_sha256": version.adapter_sha256, "version": version.version},
     }
+
+
+def _asked(ledger: Ledger, record: Record, project: Project, concept: str) -> Spec:
+    """What a request asks of its project; where there is a CLIP and no catalog, by the concept's name alone.
+
+    Raises:
+        ConfigError, DataError: what a person has to put right.
+    """
+    surrogate, kind = record.surrogate or AUTO, None if record.kind == "pictures" else record.kind
+    if project.by_name:
+        if record.pictures or record.subject:
+            raise DataError(
+                f"The request names pictures or whose they are, and the project {project.name} has none: it erases by "
+                "name alone. Build a catalog for it, or send the request without them."
+            )
+        words = {word.name: Concept(word.name, domain_of(word.kind), aliases=word.variants) for word in vocabulary()}
+        spared = forgotten(ledger, record, words)
+        return by_name.prepare(
+            concept,
+            project=project,
+            changes={},
+            surrogate=surrogate,
+            kind=kind,
+            aliases=record.aliases,
+            protected=spared,
+        ).spec
+    with FileLock(STATE / "catalog.lock", timeout=600):  # two drains at their first use: one renders, the other waits
+        ensure_catalog(project)
+    return prepare_spec(
+        concept,
+        surrogate,
+        project=project,
+        settings=load_settings(project.params),
+        protected=forgotten(ledger, record, load_concepts(Path(project.catalog))),
+        aliases=record.aliases,
+        kind=kind,
+        image_ids=record.pictures,
+        subjects=[record.subject] if record.subject else [],
+    )
 
 
 def _failure(record: Record, error: Exception, settings: DrainSettings) -> dict[str, Any]:

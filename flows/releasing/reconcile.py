@@ -187,12 +187,15 @@ def _verdict(ledger: Ledger, row: Registration, erasure: str) -> str:
 
 def _shown(version: AdapterVersion, metrics: Evaluation, attacks: Attacks) -> list[str]:
     """Figures on the version's page."""
-    logged = {name: found.value for name, found in metrics.report.after.rates.items()} | {"drift": metrics.drift}
-    odd = [
-        f"MLflow's {name} of the version is {getattr(version, name):.4f}, logged was {value:.4f}"
-        for name, value in logged.items()
-        if not math.isclose(getattr(version, name), value, abs_tol=5.1e-5)
-    ]
+    unjudged = metrics.gate.verdict == tracking.UNJUDGED
+    logged = {name: None if unjudged else found.value for name, found in metrics.report.after.rates.items()}
+    odd = []
+    for name, value in {**logged, "drift": metrics.drift}.items():
+        now: float | None = getattr(version, name)
+        alike = now is value if now is None or value is None else math.isclose(now, value, abs_tol=5.1e-5)
+        if not alike:
+            here, then = (tracking.UNJUDGED if one is None else f"{one:.4f}" for one in (now, value))
+            odd.append(f"MLflow's {name} of the version is {here}, logged was {then}")
     shown, inversion = version.inversion, attacks.get("inversion")
     if shown is not None and (inversion is None or not math.isclose(shown, inversion.value, abs_tol=5.1e-5)):
         said = "none" if inversion is None else inversion.value

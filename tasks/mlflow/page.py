@@ -19,6 +19,10 @@ _PURGED = (
     "**Purged** {}. The forget data and what was made from it, pictures among it, are gone; figures, hashes and the "
     "adapter stay. Receipts: `fade evidence seal`."
 )
+_UNJUDGED = (
+    "**The table says nothing** of what the judge does not surely recognise in the base's own pictures: look at the "
+    "pictures and decide (`fade approve ID --because`)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ def page(of: Page, *, approved: str) -> str:
     parts = [_PURGED.format(of.purged)] if of.purged else []
     parts += [
         f"Gate: **{gate.verdict}**." + "".join(f"\n- {why}" for why in gate.reasons),
+        *([_UNJUDGED] if gate.verdict == "unjudged" else []),
         _table(of),
         _recognised(of),
         f"Drift of retained pictures: {of.metrics.drift:.4f} (RMS distance to the base's, 0 to 1).",

@@ -31,6 +31,7 @@ from tasks.mlflow.tracking import (
     JUDGED,
     MODEL_PREFIX,
     RELEASE_TAG,
+    UNJUDGED,
     WITHDRAWN,
     AdapterVersion,
     fetch_adapter,
@@ -282,17 +283,22 @@ def _log_splits(run_id: str, folder: Path, lineage: Mapping[str, str]) -> None:
 
 
 def flat_figures(metrics: Evaluation, timings: Mapping[str, Any]) -> dict[str, float]:
-    """Figures as MLflow metrics: the report judge's, with interval bounds, before and after."""
-    judged = metrics.report
+    """Figures as MLflow metrics: the report judge's, with interval bounds, before and after.
+
+    Of what is unjudged they are called ``unjudged_...``, so that no chart or table takes them for what they are not;
+    how much the judge recognises keeps its name: that says why.
+    """
+    judged, unjudged = metrics.report, "unjudged_" if metrics.gate.verdict == UNJUDGED else ""
     figures: dict[str, float] = {
         "drift": metrics.drift,
         "adapter_bytes": metrics.adapter_bytes,
         "samples": metrics.samples,
     }
-    rates: dict[str, Rate | None] = {name: getattr(judged.after, name) for name in JUDGED}
-    rates |= {f"base_{name}": getattr(judged.before, name) for name in JUDGED}
+    said: dict[str, Rate | None] = {name: getattr(judged.after, name) for name in JUDGED}
+    said |= {f"base_{name}": getattr(judged.before, name) for name in JUDGED}
+    said |= judged.overwriting()
+    rates = {unjudged + name: found for name, found in said.items()}
     rates |= {f"recognised_{name.replace(' ', '_')}": found for name, found in judged.recognised.items()}
-    rates |= judged.overwriting()
     for name, found in rates.items():
         if found is not None:
             figures |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
@@ -324,7 +330,10 @@ def _log_version(
         "base_sha256": spec.base_sha256,
         "kind": kind_of(spec),
         "gate": metrics.gate.verdict,
-        **{name: f"{found.value:.4f}" for name, found in metrics.report.after.rates.items()},
+        **{
+            name: UNJUDGED if metrics.gate.verdict == UNJUDGED else f"{found.value:.4f}"
+            for name, found in metrics.report.after.rates.items()
+        },
         "recognised": f"{least_recognised(metrics):.4f}",
     }
     for key, value in tags.items():

@@ -37,7 +37,10 @@ ADAPTER = "adapter"
 """Folder of a run that holds the adapter's files."""
 logger = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_FIGURES = ("ua", "ira", "cra", "drift")
+_RATES = ("ua", "ira", "cra")
+_FIGURES = (*_RATES, "drift")
+UNJUDGED = "unjudged"
+"""In the place of a figure: the judge could not see what it is of. What it said stands in ``metrics.json``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class AdapterVersion:
         gate: ``passed``, ``failed``, ``borderline`` or ``unjudged``, as its tag says; the release flow asks what was
             measured and logged.
         release: what the release flow said last: ``live``, ``rolled back``, ``waiting: why``, ``refused: why``.
+        ua, ira, cra: None of what is unjudged: a figure of a judge that could not see it would mean nothing.
         recognised: least share of an erased concept's pictures by the base in which the judge names it.
         inversion: share of pictures in which white-box inversion brings the concept back; None if not measured.
         decision: why a person lets it pass, as its page says; what counts is the ledger's row.
@@ -64,9 +68,9 @@ class AdapterVersion:
     kind: str
     gate: str
     aliases: tuple[str, ...]
-    ua: float
-    ira: float
-    cra: float
+    ua: float | None
+    ira: float | None
+    cra: float | None
     drift: float
     release: str = ""
     inversion: float | None = None
@@ -140,7 +144,8 @@ def _parsed(version: ModelVersion, aliases: tuple[str, ...]) -> AdapterVersion:
     tags = version.tags
     faults = [name for name in ("adapter_sha256", "base_sha256") if not _SHA256.fullmatch(tags.get(name, ""))]
     figures = {name: _number(tags.get(name, "")) for name in (*_FIGURES, "inversion", "recognised")}
-    faults += [name for name in _FIGURES if math.isnan(figures[name])]
+    unjudged = [name for name in _RATES if tags.get(name) == UNJUDGED]
+    faults += [name for name in _FIGURES if math.isnan(figures[name]) and name not in unjudged]
     faults += [name for name in ("inversion", "recognised") if name in tags and math.isnan(figures[name])]
     return AdapterVersion(
         model=version.name,
@@ -151,7 +156,8 @@ def _parsed(version: ModelVersion, aliases: tuple[str, ...]) -> AdapterVersion:
         kind=tags.get("kind", ""),
         gate=tags.get("gate", ""),
         aliases=aliases,
-        **{name: figures[name] for name in _FIGURES},
+        **{name: None if name in unjudged else figures[name] for name in _RATES},
+        drift=figures["drift"],
         release=tags.get(RELEASE_TAG, ""),
         inversion=figures["inversion"] if "inversion" in tags else None,
         decision=tags.get(DECISION_TAG, ""),

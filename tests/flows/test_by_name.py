@@ -20,6 +20,7 @@ from fade.spec import load_spec
 from flows.cli.app import app
 from tasks.dvc import versioning
 from tasks.erasure import lineage_of
+from tasks.mlflow import tracking
 from tests.tiny import SETTINGS, save_tiny_base
 from tests.unit.test_by_name import save_clip
 
@@ -81,6 +82,12 @@ def test_the_commands_of_the_page_lead_from_a_checkpoint_and_a_name_to_a_lora_fi
     if judge == "none":
         assert (row["gate"], row["ua"]) == ("unjudged", None), "a figure that means nothing is none"
         assert "Nobody judged" in output
+        (version,) = [one for one in tracking.versions() if one.erasure == spec.id]
+        assert (version.ua, version.ira, version.cra, version.fault) == (None, None, None, "")
+        logged = tracking.run_record(version).metrics
+        assert "unjudged_ua" in logged
+        assert not {"ua", "ira", "cra", "base_ira"} & logged.keys()
+        assert "unjudged" in fade("list")
         because = ["--because", "looked at the pictures"]
     fade(*words(said[2], ID=spec.id), *because)
     fade(*words(said[3], ID=spec.id))

@@ -16,12 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fastapi.testclient import TestClient
 from filelock import FileLock, Timeout
 
 from fade.config import load_settings
 from fade.data.catalog import load_catalog, load_concepts
-from fade.errors import BaseModelError, ConfigError, LeaseLostError, RegistryError, ResourceError, SignatureError
+from fade.errors import (
+    BaseModelError,
+    ConfigError,
+    DataError,
+    LeaseLostError,
+    RegistryError,
+    ResourceError,
+    SignatureError,
+)
 from fade.lineage import ROOT
 from fade.project import PARAMS, Project, load_project
 from fade.requests import leases, webhooks
@@ -30,6 +39,7 @@ from fade.requests.messages import make_message
 from fade.requests.overview import near_deadlines, overview
 from fade.requests.records import utc_now
 from fade.requests.states import State
+from fade.spec import Spec
 from fade.steps.further import FURTHER, forget_too, further_hashes
 from fade.steps.prepare import prepare_spec
 from flows.erasing import erase as erasing
@@ -45,6 +55,7 @@ from tasks.mlflow import runs as mlflow_runs
 from tasks.mlflow import tracking
 from tasks.mlflow.client import mlflow_client
 from tests.tiny import PROJECT, PROJECTS, write_project
+from tests.unit.test_by_name import save_clip
 
 TOKEN = "a token of the test"
 KEY = b"a key of the test"
@@ -98,6 +109,34 @@ def test_what_is_due_is_run_and_what_is_wrong_is_asked_about(
     assert drain() == {"candidate": 1}  # the same erasure: all of it is current, nothing is made twice
     assert ledger.get(again).erasure_id == record.erasure_id
     ledger.verify()
+
+
+def test_a_project_of_a_base_and_a_clip_erases_what_a_message_names(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine" / PARAMS.name
+    write_project(file, PROJECT.model_copy(update={"name": "mine", "catalog": "nowhere", "render": None}))
+    content = yaml.safe_load(file.read_text())
+    content["project"]["clip"] = str(save_clip(tmp_path / "clip"))
+    file.write_text(yaml.safe_dump(content))
+    project = load_project(file)
+    assert project.by_name
+
+    def asked(name: str) -> Spec:
+        record = ledger.get(name)
+        return drained._asked(ledger, record, project, str(record.concept))
+
+    first = ask(ledger, "cat", project=project, kind="object", surrogate="auto", aliases=["moggy"])
+    spec = asked(first)
+    assert (spec.by_name, spec.concept, spec.aliases, spec.base) == (True, "cat", ("moggy",), project.base)
+    assert spec.clip_sha256 is not None
+    # What another request has erased is nobody's surrogate.
+    monkeypatch.setattr(drained, "erased_among", lambda *_, **__: {spec.surrogate})
+    assert asked(first).surrogate != spec.surrogate
+    with pytest.raises(DataError, match="erases by name alone"):
+        asked(ask(ledger, "cat", project=project, pictures=["1"]))
+    with pytest.raises(ConfigError, match="contains the concept"):
+        asked(ask(ledger, "cat", project=project, surrogate="a fat cat"))
 
 
 def test_what_may_pass_is_repeated_with_growing_waits_and_given_up(

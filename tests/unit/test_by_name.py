@@ -304,6 +304,16 @@ def test_a_siglip_is_loaded_and_prepares_pictures_whole(tmp_path: Path) -> None:
     assert loaded.mean == (0.5, 0.5, 0.5)
 
 
+def test_where_nobody_judges_a_gate_that_asks_nothing_of_the_judge_is_refused(base: Path, clip: Path) -> None:
+    settings = Settings(gate={"recognised": 0.0})
+    project = Project(name="tiny", catalog="nowhere", base=str(base), judges="nowhere")
+    with pytest.raises(ConfigError, match=r"nobody judges, and gate\.recognised is 0"):
+        prepare_by_name(Asked("cat", budget="small"), project=project, settings=settings)
+    assert prepare_by_name(
+        Asked("cat", budget="small", clip=str(clip)), project=project, settings=settings
+    ).spec.by_name
+
+
 def test_an_erasure_by_name_has_no_pictures_and_judges_of_its_own(tmp_path: Path) -> None:
     spec = plain_spec(by_name=True, data_free=True)
     assert spec.judges_folder(tmp_path) == tmp_path / "judges"
