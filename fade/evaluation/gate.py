@@ -26,6 +26,11 @@ and mush at most ``gate.mush`` above the base's own on these prompts, or on the 
 standard error. Where the base knows both concepts these are ``gate.ua`` and ``gate.mush`` themselves. The bounds
 (``gate.sure``) are asked of UA as it is: where concept and surrogate cannot be told apart, no erasure passes.
 
+A judge that was never trained on what it judges (``gate.doubt``) errs on the base's own pictures too, on a share
+1 - r of them, and errs on others once a picture has moved a little. So of what IRA and CRA may lose, such a gate grants
+the standard error of the difference of two such shares beside ``gate.ira_loss`` and ``gate.cra_loss``. A judge that
+knows everything (r = 1) is granted nothing, and the bounds (``gate.sure``) are asked as they are.
+
 None of it says anything where the judge does not know what it looks at: a concept that it names in no picture is "gone"
 from every picture. So first the same is asked of what it recognises in the *base's own* pictures, those that the
 figures before are of: the erased concepts by their names, the rest of their domain, the other domain, the neighbours.
@@ -342,7 +347,11 @@ def asked_of_ua(figures: JudgeFigures, gate: Gate) -> dict[str, float]:
 def asked_of_rates(figures: JudgeFigures, gate: Gate) -> dict[str, float]:
     """What the gate asks at least of UA, IRA and CRA themselves: of these two, what the base has less what may go."""
     before, ua = figures.before, min(asked_of_ua(figures, gate).values())
-    return {"ua": ua, "ira": before.ira.value - gate.ira_loss, "cra": before.cra.value - gate.cra_loss}
+    least = {}
+    for name, loss in (("ira", gate.ira_loss), ("cra", gate.cra_loss)):
+        was = before.rates[name]
+        least[name] = was.value - loss - (_standard_error(was.value, was.count, was.count) if gate.doubt else 0.0)
+    return {"ua": ua, **least}
 
 
 def _not_measured(figures: JudgeFigures, gate: Gate) -> list[str]:

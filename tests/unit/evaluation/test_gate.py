@@ -22,7 +22,16 @@ from fade.errors import DataError, RefusedError
 from fade.evaluation.accuracy import canvas_protocol, summary
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.figures import JudgeFigures, rate
-from fade.evaluation.gate import bound_checks, check, confidence_sequence, hopeless, strictest, undecided, verdict
+from fade.evaluation.gate import (
+    asked_of_rates,
+    bound_checks,
+    check,
+    confidence_sequence,
+    hopeless,
+    strictest,
+    undecided,
+    verdict,
+)
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.evaluation.paired import PRIOR, loss_bounds, mcnemar, paired_retention
 from fade.evaluation.power import least_counts, without_power
@@ -296,6 +305,18 @@ def test_pairs_decide_sooner_where_the_base_is_seldom_right_and_little_changed()
     # Many that changed sides are many in doubt, at the same figures.
     assert undecided(moved(90), SURE) == ["ira", "cra"]
     assert verdict(moved(0, after=864 - 92), SURE).verdict == "failed"
+
+
+def test_with_doubt_what_the_judge_errs_in_by_itself_is_granted_to_retention() -> None:
+    doubt, errs = Gate(doubt=True), judged_figures({"it": (50, 0, 50)}, ira=(106, 103, 110))
+    assert verdict(errs, Gate()).verdict == "failed", "3 of 110 are more than one in a hundred"
+    assert verdict(errs, doubt).passed, "and less than a judge that errs in 4 of 110 errs by"
+    assert asked_of_rates(errs, doubt)["ira"] == pytest.approx(
+        106 / 110 - 0.01 - math.sqrt(2 * 106 / 110 * 4 / 110 / 110)
+    )
+    knows = judged_figures({"it": (50, 0, 50)}, ira=(110, 107, 110))
+    assert [verdict(knows, gate).verdict for gate in (Gate(), doubt)] == ["failed", "failed"]
+    assert verdict(judged_figures({"it": (50, 0, 50)}, ira=(106, 100, 110)), doubt).verdict == "failed"
 
 
 def test_what_the_judge_does_not_know_in_the_bases_own_pictures_is_unjudged() -> None:
