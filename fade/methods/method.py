@@ -71,6 +71,14 @@ class Step(Protocol):
 class Rows(Protocol):
     """The rows of a split, encoded when they are asked for."""
 
+    def at(self, shares: Tensor) -> Rows:
+        """Those that lie at these shares of the way from first to last, each in [0, 1)."""
+        ...
+
+    def whose(self) -> list[str]:
+        """Of the split ``forget``: the erased concept that each row shows, the first where it shows several."""
+        ...
+
     def latents(self) -> Tensor:
         """Of the pictures, (N, C, h, w)."""
         ...

@@ -27,6 +27,9 @@ METHODS = {
     "uce": "fade.methods.uce:UCE",
     "ca": "fade.methods.concept_ablation:CONCEPT_ABLATION",
     "salun": "fade.methods.salun:SALUN",
+    "speed": "fade.methods.speed:SPEED",
+    "mace": "fade.methods.mace:MACE",
+    "layerwise": "fade.methods.layerwise:LAYERWISE",
 }
 """Name to where the method lies; it is imported when it is asked for, so that no method's code is another's."""
 PRESETS: dict[str, dict[str, Any]] = {

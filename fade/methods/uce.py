@@ -65,4 +65,4 @@ def solve(weight: Tensor, concept: Tensor, surrogate: Tensor, preserved: Tensor,
     return torch.linalg.solve(metric, (weight @ aim).T).T
 
 
-UCE = Method("uce", uce, UceSettings, "arXiv:2308.14761")
+UCE = Method("uce", uce, UceSettings, "arXiv:2308.14761", several=True)

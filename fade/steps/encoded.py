@@ -37,6 +37,17 @@ class SplitRows:
     def __len__(self) -> int:
         return len(self.table)
 
+    def at(self, shares: Tensor) -> SplitRows:
+        """Those at these shares of the way from first to last, (n,) in [0, 1): without encoding the others."""
+        return replace(self, table=self.table.iloc[(shares * len(self)).long().clamp(max=len(self) - 1).numpy()])
+
+    def whose(self) -> list[str]:
+        """Of the split ``forget``: the erased concept that each row shows, the first where it shows several."""
+        return [
+            next(pair.concept for pair in self.spec.pairs if row[pair.kind] == pair.concept)
+            for row in self.table[["object", "style"]].to_dict("records")
+        ]
+
     def encoded(self) -> Examples:
         """All of them."""
         return Examples(self.latents(), *self.captions())

@@ -54,6 +54,9 @@ def benchmark(
     settings_given: SetOption = None,
     attack: AttackOption = True,
     random: Annotated[int | None, typer.Option(min=1, help="wide: as many concepts, drawn at random.")] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="wide: so many objects, drawn at random, erased by one adapter.")
+    ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -103,7 +106,12 @@ def benchmark(
         _classes(asked, wanted, train, pictures, changes, attack, parallel, dask, json_file)
         return
     if protocol == "wide":
-        _wide(asked, methods, concepts, random, seeds, changes, parallel, json_file)
+        from flows.cli.wide import many_at_once, one_by_one
+
+        if at_once is not None:
+            many_at_once(asked, methods, concepts, at_once, seeds, changes, json_file)
+        else:
+            one_by_one(asked, methods, concepts, random, seeds, changes, parallel, json_file)
         return
     if protocol != "canvas":
         raise ConfigError(
@@ -179,42 +187,6 @@ def _contest(
         kept = RESULTS / f"contest{other}.json"
         write_json(kept, {**read_json(found.folder / "summary.json"), "rows": found.rows})
         console.print(f"Kept: {kept}")
-    write_figures(json_file, {"rows": found.rows, "failures": found.failures, "folder": str(found.folder)})
-    for erasure, reason in found.failures.items():
-        console.print(f"[bold red]{erasure}[/bold red]: {reason}", soft_wrap=True)
-    if found.failures:
-        raise typer.Exit(1)
-
-
-def _wide(
-    project: Project,
-    methods: str | None,
-    concepts: str | None,
-    random: int | None,
-    seeds: str | None,
-    changes: dict[str, Any],
-    parallel: int,
-    json_file: Path | None,
-) -> None:
-    from flows.studies.wide import COLUMNS, OURS, drawn_concepts, plan_wide, run_wide_benchmark
-
-    if (concepts is None) == (random is None):
-        raise ConfigError("The wide benchmark takes either --concepts a,b or --random COUNT: give one of them.")
-    seed = listed(seeds, "--seeds")[0] if seeds else 0
-    drawn = [] if random is None else drawn_concepts(project, random, seed=seed)
-    named = drawn if concepts is None else [one.strip() for one in concepts.split(",")]
-    compared = [name.strip() for name in (methods or OURS).split(",")]
-    entries = plan_wide(project, compared, named, changes=changes)
-    asked = json.dumps(sorted(entry.spec.id for entry in entries))
-    name = f"wide-{project.name}-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
-    console.print(f"{len(entries)} erasures, study [bold]{name}[/bold]")
-    found = run_wide_benchmark(name, entries, parallel=parallel, say=lambda line: console.print(line, highlight=False))
-    table = Table("method", "erasures", *(column for column in COLUMNS if column in found.table))
-    for row in found.table.to_dict("records"):
-        figures = [f"{row[column]:.4g}" for column in COLUMNS if column in found.table]
-        table.add_row(str(row["method"]), str(row["erasures"]), *figures)
-    console.print(table)
-    console.print(f"Kept: {found.folder}/rows.json, table.md")
     write_figures(json_file, {"rows": found.rows, "failures": found.failures, "folder": str(found.folder)})
     for erasure, reason in found.failures.items():
         console.print(f"[bold red]{erasure}[/bold red]: {reason}", soft_wrap=True)
