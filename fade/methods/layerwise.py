@@ -202,8 +202,9 @@ def noised_batch(base: Base, material: Material, settings: LayerwiseSettings, *,
     chances = power_law(base.denoiser.path.steps, settings.timestep_power)
     t = torch.multinomial(chances, len(latents), replacement=True, generator=generator)
     noisy = base.denoiser.path.noised(latents, torch.randn(latents.shape, generator=generator), t)
-    at = base.device
-    return Batch(noisy.to(at), t.to(at), told.to(at), taught.to(at), torch.arange(len(latents)) < forget)
+    here = base.device
+    marked = torch.arange(len(latents)) < forget
+    return Batch(noisy.to(here), t.to(here), told.to(here), taught.to(here), marked)
 
 
 def _strata(count: int, generator: torch.Generator) -> Tensor:

@@ -50,20 +50,23 @@ def mace(base: Base, material: Material, settings: MaceSettings, *, precision: s
     names = list(dict.fromkeys(whose))
     of = torch.tensor([names.index(name) for name in whose])[rows]
     parts = [torch.cat([_rows(told[of == i]), _rows(instead[of == i])], dim=1).unique(dim=0) for i in range(len(names))]
-    pairs = [tuple(part.chunk(2, dim=1)) for part in parts]
+    concepts, surrogates = zip(*(part.chunk(2, dim=1) for part in parts), strict=True)
     others = base.denoiser.read(material.retain_prompts.states)
     preserved = torch.unique(_rows(held(others, material.retain_prompts.mask)), dim=0)
     modules = plain_modules(base.network)
     weighing = UceSettings(preserve_scale=settings.preserve_scale, damping=settings.damping)
-    concept, surrogate = (torch.cat(one) for one in zip(*pairs, strict=True))
+    concept, surrogate = torch.cat(concepts), torch.cat(surrogates)
     changes = {}
     for name in modules_of(base.denoiser, "text_sites"):
         weight = modules[name].weight.detach().double().cpu()
         if name.endswith("to_k"):
             found = solve(weight, concept, surrogate, preserved, weighing)
         else:
-            own = [alone(weight, *pair, preserved, weighing, rank=settings.rank) for pair in pairs]
-            found = fused(weight, own, [one for one, _ in pairs], preserved, weighing)
+            own = [
+                alone(weight, one, other, preserved, weighing, rank=settings.rank)
+                for one, other in zip(concepts, surrogates, strict=True)
+            ]
+            found = fused(weight, own, concepts, preserved, weighing)
         changes[name] = found - weight
     solved_difference(base.network, changes)
     missed = [((surrogate - concept) @ modules[n].weight.detach().double().cpu().T).square().mean() for n in changes]
