@@ -26,6 +26,8 @@ Configs = Callable[[str], Config]
 """The configuration of a part, by the part's name."""
 T5_LENGTH = 256
 """Tokens that most stock pipelines give a T5."""
+ENCODED_PIXELS = 64 * 64 * 64
+"""Of pictures that are encoded at a time: 64 of 64 x 64, one of 512 x 512, whose activations take about 2 GB."""
 
 
 class Base(ABC):
@@ -198,7 +200,8 @@ class Base(ABC):
                 f"The pictures are {pictures.shape[1]} x {pictures.shape[2]}; the base in {self.folder} draws "
                 f"{self.picture_size} x {self.picture_size}. Resize them to that, or take another base."
             )
-        return self.scaled(posterior_means(self.posterior, pictures, like=self.pipeline.vae))
+        at_once = max(1, ENCODED_PIXELS // self.picture_size**2)
+        return self.scaled(posterior_means(self.posterior, pictures, like=self.pipeline.vae, batch=at_once))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of scaled latents, (B, 3, H, W) float32, about -1..1."""

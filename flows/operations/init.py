@@ -22,10 +22,12 @@ LARGE = 256
 FOR_LARGE: dict[str, Any] = {
     "weights": "bf16",
     "saliency.gradient_checkpointing": True,
+    "saliency.at_once": 1,
     "distill.gradient_checkpointing": True,
     "distill.micro_batch": 1,
+    "evaluate.batch": 1,
 }
-"""How saliency and distillation of a full-size base fit into memory (docs/how-to/own-checkpoint.md)."""
+"""How drawing, saliency and distillation of a full-size base fit into memory (docs/how-to/own-checkpoint.md)."""
 
 
 def write_params(

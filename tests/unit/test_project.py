@@ -150,5 +150,5 @@ def test_a_large_base_gets_settings_that_fit_into_memory(workspace: Path, monkey
     assert found.weights == "bf16"
     assert found.saliency.gradient_checkpointing
     assert found.distill.gradient_checkpointing
-    assert found.distill.micro_batch == 1
+    assert found.distill.micro_batch == found.saliency.at_once == found.evaluate.batch == 1
     assert "--size 512" in init.next_commands(project, Path("projects/large"), size=512)[0]
