@@ -8,6 +8,9 @@ So few pictures cannot say much, and the rule asks no more of them: a share may 
 against by a margin and one standard error. Where the base is never wrong that error is nothing, and no picture may
 still show the concept. What is held so is a candidate, not a verdict: that is the gate's, by another judge on pictures
 of other seeds.
+
+A short look is the first part alone, where that says enough: a closed form that leaves the concept is given up after
+``pictures`` of them.
 """
 
 from __future__ import annotations
@@ -38,9 +41,10 @@ class Look(Record):
         erased: pictures of the concept's prompts: ``shown`` still called by its name, ``mush``, called ``surrogate``
             (None where no judge knows that); ``base_mush`` of the base's own at the same prompts.
         reached: the base's own pictures of the surrogate: ``reached_shown`` called by the concept's name and so on.
-        near, rest: right answers that were compared with the base's; ``lost`` and ``gained`` of them.
+        near, rest: right answers that were compared with the base's; ``lost`` and ``gained`` of them. None of a short
+            look.
         base_near, base_rest: right answers of the base.
-        drift: RMS distance of the pictures of both to the base's, 0..1.
+        drift: RMS distance of the pictures of both to the base's, 0..1; None of a short look.
     """
 
     erased: Counted
@@ -56,11 +60,16 @@ class Look(Record):
     base_near: Count
     near_lost: Count
     near_gained: Count
-    rest: Counted
+    rest: Count
     base_rest: Count
     rest_lost: Count
     rest_gained: Count
-    drift: Share
+    drift: Share | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the others were looked at too."""
+        return self.drift is not None
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -87,7 +96,7 @@ class Look(Record):
         """Harmonic mean of what was reached of the reachable, less drift; 1 at best.
 
         Of five shares, each at most 1: the concept gone, the surrogate shown, no mush, of what the base's own pictures
-        reach of these; neighbours and others named as before.
+        reach of these; neighbours and others named as before. Of a short look the shares that were seen.
         """
         kept = [
             _of(1 - self.shown / self.erased, 1 - _share(self.reached_shown, self.reached)),
@@ -100,9 +109,10 @@ class Look(Record):
         ]
         if self.surrogate is not None:
             kept.append(_of(self.surrogate / self.erased, _share(self.reached_surrogate, self.reached)))
+        moved = self.drift or 0.0
         if min(kept) <= 0:
-            return -self.drift
-        return len(kept) / sum(1 / share for share in kept) - self.drift
+            return -moved
+        return len(kept) / sum(1 / share for share in kept) - moved
 
     def _error(self, share: float) -> float:
         """Standard error of the difference of two such shares, of this look's pictures and of what is reachable."""
@@ -182,8 +192,8 @@ def looked(
     Args:
         before: what ``look_samples`` gives, all of it, with what the judge saw in the base's pictures (``seen_object``,
             ``seen_style``).
-        after: those that are not of the surrogate, with the point's adapter; ``pictures`` are of these, before and
-            after.
+        after: those that are not of the surrogate, with the point's adapter, or of them the concept's alone;
+            ``pictures`` are of these, before and after.
     """
     kind, seen = concept.kind, f"seen_{concept.kind}"
     was, now = before[before["part"] == ERASED], after[after["part"] == ERASED]
@@ -211,6 +221,6 @@ def looked(
         reached_shown=int((best[seen] == concept.name).sum()),
         reached_mush=int(is_mush(best).sum()),
         reached_surrogate=int((best[seen] == surrogate).sum()),
-        drift=drift(pictures[0][kept], pictures[1][kept]),
+        drift=drift(pictures[0][kept], pictures[1][kept]) if kept.any() else None,
         **found,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -42,6 +43,11 @@ class Point(Record):
     faults: tuple[Fault, ...]
     adapter_bytes: Counted
 
+    @property
+    def standing(self) -> tuple[bool, float]:
+        """By what points with faults are compared: one of which others were looked at too is known to be as good."""
+        return self.look.whole, self.score
+
 
 class Points(Record):
     """All that a search tried, in order: an erasure's ``points/points.json``.
@@ -62,7 +68,7 @@ def best_of(tried: Sequence[Point]) -> tuple[int, str]:
     for number, point in enumerate(tried):
         if not point.faults:
             return number, f"the first of {len(tried)} in which the pictures of its look show no fault"
-    number = max(range(len(tried)), key=lambda i: tried[i].score)
+    number = max(range(len(tried)), key=lambda i: tried[i].standing)
     return number, (
         f"the highest score of {len(tried)}, in all of which the pictures show a fault (here: "
         f"{', '.join(tried[number].faults)})"
@@ -89,15 +95,16 @@ def points_figure(points: Points) -> Figure:
         "concept gone": [1 - look.shown / look.erased for look in looks],
         "surrogate shown": [look.surrogate / look.erased for look in looks if look.surrogate is not None],
         "no mush": [1 - look.mush / look.erased for look in looks],
-        "neighbours kept": [_kept(look.base_near, look.near_lost, look.near_gained) for look in looks],
-        "others kept": [_kept(look.base_rest, look.rest_lost, look.rest_gained) for look in looks],
+        "neighbours kept": [_kept(look, look.base_near, look.near_lost, look.near_gained) for look in looks],
+        "others kept": [_kept(look, look.base_rest, look.rest_lost, look.rest_gained) for look in looks],
         "score": [point.score for point in points.tried],
     }
     for name, values in lines.items():
         if values:
             style: dict[str, Any] = {"color": "black", "linewidth": 2} if name == "score" else {"alpha": 0.75}
             upper.plot(numbers, values, marker="o", markersize=4, label=name, **style)
-    lower.plot(numbers, [look.drift for look in looks], marker="o", markersize=4, color="#555555")
+    whole = [number for number in numbers if looks[number].whole]
+    lower.plot(whole, [looks[number].drift for number in whole], marker="o", markersize=4, color="#555555")
     for axes in (upper, lower):
         axes.axvline(points.chosen, color="#116329", linestyle="--", alpha=0.6)
     upper.set(ylabel="share, judge development", ylim=(None, 1.02))
@@ -108,5 +115,8 @@ def points_figure(points: Points) -> Figure:
     return figure
 
 
-def _kept(base: int, lost: int, gained: int) -> float:
+def _kept(look: Look, base: int, lost: int, gained: int) -> float:
+    """NaN, which is not drawn, where nobody looked."""
+    if not look.whole:
+        return math.nan
     return (base - lost + gained) / base if base else 1.0

@@ -211,8 +211,13 @@ def _points(points: Points | None, card: Mapping[str, Any]) -> str:
         look = point.look
         surrogate = "" if look.surrogate is None else f"{look.surrogate} of {look.erased}"
         counts = [f"{look.shown} of {look.erased}", surrogate, f"{look.mush} (base {look.base_mush})"]
-        counts += [f"{look.near_lost} / {look.near_gained}", f"{look.rest_lost} / {look.rest_gained}"]
-        end = [f"{look.drift:.4f}", f"{point.score:.3f}", ", ".join(point.faults) or "none"]
+        others = [f"{look.near_lost} / {look.near_gained}", f"{look.rest_lost} / {look.rest_gained}"]
+        counts += others if look.whole else ["not asked"] * 2
+        end = [
+            "not asked" if look.drift is None else f"{look.drift:.4f}",
+            f"{point.score:.3f}",
+            ", ".join(point.faults) or "none",
+        ]
         rows.append([f"{number}{' (taken)' if number == taken else ''}: {described(point.controls)}", *counts, *end])
     head = ["point", "still shown", "surrogate", "mush", "neighbours lost / gained", "others lost / gained", "drift"]
     stream = io.BytesIO()

@@ -1,7 +1,8 @@
 """Figures of one erasure among many concepts: its own prompts, its neighbours', and a sample of all others'   (ours).
 
 Every pair of a hundred objects and more with each seed would take an hour a method and concept. So the concept's own
-prompts are drawn in full, its neighbours' once in every style, and of the rest every object in two styles.
+prompts are drawn in full, its neighbours' once in every style, and of the rest every object in two styles, or in one
+where there are more than ``MANY`` objects.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fade.evaluation.accuracy import (
 from fade.evaluation.figures import rate
 
 PARTS = ("concept", "surrogate", "neighbours", "rest")
+MANY = 64
 Pictures = NDArray[np.uint8]
 
 
@@ -42,8 +44,9 @@ def wide_protocol(
     """The prompts by part: object, style, seed, prompt.
 
     Of an object its prompts are in every style with every seed, of a style of every object with the first seed; of
-    the surrogate the same. Neighbours come once in every style (or of every object). ``rest`` is every object in two
-    styles, which take turns, so that it is the same for all concepts; those that name the concept are left out.
+    the surrogate the same. Neighbours of an object come once in every style; those of a style take turns over the
+    objects, each once. ``rest`` is every object in two styles (of more than ``MANY`` objects in one), which take turns,
+    so that it is the same for all concepts; those that name the concept are left out.
 
     Args:
         names: all objects and all styles.
@@ -61,16 +64,21 @@ def wide_protocol(
             return [(name, style, seed) for seed in with_seeds for name in asked for style in styles]
         return [(one, name, seed) for seed in with_seeds for name in asked for one in objects]
 
+    def beside() -> list[tuple[str, str, int]]:
+        if concept.kind == "object" or not neighbours:
+            return whole(list(neighbours), seeds[:1])
+        return [(one, neighbours[i % len(neighbours)], seeds[0]) for i, one in enumerate(objects)]
+
     own = list(seeds) if concept.kind == "object" else list(seeds[:1])
     turns = [
         (one, styles[(number + turn * (len(styles) // 2)) % len(styles)], seeds[turn % len(seeds)])
-        for turn in range(2)
+        for turn in range(1 if len(objects) > MANY else 2)
         for number, one in enumerate(objects)
     ]
     rows = {
         "concept": whole([concept.name], own),
         "surrogate": [] if surrogate is None else whole([surrogate.name], own),
-        "neighbours": whole(list(neighbours), seeds[:1]),
+        "neighbours": beside(),
         "rest": [row for row in turns if concept.name not in row[:2]],
     }
     columns = ["object", "style", "seed"]

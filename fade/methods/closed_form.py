@@ -23,6 +23,7 @@ one: a surrogate of another number of tokens moves what follows it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ from fade.models.denoiser import Denoiser
 from fade.models.told import Told
 
 PROMPTS_AT_ONCE = 256
+LEAST_WEIGHT, MOST_WEIGHT, HALVINGS = 1e-2, 1e4, 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,36 @@ def text_moments(concept: Tensor, surrogate: Tensor, retain: Tensor, *, retain_w
     unit = torch.eye(len(forget), dtype=forget.dtype)
     metric = forget + retain_weight * _second_moment(retain, retain) + ridge * forget.diagonal().mean() * unit
     return Moments(towards, metric)
+
+
+def weight_reaching(way: float, concept: Tensor, surrogate: Tensor, retain: Tensor, *, ridge: float) -> float:
+    """The greatest retain weight w with which a concept goes a share of the way to its surrogate   (ours).
+
+        way(w) = E (s - f)' D f / E |s - f|^2  =  tr(G (A + w R)^-1 G') / E |s - f|^2
+
+    where G = E (s - f) f', A = E ff' + ridge I and R = E rr'. With A = L L' and L^-1 R L'^-1 = Q S Q' it is a sum of
+    falling terms |G L'^-1 q|^2 / (1 + w s): w is found by halving. What weight that is depends on how many concepts
+    share the text's dimensions, and how near they lie; the share of the way does not.
+
+    Args:
+        way: 0..1; states and ``ridge`` as in ``text_moments``.
+
+    Returns:
+        A weight between ``LEAST_WEIGHT`` and ``MOST_WEIGHT``: the one or the other where the way lies beyond them.
+    """
+    alone = text_moments(concept, surrogate, retain, retain_weight=0.0, ridge=ridge)
+    root = torch.linalg.cholesky(alone.metric)
+    kept = torch.linalg.solve_triangular(root, _second_moment(retain, retain), upper=False)
+    kept = torch.linalg.solve_triangular(root, kept.T, upper=False)
+    spread, directions = torch.linalg.eigh(kept)
+    onto = torch.linalg.solve_triangular(root, alone.towards.T, upper=False)
+    parts = (onto.T @ directions).square().sum(dim=0) / (surrogate - concept).double().square().sum(-1).mean()
+    least, most = math.log(LEAST_WEIGHT), math.log(MOST_WEIGHT)
+    for _ in range(HALVINGS):
+        middle = (least + most) / 2
+        gone = float((parts / (1 + math.exp(middle) * spread.clamp(min=0))).sum())
+        least, most = (middle, most) if gone >= way else (least, middle)
+    return math.exp((least + most) / 2)
 
 
 def _second_moment(left: Tensor, right: Tensor) -> Tensor:

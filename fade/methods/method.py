@@ -87,8 +87,8 @@ class Rows(Protocol):
         """What each shows, and the same with the surrogate's name; N rows each."""
         ...
 
-    def encoded(self) -> Examples:
-        """Both."""
+    def encoded(self, most: int | None = None) -> Examples:
+        """Both; of more than ``most`` rows so many, drawn evenly."""
         ...
 
 

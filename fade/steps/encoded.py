@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from fade.methods.fade.examples import Examples
 from fade.models.base import Base
 from fade.models.denoiser import autocast
 from fade.models.told import Told
+from fade.seeding import numpy_generator
 from fade.spec import Spec
 
 logger = logging.getLogger(__name__)
@@ -48,8 +50,11 @@ class SplitRows:
             for row in self.table[["object", "style"]].to_dict("records")
         ]
 
-    def encoded(self) -> Examples:
-        """All of them."""
+    def encoded(self, most: int | None = None) -> Examples:
+        """All of them; of more than ``most`` so many, drawn by the splits' seed."""
+        if most is not None and most < len(self):
+            order = numpy_generator(self.spec.split.seed, "encoded").permutation(len(self))[:most]
+            return replace(self, table=self.table.iloc[np.sort(order)]).encoded()
         return Examples(self.latents(), *self.captions())
 
     def latents(self) -> Tensor:

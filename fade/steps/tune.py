@@ -3,12 +3,14 @@
 Settings that were fitted to one set of pictures need not fit another. So an erasure begins gently, looks at a few
 pictures (fade/evaluation/looks.py), moves along its controls as they say, and stops as soon as nothing is wrong:
 
-1. The closed form of a small rank, milliseconds. Where the concept still shows, or its surrogate does not, it is solved
-   again with a third of the retain weight and twice the rank; where others moved, with three times that weight.
-2. From the best of these distillation begins, and goes on (it is not begun anew) to 60, 120, 240 and 480 steps in all.
-   Where the concept shows, the weight of forgetting rises with them; where neighbours or others moved, that of
-   retaining; where mush comes, first more of the forget examples show the surrogate, then timesteps are drawn where the
-   teacher's answers differ.
+1. The closed form of a small rank, milliseconds: with so great a retain weight that the concept's text states go
+   ``WAYS[0]`` of the way to the surrogate's, and further while pictures still show the concept or lack the surrogate.
+   Every concept that shares the text's dimensions is taken along a little, in proportion: so the first that suffices
+   is the one that moves the others least, and what lies beyond it is not tried.
+2. Where that one moved others, or none sufficed, distillation begins from the best of these, and goes on (it is not
+   begun anew) to 60, 120, 240 and 480 steps in all. Where the concept shows, the weight of forgetting rises with them;
+   where neighbours or others moved, that of retaining; where mush comes, first more of the forget examples show the
+   surrogate, then timesteps are drawn where the teacher's answers differ.
 
 Taken is the first point without a fault, else the one of the highest score; all are kept with their adapters, so that a
 person can take another. What decides is counted in points, steps and pictures, never in seconds: equal requests give
@@ -27,8 +29,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fade.adapters.store import restore_base, save_adapter
@@ -36,7 +40,7 @@ from fade.concepts import CAPTION_TEMPLATE
 from fade.config import DistillSettings
 from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
-from fade.evaluation.looks import Look, look_samples, looked
+from fade.evaluation.looks import ERASED, SURROGATE, Look, look_samples, looked
 from fade.evaluation.neighbours import find_neighbours
 from fade.evaluation.points import POINTS_NAME, Controls, Point, Points, best_of, points_figure
 from fade.evaluation.records import dump
@@ -56,6 +60,7 @@ from fade.methods.fade.training import (
     FADE,
     check_losses,
     closed_form_changes,
+    closed_form_weight,
     train_student,
     training_sets,
 )
@@ -69,8 +74,10 @@ from fade.steps.adapter import CURVE, check_changes, material
 from fade.steps.drawn import base_pictures, domains, ended, look_seeds, named_by, pictures_now
 from fade.steps.encoded import check_told_apart
 
-SOFTER, HARDER, MOST_WEIGHT = 3.0, 2.0, 8.0
-"""By what a closed form's retain weight moves, and the weights of distillation; the most that these become."""
+WAYS = (0.6, 0.75, 0.9)
+"""Shares of the way from the concept's text states to the surrogate's that closed forms go, in turn."""
+HARDER, MOST_WEIGHT = 2.0, 8.0
+"""By what the weights of distillation move, and the most that they become."""
 MORE_SURROGATES = 0.75
 
 
@@ -107,15 +114,30 @@ class Looking:
             self._before = ended(base_pictures(base, self._spec, self._samples))
         self._seen = named_by(self._judge, self._before, self._samples)
 
-    def look(self) -> Look:
-        """Draw with the adapter that is on, and count."""
-        mine = self._samples[self._samples["part"] != "surrogate"]
+    def look(self, *, short: bool = False) -> Look:
+        """Draw with the adapter that is on, and count.
+
+        Args:
+            short: ask no more where the concept's own prompts say that it is not overwritten.
+        """
+        own = self._samples["part"] == ERASED
+        parts = [self._samples[own], self._samples[~own & (self._samples["part"] != SURROGATE)]]
+        pictures = [self._pictures(parts[0])]
+        look = self._looked(parts[0], pictures[0])
+        if not (short and {"shows", "surrogate"} & set(look.faults)):
+            pictures.append(self._pictures(parts[1]))
+            look = self._looked(pd.concat(parts), np.concatenate(pictures))
+        return look
+
+    def _pictures(self, samples: pd.DataFrame) -> NDArray[np.uint8]:
         with computed_whole(self._base.network):
-            pictures = ended(pictures_now(self._base, self._spec, mine, done=0))
+            return ended(pictures_now(self._base, self._spec, samples, done=0))
+
+    def _looked(self, samples: pd.DataFrame, pictures: NDArray[np.uint8]) -> Look:
         return looked(
             self._seen,
-            named_by(self._judge, pictures, mine),
-            (self._before[mine.index], pictures),
+            named_by(self._judge, pictures, samples),
+            (self._before[samples.index], pictures),
             concept=self._concept,
             surrogate=self._surrogate,
         )
@@ -183,28 +205,28 @@ def search(base: Base, given: Material, spec: Spec, looking: Looking) -> Iterato
         for one in _solved(base, given, spec, looking):
             tried.append(one)
             yield one
-        start = max(tried, key=lambda one: one.point.score).point.controls
+        start = max(tried, key=lambda one: one.point.standing).point.controls
     if (not tried or tried[-1].point.faults) and len(tried) < spec.tune.tries:
         yield from _distilled(base, given, spec, looking, start=start, left=spec.tune.tries - len(tried))
     restore_base(base)
 
 
 def _solved(base: Base, given: Material, spec: Spec, looking: Looking) -> Iterator[_Tried]:
-    """Closed forms, until one has no fault or another would not mend it."""
+    """Closed forms, each going further, until one overwrites the concept: the next would move the others more."""
     sites = _sites(base)
     mask = Mask("none", sites, len(sites), len(sites))
-    weight, rank = spec.distill.closed_form.retain_weight, spec.tune.rank
-    for _ in range(min(spec.tune.solved, spec.tune.tries)):
-        controls = _controls(spec.distill, made="solved", rank=rank, solved_weight=weight)
+    ways = WAYS[: min(spec.tune.solved, spec.tune.tries)]
+    for number, way in enumerate(ways, start=1):
+        weight = closed_form_weight(base, given, spec.distill, way=way)
+        controls = _controls(spec.distill, made="solved", rank=spec.tune.rank, solved_weight=weight)
         restore_base(base)
-        _begin(base, given, spec.distill, controls, mask, room=rank)
-        one = _point(base, controls, looking)
+        _begin(base, given, spec.distill, controls, mask, room=spec.tune.rank)
+        # The last of all is looked at whole: it may be what is taken.
+        more = number < len(ways) or (bool(spec.tune.steps) and number < spec.tune.tries)
+        one = _point(base, controls, looking, short=more)
         yield one
-        faults = set(one.point.faults)
-        shows, moved = bool(faults & {"shows", "surrogate"}), bool(faults & {"near", "rest"})
-        if shows == moved:  # nothing is wrong, or what mends the one would worsen the other
+        if not {"shows", "surrogate"} & set(one.point.faults):
             return
-        weight, rank = (weight / SOFTER, 2 * rank) if shows else (weight * SOFTER, rank)
 
 
 def _distilled(
@@ -281,10 +303,10 @@ def _with_text(base: Base, mask: Mask | None) -> Mask:
     return Mask("module", names, len(names), mask.of if mask is not None else len(names))
 
 
-def _point(base: Base, controls: Controls, looking: Looking) -> _Tried:
+def _point(base: Base, controls: Controls, looking: Looking, *, short: bool = False) -> _Tried:
     tensors = {name: tensor.clone() for name, tensor in adapter_tensors(base.denoiser, STUDENT).items()}
     check_changes(tensors)
-    look = looking.look()
+    look = looking.look(short=short)
     size = sum(2 * tensor.numel() for tensor in tensors.values())
     point = Point(controls=controls, look=look, score=look.score, faults=look.faults, adapter_bytes=size)
     return _Tried(point, tensors)

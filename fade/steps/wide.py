@@ -42,7 +42,7 @@ from fade.steps.trial import (
 )
 
 FIGURES = "wide.json"
-MOST_NEIGHBOURS = 24
+MOST_NEIGHBOURS = 8
 JUDGE = "report"
 
 

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from fade.config import DistillSettings
 from fade.errors import DataError, MaskMismatchError
-from fade.methods.closed_form import LowRank, Moments, closed_form, distinct, held, paired, text_moments
+from fade.methods.closed_form import (
+    LowRank,
+    Moments,
+    closed_form,
+    distinct,
+    held,
+    paired,
+    text_moments,
+    weight_reaching,
+)
 from fade.methods.fade.adversary import Adversary
 from fade.methods.fade.distillation import DistillStep, Sets, distill
 from fade.methods.fade.examples import Examples, joined
@@ -32,6 +41,7 @@ from fade.seeding import derive_seed
 
 GENERATED_BATCH, GENERATED_STEPS, GENERATED_GUIDANCE = 32, 20, 4.0
 DISAGREEMENT_POINTS, DISAGREEMENT_GROUP = 20, 32
+ENCODED_MOST = 512
 _LOOP = {
     *("steps", "batch", "learning_rate", "weight_decay", "clip_norm", "forget_weight", "retain_weight"),
     *("empty_caption_share", "precision", "seed", "stop_at", "check_every", "micro_batch", "pool"),
@@ -150,7 +160,9 @@ def loop_settings(settings: DistillSettings) -> dict[str, Any]:
 
 def training_sets(sd: Base, material: Material, settings: DistillSettings) -> Sets:
     """The splits, encoded; with ``pictures: generated`` the base, its adapters off, draws what z_t is made of."""
-    encoded = {name: material.rows(name).encoded() for name in ("forget", "surrogate", "retain")}
+    # Of a catalog with hundreds of concepts training sees a part: no more is encoded than it can draw.
+    most = max(ENCODED_MOST, settings.steps * settings.batch)
+    encoded = {name: material.rows(name).encoded(most) for name in ("forget", "surrogate", "retain")}
     if settings.pictures == "generated":
         encoded["forget"], encoded["surrogate"] = (
             _redrawn(sd, encoded["forget"], settings.seed, of_target=False),
@@ -180,13 +192,29 @@ def _redrawn(sd: Base, examples: Examples, seed: int, *, of_target: bool) -> Exa
 def closed_form_changes(base: Base, material: Material, settings: DistillSettings, mask: Mask) -> dict[str, LowRank]:
     """The closed form over the captions that training would see, the empty prompt among those to retain."""
     given = settings.closed_form.model_dump()
-    told = [material.concept, material.surrogate, Told.join(material.retain_prompts, base.unconditional())]
+    told = _told(base, material)
     pooled = None
     if base.denoiser.pooled_sites():
         pooled = _moments([one.others["pooled"][:, None] for one in told], **given)
-    kept = held(base.denoiser.read(told[2].states), told[2].mask)
-    states = [*paired(base.denoiser, told[0], told[1]), kept]
-    return closed_form(base.denoiser, _moments(states, **given), mask, rank=settings.rank, pooled=pooled)
+    moments = _moments(_read(base, told), **given)
+    return closed_form(base.denoiser, moments, mask, rank=settings.rank, pooled=pooled)
+
+
+def closed_form_weight(base: Base, material: Material, settings: DistillSettings, *, way: float) -> float:
+    """The retain weight with which the closed form goes a share of the way (``weight_reaching``)."""
+    concept, surrogate, retain = _read(base, _told(base, material))
+    pair = distinct(concept, surrogate)
+    return weight_reaching(way, *pair, *distinct(retain), ridge=settings.closed_form.ridge)
+
+
+def _told(base: Base, material: Material) -> list[Told]:
+    """Of concept, surrogate and what is retained."""
+    return [material.concept, material.surrogate, Told.join(material.retain_prompts, base.unconditional())]
+
+
+def _read(base: Base, told: list[Told]) -> list[Tensor]:
+    """What the text's projections read of them, (N, L, D) each."""
+    return [*paired(base.denoiser, told[0], told[1]), held(base.denoiser.read(told[2].states), told[2].mask)]
 
 
 def _moments(states: list[Tensor], *, retain_weight: float, ridge: float) -> Moments:

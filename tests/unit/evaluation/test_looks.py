@@ -87,12 +87,28 @@ def test_a_look_counts_what_the_judge_saw_against_the_base() -> None:
     assert found.drift == pytest.approx(0.2)
 
 
-def test_the_first_without_a_fault_is_taken_and_else_the_highest_score() -> None:
-    def point(**changes: Any) -> Point:
-        look = _look(**changes)
-        return Point(controls=_controls(), look=look, score=look.score, faults=look.faults, adapter_bytes=9)
+def test_a_short_look_asks_the_concepts_prompts_alone_and_stands_below_a_whole_one() -> None:
+    samples = look_samples(CAT, "dog", NAMES, ["cow"], count=6, seeds=(1, 2))
+    right = samples.assign(seen_object=samples["object"], seen_style=samples["style"])
+    mine = right[right["part"] == "erased"]
+    pictures = np.zeros((len(mine), 4, 4, 3), np.uint8)
+    short = looked(right, mine, (pictures, pictures), concept=CAT, surrogate="dog")
+    assert (short.shown, short.near, short.rest, short.drift, short.whole) == (6, 0, 0, None, False)
+    assert "shows" in short.faults
+    short, whole = _point(_look(shown=1, near=0, rest=0, base_near=0, base_rest=0, drift=None)), _point(shown=9)
+    assert short.score > whole.score
+    assert best_of([short, whole])[0] == 1
+    assert best_of([short])[0] == 0
+    assert len(points_figure(Points(tried=(short, whole), chosen=1, why="so", seeds=(1,))).axes) == 2
 
-    tried = [point(shown=20), point(shown=2), point(drift=0.2), point()]
+
+def _point(look: Look | None = None, **changes: Any) -> Point:
+    look = look or _look(**changes)
+    return Point(controls=_controls(), look=look, score=look.score, faults=look.faults, adapter_bytes=9)
+
+
+def test_the_first_without_a_fault_is_taken_and_else_the_highest_score() -> None:
+    tried = [_point(shown=20), _point(shown=2), _point(drift=0.2), _point()]
     assert best_of(tried)[0] == 2
     assert best_of(tried[:2]) == (1, "the highest score of 2, in all of which the pictures show a fault (here: shows)")
     points = Points(tried=tuple(tried), chosen=2, why="so", seeds=(1,))

@@ -78,7 +78,7 @@ class _Rows:
     def captions(self) -> tuple[Told, Told]:
         return self._examples.prompts, self._examples.targets
 
-    def encoded(self) -> Examples:
+    def encoded(self, most: int | None = None) -> Examples:
         return self._examples
 
 

@@ -15,7 +15,15 @@ from torch import Tensor
 from fade.config import load_settings
 from fade.errors import ConfigError, DataError, MaskMismatchError
 from fade.files import read_json
-from fade.methods.closed_form import LowRank, closed_form, distinct, text_moments
+from fade.methods.closed_form import (
+    LEAST_WEIGHT,
+    MOST_WEIGHT,
+    LowRank,
+    closed_form,
+    distinct,
+    text_moments,
+    weight_reaching,
+)
 from fade.methods.fade.masks import Mask
 from fade.methods.fade.sparse_lora import add_sparse_lora, begin_with, check_inside_mask, lora_layers
 from fade.models.families.stable_diffusion import StableDiffusion
@@ -206,3 +214,19 @@ def test_without_training_the_adapter_is_the_closed_form_alone(workspace: Path, 
 def test_no_steps_and_no_start_change_nothing_and_are_refused(workspace: Path) -> None:
     with pytest.raises(ConfigError, match=r"distill\.steps is 0, so nothing would change"):
         load_settings(Path("params.yaml"), changes={"distill.steps": 0})
+
+
+@pytest.mark.parametrize("way", [0.3, 0.6, 0.75])
+def test_the_weight_that_reaches_a_share_of_the_way_is_the_one_whose_change_goes_so_far(way: float) -> None:
+    concept, surrogate, retain = _states()
+    weight = weight_reaching(way, concept, surrogate, retain, ridge=RIDGE)
+    gone = []
+    for tried in (weight, 2 * weight):
+        moments = text_moments(concept, surrogate, retain, retain_weight=tried, ridge=RIDGE)
+        change = torch.linalg.solve(moments.metric, moments.towards.T).T
+        apart = (surrogate - concept).double()
+        gone.append(float(((concept.double() @ change.T) * apart).sum() / apart.square().sum()))
+    assert gone[0] == pytest.approx(way, abs=1e-5)
+    assert gone[1] < way - 0.01
+    assert weight_reaching(1.0, concept, surrogate, retain, ridge=RIDGE) == pytest.approx(LEAST_WEIGHT, rel=1e-5)
+    assert weight_reaching(0.0, concept, surrogate, retain, ridge=RIDGE) == pytest.approx(MOST_WEIGHT, rel=1e-5)
