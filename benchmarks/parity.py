@@ -2,7 +2,7 @@
 
     python benchmarks/parity.py --json parity.json
 
-A minute on one core. For each kind of base in ``tiny_families.py``: how far our denoiser's answers are from what the
+A minute on one core. For each kind of base in ``tiny/families.py``: how far our denoiser's answers are from what the
 stock pipeline's network answered on its way, at its own latents and times; how far our picture is from the stock
 pipeline's at equal first latents, guided; and for a random adapter on every module, exported and loaded by the stock
 pipeline's own loader (peft's where it has none: PixArt-Sigma), how many of its keys that pipeline holds, and how far
@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
-from tiny_families import KINDS, answers, draw, load_lora, save_tiny, stock_pipeline, stock_solver
+from tiny.families import KINDS, save_tiny
+from tiny.stock import answers, draw, load_lora, stock_pipeline, stock_solver
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 

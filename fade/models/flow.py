@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,9 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from fade.models.base import Base, Config, Configs
+from fade.models.denoiser import Denoiser
 from fade.models.paths import FlowPath
+from fade.models.supported import autoencoder_factor, side
 
 EULER = "FlowMatchEulerDiscreteScheduler"
 
@@ -25,6 +28,11 @@ class FlowMatching(Base):
     @classmethod
     def unsupported(cls, config: Configs, scheduler: str) -> list[str]:
         """Another scheduler than flow matching's."""
+        return cls.of_scheduler(config, scheduler)
+
+    @classmethod
+    def of_scheduler(cls, config: Configs, scheduler: str) -> list[str]:
+        """What of its scheduler is not supported; arguments and phrases are those of ``unsupported``."""
         del config
         return [f"has a {scheduler} (expected {EULER})"] if scheduler != EULER else []
 
@@ -67,6 +75,51 @@ class FlowMatching(Base):
             scheduler = type(own).from_config(own.config)
             scheduler.set_timesteps(**told if "sigmas" in told else {"num_inference_steps": steps, **told})
         return scheduler
+
+
+class SizedByTransformer(FlowMatching):
+    """A flow whose transformer's ``sample_size`` is the side of its latents."""
+
+    @classmethod
+    def unsupported(cls, config: Configs, scheduler: str) -> list[str]:
+        """Another scheduler, or pictures of unknown size."""
+        found = super().unsupported(config, scheduler)
+        if side(config("transformer").get("sample_size")) is None:
+            found.append("does not say the size of its pictures (sample_size)")
+        return found
+
+    @classmethod
+    def pictures_of(cls, config: Configs) -> int:
+        """The latents' side times the autoencoder's factor."""
+        return int(side(config("transformer")["sample_size"]) or 0) * autoencoder_factor(config("vae"))
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The transformer on the straight path."""
+        config: Config = self.network.config
+        edge = side(config["sample_size"]) or 0
+        return self.denoiser_type(self.network, self.path, (config["in_channels"], edge, edge))
+
+
+class SizedByAutoencoder(FlowMatching):
+    """A flow on tokens of 2 x 2 latents whose transformer is of no size: the autoencoder's ``sample_size`` says it."""
+
+    usual_size: ClassVar[int | None] = None
+    """Of pictures, in pixels, where the autoencoder says none; None: it must."""
+
+    @classmethod
+    def unsupported(cls, config: Configs, scheduler: str) -> list[str]:
+        """Another scheduler, or pictures of unknown size."""
+        found, vae = super().unsupported(config, scheduler), config("vae")
+        edge = side(vae.get("sample_size", cls.usual_size))
+        if edge is None or edge % (2 * autoencoder_factor(vae)):
+            found.append(f"does not say a size of pictures that two latents divide (sample_size of its vae: {edge})")
+        return found
+
+    @classmethod
+    def pictures_of(cls, config: Configs) -> int:
+        """The autoencoder's ``sample_size``."""
+        return int(side(config("vae").get("sample_size", cls.usual_size)) or 0)
 
 
 def _shift(config: Any, mu: float | None) -> float:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from benchmarks.tiny_families import save_tiny
+from benchmarks.tiny.families import save_tiny
 from fade.config import BY_KIND, Settings, load_settings
 from fade.lineage import ROOT
 from fade.models.registry import FAMILIES, family

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tokenizers import normalizers
 from torch import nn
 
-from benchmarks.tiny_families import KINDS, save_tiny, stock_pipeline
+from benchmarks.tiny.families import KINDS, save_tiny
+from benchmarks.tiny.stock import stock_pipeline
 from fade.adapters.integrity import check_against_files
 from fade.adapters.overlay import Overlay, using
 from fade.adapters.runtime import Runtime

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fade.models.base import Configs
 from fade.models.denoiser import Denoiser
-from fade.models.flow import FlowMatching, packed, size_shift, unpacked
-from fade.models.supported import autoencoder_factor, side
+from fade.models.flow import SizedByAutoencoder, packed, size_shift, unpacked
+from fade.models.supported import autoencoder_factor
 from fade.models.told import Told
 
 GUIDANCE = 3.5
@@ -59,7 +59,7 @@ def _places(high: int, wide: int) -> Tensor:
     return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
 
 
-class Flux(FlowMatching):
+class Flux(SizedByAutoencoder):
     """A pooled CLIP and a T5; dev is told the guidance that it was distilled for, schnell is drawn without."""
 
     title = "FLUX.1"
@@ -80,15 +80,7 @@ class Flux(FlowMatching):
         takes, latent = config("transformer").get("in_channels", 64), config("vae").get("latent_channels")
         if takes != 4 * (latent or 0):
             found.append(f"has a transformer that takes {takes} channels for packed latents of 4 x {latent}")
-        edge = side(config("vae").get("sample_size"))
-        if edge is None or edge % (2 * autoencoder_factor(config("vae"))):
-            found.append(f"does not say a size of pictures that two latents divide (sample_size of its vae: {edge})")
         return found
-
-    @classmethod
-    def pictures_of(cls, config: Configs) -> int:
-        """The autoencoder's ``sample_size``: the transformer itself is of no size."""
-        return int(side(config("vae")["sample_size"]) or 0)
 
     @classmethod
     def prompt_length(cls, config: Configs) -> int:

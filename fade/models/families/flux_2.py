@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from fade.models.base import Configs
 from fade.models.denoiser import Denoiser
-from fade.models.flow import FlowMatching
-from fade.models.supported import autoencoder_factor, side
+from fade.models.flow import SizedByAutoencoder
+from fade.models.supported import autoencoder_factor
 from fade.models.told import Told
 
 LENGTH = 512
@@ -67,7 +67,7 @@ class Flux2Transformer(Denoiser):
         return {name: rows for name in self.modules() if _FUSED.search(name)}
 
 
-class Flux2(FlowMatching):
+class Flux2(SizedByAutoencoder):
     """FLUX.2 dev: three layers of Mistral's states, and the guidance that it was distilled for."""
 
     title = "FLUX.2 dev"
@@ -82,6 +82,7 @@ class Flux2(FlowMatching):
         "tokenizer": ("PixtralProcessor", "LlamaTokenizer", "TokenizersBackend", "Qwen2Tokenizer")
     }
     denoiser_type = Flux2Transformer
+    usual_size = 1024
 
     @classmethod
     def unsupported(cls, config: Configs, scheduler: str) -> list[str]:
@@ -90,15 +91,7 @@ class Flux2(FlowMatching):
         takes, latent = config("transformer").get("in_channels", 128), vae.get("latent_channels", 32)
         if takes != 4 * latent or list(vae.get("patch_size", (2, 2))) != [2, 2]:
             found.append(f"has a transformer that takes {takes} channels for patches of 2 x 2 of {latent}")
-        edge = side(vae.get("sample_size", 1024))
-        if edge is None or edge % (2 * autoencoder_factor(vae)):
-            found.append(f"does not say a size of pictures that two latents divide (sample_size of its vae: {edge})")
         return found
-
-    @classmethod
-    def pictures_of(cls, config: Configs) -> int:
-        """The autoencoder's ``sample_size``: the transformer itself is of no size."""
-        return int(side(config("vae").get("sample_size", 1024)) or 0)
 
     @classmethod
     def prompt_length(cls, config: Configs) -> int:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fade.models.base import Config, Configs
+from fade.models.base import Configs
 from fade.models.denoiser import Denoiser
-from fade.models.flow import FlowMatching, size_shift
-from fade.models.supported import autoencoder_factor, side
+from fade.models.flow import SizedByTransformer, size_shift
 from fade.models.told import Told
 
 _LENGTH = 256
@@ -55,7 +53,7 @@ class RefinedTransformer(Denoiser):
         return -answer
 
 
-class Lumina2(FlowMatching):
+class Lumina2(SizedByTransformer):
     """Gemma's last but one states behind a system prompt (arXiv:2503.21758), and guidance that keeps its length."""
 
     title = "Lumina-Image 2.0"
@@ -69,19 +67,6 @@ class Lumina2(FlowMatching):
     denoiser_type = RefinedTransformer
 
     @classmethod
-    def unsupported(cls, config: Configs, scheduler: str) -> list[str]:
-        """Another scheduler, or pictures of unknown size."""
-        found = super().unsupported(config, scheduler)
-        if side(config("transformer").get("sample_size")) is None:
-            found.append("does not say the size of its pictures (sample_size)")
-        return found
-
-    @classmethod
-    def pictures_of(cls, config: Configs) -> int:
-        """The latents' side times the autoencoder's factor."""
-        return int(side(config("transformer")["sample_size"]) or 0) * autoencoder_factor(config("vae"))
-
-    @classmethod
     def prompt_length(cls, config: Configs) -> int:
         """256, the system prompt among them."""
         del config
@@ -92,13 +77,6 @@ class Lumina2(FlowMatching):
         """Behind the system prompt."""
         del tokenizer
         return [SYSTEM + prompt for prompt in prompts]
-
-    @cached_property
-    def denoiser(self) -> RefinedTransformer:
-        """The transformer on the straight path."""
-        config: Config = self.network.config
-        edge = side(config["sample_size"]) or 0
-        return RefinedTransformer(self.network, self.path, (config["in_channels"], edge, edge))
 
     def times(self, steps: int) -> dict[str, Any]:
         """Equal steps of s; where they are shifted, the stock pipeline takes the channels for the picture's size."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SanaPipeline
 from torch import Tensor
 
-from fade.models.base import Config, Configs
+from fade.models.base import Configs
 from fade.models.families.pixart_sigma import LENGTH, CrossAttentionTransformer, PixArtSigma
-from fade.models.flow import FlowMatching
-from fade.models.supported import autoencoder_factor, side
+from fade.models.flow import SizedByTransformer
 from fade.models.told import Told
 
 _SCHEDULER = "DPMSolverMultistepScheduler"
@@ -43,7 +41,7 @@ class LinearTransformer(CrossAttentionTransformer):
         return answer[:, : noisy.shape[1]]
 
 
-class Sana(FlowMatching):
+class Sana(SizedByTransformer):
     """SANA and SANA-1.5 (arXiv:2410.10629): Gemma's states, and an autoencoder of factor 32."""
 
     title = "SANA"
@@ -59,22 +57,20 @@ class Sana(FlowMatching):
     @classmethod
     def unsupported(cls, config: Configs, scheduler: str) -> list[str]:
         """Guidance told (SANA-Sprint), a schedule that is no flow's, or pictures of unknown size."""
-        transformer, schedule = config("transformer"), config("scheduler")
-        found = []
-        if scheduler != _SCHEDULER:
-            found.append(f"has a {scheduler} (expected {_SCHEDULER})")
-        elif not schedule.get("use_flow_sigmas") or schedule.get("prediction_type") != "flow_prediction":
-            found.append("is no flow (its scheduler lacks use_flow_sigmas, or predicts something else)")
-        if transformer.get("guidance_embeds"):
+        found = super().unsupported(config, scheduler)
+        if config("transformer").get("guidance_embeds"):
             found.append("has a transformer that is told the guidance (SANA-Sprint)")
-        if side(transformer.get("sample_size")) is None:
-            found.append("does not say the size of its pictures (sample_size)")
         return found
 
     @classmethod
-    def pictures_of(cls, config: Configs) -> int:
-        """The latents' side times the autoencoder's factor."""
-        return int(side(config("transformer")["sample_size"]) or 0) * autoencoder_factor(config("vae"))
+    def of_scheduler(cls, config: Configs, scheduler: str) -> list[str]:
+        """Another one than DPM-Solver++ along a flow."""
+        schedule = config("scheduler")
+        if scheduler != _SCHEDULER:
+            return [f"has a {scheduler} (expected {_SCHEDULER})"]
+        if not schedule.get("use_flow_sigmas") or schedule.get("prediction_type") != "flow_prediction":
+            return ["is no flow (its scheduler lacks use_flow_sigmas, or predicts something else)"]
+        return []
 
     @classmethod
     def prompt_length(cls, config: Configs) -> int:
@@ -86,13 +82,6 @@ class Sana(FlowMatching):
     def written(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
         """In lower case; the instruction before it has tokens of its own."""
         return PixArtSigma.written(tokenizer, prompts)
-
-    @cached_property
-    def denoiser(self) -> LinearTransformer:
-        """The transformer on the straight path."""
-        config: Config = self.network.config
-        edge = side(config["sample_size"]) or 0
-        return LinearTransformer(self.network, self.path, (config["in_channels"], edge, edge))
 
     @staticmethod
     def noise_schedule(scheduler: Any) -> tuple[object, Tensor | None]:

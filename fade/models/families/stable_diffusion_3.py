@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fade.models.base import Config, Configs
+from fade.models.base import Configs
 from fade.models.denoiser import Denoiser
-from fade.models.flow import FlowMatching
+from fade.models.flow import SizedByTransformer
 from fade.models.joint_attention import CountedJointAttention
-from fade.models.supported import autoencoder_factor, side
 from fade.models.told import Told
 
 
@@ -52,7 +50,7 @@ class JointTransformer(Denoiser):
         return all(isinstance(one, CountedJointAttention) for one in self.network.attn_processors.values())
 
 
-class StableDiffusion3(FlowMatching):
+class StableDiffusion3(SizedByTransformer):
     """Two CLIPs, and a T5 that may be absent (arXiv:2403.03206)."""
 
     title = "Stable Diffusion 3 and 3.5"
@@ -78,21 +76,7 @@ class StableDiffusion3(FlowMatching):
         found = super().unsupported(config, scheduler)
         if config("scheduler").get("use_dynamic_shifting"):
             found.append("shifts its noise by the picture's size (use_dynamic_shifting)")
-        if side(config("transformer").get("sample_size")) is None:
-            found.append("does not say the size of its pictures (sample_size)")
         return found
-
-    @classmethod
-    def pictures_of(cls, config: Configs) -> int:
-        """The latents' side times the autoencoder's factor."""
-        return int(side(config("transformer")["sample_size"]) or 0) * autoencoder_factor(config("vae"))
-
-    @cached_property
-    def denoiser(self) -> JointTransformer:
-        """The transformer on the straight path."""
-        config: Config = self.network.config
-        edge = side(config["sample_size"]) or 0
-        return JointTransformer(self.network, self.path, (config["in_channels"], edge, edge))
 
     def prepare(self) -> None:
         """Without a T5 the zeros in its place are counted, not repeated."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fade.models.base import Configs
 from fade.models.denoiser import Denoiser
-from fade.models.flow import FlowMatching, size_shift
-from fade.models.supported import autoencoder_factor, side
+from fade.models.flow import SizedByAutoencoder, size_shift
+from fade.models.supported import autoencoder_factor
 from fade.models.told import Told
 
 _LENGTH = 512
@@ -49,7 +49,7 @@ class SingleStreamTransformer(Denoiser):
         return -torch.stack(answers)[:, :, 0]
 
 
-class ZImage(FlowMatching):
+class ZImage(SizedByAutoencoder):
     """Z-Image and Z-Image-Turbo (arXiv:2511.22699): Qwen3's last but one states of a chat with the prompt in it.
 
     Guidance counts as in all families: the stock pipeline's ``guidance_scale`` is one less, and Turbo is drawn at 1.
@@ -71,15 +71,7 @@ class ZImage(FlowMatching):
         found = super().unsupported(config, scheduler)
         if config("transformer").get("siglip_feat_dim") is not None:
             found.append("has a transformer that is shown pictures (siglip_feat_dim)")
-        edge = side(config("vae").get("sample_size"))
-        if edge is None or edge % (2 * autoencoder_factor(config("vae"))):
-            found.append(f"does not say a size of pictures that two latents divide (sample_size of its vae: {edge})")
         return found
-
-    @classmethod
-    def pictures_of(cls, config: Configs) -> int:
-        """The autoencoder's ``sample_size``: the transformer itself is of no size."""
-        return int(side(config("vae")["sample_size"]) or 0)
 
     @classmethod
     def prompt_length(cls, config: Configs) -> int:

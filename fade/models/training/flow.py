@@ -7,8 +7,6 @@ are. Cut off or not, a training gives the same bytes on one machine with one num
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,24 +22,26 @@ from diffusers import (
 )
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from fade.errors import DataError
 from fade.files import writing
 from fade.hardware import fast_precision
 from fade.models.denoiser import autocast
 from fade.models.joint_attention import CountedJointAttention
 from fade.models.latents import encode_pictures
 from fade.models.paths import FlowPath
+from fade.models.supported import autoencoder_factor
 from fade.models.training import networks
-from fade.models.training.loop import (
+from fade.models.training.steps import (
     CHECKPOINT_EVERY,
     Captions,
     Checkpoint,
     StepStats,
     Training,
-    descend,
+    check_side,
+    kept_beside,
     learning_rate_at,
+    made_of_hash,
     set_learning_rate,
 )
 from fade.seeding import torch_generator
@@ -49,24 +49,6 @@ from fade.seeding import torch_generator
 PATCH = 2
 EMPTY_POSITIONS = 256
 """How many zeros the stock pipeline puts behind CLIP's states where there is no T5: its ``max_sequence_length``."""
-
-
-def make_text_encoder(tokenizer: CLIPTokenizer, *, width: int, layers: int) -> CLIPTextModelWithProjection:
-    """A CLIP text encoder with projection, as wide as its states, for the tokenizer's vocabulary."""
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=4 * width,
-            projection_dim=width,
-            num_hidden_layers=layers,
-            num_attention_heads=max(1, width // 32),
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
 
 
 def make_transformer(
@@ -158,15 +140,9 @@ def train_transformer(
                 joint_attention_kwargs={"count": EMPTY_POSITIONS},
             ).sample
         loss = (answer.float() - path.target(clean, noise, times)).square().mean()
-        descend(loss, training.optimizer, training.parameters)
-        decay = min(ema_decay, step / (step + 9))
-        torch._foreach_lerp_(training.averages, [parameter.detach() for parameter in training.parameters], 1 - decay)
-        if step % checkpoint.every == 0 or step == steps:
-            training.save(checkpoint, step)
+        training.descend(loss, step, ema_decay=ema_decay, checkpoint=checkpoint, steps=steps)
         yield StepStats("transformer", step, steps, float(loss.detach()))
-    with torch.no_grad():
-        for parameter, average in zip(training.parameters, training.averages, strict=True):
-            parameter.copy_(average)
+    training.take_averages()
     for part in parts.values():
         part.eval()
 
@@ -180,8 +156,8 @@ def new_networks(
         latent_shape: channels, height and width.
     """
     networks.seed_weights(params["seed"], "transformer")
-    shape = {"width": params["text_width"], "layers": params["text_layers"]}
-    encoders = [make_text_encoder(tokenizer, **shape) for _ in range(2)]
+    config = networks.text_encoder_config(tokenizer, width=params["text_width"], layers=params["text_layers"])
+    encoders = [CLIPTextModelWithProjection(config) for _ in range(2)]
     transformer = make_transformer(
         **{name: params[name] for name in ("width", "heads", "layers", "text_width")},
         latent_size=latent_shape[-1],
@@ -217,16 +193,9 @@ def train_flow_base(
     vae.eval().requires_grad_(False)
     # The stock pipeline adds the shift when it decodes, and takes no None.
     vae.register_to_config(shift_factor=vae.config.shift_factor or 0.0)
-    factor = PATCH * 2 ** (len(vae.config.block_out_channels) - 1)
-    height, width = pictures.shape[1:3]
-    if height != width or height % factor:
-        raise DataError(
-            f"The pictures are {width} x {height}: a base of this shape draws squares whose side is a multiple of "
-            f"{factor}. Build the catalog with such a --size."
-        )
-    content = [hashlib.sha256(pictures.tobytes()).hexdigest(), list(captions), dict(params)]
-    made_of = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    kept = out.with_name(f".{out.name}.training.partial")
+    check_side(pictures, PATCH * autoencoder_factor(vae.config))
+    made_of = made_of_hash(pictures, captions, params)
+    kept = kept_beside(out)
     latents = encode_pictures(vae, pictures)
     transformer, encoders = new_networks(tokenizer, latents.shape[1:], params)
     trained = ("steps", "batch", "learning_rate", "ema_decay", "time_mean", "time_spread", "seed")

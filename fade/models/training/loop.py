@@ -6,12 +6,8 @@ Cut off or not, a training gives the same bytes on one machine with one number o
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,6 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -33,101 +27,22 @@ from fade.models.denoiser import autocast
 from fade.models.latents import encode_pictures, to_tensor
 from fade.models.paths import DiffusionPath, min_snr_weights
 from fade.models.training import networks
+from fade.models.training.steps import (
+    CHECKPOINT_EVERY,
+    Captions,
+    Checkpoint,
+    StepStats,
+    Training,
+    check_side,
+    descend,
+    kept_beside,
+    learning_rate_at,
+    made_of_hash,
+    set_learning_rate,
+)
 from fade.seeding import torch_generator
 
-CHECKPOINT_EVERY = 250
 MOST_TOKENS = 77
-CANONICAL_CAPTION_SHARE = 0.7
-EMPTY_CAPTION_SHARE = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class StepStats:
-    """One training step of a ``part``: ``step`` of ``steps`` (from 1) and its loss."""
-
-    part: str
-    step: int
-    steps: int
-    loss: float
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Where a training is kept, how often, and of what.
-
-    Attributes:
-        made_of: names pictures, captions and settings; a checkpoint of others is refused.
-    """
-
-    path: Path
-    every: int
-    made_of: str
-
-
-class Training:
-    """All that changes from step to step, so that it can be written and read back whole."""
-
-    def __init__(
-        self, modules: Mapping[str, nn.Module], generator: torch.Generator, *, learning_rate: float, weight_decay: float
-    ) -> None:
-        self.parameters = [parameter for module in modules.values() for parameter in module.parameters()]
-        self.averages = [parameter.detach().clone() for parameter in self.parameters]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
-        )
-        self._generator = generator
-
-    def save(self, checkpoint: Checkpoint, step: int) -> None:
-        """Write all of it, after so many steps."""
-        tensors = {"generator": self._generator.get_state(), "step": torch.tensor(step)}
-        for i, parameter in enumerate(self.parameters):
-            tensors |= {f"{i}.value": parameter.detach(), f"{i}.average": self.averages[i]}
-            tensors |= {f"{i}.{name}": state for name, state in self.optimizer.state[parameter].items()}
-        with writing(checkpoint.path) as temporary:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {"made_of": checkpoint.made_of})
-
-    @torch.no_grad()
-    def load(self, checkpoint: Checkpoint) -> int:
-        """Steps that were done; 0 if nothing is kept.
-
-        Raises:
-            ConfigError: what is kept was made of other pictures or settings.
-        """
-        if not checkpoint.path.is_file():
-            return 0
-        with safe_open(checkpoint.path, "pt") as file:
-            if file.metadata()["made_of"] != checkpoint.made_of:
-                raise ConfigError(
-                    f"{checkpoint.path} was made of other pictures or settings. Remove it to begin anew, or train with "
-                    "what it was made of."
-                )
-            state = self.optimizer.state_dict()
-            for i, parameter in enumerate(self.parameters):
-                parameter.copy_(file.get_tensor(f"{i}.value"))
-                self.averages[i].copy_(file.get_tensor(f"{i}.average"))
-                state["state"][i] = {n: file.get_tensor(f"{i}.{n}") for n in ("step", "exp_avg", "exp_avg_sq")}
-            self.optimizer.load_state_dict(state)
-            self._generator.set_state(file.get_tensor("generator"))
-            return int(file.get_tensor("step"))
-
-
-def learning_rate_at(step: int, steps: int, peak: float) -> float:
-    """100 steps of warm-up, then a cosine to 2 % of the peak; ``step`` counts from 1."""
-    return peak * min(1.0, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """For the steps that follow."""
-    for group in optimizer.param_groups:
-        group["lr"] = value
-
-
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
-    """One step down a loss, its gradient cut to norm 1."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
 
 
 def _gradient_l1(a: Tensor, b: Tensor) -> Tensor:
@@ -183,30 +98,6 @@ def train_autoencoder(
     vae.register_to_config(scaling_factor=round(float(1 / sample.std()), 5))
 
 
-class Captions:
-    """Which sentence each picture of a batch carries: 10 % none, else 70 % its first, else any of its own."""
-
-    def __init__(self, tokenizer: CLIPTokenizer, captions: Sequence[Sequence[str]]) -> None:
-        sentences = sorted({caption for variants in captions for caption in variants} | {""})
-        number = {sentence: i for i, sentence in enumerate(sentences)}
-        self._ids = networks.tokenize(tokenizer, sentences)
-        self._empty = number[""]
-        self._variants = [[number[caption] for caption in group] for group in captions]
-
-    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Token ids (B, L) for the pictures ``rows``."""
-        chosen = []
-        for row, (kind, which) in zip(rows.tolist(), torch.rand(len(rows), 2, generator=generator), strict=True):
-            group = self._variants[row]
-            if kind < EMPTY_CAPTION_SHARE:
-                chosen.append(self._empty)
-            elif kind < EMPTY_CAPTION_SHARE + (1 - EMPTY_CAPTION_SHARE) * CANONICAL_CAPTION_SHARE:
-                chosen.append(group[0])
-            else:
-                chosen.append(group[min(int(which * len(group)), len(group) - 1)])
-        return self._ids[chosen]
-
-
 def train_denoiser(
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
@@ -254,15 +145,9 @@ def train_denoiser(
             predicted = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
         error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         loss = (error * min_snr_weights(timesteps, path, 5.0)).mean()
-        descend(loss, training.optimizer, training.parameters)
-        decay = min(ema_decay, step / (step + 9))
-        torch._foreach_lerp_(training.averages, [parameter.detach() for parameter in training.parameters], 1 - decay)
-        if step % checkpoint.every == 0 or step == steps:
-            training.save(checkpoint, step)
+        training.descend(loss, step, ema_decay=ema_decay, checkpoint=checkpoint, steps=steps)
         yield StepStats("denoiser", step, steps, float(loss.detach()))
-    with torch.no_grad():
-        for parameter, average in zip(training.parameters, training.averages, strict=True):
-            parameter.copy_(average)
+    training.take_averages()
     unet.eval()
     text_encoder.eval()
 
@@ -284,20 +169,12 @@ def train_base(
         DataError: there are no pictures, or their side is none that the networks can halve.
         ConfigError: what is kept is of other pictures, captions or settings; or ``start`` is no base of this shape.
     """
-    factor = 2 ** (len(params["autoencoder"]["channels"]) + len(params["denoiser"]["channels"]) - 2)
-    height, width = pictures.shape[1:3]
-    if height != width or height % factor:
-        raise DataError(
-            f"The pictures are {width} x {height}: a base of this shape draws squares whose side is a multiple of "
-            f"{factor}. Build the catalog with such a --size."
-        )
+    check_side(pictures, 2 ** (len(params["autoencoder"]["channels"]) + len(params["denoiser"]["channels"]) - 2))
     start = Path(params["start"]) if params.get("start") else None
-    content: list[Any] = [hashlib.sha256(pictures.tobytes()).hexdigest(), list(captions), dict(params)]
-    if start is not None:
-        content += [sha256_file(path) for path in sorted(start.rglob("*.safetensors"))]
-    made_of = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    kept = out.with_name(f".{out.name}.training.partial")
-    vae = new_autoencoder(params, size=height)
+    others = [] if start is None else [sha256_file(path) for path in sorted(start.rglob("*.safetensors"))]
+    made_of = made_of_hash(pictures, captions, params, others)
+    kept = kept_beside(out)
+    vae = new_autoencoder(params, size=pictures.shape[1])
     if start is not None:
         _begin_with(vae, AutoencoderKL.from_pretrained(start, subfolder="vae"), start)
     settings = {name: params["autoencoder"][name] for name in ("steps", "batch", "learning_rate")}

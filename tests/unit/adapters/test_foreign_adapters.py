@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.tiny_families import save_tiny, stock_pipeline
+from benchmarks.tiny.families import save_tiny
+from benchmarks.tiny.stock import stock_pipeline
 from fade.adapters.exports import PEFT_WEIGHTS, import_adapter
 from fade.adapters.stock import LIMIT, _answers, check_stored
 from fade.adapters.store import put_in, save_adapter

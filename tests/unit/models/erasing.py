@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.tiny_families import draw, save_tiny
+from benchmarks.tiny.families import save_tiny
+from benchmarks.tiny.stock import draw
 from fade.models.base import Base
 from fade.models.generate import first_latents, sample_latents
 from fade.models.source import base_sha256

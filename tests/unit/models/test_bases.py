@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from benchmarks.tiny_families import save_tiny
+from benchmarks.tiny.families import save_tiny
 from fade.errors import BaseModelError, DataError
 from fade.models.denoiser import weights_sha256
 from fade.models.family import load_base

@@ -18,7 +18,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-from benchmarks.tiny_families import draw, stock_pipeline, stock_solver
+from benchmarks.tiny.stock import draw, stock_pipeline, stock_solver
 from fade.adapters.exports import Layout, export_adapter, import_adapter
 from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, restore_base, save_adapter
@@ -457,24 +457,6 @@ def test_a_family_is_a_class_and_a_line(
     assert not torch.allclose(latents(base), before, atol=1e-2)
     restore_base(base)
     assert torch.equal(latents(base), before)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sdxl"])
-def test_every_way_of_targeting_and_depth_runs(
-    bases: dict[str, Path], catalog: Path, tmp_path: Path, kind: str
-) -> None:
-    deep = {"steps": 2, "states": 2, "lifetime": 1, "batch": 2, "size": 4}
-    ways: dict[str, dict[str, Any]] = {
-        "deep": {"depth": "deep", "deep": deep},
-        "targeted": {"pictures": "generated", "timesteps": "disagreement"},
-        "closed form": {"start": "closed_form"},
-    }
-    for name, changes in ways.items():
-        folder = tmp_path / name
-        distilled = {"steps": 2, "gradient_checkpointing": True, **changes}
-        erase(folder, bases[kind], catalog, mask={"granularity": "none"}, distill=distilled)
-        apply_adapter(load_base(bases[kind]), folder / "adapter", name="one")
 
 
 def test_an_erasure_on_weights_held_in_bfloat16_is_held_in_float32_itself(

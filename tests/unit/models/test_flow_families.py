@@ -1,6 +1,6 @@
 """Families of transformers: each answers and draws as its stock pipeline does, and every erasure is loaded by that.
 
-A kind is a builder in ``benchmarks/tiny_families.py``; the laws hold for all of them.
+A kind is a builder in ``benchmarks/tiny/families.py``; the laws hold for all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import T5EncoderModel
 
-from benchmarks.tiny_families import KINDS, answers, draw, load_lora, stock_pipeline, stock_solver
+from benchmarks.tiny.families import KINDS
+from benchmarks.tiny.stock import answers, draw, load_lora, stock_pipeline, stock_solver
 from fade.adapters.exports import Layout, export_adapter, import_adapter
 from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, restore_base, save_adapter
@@ -143,7 +144,10 @@ def _unused(lora: Path, stock: Any) -> list[str]:
 @pytest.mark.parametrize(
     "kind",
     # One of joint and one of cross-attention in the quick tier.
-    [kind if kind in ("flux-dev", "pixart-sigma") else pytest.param(kind, marks=pytest.mark.slow) for kind in ERASED],
+    [
+        kind if kind in ("flux-dev", "pixart-sigma") else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in (*ERASED, "sdxl")
+    ],
 )
 def test_every_way_of_targeting_and_depth_runs(
     bases: dict[str, Path], catalog: Path, tmp_path: Path, kind: str

@@ -26,7 +26,7 @@ from fade.models.latents import encode_pictures
 from fade.models.paths import DiffusionPath, min_snr_weights
 from fade.models.source import base_sha256
 from fade.models.told import Told
-from fade.models.training import loop, networks
+from fade.models.training import loop, networks, steps
 from fade.models.training.networks import make_noise_scheduler
 
 SHIPPED = ROOT / "data/base/canvas"
@@ -176,7 +176,7 @@ def test_training_the_parts_lowers_their_losses(tmp_path: Path) -> None:
     networks.seed_weights(0, "test")
     vae = networks.make_autoencoder([16, 16, 16], size=32)
     settings = {"steps": 80, "batch": 4, "learning_rate": 3e-3, "seed": 0}
-    kept = loop.Checkpoint(tmp_path / "vae.safetensors", 1000, "noise")
+    kept = steps.Checkpoint(tmp_path / "vae.safetensors", 1000, "noise")
     losses = [s.loss for s in loop.train_autoencoder(vae, pictures, checkpoint=kept, **settings)]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     latents = encode_pictures(vae, pictures)
@@ -186,7 +186,7 @@ def test_training_the_parts_lowers_their_losses(tmp_path: Path) -> None:
     text_encoder = networks.make_text_encoder(tokenizer, width=32, layers=1)
     unet = networks.make_unet([16, 32], latent_size=8, text_width=32)
     settings = {"steps": 120, "batch": 8, "learning_rate": 3e-3, "ema_decay": 0.9, "seed": 0}
-    settings["checkpoint"] = loop.Checkpoint(tmp_path / "unet.safetensors", 1000, "noise")
+    settings["checkpoint"] = steps.Checkpoint(tmp_path / "unet.safetensors", 1000, "noise")
     losses = [s.loss for s in loop.train_denoiser(unet, text_encoder, tokenizer, latents, captions, **settings)]
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
 

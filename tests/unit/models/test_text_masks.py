@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.tiny_families import KINDS, stock_pipeline
+from benchmarks.tiny.families import KINDS
+from benchmarks.tiny.stock import stock_pipeline
 from fade.adapters.exports import export_adapter
 from fade.adapters.integrity import Integrity, check_against_files
 from fade.adapters.store import save_adapter

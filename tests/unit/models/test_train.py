@@ -24,7 +24,7 @@ from fade.evaluation.judges import load_judge
 from fade.files import read_json, sha256_file
 from fade.models.training import loop as training
 from fade.models.training import networks
-from fade.models.training.loop import Checkpoint
+from fade.models.training.steps import Checkpoint, StepStats
 from fade.steps import train
 from fade.steps.base import build_base
 from fade.steps.catalog import build_catalog
@@ -80,7 +80,7 @@ def _denoiser(loop: Any, **options: Any) -> dict[str, torch.Tensor]:
     ("whole", "loop"), [(_autoencoder, training.train_autoencoder), (_denoiser, training.train_denoiser)]
 )
 def test_a_training_gives_the_same_bytes_cut_off_or_not(whole: Any, loop: Any, tmp_path: Path) -> None:
-    untrained = whole(lambda *_, **__: iter([training.StepStats("", 0, 0, 0.0)]))
+    untrained = whole(lambda *_, **__: iter([StepStats("", 0, 0, 0.0)]))
     checkpoint = Checkpoint(tmp_path / "kept.safetensors", 2, "these pictures")
     through = whole(loop, checkpoint=checkpoint)
     assert any(not torch.equal(untrained[name], through[name]) for name in through)
