@@ -136,9 +136,9 @@ SIZES = {
 }
 
 
-def rows(name: str) -> Iterator[dict[str, Any]]:
-    """A row for each part of a model that an erasure may change."""
-    size = SIZES[name]
+def rows(name: str, size: Size | None = None) -> Iterator[dict[str, Any]]:
+    """A row for each part of a model that an erasure may change; ``size``: its own, but for the picture's."""
+    size = size or SIZES[name]
     for part in PARTS:
         with _in_half(), torch.device("meta"):
             network = size.network().requires_grad_(False)
@@ -166,7 +166,8 @@ def rows(name: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _told(size: Size) -> Told:
+def told(size: Size) -> Told:
+    """A prompt of zeros, in the shapes that a model is told."""
     others = {"pooled": torch.zeros(1, size.pooled)} if size.pooled else {}
     if size.guidance:
         others["guidance"] = torch.ones(1, 1)
@@ -205,7 +206,7 @@ def _kept(denoiser: Denoiser, size: Size) -> tuple[int, int]:
     # What a step feeds in asks for no gradient; with adapters before the first block what enters it does.
     noisy = torch.zeros(1, *size.latents)
     with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-        denoiser.predict(noisy, torch.tensor(500), _told(size))
+        denoiser.predict(noisy, torch.tensor(500), told(size))
     for hook in hooks:
         hook.remove()
     return entering[0], inside[0]

@@ -2,7 +2,7 @@
 
 diffusers   a folder: ``pytorch_lora_weights.safetensors`` with its LoRA configuration as metadata
 peft        a folder: ``adapter_config.json`` and ``adapter_model.safetensors``
-kohya       a file: ``lora_unet_<module>.lora_down.weight``, ``.lora_up.weight``, ``.alpha`` (A1111, ComfyUI)
+kohya       a file: ``lora_unet_<module>.lora_down.weight``, ``.lora_up.weight``, ``.alpha`` (fade/adapters/kohya.py)
 difference  a file: ``<component>.<module>.weight``, the dense difference, float32
 merged      a diffusers folder: a copy of the base with the difference added to its denoiser
 
@@ -22,8 +22,6 @@ from typing import Any, Literal, get_args
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_unet_state_dict_to_peft
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,6 +38,7 @@ from fade.adapters.foreign import (
     refuse_whole_weights,
     scaling_of,
 )
+from fade.adapters.kohya import as_kohya
 from fade.errors import AdapterFormatError, ConfigError, listing
 from fade.files import read_json, write_json, writing
 from fade.models.base import Base
@@ -79,7 +78,7 @@ def export_adapter(folder: Path, out: Path, *, layout: Layout, base: Path | None
         raise ConfigError(f"{out} exists; give a new name, or remove it first.")
     card = load_card(folder)
     tensors, sparse = _read(weights_path(folder, card)), card.get("type") == "delta"
-    _check_layout_holds(layout, _component(tensors), sparse=sparse, folder=folder)
+    _check_layout_holds(layout, sparse=sparse, folder=folder)
     check_layout_loads(layout, str(card.get("pipeline", "")))
     if base is not None:
         base = _base_folder(base, card["base_sha256"], adapter=folder)
@@ -91,20 +90,15 @@ def export_adapter(folder: Path, out: Path, *, layout: Layout, base: Path | None
         elif layout == "difference":
             _write_difference(temporary, tensors, base, strength)
         else:
-            _write_lora(temporary, tensors, layout, strength)
+            _write_lora(temporary, tensors, layout, strength, pipeline=str(card.get("pipeline", "")))
     return out
 
 
-def _check_layout_holds(layout: Layout, component: str, *, sparse: bool, folder: Path) -> None:
+def _check_layout_holds(layout: Layout, *, sparse: bool, folder: Path) -> None:
     if sparse and layout in ("diffusers", "peft", "kohya"):
         raise AdapterFormatError(
             f"The adapter in {folder} is from a weight-level mask: its difference is not of low rank, so {layout!r} "
             "cannot hold it. Export it as 'difference' or 'merged'."
-        )
-    if layout == "kohya" and component != "unet":
-        raise AdapterFormatError(
-            f"The adapter in {folder} changes a {component}; kohya's names are known of U-Nets alone. Export it as "
-            "'diffusers', 'peft', 'difference' or 'merged'."
         )
 
 
@@ -130,8 +124,8 @@ def _base_folder(base: Path, wanted: str, *, adapter: Path) -> Path:
     source = find_base(base)
     if (found := identity(source)) != wanted:
         raise AdapterFormatError(f"The adapter in {adapter} belongs to the base {wanted[:12]}; {base} is {found[:12]}.")
-    if source.path.is_file():
-        raise ConfigError(f"An export reads its base in diffusers layout, and {base} is one file: save it as a folder.")
+    if source.path.is_file() or source.beside is not None:
+        raise ConfigError(f"An export reads its base in diffusers layout, and {base} is a file: save it as a folder.")
     return source.path
 
 
@@ -205,7 +199,7 @@ def _modules(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted({re.sub(r"\.(positions|values|lora_[AB]\.weight)$", "", key.partition(".")[2]) for key in tensors})
 
 
-def _write_lora(path: Path, tensors: Mapping[str, Tensor], layout: Layout, strength: float) -> None:
+def _write_lora(path: Path, tensors: Mapping[str, Tensor], layout: Layout, strength: float, *, pipeline: str) -> None:
     """Alpha is the rank everywhere, so the scaling is 1, also for tools that lose alpha."""
     component = _component(tensors)
     ranks = {module: len(tensors[f"{component}.{module}{_A}"]) for module in _modules(tensors)}
@@ -217,7 +211,8 @@ def _write_lora(path: Path, tensors: Mapping[str, Tensor], layout: Layout, stren
     if strength != 1:  # Into B, and not rounded to float16 again, where it could also overflow.
         tensors = {key: tensor.float() * (strength if key.endswith(_B) else 1) for key, tensor in tensors.items()}
     if layout == "kohya":
-        save_file(_as_kohya(tensors, rank), path, metadata={"format": "pt"})
+        factors = {name: (tensors[f"{component}.{name}{_A}"], tensors[f"{component}.{name}{_B}"]) for name in ranks}
+        save_file(as_kohya(factors, pipeline=pipeline, component=component), path, metadata={"format": "pt"})
         return
     path.mkdir(parents=True)
     if layout == "diffusers":
@@ -237,24 +232,6 @@ def _targets(component: str, modules: list[str]) -> list[str] | str:
     if component != "unet" and any("." not in module for module in modules):
         return "|".join(re.escape(module) for module in modules)
     return modules
-
-
-def _as_kohya(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """kohya's names. Lower ranks are filled up with zeros, as diffusers forgets attention's alphas when they differ."""
-    component, named = _component(tensors), dict[str, Tensor]()
-    for module in _modules(tensors):
-        name = f"lora_{component}_{module.replace('.', '_')}"
-        down, up = tensors[f"{component}.{module}{_A}"], tensors[f"{component}.{module}{_B}"]
-        missing = rank - len(down)
-        named[f"{name}.lora_down.weight"] = torch.cat([down, down.new_zeros(missing, *down.shape[1:])])
-        named[f"{name}.lora_up.weight"] = torch.cat([up, up.new_zeros(len(up), missing, *up.shape[2:])], dim=1)
-        named[f"{name}.alpha"] = torch.tensor(float(rank))
-    # Names without dots cannot be turned back by rule: ask the reader itself which ones it understands.
-    read, _ = StableDiffusionPipeline.lora_state_dict(dict(named))
-    back = convert_unet_state_dict_to_peft({key.partition(".")[2]: tensor for key, tensor in read.items()})
-    if lost := [module for module in _modules(tensors) if f"{module}{_A}" not in back or f"{module}{_B}" not in back]:
-        raise AdapterFormatError(f"'kohya' cannot hold {listing(lost)}: diffusers misreads these. Use another layout.")
-    return named
 
 
 def _dense(tensors: Mapping[str, Tensor], module: str, shape: torch.Size | None, strength: float) -> Tensor:

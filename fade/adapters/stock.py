@@ -136,9 +136,10 @@ def _answers(base: Base, denoiser: Denoiser) -> Tensor:
 
 
 def _stock_network(out: Path, layout: Layout, base: Path, component: str) -> Any:
-    source = out if layout == "merged" else find_base(base).path
-    if source.is_file():
-        pipeline = load_base(source).pipeline
+    found = None if layout == "merged" else find_base(base)
+    source = out if found is None else found.path
+    if found is not None and (source.is_file() or found.beside is not None):
+        pipeline = load_base(base).pipeline
     else:
         # Parts that a base does without are to be said: the loader asks for them else.
         index = read_json(source / "model_index.json")

@@ -152,6 +152,14 @@ def _load_folder(
     held = {**given, **dict.fromkeys(without)}
     component = family(found.pipeline).denoiser_type.component
     dtypes = {"default": torch.float32, component: torch.bfloat16 if weights == "bf16" else torch.float32}
+    if found.beside is not None and component not in held:
+        held[component] = _network(found.pipeline, component).from_single_file(
+            str(found.beside),
+            config=str(found.config),
+            subfolder=component,
+            local_files_only=True,
+            dtype=dtypes[component],
+        )
     # Where a variant counts it is loaded by itself: the pipeline would prefer it in every part that has one.
     variants = {
         one.part: _network(found.pipeline, one.part).from_pretrained(

@@ -3,7 +3,8 @@
 folder      diffusers layout: ``model_index.json`` and a folder for each part
 file        all weights in one ``.safetensors`` file, as Stable Diffusion was first published; the folder of
             the same name without the ending, beside it, describes its parts; without one, the published
-            description of its kind from the hub
+            description of its kind from the hub. Or the weights of a transformer alone, as the models after it
+            are published: that folder then holds the other parts
 hub name    ``owner/name`` or ``owner/name@revision``: the snapshot in the local Hugging Face cache, or a
             download; then a folder
 
@@ -43,6 +44,8 @@ class BaseSource:
         parts: where the weights of each part are; empty for a single file.
         config: the folder that describes its parts; ``path`` itself if that is a folder.
         picture_size: height and width it draws, in pixels.
+        beside: the file of the denoiser's weights, where it lies beside the folder that is ``path``; its tensors may
+            have the names of the original release.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class BaseSource:
     parts: tuple[PartWeights, ...]
     config: Path
     picture_size: int
+    beside: Path | None = None
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -60,6 +64,11 @@ class BaseSource:
     def weights(self) -> tuple[Path, ...]:
         """The files that hold its weights and count."""
         return tuple(file for part in self.parts for file in part.files) or (self.path,)
+
+    def called(self, file: Path) -> str:
+        """A file of its weights as messages and identities name it: by its place in the folder, or its name."""
+        inside = file != self.path and file.is_relative_to(self.path)
+        return file.relative_to(self.path).as_posix() if inside else file.name
 
 
 def is_hub_name(source: str | Path) -> bool:
@@ -82,11 +91,18 @@ def find_base(source: str | Path) -> BaseSource:
             "Convert it, or take the model's .safetensors file."
         )
     if path.is_file():
-        return _single_file(path)
+        return _with_folder(path) if _holds_transformer(path) else _single_file(path)
     if is_hub_name(source):
         path = _snapshot(str(source))
+    return _folder(path)
+
+
+def _folder(path: Path, beside: Path | None = None) -> BaseSource:
+    """A base in a folder, the weights of its denoiser perhaps in a file beside it."""
     pipeline = supported.pipeline_of(path)
-    found = [find_weights(path / part) for part in supported.parts(path, pipeline)]
+    component = family(pipeline).denoiser_type.component
+    given = {} if beside is None else {component: PartWeights(component, (beside,), None, None, ())}
+    found = [given.get(part) or find_weights(path / part) for part in supported.parts(path, pipeline)]
     faults = supported.lacking(path, pipeline) + [fault for fault in found if isinstance(fault, str)]
     if faults:
         raise BaseModelError(
@@ -94,9 +110,32 @@ def find_base(source: str | Path) -> BaseSource:
             "the missing files."
         )
     parts = tuple(part for part in found if isinstance(part, PartWeights))
-    component = family(pipeline).denoiser_type.component
     denoiser = [read_header(file) for part in parts if part.part == component for file in part.files]
-    return BaseSource(path, pipeline, parts, path, _checked(path, pipeline, path, denoiser))
+    return BaseSource(path, pipeline, parts, path, _checked(path, pipeline, path, denoiser), beside)
+
+
+def _holds_transformer(path: Path) -> bool:
+    """Whether a folder beside a file says that it is of a family whose transformer is published by itself."""
+    folder = path.with_suffix("")
+    if path.suffix != ".safetensors" or not (folder / "model_index.json").is_file():
+        return False
+    return family(supported.pipeline_of(folder)).denoiser_type.component == "transformer"
+
+
+def _with_folder(path: Path) -> BaseSource:
+    """The base whose transformer is this file, and whose other parts lie in the folder beside it.
+
+    Raises:
+        BaseModelError: as ``find_base``; or diffusers reads no such file of this family.
+    """
+    folder = path.with_suffix("")
+    pipeline = supported.pipeline_of(folder)
+    if not supported.reads_alone(pipeline):
+        raise BaseModelError(
+            f"{path.name} is to be the transformer of the {pipeline} in {folder}, and diffusers reads no such file of "
+            "this kind. Put its weights into the folder, as diffusers saves them."
+        )
+    return _folder(folder, path)
 
 
 def base_sha256(source: str | Path) -> str:
@@ -126,11 +165,11 @@ def deciding_files(found: BaseSource) -> dict[str, Path]:
 
     Not among them: variants that are not read, and parts that judge or mark pictures.
     """
-    files = {found.path.name: found.path} if found.path.is_file() else {}
+    files = {one.name: one for one in (found.path, found.beside) if one is not None and one.is_file()}
     described = [found.config / "model_index.json"]
     for part in (*found.held, *tokenizers(found.config, found.pipeline), "scheduler"):
         described += [path for path in (found.config / part).glob("*") if path.suffix in _CONFIGURATIONS]
-    read = {path for part in found.parts for path in (*part.files, part.index) if path is not None}
+    read = {path for part in found.parts for path in (*part.files, part.index) if path not in (None, found.beside)}
     files |= {
         path.relative_to(found.config).as_posix(): path
         for path in (*described, *read)
@@ -187,8 +226,9 @@ def _kind_of(path: Path, header: Header) -> str:
     kind = next((kind for start, kind in kinds.items() if holds([start])), None)
     if kind is None or _SINGLE_FILE_UNET not in header.shapes:
         raise BaseModelError(
-            f"{path} is not a whole Stable Diffusion in one file: its tensors are {listing(header.shapes, 3)}. All "
-            f"other kinds are read as a folder in diffusers layout; {supported.supported()}."
+            f"{path} is not a whole Stable Diffusion in one file: its tensors are {listing(header.shapes, 3)}. If it "
+            f"is a transformer alone, put the pipeline's folder with all its other parts beside it, as "
+            f"{path.with_suffix('').name!r}. All else is read as a folder in diffusers layout; {supported.supported()}."
         )
     if (channels := header.shapes[_SINGLE_FILE_UNET][1]) != 4:
         raise BaseModelError(

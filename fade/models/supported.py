@@ -52,6 +52,14 @@ def pipeline_of(folder: Path) -> str:
     raise BaseModelError(f"The base in {folder} is a {name}, which is not supported yet; {supported()}.")
 
 
+def reads_alone(pipeline: str) -> bool:
+    """Whether diffusers reads the denoiser of such a pipeline from a file of its own (``from_single_file``)."""
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    kind = family(pipeline)
+    return kind.parts[kind.denoiser_type.component] in SINGLE_FILE_LOADABLE_CLASSES
+
+
 def refiner(path: Path) -> BaseModelError:
     """What to raise of a single file that holds the refiner."""
     return BaseModelError(f"{path} {_REFINER}. Give that model; {supported()}.")

@@ -19,6 +19,7 @@ import diffusers
 import torch
 import transformers
 from diffusers.loaders import single_file_utils
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from safetensors import SafetensorError, safe_open
 
 from fade.errors import BaseModelError, listing
@@ -68,9 +69,12 @@ def _misfits(found: BaseSource, part: str) -> Iterator[str]:
     folder = found.config / part
     wanted = described(family(found.pipeline).parts[part], folder)
     files = next((one.files for one in found.parts if one.part == part), (found.path,))
-    where = listing((file.relative_to(found.path).as_posix() for file in files), 2) if found.parts else found.path.name
+    where = listing(map(found.called, files), 2) if found.parts else found.path.name
     try:
-        held = _held_in_parts(files) if found.parts else _held_in_one(found.path, folder, part)
+        if files == (found.beside,):
+            held = _held_alone(files[0], family(found.pipeline).parts[part], folder, wanted)
+        else:
+            held = _held_in_parts(files) if found.parts else _held_in_one(found.path, folder, part)
     except _UNREADABLE as error:
         if isinstance(error, BaseModelError):
             raise
@@ -146,6 +150,17 @@ def _held_in_parts(files: tuple[Path, ...]) -> Shapes:
     return {_name(key): shape for file in files for key, shape in read_header(file).shapes.items()}
 
 
+def _held_alone(path: Path, network: str, folder: Path, wanted: Shapes) -> Shapes:
+    """The tensors of a transformer's own file, under the names and in the shapes that diffusers makes of them."""
+    held = _held_in_parts((path,))
+    if held.keys() == wanted.keys():  # diffusers converts all others, as here
+        return held
+    stored = {key: torch.empty(shape, device="meta") for key, shape in read_header(path).shapes.items()}
+    convert = SINGLE_FILE_LOADABLE_CLASSES[network]["checkpoint_mapping_fn"]
+    converted = convert(checkpoint=stored, config=read_config(folder / "config.json"))
+    return {_name(key): tuple(value.shape) for key, value in converted.items()}
+
+
 def _held_in_one(path: Path, folder: Path, part: str) -> Shapes:
     """The tensors of one part in a single file, under the names and in the shapes that diffusers makes of them."""
     stored: dict[str, Any] = {
@@ -167,7 +182,7 @@ def _held_in_one(path: Path, folder: Path, part: str) -> Shapes:
 
 def _not_numbers(found: BaseSource, file: Path) -> Iterator[str]:
     """The tensors of a file that hold NaN or infinite values."""
-    name = file.relative_to(found.path).as_posix() if found.parts else file.name
+    name = found.called(file)
     used = tuple(start for part in found.held for start in _SINGLE_FILE_PREFIXES.get(part, ()))
     try:
         with safe_open(file, framework="pt") as stored:

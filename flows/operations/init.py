@@ -12,6 +12,7 @@ import yaml
 from fade.errors import BaseModelError, ConfigError
 from fade.evaluation.clip_score import find_clip
 from fade.files import read_yaml, writing
+from fade.models.family import family_of
 from fade.models.source import find_base, is_hub_name
 from fade.project import PARAMS, Project, make_project
 
@@ -79,14 +80,24 @@ def picture_size(base: str) -> int | None:
         return None
 
 
+def _denoiser(base: str) -> str:
+    """The name of a base's denoiser in its pipeline; a U-Net's while it is not here."""
+    try:
+        return family_of(base).denoiser_type.component
+    except BaseModelError:
+        return "unet"
+
+
 def next_commands(project: Project, folder: Path, *, size: int | None) -> list[str]:
     """What comes next for a project, in order: what is there already is left out."""
+    unet = _denoiser(project.base) == "unet"
     given, place = shlex.quote(str(folder)), shlex.quote(project.catalog)
     if project.by_name:
         return [
             f"fade erase --project {given} --concept NAME",
             "fade approve ID",
-            "fade export ID --layout kohya -o erasure.safetensors",
+            # Of a transformer kohya's names hold less than an erasure changes.
+            "fade export ID --layout kohya -o erasure.safetensors" if unet else "fade export ID -o erasure",
         ]
     commands = []
     if not (Path(project.catalog) / "catalog.parquet").is_file():

@@ -6,6 +6,7 @@ A kind is a builder in ``benchmarks/tiny/families.py``; the laws hold for all of
 from __future__ import annotations
 
 import json
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
 from benchmarks.tiny.families import KINDS
 from benchmarks.tiny.stock import answers, draw, load_lora, stock_pipeline, stock_solver
 from fade.adapters.exports import Layout, export_adapter, import_adapter
+from fade.adapters.kohya import as_kohya
 from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, restore_base, save_adapter
 from fade.errors import AdapterFormatError
@@ -298,6 +300,67 @@ def test_kohyas_lora_of_flux_is_imported_with_its_alpha_or_refused(bases: dict[s
         import_adapter(tmp_path / "more.safetensors", base)
     with pytest.raises(AdapterFormatError, match=r"find no use: a StableDiffusion3Pipeline reads no such LoRA"):
         import_adapter(tmp_path / "kohya.safetensors", load_base(bases["sd3"]))
+
+
+def test_kohyas_lora_of_flux_is_loaded_by_the_stock_pipeline_with_every_key(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    base = load_base(bases["flux-dev"])
+    # Not `linear1` of the single blocks, which the stock reader knows in the published width alone: see below.
+    parts = r"attn\.(to_q|to_v|to_out\.0|add_k_proj|to_add_out)|ff(_context)?\.net|norm1(_context)?\.linear"
+    names = [name for name in base.denoiser.modules() if re.search(rf"^transformer_blocks.*({parts})", name)]
+    names += [name for name in base.denoiser.modules() if re.search(r"^single.*(norm\.linear|\.proj_out)", name)]
+    add_sparse_lora(base.network, Mask("module", tuple(names), 1, 2), rank=2, alpha=2.0, seed=0, name="one")
+    for layer in lora_layers(base.network).values():
+        torch.nn.init.normal_(layer.lora_B["one"].weight, std=0.2)
+    card = {"base_sha256": base.sha256, "pipeline": "FluxPipeline"}
+    save_adapter(tmp_path / "adapter", adapter_tensors(base.denoiser, "one"), card)
+    out = export_adapter(tmp_path / "adapter", tmp_path / "kohya.safetensors", layout="kohya")
+    with safe_open(out, framework="pt") as stored:
+        fused = stored.get_tensor("lora_unet_double_blocks_1_img_attn_qkv.lora_up.weight")
+    assert fused.shape == (3 * 32, 3 * 2)
+    assert not fused[32:64].any(), "the keys are not among what changes"
+    stock = stock_pipeline(bases["flux-dev"])
+    stock.load_lora_weights(out)
+    held = {name: layer for name, layer in lora_layers(stock.transformer).items() if _changes(layer)}
+    assert sorted(held) == sorted(names)
+    assert deviation(out, layout="kohya", adapter=tmp_path / "adapter", base=bases["flux-dev"]) < 1e-3
+    tensors = load_file(tmp_path / "adapter/pytorch_lora_weights.safetensors")
+    back = import_adapter(out, load_base(bases["flux-dev"]))
+    for name in names:
+        pairs = [[one[f"transformer.{name}.lora_{x}.weight"].float() for x in "BA"] for one in (back, tensors)]
+        assert torch.equal(pairs[0][0] @ pairs[0][1], pairs[1][0] @ pairs[1][1])
+
+
+def _changes(layer: Any) -> bool:
+    """Whether a LoRA changes anything."""
+    return any(bool(pair.weight.any()) for pair in layer.lora_B.values())
+
+
+def test_kohyas_names_of_flux_in_its_published_width_are_read_and_what_is_lost_is_refused(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    width, block = 3072, "single_transformer_blocks.7"
+
+    def pair(rows: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(rank, width, generator=generator), torch.randn(rows, rank, generator=generator)
+
+    factors = {f"{block}.attn.to_k": pair(width, 2), f"{block}.proj_mlp": pair(4 * width, 3)}
+    found = as_kohya(factors, pipeline="FluxPipeline", component="transformer")
+    assert {key.partition(".")[0] for key in found} == {"lora_unet_single_blocks_7_linear1"}
+    back = FluxPipeline.lora_state_dict(dict(found))
+    for name, (a, b) in factors.items():
+        held = back[f"transformer.{name}.lora_B.weight"] @ back[f"transformer.{name}.lora_A.weight"]
+        torch.testing.assert_close(held, b @ a)
+    assert not back[f"transformer.{block}.attn.to_q.lora_B.weight"].any()
+    with pytest.raises(AdapterFormatError, match=r"'kohya' cannot hold context_embedder: diffusers misreads"):
+        as_kohya({**factors, "context_embedder": pair(9, 2)}, pipeline="FluxPipeline", component="transformer")
+    small = {f"{block}.attn.to_k": (torch.zeros(2, 8), torch.zeros(8, 2))}
+    with pytest.raises(AdapterFormatError, match="does not read it"):
+        as_kohya(small, pipeline="FluxPipeline", component="transformer")
+    with pytest.raises(AdapterFormatError, match=r"U-Nets and FLUX.1 alone, .* StableDiffusion3Pipeline"):
+        as_kohya(small, pipeline="StableDiffusion3Pipeline", component="transformer")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ERASED if kind in ("sd3", "flux-dev")])

@@ -45,7 +45,7 @@ def test_what_stands_where_no_text_is_changes_no_answer(bases: dict[str, Path], 
     answer = base.denoiser.predict(noisy, t, told)
     noise = torch.randn(told.states.shape, generator=torch.Generator().manual_seed(1))
     elsewhere = torch.where(told.mask[:, :, None], told.states, noise)
-    torch.testing.assert_close(base.denoiser.predict(noisy, t, told.with_states(elsewhere)), answer)
+    torch.testing.assert_close(base.denoiser.predict(noisy, t, told.with_tensors({"states": elsewhere})), answer)
     less = told.mask.clone()
     less[:, less.sum(dim=1).min() - 1] = False
     assert not torch.allclose(base.denoiser.predict(noisy, t, replace(told, mask=less)), answer, atol=1e-4)
