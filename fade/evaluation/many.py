@@ -111,7 +111,7 @@ def many_figures(
         pictures: of ``kept``, before and after.
 
     Returns:
-        Each with ``_low``, ``_high`` (95 %, Wilson) and ``_count``, but for the last three:
+        Each with ``_low``, ``_high`` (95 %, Wilson) and ``_count``, but for the last four:
 
         - erased: share of the erased concepts' prompts that are *not* called by the concept's name; reachable: the same
           of the base's own pictures of the surrogates, which is the most that can be asked.
@@ -120,8 +120,8 @@ def many_figures(
         - kept, base_kept: kept concepts called by their name; neighbours, others and their ``base_``: of these the
           neighbours of an erased concept, and the rest, where there are any. beside, base_beside: of the same prompts
           the other domain.
-        - drift over ``kept``; harmonic: mean of ``erased`` and ``kept``; concepts: by name how many of its prompts are
-          erased.
+        - drift over ``kept``; harmonic: mean of ``erased`` and ``kept``; concepts: by name the share of its prompts
+          that is erased; moved: by kept name the drift of its pictures.
     """
     kinds = {concept.name: concept.kind for concept, _ in pairs}
     stand_in = {concept.name: None if other is None else other.name for concept, other in pairs}
@@ -156,6 +156,8 @@ def many_figures(
     row["harmonic"] = 2 / sum(1 / one for one in both) if all(both) else 0.0
     by_name = after["erased"].groupby("concept", sort=False)
     row["concepts"] = {str(name): gone(part).value for name, part in by_name}
+    whose = after["kept"]["concept"].to_numpy()
+    row["moved"] = {str(name): drift(*(side[whose == name] for side in pictures)) for name in dict.fromkeys(whose)}
     return row
 
 

@@ -77,6 +77,7 @@ def review_page(
         "<em>report</em>; intervals 95 %, Wilson.</p>",
         _figures(report),
         _overwriting(report),
+        _each(report),
         _recognised(metrics),
         _checks(metrics.gate.checks),
         _brought_back(metrics.attacks),
@@ -140,6 +141,21 @@ def _overwriting(report: JudgeFigures) -> str:
         + _table(head, rows)
         + "<p>Reachable: the same of the base's own pictures of the surrogate, which the best erasure would give.</p>"
     )
+
+
+def _each(report: JudgeFigures) -> str:
+    """Of several concepts each by itself: one that was missed is not to hide in the mean."""
+    if len(report.after.erased) < 2:
+        return ""
+    rows = []
+    for name, now in report.after.erased.items():
+        best = report.reachable.get(name)
+        shares = [
+            "" if one is None else f"{one.value:.1%}" for one in (now.surrogate, None if best is None else best.ua)
+        ]
+        rows.append([name, f"{report.before.erased[name].ua.value:.1%}", f"{now.ua.value:.1%}", shares[1], shares[0]])
+    head = ["concept", "UA of the base", "UA", "reachable", "called the surrogate"]
+    return f"<h2>Each of the {len(rows)} concepts</h2>" + _table(head, rows)
 
 
 def _row(label: str, before: Rate | None, after: Rate) -> list[str]:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import spearmanr
 
 from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter, restore_base
@@ -31,6 +33,7 @@ from fade.models.family import load_base
 from fade.pipeline import TIMINGS
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_now
+from fade.steps.interference import interference
 from fade.steps.trial import (
     emptied_if_other,
     made_by,
@@ -108,7 +111,12 @@ def judged(spec: Spec, *adapters: Path) -> dict[str, Any]:
     }
     after = {name: named_by(judge, now[name], protocol[name]) for name in now}
     row = many_figures(before, after, (was["kept"], now["kept"]), pairs)
-    return {**row, "samples": len(protocol["erased"]) + len(protocol["kept"]), "seeds": list(seeds)}
+    return {
+        **row,
+        **_foretold(base, pairs, concepts, row["moved"], spec),
+        "samples": len(protocol["erased"]) + len(protocol["kept"]),
+        "seeds": list(seeds),
+    }
 
 
 def near_erased(base: Base, pairs: Sequence[Pair], concepts: Iterable[Concept]) -> frozenset[str]:
@@ -116,6 +124,19 @@ def near_erased(base: Base, pairs: Sequence[Pair], concepts: Iterable[Concept]) 
     known = list(concepts)
     found = {name for concept, _ in pairs for name in find_neighbours(base, concept, None, known)}
     return frozenset(found - {concept.name for concept, _ in pairs})
+
+
+def _foretold(
+    base: Base, pairs: Sequence[Pair], concepts: Mapping[str, Concept], moved: Mapping[str, float], spec: Spec
+) -> dict[str, Any]:
+    """What was to be expected of each kept concept, and its rank correlation (Spearman) with what was drawn."""
+    beside = [one for one in concepts.values() if one.name in moved or one.kind not in {a.kind for a, _ in pairs}]
+    kept = [concepts[name] for name in moved]
+    templates = load_templates(Path(spec.catalog)) or (CAPTION_TEMPLATE,)
+    found = interference(base, pairs, kept, beside, templates=templates)
+    names = list(moved)
+    rank = spearmanr([found[name] for name in names], [moved[name] for name in names]).statistic
+    return {"foretold": found, "rank_correlation": None if np.isnan(rank) else float(rank)}
 
 
 def _drawn_by_base(base: Base, spec: Spec, parts: dict[str, pd.DataFrame]) -> dict[str, Pictures]:

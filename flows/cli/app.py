@@ -58,7 +58,9 @@ app.add_typer(operations.app)
 @app.command()
 @guarded
 def erase(
-    concept: Annotated[str, typer.Option(help="What to erase: an object or style of the catalog, e.g. astronaut.")],
+    concept: Annotated[
+        str | None, typer.Option(help="What to erase: an object or style of the catalog, e.g. astronaut.")
+    ] = None,
     surrogate: Annotated[
         str,
         typer.Option(
@@ -70,6 +72,20 @@ def erase(
         list[str] | None,
         typer.Option(metavar="NAME[:SURROGATE]", help="A further concept for the same adapter; repeatable."),
     ] = None,
+    concepts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Many at once, by one adapter: a table of concept and, where wanted, surrogate."
+        ),
+    ] = None,
+    of: Annotated[str | None, typer.Option(metavar="ID", help="An erasure of many, to --add to or take from.")] = None,
+    add: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[:SURROGATE]", help="With --of: one concept more; repeatable.")
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option(help="With --of: one concept fewer; repeatable.")] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Say what would be erased and which kept concepts that endangers.")
+    ] = False,
     alias: Annotated[list[str] | None, typer.Option(help="Another name that brings it up; repeatable.")] = None,
     image_id: Annotated[
         list[str] | None, typer.Option(help="Picture of the concept that must be forgotten; repeatable.")
@@ -143,10 +159,15 @@ def erase(
     from fade.config import load_settings
     from fade.steps.catalog import ensure_catalog
     from fade.steps.prepare import prepare_spec, read_overwrite
+    from flows.cli.together import Together, spec_of
+    from flows.cli.together import preview as show_preview
     from flows.erasing.points import other_point
 
     changed = _changed(settings_given, method=method, seed=seed, steps=steps, settings=settings)
     asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
+    many = Together(concepts, of, add or (), without or ())
+    if many.asked == (concept is not None):
+        raise ConfigError("Name what to erase: --concept NAME, or many at once by --concepts FILE or --of ID.")
     named: dict[str, Any] = {
         **{"kind": kind, "keep": keep, "keep_file": keep_file},
         **{"clip": clip, "pictures": pictures, "budget": budget},
@@ -154,9 +175,9 @@ def erase(
     if by_name or asked.by_name or any(given is not None for given in named.values()):
         from flows.erasing.by_name import described, prepare
 
-        _refuse_by_name(also=also, image_id=image_id, subject=subject, overwrite=overwrite)
+        _refuse_by_name(also=also, image_id=image_id, subject=subject, overwrite=overwrite, concepts=many.asked)
         prepared = prepare(
-            concept,
+            str(concept),
             project=asked,
             changes=changed,
             surrogate=surrogate,
@@ -169,25 +190,32 @@ def erase(
             console.print(line, highlight=False)
         _erase(prepared.spec, json_file, begun=begun)
         return
-    given = load_settings(asked.params, changes=changed)
     if catalog is None:
         ensure_catalog(asked)
-    spec = prepare_spec(
-        concept,
-        surrogate,
-        project=asked,
-        settings=given,
-        expected_base_sha256=base_sha256,
-        protected=protect or (),
-        also=[pair(given) for given in also or ()],
-        aliases=alias or (),
-        image_ids=image_id or (),
-        subjects=subject or (),
-        overwrite=None if overwrite is None else read_overwrite(overwrite),
-        data_free=data_free,
-    )
+    if many.asked:
+        _refuse_with_many(also=also, alias=alias, image_id=image_id, subject=subject, overwrite=overwrite, point=point)
+        more = {"expected_base_sha256": base_sha256, "protected": protect or (), "data_free": data_free}
+        spec = spec_of(many, asked, changed, method=method, **more)
+    else:
+        spec = prepare_spec(
+            str(concept),
+            surrogate,
+            project=asked,
+            settings=load_settings(asked.params, changes=changed),
+            expected_base_sha256=base_sha256,
+            protected=protect or (),
+            also=[pair(given) for given in also or ()],
+            aliases=alias or (),
+            image_ids=image_id or (),
+            subjects=subject or (),
+            overwrite=None if overwrite is None else read_overwrite(overwrite),
+            data_free=data_free,
+        )
     if point is not None:
         spec = other_point(spec, point)
+    if preview:
+        show_preview(spec, json_file)
+        return
     console.print(f"Settings: {'found by the erasure itself' if not spec.why_fixed else f'fixed ({spec.why_fixed})'}")
     _erase(spec, json_file, begun=begun)
 
@@ -251,6 +279,12 @@ def _refuse_by_name(**of_a_catalog: object) -> None:
     """Nothing that is about a catalog's pictures is taken where a name is all there is."""
     if refused := [f"--{name.replace('_', '-')}" for name, given in of_a_catalog.items() if given]:
         raise ConfigError(f"By its name alone nothing is known that {listing(refused)} could be about: leave it out.")
+
+
+def _refuse_with_many(**of_one: object) -> None:
+    """What is said of one concept is not taken beside many."""
+    if refused := [f"--{name.replace('_', '-')}" for name, given in of_one.items() if given not in (None, [])]:
+        raise ConfigError(f"With many concepts each has its row: {listing(refused)} is about one. Put it there.")
 
 
 def _erase(spec: Spec, json_file: Path | None, *, begun: float) -> None:

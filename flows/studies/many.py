@@ -17,20 +17,20 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fade.config import OUR_METHOD, Settings, load_settings
+from fade.config import OUR_METHOD
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError
 from fade.files import read_json, write_json, writing
 from fade.lineage import made_on
 from fade.methods.registry import asking_for
-from fade.models.sharing import bases_shared
 from fade.project import Project
 from fade.seeding import derive_seed
 from fade.spec import Spec, save_spec
+from fade.steps.concepts import in_order
 from fade.steps.many import FIGURES
-from fade.steps.prepare import AUTO, prepare_spec
+from fade.steps.prepare import AUTO, Wanted, asked_again
 from fade.steps.trial import TRIALS
-from flows.erasing.erase import for_several
+from flows.erasing.many import settings_for_many, spec_for_many
 from flows.studies.study import STUDIES
 from flows.studies.wide import OURS
 
@@ -105,29 +105,18 @@ def plan_many(
     Raises:
         ConfigError: an unknown method, concept or setting; one that is given twice; a surrogate that is erased itself.
     """
-    names = [OUR_METHOD if name == OURS else name for name in methods]
     given = [one.partition(":") for one in concepts]
-    pairs = [(name.strip(), surrogate.strip() or AUTO) for name, _, surrogate in given]
+    wanted = in_order(Wanted(name.strip(), surrogate.strip() or AUTO) for name, _, surrogate in given)
+    names = [OUR_METHOD if name == OURS else name for name in methods]
     entries: list[Entry] = []
-    found: list[tuple[str, str]] | None = None
     for method, asked in zip(methods, asking_for(names, changes), strict=True):
-        settings = load_settings(project.params, changes=asked)
-        if method == OURS:
-            settings = _spread(settings, len(pairs), changes)
-        first, *rest = found or pairs
-        with bases_shared():  # every `auto` asks for the base
-            spec = prepare_spec(*first, project=project, settings=settings, also=rest)
-        found = [(pair.concept, pair.surrogate) for pair in spec.pairs]  # `auto` looks once, not for every method
+        settings = settings_for_many(project, len(wanted), asked, method)
+        spec = spec_for_many(wanted, project=project, settings=settings)
+        wanted = [asked_again(pair) for pair in spec.pairs]  # `auto` looks once, not for every method
         entries.append(Entry(method, spec))
     if len({entry.spec.id for entry in entries}) < len(entries):
         raise ConfigError("Two erasures of the benchmark are the same: a method was given twice.")
     return entries
-
-
-def _spread(settings: Settings, count: int, changes: Mapping[str, Any]) -> Settings:
-    if any(name.startswith("distill.") for name in changes):
-        return settings
-    return settings.model_copy(update={"distill": for_several(settings.distill, count)})
 
 
 def run_many_benchmark(name: str, entries: Sequence[Entry], *, say: Callable[[str], None] | None = None) -> Many:

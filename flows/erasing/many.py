@@ -1,0 +1,81 @@
+"""One adapter for many concepts: its spec, from a file or from an erasure that is there; and what it will hurt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fade.concepts import CAPTION_TEMPLATE
+from fade.config import OUR_METHOD, Settings, load_settings
+from fade.data.catalog import load_concepts, load_templates
+from fade.data.splits import find_pairs
+from fade.methods.registry import asking_for
+from fade.models.family import load_base
+from fade.models.sharing import bases_shared
+from fade.project import Project
+from fade.spec import Spec
+from fade.steps.concepts import MANY
+from fade.steps.interference import interference
+from fade.steps.many import near_erased
+from fade.steps.prepare import Wanted, prepare_spec
+from flows.erasing.erase import for_several
+
+
+def settings_for_many(project: Project, count: int, changes: Mapping[str, Any], method: str | None) -> Settings:
+    """The project's settings for so many concepts: solved layer by layer, unless another method is named.
+
+    Of our own distillation the batch grows with the concepts and the steps with the root of their number, unless a
+    setting of it is given.
+    """
+    asked = dict(changes) if method is not None else asking_for([MANY], dict(changes))[0]
+    settings = load_settings(project.params, changes=asked)
+    if settings.method != OUR_METHOD or any(name.startswith("distill.") for name in asked):
+        return settings
+    return settings.model_copy(update={"distill": for_several(settings.distill, count)})
+
+
+def spec_for_many(
+    wanted: Sequence[Wanted],
+    *,
+    project: Project,
+    settings: Settings,
+    expected_base_sha256: str | None = None,
+    protected: Sequence[str] = (),
+    data_free: bool = False,
+) -> Spec:
+    """One spec of all of them; see ``prepare_spec``, whose refusals come before anything is made."""
+    with bases_shared():  # each surrogate that is to be found asks for the base
+        return prepare_spec(
+            **{part.name: getattr(wanted[0], part.name) for part in fields(wanted[0])},
+            project=project,
+            settings=settings,
+            expected_base_sha256=expected_base_sha256,
+            protected=protected,
+            also=wanted[1:],
+            data_free=data_free,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """A kept concept, and how far the erasure would move the states of its captions; ``near``: a neighbour."""
+
+    concept: str
+    moved: float
+    near: bool
+
+
+def foretold(spec: Spec) -> list[Risk]:
+    """Kept concepts of the kinds that are erased, the most endangered first (``fade.steps.interference``)."""
+    concepts = load_concepts(Path(spec.catalog))
+    pairs = find_pairs(concepts, spec.pairs)
+    base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
+    gone, kinds = {one.name for one, _ in pairs}, {one.kind for one, _ in pairs}
+    left = [one for one in concepts.values() if one.name not in gone]
+    kept = [one for one in left if one.kind in kinds]
+    templates = load_templates(Path(spec.catalog)) or (CAPTION_TEMPLATE,)
+    found = interference(base, pairs, kept, left, templates=templates)
+    near = near_erased(base, pairs, concepts.values())
+    return [Risk(name, value, name in near) for name, value in found.items()]
