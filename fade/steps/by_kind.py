@@ -16,11 +16,12 @@ from fade.spec import Spec
 def settings_of_kind(settings: Settings, kind: type[Base]) -> tuple[Settings, tuple[str, ...]]:
     """The settings with their kind's defaults where nobody gave them; and the names, dotted, of those that nobody gave.
 
-    A setting counts as given if it stood where the settings were made from, whatever its value.
+    A setting counts as given if it stood where the settings were made from, whatever its value. ``depth: deep`` keeps
+    the general defaults: against states that were searched little is left to learn from a closed form.
     """
     left = tuple(name for name in BY_KIND if not _given(settings, name))
     for name in left:
-        if name in kind.defaults:
+        if name in kind.defaults and settings.distill.depth == "name":
             section, _, part = name.partition(".")
             changed = getattr(settings, section).model_copy(update={part: kind.defaults[name]})
             settings = settings.model_copy(update={section: changed})

@@ -58,6 +58,7 @@ def test_settings_that_nobody_gives_are_those_of_the_bases_kind(flow_base: str) 
     given = _asked(flow_base, **OF_UNETS)
     assert _found(given) == OF_UNETS, "what is given stays, though it is what another kind has"
     assert given.by_kind == ()
+    assert _found(_asked(flow_base, **{"distill.depth": "deep"})) == OF_UNETS
 
 
 def test_auto_in_a_file_or_a_command_is_as_if_left_out(flow_base: str, tmp_path: Path) -> None:
