@@ -135,7 +135,7 @@ STEPS = (
         function="fade.steps.calibrate:calibrate",
         inputs=(GENERATED, "{catalog}/concepts.json", "{clip}"),
         outputs=(CALIBRATED,),
-        parameters=(*_WHAT, *_JUDGED_BY, "judges", "split.seed"),
+        parameters=(*_WHAT, *_JUDGED_BY, "judges", "detectors", "split.seed"),
         personal=(),
         applies=lambda spec: spec.by_name,
     ),

@@ -61,6 +61,20 @@ class Pair(StrictModel):
         return self
 
 
+class Detector(StrictModel):
+    """A further judge of an erasure by name (fade/evaluation/detectors.py).
+
+    Attributes:
+        place: its folder.
+        label: the class that is asked for; None: it matches pictures.
+        sha256: the identity of its files.
+    """
+
+    place: str = Field(min_length=1)
+    label: str | None = None
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class Spec(Settings, Pair):
     """One erasure, whole: what, instead of what, from which base and pictures, and how.
 
@@ -73,6 +87,7 @@ class Spec(Settings, Pair):
         by_name: there was neither catalog nor judge, but a name (fade/steps/by_name.py): ``catalog`` is what was
             planned, and ``judges`` the place of a CLIP, or ``none``.
         clip_sha256: the identity of that CLIP.
+        detectors: further judges, each with its row; they decide nothing.
         surrogate_why: why ``auto`` took this surrogate, without a name; no part of what is asked.
         by_kind: settings, dotted, that nobody gave, so that they are the base's kind's (fade/steps/by_kind.py).
         imported: hash of another tool's adapter that is judged instead of one made here (``fade import``).
@@ -83,6 +98,7 @@ class Spec(Settings, Pair):
     data_free: bool = False
     by_name: bool = Field(False, exclude_if=lambda asked: not asked)
     clip_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", exclude_if=lambda found: found is None)
+    detectors: tuple[Detector, ...] = Field((), exclude_if=lambda asked: not asked)
     surrogate_why: str = ""
     by_kind: tuple[str, ...] = Field((), exclude_if=lambda names: not names)
     imported: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")

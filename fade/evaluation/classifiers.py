@@ -153,16 +153,23 @@ def _one(slots: Mapping[str, Any], ending: str) -> str:
     return name
 
 
-@torch.no_grad()
 def classify(
     classifier: Classifier, pictures: Sequence[NDArray[np.uint8]], *, batch: int = 32
 ) -> tuple[list[str], NDArray[np.float64]]:
-    """Names of pictures (H, W, 3), and the features they were named by, (N, D).
+    """Names of pictures (H, W, 3), and the features they were named by, (N, D)."""
+    said, features = answered(classifier, pictures, batch=batch)
+    return [classifier.labels[i] for i in said.argmax(axis=1).tolist()], features
+
+
+@torch.no_grad()
+def answered(
+    classifier: Classifier, pictures: Sequence[NDArray[np.uint8]], *, batch: int = 32
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logits (N, classes) of pictures (H, W, 3), and the features they come from, (N, D).
 
     Prepared as UnlearnCanvas does: resized to the input's size (bilinear), then (x - 0.5) / 0.5.
     """
-    names: list[str] = []
-    features = []
+    said, features = [], []
     for start in range(0, len(pictures), batch):
         resized = [
             np.asarray(Image.fromarray(one).resize((classifier.size, classifier.size), Image.Resampling.BILINEAR))
@@ -170,7 +177,7 @@ def classify(
         ]
         shown = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         answer = classifier.model(shown.to(classifier.model.device), output_hidden_states=True)
-        names += [classifier.labels[i] for i in answer.logits.argmax(1).tolist()]
+        said.append(answer.logits.double().cpu().numpy())
         last = answer.hidden_states[-1]
         features.append((last[:, 0] if last.dim() == 3 else last.mean(dim=(2, 3))).double().cpu().numpy())
-    return names, np.concatenate(features)
+    return np.concatenate(said), np.concatenate(features)

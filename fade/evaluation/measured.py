@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fade.evaluation.attacked import Attacks
-from fade.evaluation.figures import JudgeFigures, Judges
+from fade.evaluation.figures import JudgeFigures, Judges, Rate
 from fade.evaluation.records import ByName, Count, Counted, Record, Share
 from fade.evaluation.verdicts import Verdict
 
@@ -86,11 +86,26 @@ class Measured(Record):
         return found
 
 
+class Detected(Record):
+    """What a further judge sees in the pictures of the erased concept's own prompts.
+
+    Attributes:
+        able: whether it could tell the concept in other pictures of the base; where not, its figures mean nothing.
+        before, after: share of these pictures that show the concept.
+    """
+
+    name: str
+    able: bool
+    before: Rate
+    after: Rate
+
+
 class Evaluation(Measured):
-    """An erasure's ``evaluation/metrics.json``."""
+    """An erasure's ``evaluation/metrics.json``; ``detectors``: further judges of an erasure by name."""
 
     adapter_sha256: str
     adapter_bytes: Count
+    detectors: tuple[Detected, ...] = Field((), exclude_if=lambda found: not found)
 
 
 class Combination(Measured):

@@ -79,6 +79,7 @@ def review_page(
         _overwriting(report),
         _each(report),
         _recognised(metrics),
+        _detected(metrics),
         _checks(metrics.gate.checks),
         _brought_back(metrics.attacks),
         _change(metrics, card),
@@ -177,6 +178,19 @@ def _recognised(metrics: Evaluation) -> str:
             rows.append([*row, *((f"{of.asked:.1%}", f"{of.low:.1%}", of.state) if of else ("", "", ""))])
     head = ["named as asked in the base's own pictures", "base", "95 %", "pictures"]
     return "<h2>What the judges can see</h2>" + _table([*head, "asked", "surely at least", "state"], rows)
+
+
+def _detected(metrics: Evaluation) -> str:
+    """What further judges see of the concept; of one that cannot tell it nothing."""
+    if not metrics.detectors:
+        return ""
+    rows = []
+    for one in metrics.detectors:
+        shares = [f"{one.before.value:.1%}", f"{one.after.value:.1%}", f"{one.after.low:.1%} to {one.after.high:.1%}"]
+        unable = ["it cannot tell the concept in other pictures of the base", "", ""]
+        rows.append([one.name, *(shares if one.able else unable), str(one.after.count)])
+    head = ["of the erased concept's prompts, shows the concept by", "base", "erased", "95 %", "pictures"]
+    return "<h2>Further judges</h2>" + _table(head, rows) + "<p>They decide nothing.</p>"
 
 
 def _checks(checks: Sequence[Check]) -> str:

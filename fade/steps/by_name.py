@@ -15,6 +15,7 @@ from fade.concepts import CAPTION_TEMPLATE
 from fade.config import Settings
 from fade.errors import ConfigError, listing
 from fade.evaluation.clip_score import clip_sha256
+from fade.evaluation.detectors import find_detector
 from fade.evaluation.zero_shot import NOBODY
 from fade.models.family import load_base
 from fade.models.prompts import Reader, cut_short, hardly_met, readers, spelt_out
@@ -55,7 +56,7 @@ def prepare_by_name(asked: Asked, *, project: Project, settings: Settings) -> Pr
 
     Raises:
         ConfigError: what is asked contradicts itself: names every fault of it.
-        DataError: the CLIP is none, or the pictures are too few or unreadable.
+        DataError: the CLIP or a further judge is none, or the pictures are too few or unreadable.
         BaseModelError: the base is missing or not supported.
     """
     asked = _tidy(asked)
@@ -63,6 +64,7 @@ def prepare_by_name(asked: Asked, *, project: Project, settings: Settings) -> Pr
     _check_asked(asked, reading)
     given = None if asked.pictures is None else describe_given(asked.pictures)
     judge = None if asked.clip == NOBODY else clip_sha256(asked.clip)
+    detectors = tuple(find_detector(one) for one in asked.judges)
     base = load_base(project.base)
     read = [word for word in vocabulary() if not any(spelt_out(reading, [word.name]))]
     unmet = hardly_met(base, [word.name for word in read])
@@ -79,6 +81,7 @@ def prepare_by_name(asked: Asked, *, project: Project, settings: Settings) -> Pr
         data_free=True,
         by_name=True,
         clip_sha256=judge,
+        detectors=detectors,
     )
     kinds = [one["kind"] for one in plan.content["concepts"]]
     judged = kinds.count("object") * kinds.count("style") * len(settings.evaluate.seeds)

@@ -24,12 +24,14 @@ from torch import Tensor
 from fade.data.catalog import load_catalog, load_pictures, read_concepts_file
 from fade.data.splits import NOTHING
 from fade.evaluation.clip_score import Clip, embedded_pictures, load_clip
+from fade.evaluation.detectors import DETECTORS, AllCalibrated, calibrate_detector
 from fade.evaluation.distances import shuffled_patches
 from fade.evaluation.figures import Rate, rate
 from fade.evaluation.records import Record, dump
 from fade.evaluation.zero_shot import NOBODY, SENTENCES, Classes, calibrated, class_texts, save_zero_shot
 from fade.files import write_json, writing
 from fade.spec import CALIBRATED, GENERATED, Spec, load_spec
+from fade.steps.given import load_given
 
 FIGURES = "calibration.json"
 LEAST = 0.5
@@ -59,6 +61,18 @@ def calibrate(folder: Path) -> None:
     with writing(folder / CALIBRATED) as temporary:
         temporary.mkdir(parents=True)
         _write_judges([folder], [spec], temporary, content)
+        if spec.detectors:
+            dump(_detectors(spec, folder, content), temporary / DETECTORS)
+
+
+def _detectors(spec: Spec, folder: Path, content: Mapping[str, Any]) -> AllCalibrated:
+    """The further judges, each told by the base's own pictures, and by those that were given."""
+    table = load_catalog(folder / GENERATED)
+    mine = (table[spec.kind] == spec.concept).to_numpy()
+    pictures = load_pictures(folder / GENERATED, table)
+    own, others = list(pictures[mine]), list(pictures[~mine])
+    given = list(load_given(content["given"], size=pictures.shape[1])) if "given" in content else []
+    return AllCalibrated(judges=tuple(calibrate_detector(one, own, others, given=given) for one in spec.detectors))
 
 
 def calibrate_together(folders: Sequence[Path], specs: Sequence[Spec], out: Path) -> None:

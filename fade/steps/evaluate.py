@@ -21,12 +21,13 @@ from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_non
 from fade.evaluation.aliases import alias_figures, alias_samples
 from fade.evaluation.attacked import Attacks
 from fade.evaluation.clip_score import load_clip, mean_scores
+from fade.evaluation.detectors import DETECTORS, AllCalibrated, shows
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.extractors import load_extractor
 from fade.evaluation.figures import Accuracies, JudgeFigures, Judges, OfDomains, judge_figures, rate
 from fade.evaluation.gate import hopeless, of_the_concept, undecided, verdict
 from fade.evaluation.judges import JUDGES, PictureJudge
-from fade.evaluation.measured import ClipScores, Evaluation, FeatureDistances, Measured
+from fade.evaluation.measured import ClipScores, Detected, Evaluation, FeatureDistances, Measured
 from fade.evaluation.neighbours import find_neighbours
 from fade.evaluation.paired import paired_retention
 from fade.evaluation.points import POINTS_NAME, Points
@@ -76,7 +77,12 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     if (restored := weights_sha256(sd.network)) != untouched:
         raise LineageError(f"Taking the adapter out left other base weights: {restored[:12]}, were {untouched[:12]}.")
     size = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
-    metrics = Evaluation(**dict(found), adapter_sha256=card["adapter_sha256"], adapter_bytes=size)
+    metrics = Evaluation(
+        **dict(found),
+        adapter_sha256=card["adapter_sha256"],
+        adapter_bytes=size,
+        detectors=detected(spec, samples, before, after),
+    )
     sheet = erasure_sheet(samples, before, after, pairs, neighbours, seed=settings.seeds[0])
     with writing(folder / "evaluation") as temporary:
         temporary.mkdir(parents=True)
@@ -93,6 +99,19 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
 
 
 Pictures = NDArray[np.uint8]
+
+
+def detected(spec: Spec, samples: pd.DataFrame, before: Pictures, after: Pictures) -> tuple[Detected, ...]:
+    """What the further judges of an erasure by name see in the pictures of its concept's own prompts."""
+    if not spec.detectors:
+        return ()
+    mine = (samples[spec.kind] == spec.concept).to_numpy()
+    rows = []
+    for one in load(AllCalibrated, Path(spec.judges) / DETECTORS).judges:
+        was, now = (shows(one, list(pictures[mine])) for pictures in (before, after))
+        shares = {"before": rate(int(was.sum()), len(was)), "after": rate(int(now.sum()), len(now))}
+        rows.append(Detected(name=one.name, able=one.able, **shares))
+    return tuple(rows)
 
 
 def measured(

@@ -99,6 +99,7 @@ class Asked:
         keep: prompts and names that shall stay as they are, beside those that ship.
         pictures: a folder of 5 to 50 pictures of the concept.
         clip: place of the CLIP that judges, or ``none``.
+        judges: further ones, ``FOLDER`` or ``FOLDER=CLASS`` each.
     """
 
     concept: str
@@ -108,6 +109,7 @@ class Asked:
     keep: tuple[str, ...] = ()
     protected: tuple[str, ...] = ()
     clip: str = NOBODY
+    judges: tuple[str, ...] = ()
     pictures: Path | None = None
     budget: str = "normal"
 

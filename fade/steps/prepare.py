@@ -38,7 +38,7 @@ from fade.models.source import BaseSource, find_base, identity
 from fade.models.tensors import check_weights
 from fade.names import name_key
 from fade.project import Project, load_project
-from fade.spec import Pair, Spec, make_spec, save_spec
+from fade.spec import Detector, Pair, Spec, make_spec, save_spec
 from fade.steps.by_kind import settings_of_kind
 from fade.steps.surrogate import surrogate_by_pictures
 
@@ -98,6 +98,7 @@ def prepare_spec(
     data_free: bool = False,
     by_name: bool = False,
     clip_sha256: str | None = None,
+    detectors: Sequence[Detector] = (),
 ) -> Spec:
     """Resolve names and check everything that can be checked without training.
 
@@ -111,7 +112,7 @@ def prepare_spec(
         aliases, kind, image_ids, subjects, overwrite: of ``concept``, as ``Wanted`` has them.
         data_free: the base draws the pictures, as the catalog has none left; it still says which concepts there are.
         by_name: the catalog is what was planned for a name alone (fade/steps/by_name.py), the judges the place of a
-            CLIP of the identity ``clip_sha256``, or ``none``.
+            CLIP of the identity ``clip_sha256``, or ``none``; ``detectors``: further judges.
 
     Raises:
         ConfigError: unknown concept or surrogate, equal, or of different kinds; or a judge has no name for a concept.
@@ -178,6 +179,7 @@ def prepare_spec(
         data_free=data_free,
         by_name=by_name,
         clip_sha256=clip_sha256,
+        detectors=tuple(detectors),
         base=base,
         base_sha256=found,
         catalog=catalog,

@@ -116,6 +116,14 @@ def erase(
     clip: Annotated[
         str | None, typer.Option(help="By name: the CLIP that judges: a folder or a Hugging Face name; none: nobody.")
     ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER[=CLASS]",
+            help="By name: a further judge, a classifier in transformers' layout: by one of its classes, or by how "
+            "like pictures are in what it sees; repeatable. It decides nothing.",
+        ),
+    ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="By name: 5 to 50 pictures of it, where the base hardly knows it."),
@@ -170,7 +178,7 @@ def erase(
         raise ConfigError("Name what to erase: --concept NAME, or many at once by --concepts FILE or --of ID.")
     named: dict[str, Any] = {
         **{"kind": kind, "keep": keep, "keep_file": keep_file},
-        **{"clip": clip, "pictures": pictures, "budget": budget},
+        **{"clip": clip, "judge": judge, "pictures": pictures, "budget": budget},
     }
     if by_name or asked.by_name or any(given is not None for given in named.values()):
         from flows.erasing.by_name import described, prepare
@@ -184,7 +192,7 @@ def erase(
             aliases=alias or (),
             protected=protect or (),
             expected_base_sha256=base_sha256,
-            **{**named, "keep": keep or ()},
+            **{**named, "keep": keep or (), "judge": judge or ()},
         )
         for line in described(prepared):
             console.print(line, highlight=False)

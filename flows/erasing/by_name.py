@@ -32,6 +32,7 @@ def prepare(
     protected: Sequence[str] = (),
     keep_file: Path | None = None,
     clip: str | None = None,
+    judge: Sequence[str] = (),
     pictures: Path | None = None,
     budget: str | None = None,
     expected_base_sha256: str | None = None,
@@ -41,6 +42,7 @@ def prepare(
     Args:
         changes: settings by dotted name, before which those of the budget give way.
         clip: None takes the project's.
+        judge: further judges.
 
     Raises:
         ConfigError, DataError, BaseModelError: as ``prepare_by_name``.
@@ -53,6 +55,7 @@ def prepare(
         keep=(*keep, *(read_prompts(keep_file) if keep_file is not None else ())),
         protected=(*project.protected, *protected),
         clip=clip or project.clip or NOBODY,
+        judges=tuple(judge),
         pictures=pictures,
         budget=budget or USUAL,
     )

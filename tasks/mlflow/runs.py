@@ -302,6 +302,9 @@ def flat_figures(metrics: Evaluation, timings: Mapping[str, Any]) -> dict[str, f
     for name, found in rates.items():
         if found is not None:
             figures |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    for one in metrics.detectors:
+        if one.able:
+            figures |= {f"shown_by_{one.name}": one.after.value, f"base_shown_by_{one.name}": one.before.value}
     for step, spent in timings.items():
         figures[f"seconds_{step}"] = spent["seconds"]
         figures[f"peak_mib_{step}"] = spent["peak_mib"]
