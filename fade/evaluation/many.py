@@ -19,7 +19,7 @@ from fade.errors import DataError
 from fade.evaluation.accuracy import drift, scrambled_rate
 from fade.evaluation.figures import Rate, rate
 
-LEAST_PROMPTS, ERASED_PROMPTS, KEPT_PROMPTS = 2, 200, 240
+LEAST_PROMPTS, ERASED_PROMPTS, KEPT_PROMPTS = 2, 200, 160
 """Prompts of an erased concept at least; about as many of all erased ones, and of all that is kept."""
 Pair = tuple[Concept, Concept | None]
 Pictures = NDArray[np.uint8]

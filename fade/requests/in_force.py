@@ -61,3 +61,22 @@ def wanted_by_erasure(ledger: Ledger, erasures: Sequence[str]) -> dict[str, bool
     with ledger.reading() as connection:
         found = connection.execute(asked.group_by(requests.c.erasure_id))
         return {str(erasure): count > 0 for erasure, count in found}
+
+
+def move_to(ledger: Ledger, erasure: str, other: str, *, names: Iterable[str], base: str, actor: str) -> list[str]:
+    """Requests of an erasure whose concepts another one keeps erased are that one's now; gives their ids.
+
+    Args:
+        names: all names of those concepts. Asked by ``concept_key``: a request whose names were forgotten counts too.
+    """
+    keys = [keyed(ledger.key, concept_digest(name, base)) for name in names]
+    wanted = (requests.c.erasure_id == erasure, requests.c.concept_key.in_(keys))
+    with ledger.writing() as connection:
+        found = select_records(connection, *wanted)
+        said = f"another adapter erases it from here on: {other}"
+        rows = {one.id: update(connection, one.id, erasure_id=other) for one in found}
+        now = clock(connection)
+        events = [Event("moved", actor, now, reason=said, request_id=one.id, erasure_id=other) for one in found]
+        if events:
+            log_events(connection, events, rows)
+    return list(rows)

@@ -56,6 +56,9 @@ def drain(
     limit: Annotated[int | None, typer.Option(min=1, help="Run at most so many.")] = None,
     cron: Annotated[str | None, typer.Option(help="Serve it on a schedule instead, e.g. '*/5 * * * *'.")] = None,
     timezone: TimezoneOption = "UTC",
+    together: Annotated[
+        bool, typer.Option("--together", help="All that are due become one adapter; each keeps its own outcome.")
+    ] = False,
     projects: ServedOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -68,9 +71,9 @@ def drain(
 
     files = [one.params for one in served(projects).served]
     if cron is not None:
-        serve_schedule(cron, timezone, projects=files)
+        serve_schedule(cron, timezone, projects=files, together=together)
         return
-    ended = drain_flow(limit, files)
+    ended = drain_flow(limit, files, together)
     console.print(", ".join(f"{count} {state}" for state, count in sorted(ended.items())) or "Nothing is due.")
     write_figures(json_file, ended)
 

@@ -64,6 +64,12 @@ def approve(
 def rollback(
     name: Annotated[str, typer.Argument(help="Erasure id.")],
     to: Annotated[int | None, typer.Option(help="Go back to this version instead of to none.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="CONCEPT", help="Of an adapter for several: this one; the others stay erased.")
+    ] = None,
+    because: Annotated[
+        str, typer.Option(help="With --only: why the adapter of the others goes live where its gate does not decide.")
+    ] = "",
     json_file: JsonOption = None,
 ) -> None:
     """Take an approved adapter back: its concept is drawn again."""
@@ -74,7 +80,16 @@ def rollback(
 
     model = tracking.MODEL_PREFIX + name.removeprefix(tracking.MODEL_PREFIX)
     known = [one for one in tracking.versions() if one.model == model]
-    if live_versions(model) and not any(one.live for one in known):
+    if only is not None:
+        from flows.releasing.part import roll_back_one
+
+        if to is not None:
+            raise ConfigError("--to goes back to another version, --only takes one concept out: give one of them.")
+        left = roll_back_one(name, only, because=because)
+        known = [left]
+        _print_changes(release.reconcile())
+        console.print(f"The others are erased by {left.model} version {left.version}.", highlight=False)
+    elif live_versions(model) and not any(one.live for one in known):
         # MLflow no longer knows what is live, so that no alias can be taken back there.
         console.print(f"Out, though MLflow has no alias of it: {', '.join(manifests.take_out(model))}.")
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from prefect import flow
 
 from fade.config import DistillSettings
-from fade.errors import ConfigError, RegistryError, ResourceError, nearest
+from fade.errors import ConfigError, RegistryError, ResourceError, listing, nearest
 from fade.models.source import base_sha256
 from fade.pipeline import steps_of
 from fade.requests import leases
@@ -88,12 +88,15 @@ def asked_together(specs: Sequence[Spec]) -> tuple[list[Wanted], bool]:
     return [asked_again(pair) for pair in pairs], data_free
 
 
-def erase(erasure_id: str, request_id: str | None = None, fence: int = 0) -> AdapterVersion:
+def erase(
+    erasure_id: str, request_id: str | None = None, fence: int = 0, *, requests: Mapping[str, int] | None = None
+) -> AdapterVersion:
     """Run the steps of a prepared erasure in order; those that DVC calls current are not run again.
 
     Args:
         request_id: the request it is run for, under the lease ``fence``: no step begins, and nothing is
             registered, once the request was withdrawn or is another worker's.
+        requests: further ones, each with its fence, where it is run for several.
 
     Raises:
         FadeError: with the reason, before any training where it can be known before.
@@ -101,13 +104,15 @@ def erase(erasure_id: str, request_id: str | None = None, fence: int = 0) -> Ada
         ResourceError: another process has been at work on this erasure for ten minutes.
     """
     try:
-        return erase_flow(erasure_id, request_id, fence)
+        return erase_flow(erasure_id, request_id, fence, dict(requests or {}))
     except erasure.KeptBackError as error:
         raise error.origin from None
 
 
 @flow(name="erase", flow_run_name="erase-{erasure_id}")
-def erase_flow(erasure_id: str, request_id: str | None = None, fence: int = 0) -> AdapterVersion:
+def erase_flow(
+    erasure_id: str, request_id: str | None = None, fence: int = 0, requests: dict[str, int] | None = None
+) -> AdapterVersion:
     """The flow itself, as Prefect sees it: it is told of errors by their kind alone."""
     folder = ERASURES / erasure_id
     spec = load_spec(folder)
@@ -120,11 +125,12 @@ def erase_flow(erasure_id: str, request_id: str | None = None, fence: int = 0) -
     registration.check_request(folder)
     for said in gate_without_power(spec):
         logger.warning("the gate of %s has no power: %s", erasure_id, said)
+    wanted = {**({} if request_id is None else {request_id: fence}), **(requests or {})}
     with _alone(erasure_id):
         for step in steps_of(spec):
-            _check_wanted(request_id, fence)
+            _check_wanted(wanted)
             erasure.run_step(folder, step)
-        _check_wanted(request_id, fence)
+        _check_wanted(wanted)
         return erasure.register(folder)
 
 
@@ -141,12 +147,14 @@ def _alone(erasure_id: str) -> Iterator[None]:
         ) from None
 
 
-def _check_wanted(request_id: str | None, fence: int) -> None:
-    if request_id is None:
+def _check_wanted(wanted: Mapping[str, int]) -> None:
+    if not wanted:
         return
     try:
         with Ledger() as ledger:
-            leases.check(ledger, request_id, fence)
+            for request_id, fence in wanted.items():
+                leases.check(ledger, request_id, fence)
     except RegistryError as error:
-        # A ledger that is down does not say that the request was withdrawn: the outcome will be refused if so.
-        logger.warning("whether request %s is still wanted is not known: %s", request_id, error)
+        # A ledger that is down does not say that a request was withdrawn: the outcome will be refused if so.
+        which = listing(sorted(wanted))
+        logger.warning("whether request %s is still wanted is not known: %s", which, error)

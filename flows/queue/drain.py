@@ -93,11 +93,13 @@ def drain_settings() -> DrainSettings:
 
 
 @flow(name="drain")
-def drain(limit: int | None = None, projects: list[Path] | None = None) -> dict[str, int]:
+def drain(limit: int | None = None, projects: list[Path] | None = None, together: bool = False) -> dict[str, int]:
     """Run due requests until none is left or ``limit`` have run; gives how many ended in each state.
 
     Args:
         projects: params.yaml of each project that is served; those of FADE_PROJECT if None. Requests for others wait.
+        together: first all that are due become one adapter a project (``flows.queue.together``); what cannot is then
+            run alone.
 
     Several drains may run at once: a lease makes a request one worker's. One that dies is taken over when its
     lease ends, and its erasure goes on from the last finished step.
@@ -109,6 +111,10 @@ def drain(limit: int | None = None, projects: list[Path] | None = None) -> dict[
     settings, served = drain_settings(), load_projects(projects or environment().projects)
     with Ledger() as ledger:
         withdraw_cancelled(ledger)
+        if together:
+            from flows.queue.together import drain_together
+
+            ended = drain_together(ledger, worker, served, settings, limit=limit)
         while limit is None or sum(ended.values()) < limit:
             lease = leases.take(
                 ledger,
@@ -127,11 +133,12 @@ def drain(limit: int | None = None, projects: list[Path] | None = None) -> dict[
     return ended
 
 
-def serve_schedule(cron: str, timezone: str = "UTC", *, projects: Sequence[Path]) -> None:
+def serve_schedule(cron: str, timezone: str = "UTC", *, projects: Sequence[Path], together: bool = False) -> None:
     """Serve the drain on a schedule, and the flow ``deadlines`` every hour, until the program is ended.
 
     Args:
         projects: params.yaml of each project that is served.
+        together: as ``drain`` takes it.
         cron: when the drain runs, as the clocks of ``timezone`` show it, also across changes of summer time.
 
     Prefect's own limit on a deployment is not used: what a killed run held of it would stay taken. Two
@@ -141,7 +148,7 @@ def serve_schedule(cron: str, timezone: str = "UTC", *, projects: Sequence[Path]
         ConfigError: it is no cron line, or no time zone.
     """
     schedule = Cron(checked_cron(cron), timezone=checked_zone(timezone))
-    parameters = {"projects": [str(path) for path in projects]}
+    parameters: dict[str, Any] = {"projects": [str(path) for path in projects], "together": together}
     by_module: Any = {"entrypoint_type": EntrypointType.MODULE_PATH}
     # Outside of an event loop both are deployments, never coroutines.
     serve(
@@ -187,8 +194,8 @@ def run_one(ledger: Ledger, lease: Lease, projects: Projects, settings: DrainSet
             logger.warning("%s", error)
             return LOST
         except Exception as error:  # the process boundary of an erasure: the ledger keeps what it was
-            outcome = _failure(lease.request, error, settings)
-    return _finish(ledger, lease, outcome, settings)
+            outcome = failure(lease.request, error, settings)
+    return finish(ledger, lease, outcome, settings)
 
 
 def forgotten(ledger: Ledger, record: Record, concepts: Mapping[str, Concept]) -> list[str]:
@@ -201,7 +208,7 @@ def forgotten(ledger: Ledger, record: Record, concepts: Mapping[str, Concept]) -
     return sorted({called[name] for name in erased_among(ledger, called, record.base, besides=record.id)})
 
 
-def _settle(record: Record, other: Record) -> dict[str, Any]:
+def settle(record: Record, other: Record) -> dict[str, Any]:
     """What is left of a request whose concept another one's erasure keeps erased: its own pictures join those."""
     if record.pictures or record.subject:
         subjects = [record.subject] if record.subject else []
@@ -227,7 +234,7 @@ def _erase(
     if record.base != project.base:
         record = take_to_base(ledger, record, project.base, actor=lease.worker)
     if (other := settled_by(ledger, record)) is not None:
-        return _settle(record, other)
+        return settle(record, other)
     spec = _asked(ledger, record, project, concept)
     place.append(prepare_folder(spec))
     sign()  # from here on the ledger knows what is made for the request
@@ -287,7 +294,7 @@ def _asked(ledger: Ledger, record: Record, project: Project, concept: str) -> Sp
     )
 
 
-def _failure(record: Record, error: Exception, settings: DrainSettings) -> dict[str, Any]:
+def failure(record: Record, error: Exception, settings: DrainSettings) -> dict[str, Any]:
     """Ask a person about what is wrong with the request; repeat what may pass; give up in the end."""
     said = str(error) if isinstance(error, FadeError) else f"{type(error).__name__}: {error}"
     # The log has the kind alone: an error's words suggest other names, and quote what was sent.
@@ -303,7 +310,7 @@ def _failure(record: Record, error: Exception, settings: DrainSettings) -> dict[
     return {"after": State.SCHEDULED, **outcome, "retry_seconds": wait}
 
 
-def _finish(ledger: Ledger, lease: Lease, outcome: dict[str, Any], settings: DrainSettings) -> str:
+def finish(ledger: Ledger, lease: Lease, outcome: dict[str, Any], settings: DrainSettings) -> str:
     """Write the outcome; a ledger that is down is waited for, as long as the lease lasts."""
     deadline = time.monotonic() + settings.lease_seconds
     while True:
