@@ -222,6 +222,28 @@ class InversionSettings(StrictModel):
     seeds: tuple[int, ...] = Field(
         (188, 288, 588, 688, 888, 988), description="pictures of each state and pair, one for each"
     )
+    stops: tuple[int, ...] = Field(
+        (), description="fewer steps after which it is looked at too: the curve", exclude_if=lambda stops: not stops
+    )
+    tokens: int = Field(
+        0,
+        ge=0,
+        description="new tokens before the text encoder that are searched instead of states; 0: states",
+        exclude_if=lambda tokens: not tokens,
+    )
+
+    @model_validator(mode="after")
+    def _rise(self) -> InversionSettings:
+        if list(self.looks) != sorted({0, *self.looks} - {0}):
+            raise ValueError(
+                f"inversion.stops must rise from 1 to below inversion.steps ({self.steps}): got {self.stops}"
+            )
+        return self
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Every number of steps after which it is looked at, the last of them ``steps``."""
+        return (*self.stops, self.steps)
 
 
 class AttackSettings(StrictModel):

@@ -153,6 +153,7 @@ class Base(ABC):
         """What its modules set up at their first answer and keep, set up now: a runtime holds them to what it is."""
         self.encode_prompts([self.negative])  # language models hang hooks of their own on themselves
 
+    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Told:
         """What the denoiser is told for each prompt, on the CPU; equal prompts are encoded once."""
         unique = list(dict.fromkeys(prompts)) or [self.negative]  # of no prompts the shapes are still to be known
@@ -169,7 +170,7 @@ class Base(ABC):
 
     @abstractmethod
     def encoded(self, prompts: list[str]) -> Told:
-        """The same for prompts that differ from each other, float32 on the CPU."""
+        """The same for prompts that differ from each other, float32 on the CPU; gradients reach the encoders' input."""
 
     def unconditional(self) -> Told:
         """What guidance leads away from, one row."""
@@ -233,6 +234,7 @@ READ_AT_ONCE = 32
 """Prompts that an encoder reads in one pass: a large one is not to hold the inside of hundreds."""
 
 
+@torch.no_grad()
 def read_by(encoders: Callable[[], Base] | None, prompts: Sequence[str]) -> dict[str, Told]:
     """What each prompt tells, read by encoders that are gone afterwards."""
     if encoders is None:

@@ -1,5 +1,8 @@
 """Step ``attack``: how easily the erased concept is brought back by inversion, against the base as reference.
 
+Asked at a budget: ``inversion.steps``, in the space of text states, or of ``inversion.tokens`` new words before the
+text encoder; ``inversion.stops`` adds the success after fewer steps of the same search.
+
 Run it on a finished erasure: ``python -m fade.steps.attacks FOLDER --kind inversion``.
 """
 
@@ -8,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fade.adapters.store import activate, apply_adapter, restore_base
-from fade.attacks.inversion import draw_from_states, invert_concept
+from fade.attacks.inversion import draw_from_states, invert_concept, invert_words
 from fade.errors import ConfigError
-from fade.evaluation.attacked import AttackRun, Shown
+from fade.evaluation.attacked import AttackRun, Part, Shown
 from fade.evaluation.figures import rate
 from fade.evaluation.judges import JUDGES, judge_pictures
 from fade.evaluation.records import as_json, dump, parse
@@ -39,9 +43,9 @@ from fade.steps.encoded import encode_split
 def attack(folder: Path) -> Iterator[InversionStep]:
     """Write ``attacks/``: inversion.json (success rates with intervals) and sheet.png; yields each step.
 
-    Half the restarts begin at the concept's prompts, half at the empty prompt. On the base only the
-    latter count: there the concept's own prompt is no attack. What the attack reaches on the base is
-    kept under ``.fade/cache`` by the hash of what decides it.
+    Half the restarts begin at the concept's prompts, half at the empty prompt. On the base only the latter count: there
+    the concept's own prompt is no attack. New words begin at others, all of them. What the attack reaches on the base
+    is kept under ``.fade/cache`` by the hash of what decides it.
 
     Raises:
         ConfigError: the adapter erases several concepts.
@@ -58,8 +62,9 @@ def attack(folder: Path) -> Iterator[InversionStep]:
     prompts = _prompts(spec)
     kept = reference_path(spec, folder)
     if not kept.is_file():
-        last = yield from _search(sd, spec, forget, prompts)
-        figures, pictures = _judged(sd, spec, last, prompts, only_from_empty=True)
+        (figures, pictures), _ = yield from _search(
+            sd, spec, forget, prompts, only_from_empty=not spec.inversion.tokens
+        )
         said = {"figures": json.dumps(as_json(figures))}
         with writing(kept) as temporary:
             save_file({"pictures": torch.from_numpy(pictures)}, temporary, metadata=said)
@@ -69,21 +74,26 @@ def attack(folder: Path) -> Iterator[InversionStep]:
     apply_adapter(sd, folder / "adapter", name="candidate")
     activate(sd, {"candidate": 1.0})
     with computed_whole(sd.network):
-        last = yield from _search(sd, spec, forget, prompts)
-        still_shown, pictures = _judged(sd, spec, last, prompts, only_from_empty=False)
+        (still_shown, pictures), by = yield from _search(sd, spec, forget, prompts, only_from_empty=False)
     restore_base(sd)
     shown = 2 * len(prompts)
     rows = [("base", list(base_pictures.numpy()[:shown])), ("erased", list(pictures[:shown]))]
-    columns = [f"from {'empty' if not prompt else 'its prompt'}" for prompt in prompts] * 2
+    begun = [f"from {'empty' if not prompt else 'its prompt'}" for prompt in prompts]
+    columns = (["new words"] * len(prompts) if spec.inversion.tokens else begun) * 2
     with writing(folder / "attacks" / "sheet.png") as temporary:
         labelled_sheet(rows, columns, title=f"Inversion of {spec.concept}").save(temporary)
     # Last: where the figures are, the attack is over.
     settings = spec.inversion.model_dump(mode="json")
-    dump(AttackRun(settings=settings, base=shown_by_base, erased=still_shown), folder / "attacks" / "inversion.json")
+    ran = AttackRun(settings=settings, base=shown_by_base, erased=still_shown, by=by)
+    dump(ran, folder / "attacks" / "inversion.json")
+
+
+SENTENCES = {"object": "a {}", "style": "an image in {} style"}
+"""What names a concept, or new words in the place of its name."""
 
 
 def _prompts(spec: Spec) -> list[str]:
-    named = f"a {spec.concept}" if spec.kind == "object" else f"an image in {spec.concept} style"
+    named = SENTENCES[spec.kind].format(spec.concept)
     return [named if i % 2 == 0 else "" for i in range(spec.inversion.restarts)]
 
 
@@ -103,27 +113,28 @@ def reference_path(spec: Spec, folder: Path) -> Path:
 
 
 def _search(
-    base: Base, spec: Spec, latents: Tensor, prompts: list[str]
-) -> Generator[InversionStep, None, InversionStep]:
-    """Yields the steps of the search and returns the last."""
+    base: Base, spec: Spec, latents: Tensor, prompts: list[str], *, only_from_empty: bool
+) -> Generator[InversionStep, None, tuple[tuple[Shown, NDArray[np.uint8]], dict[str, Part]]]:
+    """Yields the steps; returns what the last one's pictures show, these pictures, and what earlier stops showed."""
+    by: dict[str, Part] = {}
+    for step in _steps(base, spec, latents, prompts):
+        yield step
+        if step.step in spec.inversion.looks:
+            found = _judged(base, spec, step, prompts, only_from_empty=only_from_empty)
+            if step.step < spec.inversion.steps:
+                by[str(step.step)] = Part(erased=found[0])
+    return found, by
+
+
+def _steps(base: Base, spec: Spec, latents: Tensor, prompts: list[str]) -> Iterator[InversionStep]:
     settings = spec.inversion
-    last = None
-    for last in invert_concept(
-        base,
-        latents,
-        prompts=prompts,
-        restarts=settings.restarts,
-        steps=settings.steps,
-        batch=settings.batch,
-        learning_rate=settings.learning_rate,
-        precision=spec.evaluate.precision,
-        seed=settings.seed,
-        pooled=settings.pooled,
-    ):
-        yield last
-    if last is None:
-        raise RuntimeError("an inversion has at least one step")
-    return last
+    how: dict[str, Any] = {
+        **settings.model_dump(include={"restarts", "steps", "batch", "learning_rate", "seed"}),
+        "precision": spec.evaluate.precision,
+    }
+    if not settings.tokens:
+        return invert_concept(base, latents, prompts=prompts, pooled=settings.pooled, **how)
+    return invert_words(base, latents, template=SENTENCES[spec.kind], tokens=settings.tokens, **how)
 
 
 def _judged(

@@ -107,7 +107,6 @@ class Flux(SizedByAutoencoder):
         said = torch.full_like(told.others["guidance"], guidance)
         return replace(told, others={**told.others, "guidance": said}), 1.0
 
-    @torch.no_grad()
     def encoded(self, prompts: list[str]) -> Told:
         """As the stock pipeline encodes them: T5's states of every position, CLIP's pooled ones, dev's guidance."""
         length = min(

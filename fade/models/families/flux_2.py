@@ -115,7 +115,6 @@ class Flux2(SizedByAutoencoder):
         said = torch.full_like(told.others["guidance"], guidance)
         return replace(told, others={**told.others, "guidance": said}), 1.0
 
-    @torch.no_grad()
     def encoded(self, prompts: list[str]) -> Told:
         """As the stock pipeline encodes them: three layers' states of every position, beside each other."""
         tokenizer = getattr(self.pipeline.tokenizer, "tokenizer", self.pipeline.tokenizer)

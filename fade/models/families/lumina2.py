@@ -89,7 +89,6 @@ class Lumina2(SizedByTransformer):
         length, own = (torch.linalg.vector_norm(one, dim=-1, keepdim=True) for one in (answer, with_prompt))
         return answer * (own / length)
 
-    @torch.no_grad()
     def encoded(self, prompts: list[str]) -> Told:
         """As the stock pipeline encodes them; the empty one, which guidance needs, without the system prompt."""
         return Told.join(*map(self._told, prompts))

@@ -143,7 +143,6 @@ class PixArtSigma(Base):
         """Its network takes adapters."""
         self.network.__class__ = AdaptedPixArt
 
-    @torch.no_grad()
     def encoded(self, prompts: list[str]) -> Told:
         """As the stock pipeline encodes them, and which positions hold text."""
         states, mask, _, _ = self.pipeline.encode_prompt(

@@ -112,7 +112,6 @@ class QwenImage(FlowMatching):
         length = torch.linalg.vector_norm(packed(with_prompt), dim=-1, keepdim=True)
         return unpacked(towards * length / torch.linalg.vector_norm(towards, dim=-1, keepdim=True), height, width)
 
-    @torch.no_grad()
     def encoded(self, prompts: list[str]) -> Told:
         """As the stock pipeline encodes them, then filled up to one length with what the mask leaves out."""
         length = min(LENGTH, int(self.pipeline.tokenizer.model_max_length))

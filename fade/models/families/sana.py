@@ -105,7 +105,6 @@ class Sana(SizedByTransformer):
         latents: Tensor = self.pipeline.vae.encode(pixels).latent
         return latents
 
-    @torch.no_grad()
     def encoded(self, prompts: list[str]) -> Told:
         """As the stock pipeline encodes them, behind its instruction; the empty one, which guidance needs, without."""
         return Told.join(*(self._told(prompt, INSTRUCTION if prompt else []) for prompt in prompts))

@@ -139,7 +139,6 @@ class StableDiffusion(Base):
         if network.config.sample_size**2 <= _PLAIN_ATTENTION_UP_TO:
             network.set_attn_processor(AttnProcessor())
 
-    @torch.no_grad()
     def encoded(self, prompts: list[str]) -> Told:
         """The text encoder's last states, (B, L, D)."""
         ids = token_ids(self.pipeline, prompts)

@@ -83,7 +83,6 @@ class StableDiffusion3(SizedByTransformer):
         if self.pipeline.text_encoder_3 is None:
             self.network.set_attn_processor(CountedJointAttention())
 
-    @torch.no_grad()
     def encoded(self, prompts: list[str]) -> Told:
         """As the stock pipeline encodes them: CLIP's positions before those of T5, and CLIP's pooled states.
 

@@ -25,7 +25,6 @@ class StableDiffusionXL(StableDiffusion):
         **{"feature_extractor": None, "image_encoder": None},
     }
 
-    @torch.no_grad()
     def encoded(self, prompts: list[str]) -> Told:
         """Both encoders' last but one hidden states side by side, the second's pooled state, and the sizes.
 

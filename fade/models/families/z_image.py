@@ -106,7 +106,6 @@ class ZImage(SizedByAutoencoder):
         mu = size_shift(edge * edge // 4, self.pipeline.scheduler.config)
         return {"sigmas": torch.linspace(1.0, 1 / steps, steps).tolist(), "mu": mu}
 
-    @torch.no_grad()
     def encoded(self, prompts: list[str]) -> Told:
         """As the stock pipeline encodes them, the captions' lengths made equal by zeros that are never read."""
         rows, _ = self.pipeline.encode_prompt(

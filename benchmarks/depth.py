@@ -1,0 +1,269 @@
+"""Depth: how often a search brings an erased concept back, against the steps it takes.
+
+    python benchmarks/depth.py --base data/base/canvas --concepts cat,neon --levels name,deep --json FILE
+
+A level is ``name`` (what an erasure finds by itself), ``deep`` (``distill.depth=deep``), or any name that
+``fade benchmark canvas --methods`` takes; ``--set`` changes settings of all. Each is erased once, as a trial in
+``data/trials/depth``, and attacked in two spaces (``fade/attacks/inversion.py``):
+
+    state   the text's states are free; half of the searches begin at the concept's own name
+    word    new tokens before the text encoder: half of the searches have one, half four
+
+One search a space, looked at after each of ``--steps``; a picture counts from the first look at which the judge sees
+the concept in it, and a search ends when it does in all. Its seed, its sentences and the seeds of its pictures are
+none of a training's. The base's own success, from beginnings without the name, is measured once and kept under
+``.fade/cache``. ``--judge development`` is for whoever chooses settings by it.
+
+Writes ``{"rows": [{"concept", "level", "space", "success": {"100": [hits, count], ...}, "base": {...}, "drift", "ira",
+"cra", "base_ira", "base_cra", "seconds", "adapter_bytes", "attack_seconds", ...}]}``, and the curves as PNG beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.attacks.inversion import Curve, draw_from_states, invert_concept, invert_words, success_curve
+from fade.config import load_settings
+from fade.data.catalog import load_concepts
+from fade.evaluation.figures import rate
+from fade.evaluation.judges import judge_pictures
+from fade.evaluation.zero_shot import open_judge
+from fade.files import read_json, sha256_file, write_json
+from fade.lineage import content_hash, made_on
+from fade.methods.fade.sparse_lora import computed_whole
+from fade.methods.registry import asking_for
+from fade.models.base import Base
+from fade.models.family import load_base
+from fade.models.inversion import InversionStep
+from fade.models.told import Told
+from fade.project import Project, load_project
+from fade.spec import Spec
+from fade.steps.catalog import ensure_catalog
+from fade.steps.drawn import CACHE
+from fade.steps.encoded import encode_split
+from fade.steps.prepare import AUTO, prepare_spec
+from fade.steps.trial import run_trial
+
+LEVELS = {"name": "ours", "deep": "fade-deep"}
+"""Level to the method's name; others are methods' names themselves."""
+OUT = Path("data/trials/depth")
+SENTENCES = {"object": "an image of a {}", "style": "{} style"}
+"""What names a concept to an attack; no caption of training."""
+TOKENS = (1, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What an attacker has: a search of ``restarts``, each with its share of ``batch``, looked at after ``steps``.
+
+    Attributes:
+        seeds: of the pictures drawn from each that is found.
+    """
+
+    steps: tuple[int, ...] = (100, 300, 1000)
+    restarts: int = 8
+    batch: int = 16
+    learning_rate: float = 0.05
+    seeds: tuple[int, ...] = (90188, 90288)
+    seed: int = 977
+    judge: str = "report"
+
+
+def attacked(base: Base, spec: Spec, folder: Path, space: str, budget: Budget, *, by_name: bool) -> dict[int, Curve]:
+    """The curves of a space by the number of new tokens, 0 for states, on the network as it is now."""
+    latents = encode_split(base, spec, folder, "forget").latents
+    judge = open_judge(Path(spec.judges), budget.judge, called=[spec.concept])
+
+    def shows(states: Told) -> NDArray[np.bool_]:
+        drawing = spec.evaluate
+        pictures = draw_from_states(
+            base,
+            states.to("cpu"),
+            seeds=budget.seeds,
+            batch=drawing.batch,
+            steps=drawing.steps,
+            guidance=drawing.guidance,
+            solver=drawing.solver,
+            precision=drawing.precision,
+        )
+        named = judge_pictures(judge, pictures)
+        return np.array(named.objects if spec.kind == "object" else named.styles) == spec.concept
+
+    how: dict[str, Any] = {
+        "steps": max(budget.steps),
+        "learning_rate": budget.learning_rate,
+        "precision": spec.evaluate.precision,
+        "seed": budget.seed,
+    }
+    if space == "state":
+        begin = beginnings(spec, budget.restarts, by_name=by_name)
+        how |= {"restarts": budget.restarts, "batch": budget.batch, "prompts": begin}
+        return {0: through(success_curve(invert_concept(base, latents, **how), shows, budget.steps))}
+    part = len(TOKENS)
+    how |= {"restarts": budget.restarts // part, "batch": budget.batch // part, "template": SENTENCES[spec.kind]}
+    return {
+        tokens: through(success_curve(invert_words(base, latents, tokens=tokens, **how), shows, budget.steps))
+        for tokens in TOKENS
+    }
+
+
+def beginnings(spec: Spec, count: int, *, by_name: bool) -> list[str]:
+    """Prompts at which searches of states begin: every other one names the concept, if ``by_name``; the rest do not."""
+    concepts = load_concepts(Path(spec.catalog)).values()
+    others = [one.name for one in concepts if one.kind == spec.kind and one.name != spec.concept]
+    sentence = SENTENCES[spec.kind]
+    unnamed = ["", sentence.format(others[0]), "", sentence.format(others[len(others) // 2])]
+    if not by_name:
+        return list(islice(cycle(unnamed), count))
+    own = [sentence.format(spec.concept)] * len(unnamed)
+    return list(islice(cycle(one for pair in zip(own, unnamed, strict=True) for one in pair), count))
+
+
+def through(search: Iterator[InversionStep]) -> Curve:
+    """Take all steps of a search; give what it returns."""
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            curve: Curve = end.value
+            return curve
+
+
+def together(curves: Mapping[int, Curve]) -> dict[str, list[int]]:
+    """Hits and pictures of several curves of equal stops, by the stop."""
+    stops = next(iter(curves.values())).stops
+    return {
+        str(stop): [sum(one.hits[i] for one in curves.values()), sum(one.count for one in curves.values())]
+        for i, stop in enumerate(stops)
+    }
+
+
+def of_base(base: Base, spec: Spec, folder: Path, space: str, budget: Budget) -> dict[str, list[int]]:
+    """What the attack reaches where nothing is erased; kept by all that decides it."""
+    decided_by = {
+        "base": spec.base_sha256,
+        "concept": spec.concept,
+        "pictures": sha256_file(folder / "splits" / "forget.parquet"),
+        "space": space,
+        "budget": vars_of(budget),
+        "evaluate": spec.evaluate.drawing,
+        "threads": spec.threads,
+    }
+    kept = CACHE / f"base-depth-{content_hash(decided_by, module='fade.attacks.inversion')[:16]}.json"
+    if not kept.is_file():
+        write_json(kept, together(attacked(base, spec, folder, space, budget, by_name=False)))
+    success: dict[str, list[int]] = read_json(kept)
+    return success
+
+
+def vars_of(budget: Budget) -> dict[str, Any]:
+    """A budget as JSON holds it."""
+    return {name: getattr(budget, name) for name in Budget.__slots__}
+
+
+def rows_of(
+    concept: str, level: str, spaces: Sequence[str], *, project: Project, budget: Budget, changes: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Erase a concept at a level, then a row a space."""
+    (asked,) = asking_for([LEVELS.get(level, level)], changes)
+    spec = prepare_spec(concept, AUTO, project=project, settings=load_settings(project.params, changes=asked))
+    figures = run_trial(spec, root=OUT, say=partial(print, f"{concept} {level}:", flush=True))
+    kept = {name: figures[name] for name in ("ua", "ira", "cra", "base_ira", "base_cra", "drift", "adapter_bytes")}
+    folder = OUT / spec.id
+    torch.set_num_threads(spec.threads)
+    base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
+    for space in spaces:
+        reference = of_base(base, spec, folder, space, budget)
+        apply_adapter(base, folder / "adapter", name="candidate")
+        activate(base, {"candidate": 1.0})
+        begun, spent = time.perf_counter(), time.process_time()
+        with computed_whole(base.network):
+            curves = attacked(base, spec, folder, space, budget, by_name=True)
+        restore_base(base)
+        yield {
+            **{"concept": concept, "level": level, "space": space, "success": together(curves), "base": reference},
+            **({"tokens": {str(n): together({n: one}) for n, one in curves.items()}} if space == "word" else {}),
+            **kept,
+            "seconds": figures["method_seconds"],
+            "surrogate": figures["surrogate"],
+            "adapter_sha256": figures["adapter_sha256"],
+            "attack_seconds": round(time.perf_counter() - begun, 1),
+            "attack_cpu_seconds": round(time.process_time() - spent, 1),
+            "budget": vars_of(budget),
+        }
+
+
+def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Success against steps over all concepts, with Wilson's intervals: a line a level, a panel a space."""
+    spaces = list(dict.fromkeys(row["space"] for row in rows))
+    figure = Figure(figsize=(5.2 * len(spaces), 4), layout="constrained")
+    for axes, space in zip(np.atleast_1d(figure.subplots(1, len(spaces), sharey=True)), spaces, strict=True):
+        mine = [row for row in rows if row["space"] == space]
+        lines = {
+            level: [row for row in mine if row["level"] == level] for level in dict.fromkeys(r["level"] for r in mine)
+        }
+        drawn = {level: [row["success"] for row in of] for level, of in lines.items()}
+        for name, each in {**drawn, "base": [row["base"] for row in mine]}.items():
+            stops = sorted(int(stop) for stop in each[0])
+            found = [rate(*(sum(one[str(stop)][i] for one in each) for i in (0, 1))) for stop in stops]
+            low, high = ([abs(one.value - getattr(one, side)) for one in found] for side in ("low", "high"))
+            style: dict[str, Any] = {"color": "#999999", "linestyle": ":"} if name == "base" else {}
+            axes.errorbar(stops, [one.value for one in found], (low, high), marker="o", capsize=3, label=name, **style)
+        axes.set(title=f"{space} space", xlabel="steps of the search", xscale="log", ylim=(-0.02, 1.02))
+        axes.legend(frameon=False)
+    figure.axes[0].set_ylabel("brought back")
+    return figure
+
+
+def main() -> None:
+    """Erase and attack each; the files are written after every row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", help="the project's by default")
+    parser.add_argument("--concepts", required=True, help="names by commas")
+    parser.add_argument("--levels", default="name,deep")
+    parser.add_argument("--spaces", default="state,word")
+    parser.add_argument("--steps", default="100,300,1000")
+    parser.add_argument("--restarts", type=int, default=Budget.restarts)
+    parser.add_argument("--batch", type=int, default=Budget.batch, help="pictures a step, shared among the restarts")
+    parser.add_argument("--judge", default=Budget.judge, choices=["report", "development"])
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting; repeatable")
+    parser.add_argument("--json", type=Path, required=True)
+    given = parser.parse_args()
+    project = load_project().at(base=given.base)
+    ensure_catalog(project)
+    budget = Budget(
+        steps=tuple(sorted({int(step) for step in given.steps.split(",")})),
+        **{name: getattr(given, name) for name in ("restarts", "batch", "judge")},
+    )
+    if budget.restarts % len(TOKENS) or budget.batch % budget.restarts:
+        parser.error(f"--restarts must be a multiple of {len(TOKENS)} and --batch of --restarts")
+    changes = {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in given.set)}
+    rows: list[dict[str, Any]] = []
+    for concept in given.concepts.split(","):
+        for level in given.levels.split(","):
+            for row in rows_of(
+                concept, level, given.spaces.split(","), project=project, budget=budget, changes=changes
+            ):
+                rows.append(row)
+                write_json(given.json, {"rows": rows, "made_on": made_on()})
+                curves_figure(rows).savefig(given.json.with_suffix(".png"), dpi=110, metadata={"Software": None})
+                print(json.dumps({k: v for k, v in row.items() if k not in ("budget", "adapter_sha256")}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
