@@ -7,8 +7,8 @@ it says of pictures of anything else that the base draws:
 
 The mean is over the means of the other classes, so that none counts more for having more pictures. Without it, names
 that a CLIP finds in everything ("photo") would win everywhere. A picture is called by the class of the highest score,
-and ``scrambled`` where that score is lower than what shuffled patches reach, or where sentences that say so win: each
-of these in at most 2 % of the base's whole pictures.
+and ``scrambled`` where sentences that say so win, or, if these do not tell shuffled patches, where that score is lower
+than what they reach: each of these in at most 2 % of the base's whole pictures, and in none where it need not be.
 
 Names that it does not find in what the base draws of them are left out of its classes: it could not miss them. Never
 those of the erased concept and its surrogate: what it says of these is measured, and the gate refuses to listen where
@@ -51,6 +51,8 @@ SENTENCES = {
 DAMAGED = (f"a {SCRAMBLED} image", f"a {SCRAMBLED} picture", "random patches", "noise")
 HELD = 0.02
 """Share of whole pictures that may be called scrambled."""
+MISSED = 0.1
+"""Share of shuffled ones that sentences may miss before the height of scores is asked too, which costs whole ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +142,20 @@ def calibrated(
         [means[[kind != name for kind in kinds]].mean(dim=0)[i] if set(kinds) - {name} else means.mean(dim=0)[i]
          for i, name in enumerate((*names, SCRAMBLED))]
     )  # fmt: skip
-    best = (said - level)[:, :-1].amax(dim=1)
-    # What says "scrambled" wins in no more whole pictures than may be called so.
-    level[-1] = (said[:, -1] - best).quantile(1 - HELD)
-    mush = (shuffled @ texts.T - level)[:, :-1].amax(dim=1)
-    held, above = float(best.quantile(HELD)), float(mush.quantile(1 - HELD))
-    # Where shuffled patches reach as high as whole pictures, whole pictures stay what they are called.
-    return Classes(tuple(names), texts, level, min(held, above))
+    told = shuffled @ texts.T
+    best, mush = ((one - level)[:, :-1].amax(dim=1) for one in (said, told))
+    # What says "scrambled" wins as many deviations from whole pictures as from shuffled ones, and in no more whole
+    # pictures than may be called so.
+    whole, damage = said[:, -1] - best, told[:, -1] - mush
+    spread = [one.std(correction=0).clamp(min=1e-6) for one in (whole, damage)]
+    between = (whole.mean() * spread[1] + damage.mean() * spread[0]) / (spread[0] + spread[1])
+    level[-1] = torch.maximum(between, whole.quantile(1 - HELD))
+    missed = mush[damage <= level[-1]]
+    least = float(best.min())
+    if len(missed) > MISSED * len(mush):
+        # What the text does not tell, the height of a score may; whole pictures stay what they are called.
+        least = min(float(best.quantile(HELD)), float(missed.quantile(1 - HELD)))
+    return Classes(tuple(names), texts, level, least)
 
 
 def save_zero_shot(folder: Path, name: str, *, clip: str, classes: Mapping[str, Classes]) -> None:

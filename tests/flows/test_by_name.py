@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from benchmarks.tiny_families import save_tiny
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from benchmarks.tiny.families import save_tiny
 from fade.data.sets import generated_by
 from fade.files import read_json
 from fade.lineage import ROOT

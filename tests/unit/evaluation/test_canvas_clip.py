@@ -12,6 +12,7 @@ from fade.data.styles import STYLES
 from fade.errors import DataError
 from fade.evaluation.clip_score import embedded_pictures, load_clip
 from fade.evaluation.contrastive import captions_of, train_clip
+from fade.evaluation.damage import SCRAMBLED
 from fade.evaluation.distances import shuffled_patches
 from fade.evaluation.zero_shot import calibrated, class_texts
 from fade.lineage import ROOT
@@ -36,6 +37,11 @@ def test_the_canvas_clip_names_crops_that_it_was_not_trained_on() -> None:
         classes = calibrated(names, texts, seen[first], shown[first].tolist(), shuffled[first])
         called = np.array(classes.called(seen[~first]), dtype=object)
         assert (called == shown[~first]).mean() >= 0.9, kind
+        # It does not go by texture: it sees that patches are not in their places.
+        mush = np.array(classes.called(shuffled[~first]), dtype=object)
+        assert (mush == SCRAMBLED).mean() >= 0.9, kind
+        raw = (seen @ texts.T).argmax(dim=1).numpy()
+        assert (np.array([*names, SCRAMBLED], dtype=object)[raw] == shown).mean() >= 0.98, kind
 
 
 def test_a_clip_is_trained_by_the_recipe_and_loads_as_any_other(tmp_path: Path) -> None:
