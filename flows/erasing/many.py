@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fade.concepts import CAPTION_TEMPLATE
 from fade.config import OUR_METHOD, Settings, load_settings
-from fade.data.catalog import load_concepts, load_templates
+from fade.data.catalog import known_concept, load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.methods.registry import asking_for
 from fade.models.family import load_base
 from fade.models.sharing import bases_shared
+from fade.names import name_key
 from fade.project import Project
 from fade.spec import Spec
+from fade.steps.assigned import assigned
 from fade.steps.concepts import MANY
 from fade.steps.interference import interference
 from fade.steps.many import near_erased
-from fade.steps.prepare import Wanted, prepare_spec
+from fade.steps.prepare import AUTO, Wanted, prepare_spec
 from flows.erasing.erase import for_several
 
 
@@ -45,8 +47,12 @@ def spec_for_many(
     protected: Sequence[str] = (),
     data_free: bool = False,
 ) -> Spec:
-    """One spec of all of them; see ``prepare_spec``, whose refusals come before anything is made."""
-    with bases_shared():  # each surrogate that is to be found asks for the base
+    """One spec of all of them; see ``prepare_spec``, whose refusals come before anything is made.
+
+    Surrogates that are to be found are those with the shortest way (``fade.steps.assigned``).
+    """
+    with bases_shared():  # neighbours and surrogates are asked of the base, one by one
+        wanted = _with_surrogates(wanted, project, protected)
         return prepare_spec(
             **{part.name: getattr(wanted[0], part.name) for part in fields(wanted[0])},
             project=project,
@@ -56,6 +62,24 @@ def spec_for_many(
             also=wanted[1:],
             data_free=data_free,
         )
+
+
+def _with_surrogates(wanted: Sequence[Wanted], project: Project, protected: Sequence[str]) -> list[Wanted]:
+    """``auto`` replaced; names that the catalog does not know are left for ``prepare_spec`` to refuse."""
+    concepts = load_concepts(Path(project.catalog))
+    erased = {one.concept: known_concept(concepts, one.concept) for one in wanted}
+    gone = {one.name for one in erased.values() if one is not None}
+    spared = {found.name for name in (*project.protected, *protected) if (found := known_concept(concepts, name))}
+    asked = [one for one in wanted if name_key(one.surrogate) == AUTO and erased[one.concept] is not None]
+    if not asked:
+        return list(wanted)
+    kept = [one for one in concepts.values() if one.name not in gone]
+    free = [one for one in kept if not one.person and one.name not in spared]
+    template = (load_templates(Path(project.catalog)) or (CAPTION_TEMPLATE,))[0]
+    mine = [known for one in asked if (known := erased[one.concept]) is not None]
+    instead = assigned(load_base(project.base), mine, free, kept, template=template)
+    named = {one.concept: instead[known.name].name for one, known in zip(asked, mine, strict=True)}
+    return [replace(one, surrogate=named.get(one.concept, one.surrogate)) for one in wanted]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from fade.errors import ConfigError, DataError
 from fade.evaluation.many import many_figures, many_protocol
 from fade.models.family import load_base
 from fade.spec import Pair
+from fade.steps.assigned import assigned
 from fade.steps.concepts import changed, in_order, read_concepts
 from fade.steps.interference import interference
 from fade.steps.prepare import Wanted
@@ -128,6 +129,26 @@ def test_the_figures_of_many_are_those_counted_by_hand() -> None:
     assert row["erased_low"] < row["erased"] < row["erased_high"]
     rows = [{"method": "a", "at_once": 1, **row}, {"method": "a", "at_once": 2, **row}]
     assert [axes.get_title() for axes in many_plot(rows).axes] == ["erased", "kept", "neighbours kept"]
+
+
+def test_each_gets_the_surrogate_whose_captions_read_most_alike(tiny_base: Path) -> None:
+    base = load_base(tiny_base)
+    beside = [Concept(name, "style") for name in ("neon", "oil", "mosaic")]
+    names = ("horse", "coffee", "rocket", "dog")
+    free = [Concept(name, "object") for name in names]
+    found = assigned(base, [Concept("cat", "object"), Concept("flower", "object")], free, beside)
+    weights = [dict(base.network.named_modules())[name].weight for name in base.denoiser.text_sites()]
+
+    def apart(one: str, other: str) -> float:
+        said = [[f"a {name} image in {style.name} style." for style in beside] for name in (one, other)]
+        states = [base.encode_prompts(part).states for part in said]
+        return sum(float((states[0] @ w.T - states[1] @ w.T).square().sum()) for w in weights)
+
+    for concept in ("cat", "flower"):
+        distances = {name: apart(concept, name) for name in names}
+        assert found[concept].name == min(distances, key=lambda name: distances[name])
+    with pytest.raises(ConfigError, match="every style of the catalog is erased"):
+        assigned(base, [Concept("oil", "style")], free, beside)
 
 
 def test_what_reads_like_the_erased_is_told_to_be_in_danger(tiny_base: Path) -> None:
