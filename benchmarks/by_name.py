@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,22 @@ from fade.evaluation.records import load
 from fade.evaluation.zero_shot import open_judge
 from fade.files import write_json
 from fade.methods.fade.sparse_lora import computed_whole
+from fade.models.base import Base
 from fade.models.family import load_base
 from fade.pipeline import run, steps_of
 from fade.project import Project, load_project
 from fade.spec import Spec, save_spec
 from fade.steps.by_name import prepare_by_name
-from fade.steps.drawn import base_pictures, domains, named_by, pictures_now
+from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_now
 from fade.steps.planned import Asked, find_budget
 
 OUT = Path("data/trials/by-name")
 
 
-def erased(concept: str, *, project: Project, clip: str, budget: str, changes: dict[str, Any]) -> tuple[Spec, Path]:
+def erased(asked: Asked, *, project: Project, changes: dict[str, Any]) -> tuple[Spec, Path]:
     """Erase one by name, without DVC, MLflow and Great Expectations."""
-    settings = load_settings(project.params, changes={**find_budget(budget).changes, **changes})
-    spec = prepare_by_name(Asked(concept, clip=clip, budget=budget), project=project, settings=settings).spec
+    settings = load_settings(project.params, changes={**find_budget(asked.budget).changes, **changes})
+    spec = prepare_by_name(asked, project=project, settings=settings).spec
     folder = OUT / spec.id
     save_spec(spec, folder)
     for step in steps_of(spec):
@@ -65,12 +67,9 @@ def row_of(spec: Spec, folder: Path, project: Project, *, seeds: Sequence[int], 
     template = (load_templates(Path(project.catalog)) or (CAPTION_TEMPLATE,))[0]
     samples = canvas_protocol(*domains(concepts), seeds, template=template)
     base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
-    before = _to_the_end(base_pictures(base, told, samples))
-    apply_adapter(base, folder / "adapter", name="candidate")
-    activate(base, {"candidate": 1.0})
-    with computed_whole(base.network):
-        after = _to_the_end(pictures_now(base, told, samples, done=0))
-    restore_base(base)
+    before = ended(base_pictures(base, told, samples))
+    with switched_on(base, folder / "adapter"):
+        after = ended(pictures_now(base, told, samples, done=0))
     judge = load_judge(Path(project.judges), "report", called=list(concepts))
     clip = open_judge(folder / "judges", "report")
     was, now = (summary(named_by(judge, pictures, samples), [(concept, None)], []) for pictures in (before, after))
@@ -106,12 +105,17 @@ def _shows(judge: Any, pictures: Any, kind: str, name: str) -> Any:
     return np.array(seen.objects if kind == "object" else seen.styles) == name
 
 
-def _to_the_end(steps: Any) -> Any:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+@contextmanager
+def switched_on(base: Base, adapter: Path | None) -> Iterator[None]:
+    """An adapter on a base until the end; None: the base as it is."""
+    if adapter is None:
+        yield
+        return
+    apply_adapter(base, adapter, name="candidate")
+    activate(base, {"candidate": 1.0})
+    with computed_whole(base.network):
+        yield
+    restore_base(base)
 
 
 def main() -> None:
@@ -131,7 +135,8 @@ def main() -> None:
     changes = {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in given.set)}
     for name in names:
         begun = time.perf_counter()
-        spec, folder = erased(name, project=project, clip=given.clip, budget=given.budget, changes=changes)
+        asked = Asked(name, clip=given.clip, budget=given.budget)
+        spec, folder = erased(asked, project=project, changes=changes)
         seconds = time.perf_counter() - begun
         seeds = [int(seed) for seed in given.seeds.split(",")]
         rows.append(row_of(spec, folder, project, seeds=seeds, seconds=seconds))
