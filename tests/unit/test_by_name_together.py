@@ -1,0 +1,86 @@
+"""Several erasures by name at once: one judge learns all their names, or it is said why it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fade.config import Settings
+from fade.data.catalog import read_concepts_file
+from fade.errors import ConfigError
+from fade.evaluation.measured import Combination
+from fade.evaluation.records import load
+from fade.pipeline import run, steps_of
+from fade.project import Project
+from fade.spec import CALIBRATED, GENERATED, Spec, load_spec, save_spec
+from fade.steps.by_name import prepare_by_name
+from fade.steps.combine import check_alike, combine
+from fade.steps.planned import Asked
+from tests.tiny import plain_spec, save_tiny_base
+from tests.unit.test_by_name import save_clip
+
+
+@pytest.fixture(scope="module")
+def erasures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two erasures by name of one base and CLIP, with all but their evaluation; where they lie the plans are."""
+    root = tmp_path_factory.mktemp("together")
+    base, clip = root / "base", save_clip(root / "clip")
+    save_tiny_base(base)
+    own = {"settings": "fixed", "threads": 1, "distill": {"steps": 2, "batch": 2}, "tune": {"pictures": 2}}
+    own |= {"split": {"forget_per_pair": 1, "retain_per_pair": 1, "holdout_per_pair": 1}, "saliency": {"group_size": 2}}
+    own |= {"evaluate": {"seeds": [188], "steps": 2}, "gate": {"recognised": 0.5}}
+    project = Project(name="tiny", catalog="nowhere", base=str(base), judges="nowhere")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        found = {}
+        for concept, surrogate in (("cat", "horse"), ("neon", "oil")):
+            asked = Asked(concept, surrogate=surrogate, clip=str(clip), budget="small")
+            spec = prepare_by_name(asked, project=project, settings=Settings(**own)).spec
+            found[concept] = root / spec.id
+            save_spec(spec, found[concept])
+            for step in steps_of(spec):
+                if step.in_trials and step.name != "evaluate":
+                    for _ in run(step, found[concept]):
+                        pass
+    return found
+
+
+def test_erasures_by_name_are_judged_together_by_one_judge_of_all_their_names(
+    erasures: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = list(erasures.values())
+    monkeypatch.chdir(folders[0].parent)
+    own = [{one["name"] for one in read_concepts_file(folder / CALIBRATED)["concepts"]} for folder in folders]
+    assert own[0] != own[1], "each knows what was drawn for it"
+    for _ in combine(folders, tmp_path / "both"):
+        pass
+    found = load(Combination, tmp_path / "both" / "metrics.json")
+    assert set(found.report.after.erased) == {"cat", "neon"}
+    assert set(found.adapters) == {folder.name for folder in folders}
+    known = {one["name"] for one in read_concepts_file(tmp_path / "both" / CALIBRATED)["concepts"]}
+    assert {"cat", "horse", "neon", "oil"} <= known <= own[0] | own[1]
+
+
+def test_what_cannot_be_judged_together_by_name_says_why(
+    erasures: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(erasures["cat"].parent)
+    cat, neon = (load_spec(folder) for folder in erasures.values())
+
+    def beside_cat(other: Spec, *, drawn: bool = True) -> list[Path]:
+        folder = tmp_path / other.id
+        save_spec(other, folder)
+        if drawn:
+            (folder / GENERATED).mkdir(exist_ok=True)
+        return [erasures["cat"], folder]
+
+    assert check_alike(beside_cat(neon)) == [cat, neon]
+    with pytest.raises(ConfigError, match="by a catalog the others: no judge knows the concepts of both"):
+        check_alike(beside_cat(plain_spec()))
+    with pytest.raises(ConfigError, match="differ in 'clip_sha256'"):
+        check_alike(beside_cat(neon.model_copy(update={"clip_sha256": "0" * 64})))
+    with pytest.raises(ConfigError, match="give instead is erased by another"):
+        check_alike(beside_cat(neon.model_copy(update={"concept": "horse", "surrogate": "dog", "kind": "object"})))
+    with pytest.raises(ConfigError, match=r"are gone \(`fade purge`\)"):
+        check_alike(beside_cat(neon.model_copy(update={"aliases": ("glow",)}), drawn=False))
