@@ -222,14 +222,9 @@ class InversionSettings(StrictModel):
     seeds: tuple[int, ...] = Field(
         (188, 288, 588, 688, 888, 988), description="pictures of each state and pair, one for each"
     )
-    stops: tuple[int, ...] = Field(
-        (), description="fewer steps after which it is looked at too: the curve", exclude_if=lambda stops: not stops
-    )
+    stops: tuple[int, ...] = Field((), description="fewer steps after which it is looked at too: the curve")
     tokens: int = Field(
-        0,
-        ge=0,
-        description="new tokens before the text encoder that are searched instead of states; 0: states",
-        exclude_if=lambda tokens: not tokens,
+        0, ge=0, description="new tokens before the text encoder, searched instead of states; 0: states"
     )
 
     @model_validator(mode="after")

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from fade.methods.closed_form import held, paired
+from fade.methods.edits import EditSettings, solve
 from fade.methods.method import Material, Method, MethodSettings
 from fade.methods.trained_difference import Losses, modules_of, solved_difference
-from fade.methods.uce import UceSettings, solve
 from fade.models.base import Base
 from fade.models.deltas import plain_modules
 
@@ -54,7 +54,7 @@ def mace(base: Base, material: Material, settings: MaceSettings, *, precision: s
     others = base.denoiser.read(material.retain_prompts.states)
     preserved = torch.unique(_rows(held(others, material.retain_prompts.mask)), dim=0)
     modules = plain_modules(base.network)
-    weighing = UceSettings(preserve_scale=settings.preserve_scale, damping=settings.damping)
+    weighing = EditSettings(preserve_scale=settings.preserve_scale, damping=settings.damping)
     concept, surrogate = torch.cat(concepts), torch.cat(surrogates)
     changes = {}
     for name in modules_of(base.denoiser, "text_sites"):
@@ -78,7 +78,7 @@ def _rows(states: Tensor) -> Tensor:
 
 
 def alone(
-    weight: Tensor, concept: Tensor, surrogate: Tensor, preserved: Tensor, weighing: UceSettings, *, rank: int
+    weight: Tensor, concept: Tensor, surrogate: Tensor, preserved: Tensor, weighing: EditSettings, *, rank: int
 ) -> Tensor:
     """The change (out, in) of one concept by itself, cut to a rank: what a LoRA of its own would hold."""
     left, values, right = torch.linalg.svd(
@@ -88,7 +88,7 @@ def alone(
 
 
 def fused(
-    weight: Tensor, changes: Sequence[Tensor], concepts: Sequence[Tensor], preserved: Tensor, weighing: UceSettings
+    weight: Tensor, changes: Sequence[Tensor], concepts: Sequence[Tensor], preserved: Tensor, weighing: EditSettings
 ) -> Tensor:
     """The one weight (out, in) that gives on each concept's states what its own change gives there.
 

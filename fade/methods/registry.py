@@ -28,6 +28,7 @@ METHODS = {
     "ca": "fade.methods.concept_ablation:CONCEPT_ABLATION",
     "salun": "fade.methods.salun:SALUN",
     "speed": "fade.methods.speed:SPEED",
+    "rece": "fade.methods.rece:RECE",
     "mace": "fade.methods.mace:MACE",
     "layerwise": "fade.methods.layerwise:LAYERWISE",
 }

@@ -15,33 +15,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-from fade.methods.closed_form import held, paired
-from fade.methods.method import Material, Method, MethodSettings
+from fade.methods.edits import EditSettings, edited, solve
+from fade.methods.method import Material, Method
 from fade.methods.trained_difference import Losses, modules_of, solved_difference
 from fade.models.base import Base
 from fade.models.deltas import plain_modules
-from fade.models.told import Told
 
 
-class UceSettings(MethodSettings):
-    """Weights of the two sums and of the damping; the authors' defaults."""
-
-    erase_scale: float = 1.0
-    preserve_scale: float = 1.0
-    damping: float = 0.5
+class UceSettings(EditSettings):
+    """The authors' defaults."""
 
 
 def uce(base: Base, material: Material, settings: UceSettings, *, precision: str, seed: int) -> Iterator[Losses]:
     """Solve; one step. Nothing is drawn, and it is computed in float64 whatever the precision."""
-    concept, surrogate = (_rows(states) for states in paired(base.denoiser, material.concept, material.surrogate))
-    others = Told.join(material.retain_prompts, material.empty)
-    preserved = _rows(held(base.denoiser.read(others.states), others.mask))
-    # A caption that many pictures share counts once: the sums are over captions.
-    pairs = torch.unique(torch.cat([concept, surrogate], dim=1), dim=0)
-    concept, surrogate = pairs.chunk(2, dim=1)
-    preserved = torch.unique(preserved, dim=0)
+    concept, surrogate, preserved = edited(base, material)
     modules = plain_modules(base.network)
     changes = {}
     for name in modules_of(base.denoiser, "text_sites"):
@@ -50,19 +38,6 @@ def uce(base: Base, material: Material, settings: UceSettings, *, precision: str
     solved_difference(base.network, changes)
     missed = [((surrogate - concept) @ modules[n].weight.detach().double().cpu().T).square().mean() for n in changes]
     yield Losses(1, float(torch.stack(missed).mean()))
-
-
-def _rows(states: Tensor) -> Tensor:
-    return states.reshape(-1, states.shape[-1]).double()
-
-
-def solve(weight: Tensor, concept: Tensor, surrogate: Tensor, preserved: Tensor, settings: UceSettings) -> Tensor:
-    """The new weight (out, in); states are rows, (N, in) and, paired, (N, in), and (M, in), float64."""
-    erase, keep, damping = settings.erase_scale, settings.preserve_scale, settings.damping
-    unit = torch.eye(weight.shape[1], dtype=weight.dtype)
-    aim = erase * surrogate.T @ concept + keep * preserved.T @ preserved + damping * unit
-    metric = erase * concept.T @ concept + keep * preserved.T @ preserved + damping * unit
-    return torch.linalg.solve(metric, (weight @ aim).T).T
 
 
 UCE = Method("uce", uce, UceSettings, "arXiv:2308.14761", several=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,22 @@ from fade.files import read_json
 from fade.lineage import ROOT
 from fade.methods import salun as salun_file
 from fade.methods.concept_ablation import ConceptAblationSettings, ablation_losses, concept_ablation
+from fade.methods.edits import solve
 from fade.methods.esd import EsdSettings, esd, esd_target
 from fade.methods.fade.examples import Examples
 from fade.methods.fade.sparse_lora import adapter_tensors
 from fade.methods.method import STUDENT, Material
+from fade.methods.rece import ReceSettings, derived, rece
 from fade.methods.registry import METHODS, NAMES, PRESETS, asking_for, find_method, method_code, steps_of
 from fade.methods.salun import SalunSettings, salient, salun
 from fade.methods.trained_difference import (
+    Losses,
     frozen,
     modules_of,
     noised,
     trained_difference,
 )
-from fade.methods.uce import UceSettings, solve, uce
+from fade.methods.uce import UceSettings, uce
 from fade.models.deltas import delta_weights, plain_modules
 from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion, UNet
@@ -298,7 +301,12 @@ def trials(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     root = tmp_path_factory.mktemp("trials")
 
     def make(method: str) -> Path:
-        own = {} if method == "uce" else {f"{method}.steps": 2, f"{method}.batch": 2}
+        few = {f"{method}.{name}": 2 for name in ("steps", "batch")}
+        own = {
+            name: value
+            for name, value in few.items()
+            if name.split(".")[1] in find_method(method).settings.model_fields
+        }
         settings = load_settings(Path("params.yaml"), changes=asking_for([method], own)[0])
         spec = prepare_spec("cat", "horse", project=PROJECT, settings=settings)
         run_trial(spec, root=root)
@@ -367,3 +375,40 @@ def test_what_float16_cannot_hold_is_left_out_of_the_file(base: StableDiffusion)
     tensors = adapter_tensors(base.denoiser, STUDENT)
     (positions,) = (tensor for key, tensor in tensors.items() if key.endswith(".positions"))
     assert positions.tolist() == [0, 2]
+
+
+def test_rece_finds_the_state_that_the_edited_weights_take_for_the_concept() -> None:
+    generator = np.random.default_rng(6)
+    before = {name: torch.from_numpy(generator.normal(size=(5, 8))) for name in ("keys", "values")}
+    after = {name: weight + torch.from_numpy(generator.normal(size=(5, 8))) for name, weight in before.items()}
+    concept = torch.from_numpy(generator.normal(size=(3, 8)))
+    # The same least squares, stacked: W c' = W* c over all projections, and a short c'.
+    left = np.concatenate([*(weight.numpy() for weight in after.values()), np.sqrt(0.2) * np.eye(8)])
+    right = np.concatenate([*(weight.numpy() @ concept.numpy().T for weight in before.values()), np.zeros((8, 3))])
+    expected = np.linalg.lstsq(left, right, rcond=None)[0].T
+    assert np.abs(expected - concept.numpy()).max() > 0.1
+    found = derived(before, after, concept, ridge=0.2)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_each_round_of_rece_leaves_less_of_the_concept_within_reach(base: StableDiffusion, material: Material) -> None:
+    steps = list(rece(base, material, ReceSettings(steps=4), precision="fp32", seed=1))
+    left = [step.forget_loss for step in steps]
+    assert [step.step for step in steps] == [1, 2, 3, 4]
+    assert left == sorted(left)
+    assert left[-1] > left[0] + 1e-4
+    assert _changed(base) == set(modules_of(base.denoiser, "text_sites"))
+
+
+def test_a_single_round_of_rece_is_uce(base: StableDiffusion, material: Material) -> None:
+    def changes(steps: Iterator[Losses]) -> list[Tensor]:
+        list(steps)
+        found = [delta.parts[STUDENT]() for _, delta in sorted(delta_weights(base.network).items())]
+        restore_base(base)
+        return found
+
+    one = changes(rece(base, material, ReceSettings(steps=1), precision="fp32", seed=1))
+    two = changes(rece(base, material, ReceSettings(steps=2), precision="fp32", seed=1))
+    plain = changes(uce(base, material, UceSettings(), precision="fp32", seed=1))
+    assert any(not torch.allclose(a, b, atol=1e-4) for a, b in zip(two, plain, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one, plain, strict=True))
