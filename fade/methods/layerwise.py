@@ -59,16 +59,17 @@ class LayerwiseSettings(MethodSettings):
         retain_weight: of these against those to forget.
         ridge, ridge_after: share of the mean square of what a head's values, and a feed-forward, read.
         energy: share of a change that its rank holds.
-        timestep_power: t = T u^power; 1 is uniform, less draws noisier.
+        timestep_power: of rows to forget, t = T u^power; less than 1 draws noisier, where it is settled what is drawn.
+            Of the others t is uniform.
     """
 
     forget: int = 128
     retain: int = 128
-    retain_weight: float = 1.0
+    retain_weight: float = 0.5
     ridge: float = 1e-4
     ridge_after: float = 1e-2
     energy: float = 0.999
-    timestep_power: float = 0.6
+    timestep_power: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +200,14 @@ def noised_batch(base: Base, material: Material, settings: LayerwiseSettings, *,
     latents = torch.cat([*(part.latents for part in parts), others.latents[:untold]])
     told = Told.join(*(part.prompts for part in parts), empty)
     taught = Told.join(*(part.targets for part in parts), empty)
-    chances = power_law(base.denoiser.path.steps, settings.timestep_power)
-    t = torch.multinomial(chances, len(latents), replacement=True, generator=generator)
+    chances = [power_law(base.denoiser.path.steps, power) for power in (settings.timestep_power, 1.0)]
+    counts = forget, len(latents) - forget
+    t = torch.cat(
+        [
+            torch.multinomial(one, count, replacement=True, generator=generator)
+            for one, count in zip(chances, counts, strict=True)
+        ]
+    )
     noisy = base.denoiser.path.noised(latents, torch.randn(latents.shape, generator=generator), t)
     here = base.device
     marked = torch.arange(len(latents)) < forget
