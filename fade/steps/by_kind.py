@@ -28,6 +28,12 @@ def settings_of_kind(settings: Settings, kind: type[Base]) -> tuple[Settings, tu
     return settings, left
 
 
+def of_its_kind(spec: Spec, kind: type[Base]) -> dict[str, Any]:
+    """What of a spec's settings its base's kind gave, by dotted name: those that nobody gave and other kinds lack."""
+    values = {name: getattr(getattr(spec, name.partition(".")[0]), name.partition(".")[2]) for name in spec.by_kind}
+    return {name: value for name, value in values.items() if kind.defaults.get(name) == value}
+
+
 def settings_asked(spec: Spec) -> Settings:
     """The settings that a spec was made from: what its base's kind gave counts as not given."""
     asked: dict[str, Any] = spec.model_dump(include=set(Settings.model_fields))

@@ -165,6 +165,8 @@ def erase(
 
     begun = time.perf_counter()
     from fade.config import load_settings
+    from fade.models.family import family_of
+    from fade.steps.by_kind import of_its_kind
     from fade.steps.catalog import ensure_catalog
     from fade.steps.prepare import prepare_spec, read_overwrite
     from flows.cli.together import Together, spec_of
@@ -225,6 +227,8 @@ def erase(
         show_preview(spec, json_file)
         return
     console.print(f"Settings: {'found by the erasure itself' if not spec.why_fixed else f'fixed ({spec.why_fixed})'}")
+    if given_by_kind := of_its_kind(spec, family_of(spec.base)):
+        console.print("Of the base's kind: " + ", ".join(f"{name}={value}" for name, value in given_by_kind.items()))
     _erase(spec, json_file, begun=begun)
 
 

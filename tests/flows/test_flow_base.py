@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from benchmarks.tiny.families import save_tiny
 from fade.config import BY_KIND, Settings, load_settings
 from fade.lineage import ROOT
+from fade.models.family import family_of
 from fade.models.registry import FAMILIES, family
 from fade.models.source import base_sha256
 from fade.project import load_projects
@@ -20,6 +21,7 @@ from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.states import State
 from fade.spec import Spec, load_spec, save_spec
+from fade.steps.by_kind import of_its_kind
 from fade.steps.prepare import prepare_spec
 from flows.cli.app import app
 from flows.erasing.rebase import on_base
@@ -54,6 +56,8 @@ def test_settings_that_nobody_gives_are_those_of_the_bases_kind(flow_base: str) 
     assert _found(_asked()) == OF_UNETS
     assert _found(_asked(flow_base)) == OF_FLOWS
     assert _asked(flow_base).by_kind == BY_KIND
+    said = [of_its_kind(_asked(base), family_of(base)) for base in (PROJECT.base, flow_base)]
+    assert said == [{}, OF_FLOWS]
     assert _found(_asked(flow_base, **{"distill.start": "zero"})) == {**OF_FLOWS, "distill.start": "zero"}
     given = _asked(flow_base, **OF_UNETS)
     assert _found(given) == OF_UNETS, "what is given stays, though it is what another kind has"
