@@ -60,6 +60,14 @@ class Budget:
 
 DOUBT: dict[str, Any] = {"gate.doubt": True}
 """A CLIP was never trained on what it judges: what it cannot tell it cannot find to have failed either."""
+SOLVED: dict[str, Any] = {
+    "distill.start": "closed_form",
+    "distill.steps": 0,
+    "distill.rank": 2,
+    "mask.granularity": "none",
+    "saliency.score": "random",
+}
+"""The closed form alone: at full size training takes a processor days. Where all may change nothing is ranked."""
 BUDGETS = {
     "small": Budget(
         neighbours=2,
@@ -73,6 +81,7 @@ BUDGETS = {
             "split.holdout_per_pair": 1,
             "evaluate.seeds": [188, 288],
             **DOUBT,
+            **SOLVED,
             "gate.sure.most": 4,
             "gate.sure.round": 2,
         },
