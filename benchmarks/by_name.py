@@ -38,9 +38,10 @@ from fade.models.family import load_base
 from fade.pipeline import run, steps_of
 from fade.project import Project, load_project
 from fade.spec import Spec, save_spec
+from fade.steps.budgets import find_budget
 from fade.steps.by_name import prepare_by_name
 from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_now
-from fade.steps.planned import Asked, find_budget
+from fade.steps.planned import Asked
 
 OUT = Path("data/trials/by-name")
 

@@ -101,6 +101,7 @@ class Material:
         empty: the empty prompt, one row.
         mask: what may change, for a method that is ``masked``.
         processes: which of several this process is, for a method that shares its batches.
+        told: gives further prompts that must keep their answer, of which there are no pictures; None: there are none.
         notes: what else the adapter's card shall say, by name; a method adds to it.
     """
 
@@ -108,6 +109,7 @@ class Material:
     empty: Told
     mask: Mask | None = None
     processes: Processes = ALONE
+    told: Callable[[], Told] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     @cached_property

@@ -25,7 +25,7 @@ from fade.models.base import Base
 from fade.models.deltas import plain_modules
 from fade.models.family import load_base
 from fade.spec import Spec, load_spec
-from fade.steps.encoded import check_told_apart, prompts_apart, split_rows
+from fade.steps.encoded import check_told_apart, further_prompts, prompts_apart, split_rows
 
 CURVE = ("step", "forget_loss", "retain_loss")
 """Columns of a curve that has no row: nothing was trained."""
@@ -82,7 +82,9 @@ def make_adapter(folder: Path, processes: Processes = ALONE) -> Iterator[Step]:
 def material(base: Base, spec: Spec, folder: Path, *, masked: bool = False, processes: Processes = ALONE) -> Material:
     """What an erasure's method learns from: the splits in its folder, encoded when they are asked for; and its mask."""
     mask = load_mask(folder / "mask") if masked else None
-    return Material(partial(split_rows, base, spec, folder), base.unconditional(), mask, processes)
+    further = further_prompts(spec)
+    told = partial(base.encode_prompts, further) if further else None
+    return Material(partial(split_rows, base, spec, folder), base.unconditional(), mask, processes, told)
 
 
 def check_changes(tensors: Mapping[str, Tensor]) -> None:

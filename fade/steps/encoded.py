@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fade.data.catalog import load_pictures
+from fade.data.catalog import load_pictures, read_concepts_file
 from fade.errors import DataError
 from fade.methods.fade.examples import Examples
 from fade.models.base import Base
@@ -76,7 +76,7 @@ class SplitRows:
 
 
 def prompts_apart(spec: Spec, folder: Path) -> list[str] | None:
-    """Every caption of the splits, for encoders that are gone before the denoiser is loaded; None: they may stay.
+    """Every caption that is read, for encoders that are gone before the denoiser is loaded; None: they may stay.
 
     They go where the weights are held in bfloat16, as large bases' are.
     """
@@ -84,7 +84,13 @@ def prompts_apart(spec: Spec, folder: Path) -> list[str] | None:
         return None
     tables = [pd.read_parquet(path) for path in sorted((folder / "splits").glob("*.parquet"))]
     columns = [table[name] for table in tables for name in ("caption", "surrogate_caption") if name in table]
-    return pd.concat(columns, ignore_index=True).dropna().drop_duplicates().tolist()
+    captions = pd.concat(columns, ignore_index=True).dropna().drop_duplicates().tolist()
+    return list(dict.fromkeys([*captions, *further_prompts(spec)]))
+
+
+def further_prompts(spec: Spec) -> list[str]:
+    """Prompts that must keep their answer and of which there are no pictures: an erasure by name has many words."""
+    return list(read_concepts_file(Path(spec.catalog)).get("told", ())) if spec.by_name else []
 
 
 ALIKE = 1e-6

@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,72 +29,16 @@ from fade.files import read_json, write_json, writing
 from fade.models.base import Base
 from fade.models.prompts import Reader, cut_short, spelt_out
 from fade.names import mention, name_key
+from fade.steps.budgets import find_budget
 from fade.steps.prepare import AUTO
-from fade.words import Kind, Word, domain_of, kept_prompts, known_word, templates, vocabulary
+from fade.words import Kind, Word, domain_of, kept_prompts, known_word, sentence, templates, vocabulary
 
 NAMED = Path("data/named")
 """What erasures by name are of: a folder each, named by its content."""
 NEAREST = 15
 """Words of the vocabulary that are asked of a concept's kind, where nothing else tells it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much an erasure by name draws.
-
-    Attributes:
-        neighbours: of the concept, among the ``others`` of its domain that are drawn beside it.
-        across: concepts of the other domain, with each of which all of these are drawn.
-        alone: pictures of the concept, and as many of its surrogate, by sentences that name them alone.
-        kept: pictures of prompts from the list of what shall stay.
-        changes: settings by their dotted names.
-    """
-
-    neighbours: int
-    others: int
-    across: int
-    alone: int
-    kept: int
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-
-DOUBT: dict[str, Any] = {"gate.doubt": True}
-"""A CLIP was never trained on what it judges: what it cannot tell it cannot find to have failed either."""
-SOLVED: dict[str, Any] = {
-    "distill.start": "closed_form",
-    "distill.steps": 0,
-    "distill.rank": 2,
-    "mask.granularity": "none",
-    "saliency.score": "random",
-}
-"""The closed form alone: at full size training takes a processor days. Where all may change nothing is ranked."""
-BUDGETS = {
-    "small": Budget(
-        neighbours=2,
-        others=4,
-        across=3,
-        alone=6,
-        kept=12,
-        changes={
-            "split.forget_per_pair": 4,
-            "split.retain_per_pair": 1,
-            "split.holdout_per_pair": 1,
-            "evaluate.seeds": [188, 288],
-            **DOUBT,
-            **SOLVED,
-            "gate.sure.most": 4,
-            "gate.sure.round": 2,
-        },
-    ),
-    "normal": Budget(
-        neighbours=4,
-        others=12,
-        across=10,
-        alone=24,
-        kept=120,
-        changes={**DOUBT, "split.forget_per_pair": 8, "split.retain_per_pair": 2, "split.holdout_per_pair": 1},
-    ),
-}
+PAIRS, NEAR_PAIRS = 3, 10
+"""Words of the other domain with which a word is told, and a neighbour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +82,6 @@ class Plan:
     across: tuple[str, ...]
     content: Mapping[str, Any]
     folder: Path
-
-
-def find_budget(name: str) -> Budget:
-    """A budget by its name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in BUDGETS:
-        raise ConfigError(f"There is no budget {name!r}: expected one of {', '.join(BUDGETS)}.")
-    return BUDGETS[name]
 
 
 def guess_kind(base: Base, concept: str, known: Sequence[Word]) -> tuple[Kind, str]:
@@ -216,6 +149,7 @@ def make_plan(
             "alone": _readable(templates(kind), reading, concepts, names),
         },
         "kept": _kept(asked, names, reading, budget.kept),
+        "told": _told(rest, near, names, reading),
         "alone": budget.alone,
         "neighbours": [word.name for word in near],
         **({} if given is None else {"given": dict(given)}),
@@ -299,6 +233,29 @@ def _concepts(
         found.append({**entry(surrogate, kind), "person": False})
     found += [entry(word.name, word.kind) for word in beside]
     return list({name_key(one["name"]): one for one in reversed(found)}.values())[::-1]
+
+
+def _told(rest: Sequence[Word], near: Sequence[Word], names: Sequence[str], reading: Sequence[Reader]) -> list[str]:
+    """Captions whose answers are kept without a picture: every word that the base reads, and every prompt that ships.
+
+    A word stands with a few of the other domain in turn, a neighbour with as many as there are.
+    """
+    by_domain = {
+        domain: [word for word in rest if domain_of(word.kind) == domain and word.kind != "notion"]
+        for domain in ("object", "style")
+    }
+    found = []
+    for domain, words in by_domain.items():
+        others = by_domain["style" if domain == "object" else "object"]
+        for number, word in enumerate(words):
+            count = min(len(others), NEAR_PAIRS if word in near else PAIRS)
+            for turn in range(count):
+                other = others[(number + turn * max(1, len(others) // count)) % len(others)]
+                said = {domain: word.name, "style" if domain == "object" else "object": other.name}
+                found.append(sentence(CAPTION_TEMPLATE, **said))
+    kept = [one for _, one in kept_prompts() if not re.search(mention(*names), one)]
+    found += [one for one in kept if not any(spelt_out(reading, [one]))]
+    return list(dict.fromkeys(found))
 
 
 def _kept(asked: Asked, names: Sequence[str], reading: Sequence[Reader], count: int) -> list[str]:

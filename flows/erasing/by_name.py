@@ -12,9 +12,10 @@ from fade.evaluation.records import load
 from fade.evaluation.zero_shot import NOBODY
 from fade.project import Project
 from fade.spec import CALIBRATED, load_spec
+from fade.steps.budgets import find_budget
 from fade.steps.by_name import Prepared, prepare_by_name
 from fade.steps.calibrate import FIGURES, Calibration
-from fade.steps.planned import Asked, find_budget
+from fade.steps.planned import Asked
 
 USUAL = "normal"
 """The budget where none is asked for."""

@@ -209,7 +209,8 @@ def closed_form_weight(base: Base, material: Material, settings: DistillSettings
 
 def _told(base: Base, material: Material) -> list[Told]:
     """Of concept, surrogate and what is retained."""
-    return [material.concept, material.surrogate, Told.join(material.retain_prompts, base.unconditional())]
+    further = [] if material.told is None else [material.told()]
+    return [material.concept, material.surrogate, Told.join(material.retain_prompts, *further, base.unconditional())]
 
 
 def _read(base: Base, told: list[Told]) -> list[Tensor]:

@@ -1,0 +1,79 @@
+"""How much an erasure by name draws, and what it does with it   (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fade.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much an erasure by name draws.
+
+    Attributes:
+        neighbours: of the concept, among the ``others`` of its domain that are drawn beside it.
+        across: concepts of the other domain, with each of which all of these are drawn.
+        alone: pictures of the concept, and as many of its surrogate, by sentences that name them alone.
+        kept: pictures of prompts from the list of what shall stay.
+        changes: settings by their dotted names.
+    """
+
+    neighbours: int
+    others: int
+    across: int
+    alone: int
+    kept: int
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+DOUBT: dict[str, Any] = {"gate.doubt": True}
+"""A CLIP was never trained on what it judges: what it cannot tell it cannot find to have failed either."""
+SOLVED: dict[str, Any] = {
+    "distill.start": "closed_form",
+    "distill.steps": 0,
+    "distill.rank": 2,
+    "mask.granularity": "none",
+    "saliency.score": "random",
+}
+"""The closed form alone: at full size training takes a processor days. Where all may change nothing is ranked."""
+BUDGETS = {
+    "small": Budget(
+        neighbours=2,
+        others=4,
+        across=3,
+        alone=6,
+        kept=12,
+        changes={
+            "split.forget_per_pair": 4,
+            "split.retain_per_pair": 1,
+            "split.holdout_per_pair": 1,
+            "evaluate.seeds": [188, 288],
+            **DOUBT,
+            **SOLVED,
+            "gate.sure.most": 4,
+            "gate.sure.round": 2,
+        },
+    ),
+    "normal": Budget(
+        neighbours=4,
+        others=12,
+        across=10,
+        alone=24,
+        kept=120,
+        changes={**DOUBT, "split.forget_per_pair": 8, "split.retain_per_pair": 2, "split.holdout_per_pair": 1},
+    ),
+}
+
+
+def find_budget(name: str) -> Budget:
+    """A budget by its name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in BUDGETS:
+        raise ConfigError(f"There is no budget {name!r}: expected one of {', '.join(BUDGETS)}.")
+    return BUDGETS[name]
