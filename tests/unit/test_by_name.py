@@ -152,6 +152,20 @@ def test_a_plan_keeps_neighbours_and_others_and_never_the_concept_or_another_wor
     assert prepared(base, "cat").spec == spec, "asked again it is the same erasure"
 
 
+def test_every_word_that_the_base_reads_is_told_though_few_are_drawn(base: Path) -> None:
+    plan = prepared(base, "cat").plan
+    told, drawn = plan.content["told"], {one["name"] for one in plan.content["concepts"]}
+    assert len(set(told)) == len(told)
+    assert not any(re.search(mention("cat", "kitten", "tabby"), one) for one in told)
+    read = {word.name for word in vocabulary() if not any(spelt_out(readers(find_base(base)), [word.name]))}
+    beside = [name for name in read - {"cat"} if any(re.search(mention(name), one) for one in told)]
+    assert set(beside) == read - {"cat"}
+    assert len(beside) > len(drawn)
+    times = {name: sum(bool(re.search(mention(name), one)) for one in told) for name in (*plan.neighbours, "coins")}
+    assert "coins" not in plan.neighbours
+    assert all(times[name] > times["coins"] for name in plan.neighbours)
+
+
 def test_what_is_drawn_names_its_subject_and_the_concept_by_all_its_names(base: Path) -> None:
     found = prepared(base, "cat", aliases=("chelsea",))
     wanted = list(named(found.spec, found.plan.content))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fade.config import Settings
@@ -11,11 +13,16 @@ from fade.data.catalog import read_concepts_file
 from fade.errors import ConfigError
 from fade.evaluation.measured import Combination
 from fade.evaluation.records import load
+from fade.methods.closed_form import held
+from fade.methods.fade.training import closed_form_changes
+from fade.models.family import load_base
 from fade.pipeline import run, steps_of
 from fade.project import Project
 from fade.spec import CALIBRATED, GENERATED, Spec, load_spec, save_spec
+from fade.steps.adapter import material
 from fade.steps.by_name import prepare_by_name
 from fade.steps.combine import check_alike, combine
+from fade.steps.encoded import further_prompts
 from fade.steps.planned import Asked
 from tests.tiny import plain_spec, save_tiny_base
 from tests.unit.test_by_name import save_clip
@@ -60,6 +67,28 @@ def test_erasures_by_name_are_judged_together_by_one_judge_of_all_their_names(
     assert set(found.adapters) == {folder.name for folder in folders}
     known = {one["name"] for one in read_concepts_file(tmp_path / "both" / CALIBRATED)["concepts"]}
     assert {"cat", "horse", "neon", "oil"} <= known <= own[0] | own[1]
+
+
+def test_what_is_solved_keeps_words_that_nothing_was_drawn_of(
+    erasures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(erasures["cat"].parent)
+    folder, spec = erasures["cat"], load_spec(erasures["cat"])
+    base = load_base(spec.base)
+    given = material(base, spec, folder, masked=True)
+    drawn = set(pd.read_parquet(folder / "splits" / "retain.parquet")["caption"])
+    unseen = [one for one in further_prompts(spec) if one not in drawn]
+    assert len(unseen) > 10
+    assert given.mask is not None
+    told = base.encode_prompts(unseen)
+    states = held(base.denoiser.read(told.states), told.mask).double()
+    moved = []
+    for one in (given, replace(given, told=None)):
+        changes = closed_form_changes(base, one, spec.distill, given.mask)
+        moved.append(
+            sum(float((states @ (change.B @ change.A).double().T).square().mean()) for change in changes.values())
+        )
+    assert moved[0] < moved[1] / 2
 
 
 def test_what_cannot_be_judged_together_by_name_says_why(
