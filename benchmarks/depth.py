@@ -24,7 +24,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -160,7 +160,7 @@ def of_base(base: Base, spec: Spec, folder: Path, space: str, budget: Budget) ->
         "concept": spec.concept,
         "pictures": sha256_file(folder / "splits" / "forget.parquet"),
         "space": space,
-        "budget": vars_of(budget),
+        "budget": asdict(budget),
         "evaluate": spec.evaluate.drawing,
         "threads": spec.threads,
     }
@@ -169,11 +169,6 @@ def of_base(base: Base, spec: Spec, folder: Path, space: str, budget: Budget) ->
         write_json(kept, together(attacked(base, spec, folder, space, budget, by_name=False)))
     success: dict[str, list[int]] = read_json(kept)
     return success
-
-
-def vars_of(budget: Budget) -> dict[str, Any]:
-    """A budget as JSON holds it."""
-    return {name: getattr(budget, name) for name in Budget.__slots__}
 
 
 def rows_of(
@@ -204,7 +199,7 @@ def rows_of(
             "adapter_sha256": figures["adapter_sha256"],
             "attack_seconds": round(time.perf_counter() - begun, 1),
             "attack_cpu_seconds": round(time.process_time() - spent, 1),
-            "budget": vars_of(budget),
+            "budget": asdict(budget),
         }
 
 
@@ -238,9 +233,9 @@ def main() -> None:
     parser.add_argument("--levels", default="name,deep")
     parser.add_argument("--spaces", default="state,word")
     parser.add_argument("--steps", default="100,300,1000")
-    parser.add_argument("--restarts", type=int, default=Budget.restarts)
-    parser.add_argument("--batch", type=int, default=Budget.batch, help="pictures a step, shared among the restarts")
-    parser.add_argument("--judge", default=Budget.judge, choices=["report", "development"])
+    parser.add_argument("--restarts", type=int, default=Budget().restarts)
+    parser.add_argument("--batch", type=int, default=Budget().batch, help="pictures a step, shared among the restarts")
+    parser.add_argument("--judge", default=Budget().judge, choices=["report", "development"])
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting; repeatable")
     parser.add_argument("--json", type=Path, required=True)
     given = parser.parse_args()

@@ -1,0 +1,33 @@
+"""The benchmark of depth on a tiny base."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import depth
+from fade.files import read_json
+
+
+def test_the_record_counts_every_picture_at_every_stop(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["--concepts", "cat", "--levels", "fade-closed-form", "--steps", "1,2", "--restarts", "4", "--batch", "4"]
+    monkeypatch.setattr(sys, "argv", ["depth.py", *asked, "--json", str(tmp_path / "depth.json")])
+    monkeypatch.setattr(depth, "OUT", tmp_path / "trials")
+    depth.main()
+    rows = read_json(tmp_path / "depth.json")["rows"]
+    assert [(row["level"], row["space"]) for row in rows] == [
+        ("fade-closed-form", "state"),
+        ("fade-closed-form", "word"),
+    ]
+    for row in rows:
+        for success in (row["success"], row["base"]):
+            assert set(success) == {"1", "2"}
+            assert all(count == 8 for _, count in success.values())  # four restarts, two seeds each
+            assert 0 <= success["1"][0] <= success["2"][0] <= 8
+        assert {"drift", "ira", "cra", "base_ira", "base_cra", "seconds", "adapter_bytes"} <= set(row)
+    assert {n: row["2"][1] for n, row in rows[1]["tokens"].items()} == {"1": 4, "4": 4}
+    assert (tmp_path / "depth.png").stat().st_size > 0
