@@ -15,16 +15,17 @@ already, so that every layer mends what those before left over. After each block
 feed-forward is solved likewise, towards the output that the base's block gave: its input is no linear function of the
 text, so it tells apart what the text's states do not.
 
-One pass of the base and one of what becomes the adapter, over a few hundred noised pictures, is all: seconds. Keys and
-queries stay. Each change is cut to the rank that holds ``energy`` of it, in the metric of what the layer reads. The sum
-over concepts knows no order, and nothing is trained: an adapter without one of them is the one that never had it.
+One pass of the base and two of what becomes the adapter, over a few hundred noised pictures, is all: seconds. In the
+second, pictures that the first left further from their aim than the rest weigh more. Keys and queries stay. Each change
+is cut to the rank that holds ``energy`` of it, in the metric of what the layer reads. The sum over concepts knows no
+order, and nothing is trained: an adapter without one of them is the one that never had it.
 
 It is as shallow as any closed form: it overwrites what names give (see ``fade.attacks.inversion``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,8 @@ from fade.models.base import Base
 from fade.models.told import Told
 from fade.seeding import torch_generator
 
+BOUNDS = 0.3, 4.0
+"""By what a row's weight may change from a round to the next."""
 UNTOLD = 16
 """One in so many retained pictures is shown a second time with the empty prompt."""
 
@@ -53,11 +56,12 @@ class LayerwiseSettings(MethodSettings):
     """How much is looked at, and what it weighs.
 
     Attributes:
-        forget: noised pictures under the captions of what is erased, at least two, spread evenly over the concepts:
-            not fewer than there are. Half of them show the surrogate.
+        forget: noised pictures under the captions of what is erased, spread evenly over the concepts, and as many as
+            there are concepts where these are more. Half of them show the surrogate.
         retain: likewise of what is kept.
         retain_weight: of these against those to forget.
         ridge, ridge_after: share of the mean square of what a head's values, and a feed-forward, read.
+        rounds: passes; after each what is left further apart than the rest weighs more in the next.
         energy: share of a change that its rank holds.
         timestep_power: of rows to forget, t = T u^power; less than 1 draws noisier, where it is settled what is drawn.
             Of the others t is uniform.
@@ -65,9 +69,10 @@ class LayerwiseSettings(MethodSettings):
 
     forget: int = 128
     retain: int = 128
-    retain_weight: float = 0.5
+    retain_weight: float = 0.25
     ridge: float = 1e-4
     ridge_after: float = 1e-2
+    rounds: int = 2
     energy: float = 0.999
     timestep_power: float = 0.25
 
@@ -86,19 +91,20 @@ class Batch:
 class _Solver:
     """Keeps the base's answers layer by layer, then solves each layer against them.
 
-    Args:
-        weights: of each row of the batch, (B,), summing to 1.
+    Attributes:
+        weights: of each row of the batch, (B,), summing to 1; None while the base's answers are kept.
     """
 
-    def __init__(self, weights: Tensor, settings: LayerwiseSettings) -> None:
-        self._weights, self._settings = weights, settings
+    def __init__(self, settings: LayerwiseSettings) -> None:
+        self._settings = settings
+        self.weights: Tensor | None = None
         self._answers: dict[str, Tensor] = {}
         self._read: dict[str, Tensor] = {}
         self.changes: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def attended(self, name: str, mixed: Tensor, answer: Tensor, *, solve: bool) -> Tensor:
+    def attended(self, name: str, mixed: Tensor, answer: Tensor) -> Tensor:
         """A head's turn, of all heads: ``mixed`` (B, heads, n, in) is what values read, ``answer`` (B, heads, n, d)."""
-        if not solve:
+        if self.weights is None:
             self._answers[name] = answer
             return answer
         found = [
@@ -115,10 +121,10 @@ class _Solver:
         del module
         self._read[name] = given[0]
 
-    def fed(self, name: str, block: Any, given: tuple[Tensor, ...], answer: Tensor, *, solve: bool) -> Tensor:
+    def fed(self, name: str, block: Any, given: tuple[Tensor, ...], answer: Tensor) -> Tensor:
         """A block's answer, (B, n, out), to which its feed-forward was added."""
         del given, block
-        if not solve:
+        if self.weights is None:
             self._answers[name] = answer
             return answer
         read = self._read.pop(name)
@@ -128,7 +134,8 @@ class _Solver:
 
     def _solved(self, read: Tensor, missing: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """The map (out, in) that takes what is read, (B, n, in), nearest to what is missing, (B, n, out); and E xx'."""
-        weights = (self._weights / read.shape[1]).repeat_interleave(read.shape[1]).double()[:, None]
+        rows = torch.ones(len(read), device=read.device) if self.weights is None else self.weights
+        weights = (rows / read.shape[1]).repeat_interleave(read.shape[1]).double()[:, None]
         x, y = read.flatten(0, 1).double(), missing.flatten(0, 1).double()
         moment = x.T @ (weights * x)
         moment += ridge * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
@@ -165,14 +172,19 @@ def layerwise(
     del precision
     batch = noised_batch(base, material, settings, seed=seed)
     sites = cross_attentions(base.network)
-    count, share = int(batch.forget.sum()), settings.retain_weight / (1 + settings.retain_weight)
-    weights = torch.where(batch.forget, (1 - share) / count, share / (len(batch.forget) - count))
-    solver = _Solver(weights.to(base.device), settings)
+    share = settings.retain_weight / (1 + settings.retain_weight)
+    halves = ((batch.forget, 1 - share), (~batch.forget, share))
+    weights = sum((weight * rows / rows.sum() for rows, weight in halves), torch.zeros(())).to(base.device)
+    solver = _Solver(settings)
     with torch.no_grad(), adapters_disabled(base.network):
-        with _watched(sites, solver, solve=False):
+        with _watched(sites, solver):
             instead = base.denoiser.predict(batch.noisy, batch.t, batch.taught)
-        with _watched(sites, solver, solve=True):
-            answered = base.denoiser.predict(batch.noisy, batch.t, batch.told)
+        for left in reversed(range(settings.rounds)):
+            with _watched(sites, solver, weights=weights):
+                answered = base.denoiser.predict(batch.noisy, batch.t, batch.told)
+            apart = (answered - instead).square().flatten(1).mean(dim=1)
+            if left:
+                weights = reweighted(weights, apart, halves)
     low = {name: cut(*found, energy=settings.energy) for name, found in solver.changes.items()}
     low = {name: change for name, change in low.items() if len(change.A)}
     rank = max((len(change.A) for change in low.values()), default=1)
@@ -180,8 +192,23 @@ def layerwise(
     add_sparse_lora(base.network, mask, rank=rank, alpha=float(rank), seed=seed, name=STUDENT)
     begin_with(base.network, STUDENT, {name: _filled(change, rank) for name, change in low.items()})
     material.notes.update(rank=rank, noised_pictures=len(batch.t))
-    apart = (answered - instead).square().flatten(1).mean(dim=1).cpu()
-    yield Losses(1, float(apart[batch.forget].mean()), float(apart[~batch.forget].mean()))
+    yield Losses(1, *(float(apart.cpu()[rows].mean()) for rows, _ in halves))
+
+
+def reweighted(weights: Tensor, apart: Tensor, halves: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """Weights of the next round: rows that are left further apart than their half's mean count for more, within bounds.
+
+    Args:
+        apart: of each row how far its answer is from what it is to be.
+        halves: rows to forget and to retain, each with what its weights sum to.
+    """
+    found = weights.clone()
+    for rows, whole in halves:
+        mine = rows.to(weights.device)
+        factor = (apart[mine] / apart[mine].mean().clamp(min=torch.finfo(apart.dtype).tiny)).clamp(*BOUNDS)
+        found[mine] = weights[mine] * factor
+        found[mine] *= whole / found[mine].sum()
+    return found
 
 
 def noised_batch(base: Base, material: Material, settings: LayerwiseSettings, *, seed: int) -> Batch:
@@ -191,7 +218,8 @@ def noised_batch(base: Base, material: Material, settings: LayerwiseSettings, *,
     """
     generator = torch_generator(seed, "layerwise")
     # Both splits are in the order of the concepts: by turns from strata of equal size, so each of them has its part.
-    at, others_at = _strata(settings.forget, generator), _strata(settings.retain, generator)
+    count = max(settings.forget, len(set(material.rows("forget").whose())))
+    at, others_at = _strata(count, generator), _strata(settings.retain, generator)
     shares = {"forget": at[::2], "surrogate": at[1::2], "retain": others_at}
     parts = [material.rows(name).at(where).encoded() for name, where in shares.items()]
     forget, others = len(parts[0]) + len(parts[1]), parts[2]
@@ -244,15 +272,16 @@ def _stock(attn: Any) -> bool:
 
 
 @contextmanager
-def _watched(sites: dict[str, Any], solver: _Solver, *, solve: bool) -> Iterator[None]:
-    """Inside, blocks show what they read and answer; with ``solve`` each is solved as it answers, and answers anew."""
+def _watched(sites: dict[str, Any], solver: _Solver, *, weights: Tensor | None = None) -> Iterator[None]:
+    """Inside, blocks show what they read and answer; with weights each is solved as it answers, and answers anew."""
+    solver.weights = weights
     before = {name: block.attn2.processor for name, block in sites.items()}
     handles = []
     try:
         for name, block in sites.items():
-            block.attn2.processor = _Attended(partial(solver.attended, f"{name}.attn2.to_v", solve=solve))
+            block.attn2.processor = _Attended(partial(solver.attended, f"{name}.attn2.to_v"))
             handles.append(block.ff.net[-1].register_forward_pre_hook(partial(solver.read, name)))
-            handles.append(block.register_forward_hook(partial(solver.fed, name, solve=solve)))
+            handles.append(block.register_forward_hook(partial(solver.fed, name)))
         yield
     finally:
         for handle in handles:

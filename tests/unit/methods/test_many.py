@@ -14,7 +14,7 @@ from torch import Tensor
 from fade.errors import NoMatchingModulesError
 from fade.methods.fade.examples import Examples
 from fade.methods.fade.sparse_lora import adapter_tensors, adapters_disabled, lora_layers
-from fade.methods.layerwise import LayerwiseSettings, _Attended, cut, layerwise, noised_batch
+from fade.methods.layerwise import LayerwiseSettings, _Attended, cut, layerwise, noised_batch, reweighted
 from fade.methods.mace import MaceSettings, alone, fused, mace
 from fade.methods.method import STUDENT, Material
 from fade.methods.registry import find_method
@@ -24,7 +24,7 @@ from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion
 
 STYLES = ("neon", "oil", "mosaic", "photo")
-SMALL = LayerwiseSettings(forget=16, retain=16)
+SMALL = LayerwiseSettings(forget=16, retain=16, energy=0.999999)
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,17 @@ def test_the_cut_holds_the_share_that_is_asked_in_the_metric_of_what_is_read() -
         values = torch.linalg.svdvals(change @ torch.linalg.cholesky(moment)).square()
         assert values[:less].sum() / values.sum() < share, "a smaller rank would not hold it"
     assert len(cut(torch.zeros(6, 8).double(), moment, energy=0.9).A) == 0
+
+
+def test_what_is_left_further_apart_weighs_more_in_the_next_round_within_its_half() -> None:
+    forget = torch.tensor([True, True, True, False, False])
+    weights = torch.tensor([0.2, 0.2, 0.2, 0.2, 0.2])
+    apart = torch.tensor([1.0, 1.0, 100.0, 3.0, 3.0])
+    found = reweighted(weights, apart, [(forget, 0.6), (~forget, 0.4)])
+    assert found[:3].sum() == pytest.approx(0.6)
+    assert found[3:].tolist() == pytest.approx([0.2, 0.2])
+    assert found[0] == found[1] < found[2]
+    assert found[2] / found[0] == pytest.approx(100 / 34 / 0.3, rel=1e-3), "no row is left out altogether"
 
 
 def test_layer_by_layer_refuses_a_base_without_stock_cross_attention(base: StableDiffusion, material: Material) -> None:
