@@ -125,12 +125,14 @@ def drain_together(
 def _taken(ledger: Ledger, worker: str, served: Projects, settings: DrainSettings, *, limit: int) -> list[Lease]:
     """All that is due: one erasure, so that of what runs at once they count as one."""
     found: list[Lease] = []
-    while len(found) < limit:
+    # What is erased by its name alone has concepts of its own, and runs by itself.
+    projects = tuple(one.name for one in served.served if not one.by_name)
+    while projects and len(found) < limit:
         lease = leases.take(
             ledger,
             worker,
             seconds=settings.lease_seconds,
-            projects=served.names,
+            projects=projects,
             running_limit=settings.running + len(found),
             attempts_limit=settings.attempts,
         )
