@@ -32,7 +32,7 @@ from fade.errors import (
     SignatureError,
 )
 from fade.lineage import ROOT
-from fade.project import PARAMS, Project, load_project
+from fade.project import PARAMS, Project, Projects, load_project
 from fade.requests import leases, webhooks
 from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
@@ -47,6 +47,7 @@ from flows.proving import traces
 from flows.queue import drain as drained
 from flows.queue.drain import DrainSettings, alive, drain
 from flows.queue.schedules import MISSED, cancel_missed
+from flows.queue.together import drain_together
 from flows.services.intake_http import make_app, token
 from tasks import erasure
 from tasks.dvc.objects import stores
@@ -133,6 +134,9 @@ def test_a_project_of_a_base_and_a_clip_erases_what_a_message_names(
     # What another request has erased is nobody's surrogate.
     monkeypatch.setattr(drained, "erased_among", lambda *_, **__: {spec.surrogate})
     assert asked(first).surrogate != spec.surrogate
+    # A night's adapter for all is made of a catalog: these are left to run one by one.
+    assert drain_together(ledger, "w", Projects((project,)), DrainSettings()) == {}
+    assert ledger.get(first).state is not State.RUNNING
     with pytest.raises(DataError, match="erases by name alone"):
         asked(ask(ledger, "cat", project=project, pictures=["1"]))
     with pytest.raises(ConfigError, match="contains the concept"):
