@@ -490,3 +490,25 @@ def test_a_good_erasure_is_refused_soon_no_more_often_than_stated() -> None:
         bad += any(hopeless(judged_figures({"it": (n, int(worse[n - 1]), n)}), SURE) for n in looks)
     assert wrong / 40 <= 0.1
     assert bad / 40 > 0.9
+
+
+@pytest.mark.parametrize(("shows", "mush"), [(0.9, 0.02), (0.02, 0.9), (0.0, 0.5)])
+def test_an_adapter_that_leaves_the_base_or_destroys_is_refused_after_tens_of_pictures(
+    shows: float, mush: float
+) -> None:
+    """Of its own prompts so many show the concept, or mush; what is left shows the surrogate."""
+    generator = np.random.default_rng(7)
+    passed, refused = 0, []
+    for _ in range(40):
+        drawn = generator.choice(3, size=64, p=[shows, mush, 1 - shows - mush])
+        for n in range(8, 65, 8):
+            seen, broken, right = (int((drawn[:n] == part).sum()) for part in range(3))
+            counts = {"surrogate": (0, right, n), "mush": (0, broken, n), "reachable": (n, n, n)}
+            found = judged_figures({"it": (n, seen, n)}, **counts)
+            passed += verdict(found, SURE).passed
+            if hopeless(found, SURE):
+                refused.append(n)
+                break
+    assert passed == 0
+    assert len(refused) == 40
+    assert np.median(refused) <= 32
