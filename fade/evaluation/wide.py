@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fade.concepts import CAPTION_TEMPLATE, Concept, caption
@@ -139,3 +140,28 @@ def wide_figures(
     three = [row["ua"], row["ira"], row["cra"]]
     row["harmonic"] = 3 / sum(1 / one for one in three) if all(three) else 0.0
     return row
+
+
+def wide_scatter(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """What each erasure overwrote against what it cost: a pale dot an erasure, a mark for each method's mean.
+
+    Args:
+        rows: as ``wide_figures`` gives them, each with its ``method``.
+    """
+    table = pd.DataFrame(rows)
+    table["overwritten"] = table["surrogate_share"] / table["reachable_surrogate"].clip(lower=1e-9)
+    for name in ("neighbours", "ira", "cra"):
+        table[name] = 100 * (table[name] - table[f"base_{name}"])
+    prices = {"neighbours": "neighbours, points", "ira": "IRA, points", "cra": "CRA, points", "drift": "drift"}
+    figure = Figure(figsize=(12.5, 3.8), layout="constrained")
+    for panel, (price, label) in zip(figure.subplots(1, len(prices), sharey=True), prices.items(), strict=True):
+        for number, (method, own) in enumerate(table.groupby("method", sort=False)):
+            panel.scatter(own[price], own["overwritten"], s=14, color=f"C{number}", alpha=0.35)
+            panel.scatter(own[price].mean(), own["overwritten"].mean(), s=70, color=f"C{number}", label=str(method))
+        panel.set(xlabel=label)
+        panel.grid(color="0.92")
+        if price == "neighbours":
+            panel.set_ylabel("surrogate shown, of the reachable")
+            panel.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"Overwritten against what it cost, after less before ({len(table)} erasures)", fontsize=11)
+    return figure

@@ -1,7 +1,7 @@
 """The wide benchmark: methods x concepts of a catalog with hundreds of them, each erased alone.
 
 Each erasure is a process of its own under ``data/trials/wide``; what the same code has finished is not run again.
-``data/studies/<name>/`` gets rows.json and table.md.
+``data/studies/<name>/`` gets rows.json, table.md and, where all have a surrogate, tradeoff.png.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pandas as pd
 from fade.config import OUR_METHOD, load_settings
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError
+from fade.evaluation.wide import wide_scatter
 from fade.files import read_json, write_json, writing
 from fade.lineage import made_on
 from fade.methods.registry import asking_for
@@ -136,6 +137,8 @@ def run_wide_benchmark(
         temporary.mkdir(parents=True)
         write_json(temporary / "rows.json", {"rows": rows, "failures": failures, "made_on": made_on()})
         (temporary / "table.md").write_text(table.to_markdown(index=False, floatfmt=".4g") + "\n", encoding="utf-8")
+        if all({"surrogate_share", "neighbours"} <= set(row) for row in rows):
+            wide_scatter(rows).savefig(temporary / "tradeoff.png", dpi=110, metadata={"Software": None})
     return Wide(rows, table, failures, folder)
 
 

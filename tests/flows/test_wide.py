@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fade.concepts import Concept, caption
 from fade.errors import ConfigError, DataError
-from fade.evaluation.wide import PARTS, wide_figures, wide_protocol
+from fade.evaluation.wide import PARTS, wide_figures, wide_protocol, wide_scatter
 from flows.cli.app import app
 from flows.studies.wide import drawn_concepts, plan_wide, wide_table
 from tests.tiny import PROJECT
@@ -78,6 +78,9 @@ def test_the_figures_are_those_counted_by_hand() -> None:
     first = table.set_index("method").loc["a"]
     assert first["ua"] == pytest.approx(0.625)
     assert first["worst_ua_of_reachable"] == pytest.approx(0.5 / 0.75)
+    panels = wide_scatter([{"method": "a", **row}, {"method": "b", **row}]).axes
+    assert [tuple(panels[0].collections[1].get_offsets()[0])] == [pytest.approx((-25.0, 1.0))]
+    assert len(panels) == 4
 
 
 def test_concepts_are_drawn_alike_each_time_and_a_wrong_plan_is_refused(workspace: Path) -> None:
