@@ -18,7 +18,7 @@ whose second moment is M = L L'. With the singular values of W D L = U S V', A =
 
 It takes milliseconds and overwrites what the *name* gives; whoever finds other text states that bring
 the concept up is not stopped (see ``fade.attacks.inversion``). Positions are paired one to
-one: a surrogate of another number of tokens moves what follows it.
+one, and by ``aligned`` where a surrogate of another number of tokens moves what follows it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from fade.models.told import Told
 
 PROMPTS_AT_ONCE = 256
 LEAST_WEIGHT, MOST_WEIGHT, HALVINGS = 1e-2, 1e4, 24
+SHIFT_MOST, NEARER = 4, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,27 @@ def paired(denoiser: Denoiser, concept: Told, surrogate: Told) -> tuple[Tensor, 
     mine, theirs = denoiser.read(concept.states), denoiser.read(surrogate.states)
     theirs = theirs if surrogate.mask is None else torch.where(surrogate.mask[..., None], theirs, mine)
     return held(mine, concept.mask), held(theirs, concept.mask)
+
+
+def aligned(concept: Tensor, surrogate: Tensor) -> Tensor:
+    """Of each of a concept's positions the surrogate's state that stands for it, (N, L, D)   (ours).
+
+    A surrogate of more words or fewer moves all that follows it, and what a caption says there would have to become
+    what it says beside. So a state is paired with the one at the same position, unless one within ``SHIFT_MOST``
+    positions is nearer by far (``NEARER``, of the squared distance): the same word, moved.
+    """
+    found, best = surrogate, (surrogate - concept).square().sum(-1) * NEARER
+    for shift in sorted(range(-SHIFT_MOST, SHIFT_MOST + 1), key=abs)[1:]:
+        if abs(shift) >= surrogate.shape[1]:
+            continue
+        moved = surrogate.roll(-shift, dims=1)
+        apart = (moved - concept).square().sum(-1)
+        # What was rolled in from the other end is nobody's neighbour.
+        outside = slice(-shift, None) if shift > 0 else slice(None, -shift)
+        apart[:, outside] = torch.inf
+        nearer = apart < best
+        found, best = torch.where(nearer[..., None], moved, found), torch.where(nearer, apart, best)
+    return found
 
 
 def held(states: Tensor, mask: Tensor | None) -> Tensor:

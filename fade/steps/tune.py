@@ -201,13 +201,16 @@ def search(base: Base, given: Material, spec: Spec, looking: Looking) -> Iterato
     tried = []
     # Where no layer reads the text's states alone, nothing can be solved: distillation begins at no change.
     start = _controls(spec.distill, made="solved", rank=spec.tune.rank, solved_weight=0.0)
+    faults: Sequence[str] = ()
     if _sites(base):
         for one in _solved(base, given, spec, looking):
             tried.append(one)
             yield one
-        start = max(tried, key=lambda one: one.point.standing).point.controls
+        best = max(tried, key=lambda one: one.point.standing).point
+        start, faults = best.controls, best.faults
     if (not tried or tried[-1].point.faults) and len(tried) < spec.tune.tries:
-        yield from _distilled(base, given, spec, looking, start=start, left=spec.tune.tries - len(tried))
+        controls = moved(start, faults).model_copy(update={"made": "distilled"})
+        yield from _distilled(base, given, spec, looking, controls, left=spec.tune.tries - len(tried))
     restore_base(base)
 
 
@@ -230,13 +233,13 @@ def _solved(base: Base, given: Material, spec: Spec, looking: Looking) -> Iterat
 
 
 def _distilled(
-    base: Base, given: Material, spec: Spec, looking: Looking, *, start: Controls, left: int
+    base: Base, given: Material, spec: Spec, looking: Looking, controls: Controls, *, left: int
 ) -> Iterator[DistillStep | _Tried]:
     """Distillation from a closed form, in rounds, until a point has no fault or the rounds are over."""
-    settings, controls = spec.distill, start.model_copy(update={"made": "distilled"})
+    settings = spec.distill
     mask = _with_text(base, given.mask)
     restore_base(base)
-    parameters = _begin(base, given, settings, start, mask, room=max(settings.rank, start.rank))
+    parameters = _begin(base, given, settings, controls, mask, room=max(settings.rank, controls.rank))
     with adapters_disabled(base.network):
         sets = training_sets(base, given, settings)
     for number, total in enumerate(spec.tune.steps[:left]):

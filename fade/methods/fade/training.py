@@ -14,6 +14,7 @@ from fade.errors import DataError, MaskMismatchError
 from fade.methods.closed_form import (
     LowRank,
     Moments,
+    aligned,
     closed_form,
     distinct,
     held,
@@ -215,7 +216,8 @@ def _told(base: Base, material: Material) -> list[Told]:
 
 def _read(base: Base, told: list[Told]) -> list[Tensor]:
     """What the text's projections read of them, (N, L, D) each."""
-    return [*paired(base.denoiser, told[0], told[1]), held(base.denoiser.read(told[2].states), told[2].mask)]
+    concept, surrogate = paired(base.denoiser, told[0], told[1])
+    return [concept, aligned(concept, surrogate), held(base.denoiser.read(told[2].states), told[2].mask)]
 
 
 def _moments(states: list[Tensor], *, retain_weight: float, ridge: float) -> Moments:

@@ -19,6 +19,7 @@ from fade.methods.closed_form import (
     LEAST_WEIGHT,
     MOST_WEIGHT,
     LowRank,
+    aligned,
     closed_form,
     distinct,
     text_moments,
@@ -230,3 +231,18 @@ def test_the_weight_that_reaches_a_share_of_the_way_is_the_one_whose_change_goes
     assert gone[1] < way - 0.01
     assert weight_reaching(1.0, concept, surrogate, retain, ridge=RIDGE) == pytest.approx(LEAST_WEIGHT, rel=1e-5)
     assert weight_reaching(0.0, concept, surrogate, retain, ridge=RIDGE) == pytest.approx(MOST_WEIGHT, rel=1e-5)
+
+
+def test_what_a_longer_name_moves_is_paired_with_itself() -> None:
+    """A surrogate of a word more: behind it each state says what the concept's said one position before."""
+    generator = torch.Generator().manual_seed(4)
+    concept, word = torch.randn(3, 7, 16, generator=generator), torch.randn(3, 1, 16, generator=generator)
+    other = torch.randn(3, 1, 16, generator=generator)
+    longer = torch.cat([concept[:, :1], other, word, concept[:, 2:6]], dim=1) + 0.01
+    found = aligned(concept, longer)
+    assert not torch.equal(found, longer)
+    torch.testing.assert_close(found[:, 2:6], concept[:, 2:6] + 0.01)
+    torch.testing.assert_close(found[:, :2], longer[:, :2])
+    same = concept.clone()
+    same[:, 1:2] = other
+    assert torch.equal(aligned(concept, same), same)  # of as many words nothing is moved
