@@ -236,8 +236,8 @@ def test_the_weight_that_reaches_a_share_of_the_way_is_the_one_whose_change_goes
 def test_what_a_longer_name_moves_is_paired_with_itself() -> None:
     """A surrogate of a word more: behind it each state says what the concept's said one position before."""
     generator = torch.Generator().manual_seed(4)
-    concept, word = torch.randn(3, 7, 16, generator=generator), torch.randn(3, 1, 16, generator=generator)
-    other = torch.randn(3, 1, 16, generator=generator)
+    concept, word = torch.randn(3, 7, 128, generator=generator), torch.randn(3, 1, 128, generator=generator)
+    other = torch.randn(3, 1, 128, generator=generator)
     longer = torch.cat([concept[:, :1], other, word, concept[:, 2:6]], dim=1) + 0.01
     found = aligned(concept, longer)
     assert not torch.equal(found, longer)
