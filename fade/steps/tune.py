@@ -76,6 +76,8 @@ from fade.steps.encoded import check_told_apart
 
 WAYS = (0.6, 0.75, 0.9)
 """Shares of the way from the concept's text states to the surrogate's that closed forms go, in turn."""
+LEAST_RETAINED = 1.0
+"""Below this retain weight a closed form moves others by so much that distillation had better go on (measured)."""
 HARDER, MOST_WEIGHT = 2.0, 8.0
 """By what the weights of distillation move, and the most that they become."""
 MORE_SURROGATES = 0.75
@@ -220,15 +222,15 @@ def _solved(base: Base, given: Material, spec: Spec, looking: Looking) -> Iterat
     mask = Mask("none", sites, len(sites), len(sites))
     ways = WAYS[: min(spec.tune.solved, spec.tune.tries)]
     for number, way in enumerate(ways, start=1):
-        weight = closed_form_weight(base, given, spec.distill, way=way)
+        weight = max(closed_form_weight(base, given, spec.distill, way=way), LEAST_RETAINED)
         controls = _controls(spec.distill, made="solved", rank=spec.tune.rank, solved_weight=weight)
         restore_base(base)
         _begin(base, given, spec.distill, controls, mask, room=spec.tune.rank)
         # The last of all is looked at whole: it may be what is taken.
-        more = number < len(ways) or (bool(spec.tune.steps) and number < spec.tune.tries)
-        one = _point(base, controls, looking, short=more)
+        last = number == len(ways) or weight == LEAST_RETAINED
+        one = _point(base, controls, looking, short=not last or (bool(spec.tune.steps) and number < spec.tune.tries))
         yield one
-        if not {"shows", "surrogate"} & set(one.point.faults):
+        if last or not {"shows", "surrogate"} & set(one.point.faults):
             return
 
 
