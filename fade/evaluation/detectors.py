@@ -50,7 +50,7 @@ class Calibrated(Record):
     """
 
     place: str
-    label: str | None
+    label: str | None = None
     sha256: str
     towards: tuple[float, ...] = ()
     origin: tuple[float, ...] = ()

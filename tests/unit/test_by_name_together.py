@@ -11,7 +11,7 @@ import pytest
 from fade.config import Settings
 from fade.data.catalog import read_concepts_file
 from fade.errors import ConfigError
-from fade.evaluation.measured import Combination
+from fade.evaluation.measured import Combination, Evaluation
 from fade.evaluation.records import load
 from fade.methods.closed_form import held
 from fade.methods.fade.training import closed_form_changes
@@ -24,7 +24,9 @@ from fade.steps.by_name import prepare_by_name
 from fade.steps.combine import check_alike, combine
 from fade.steps.encoded import further_prompts
 from fade.steps.planned import Asked
+from tasks.mlflow.runs import flat_figures
 from tests.tiny import plain_spec, save_tiny_base
+from tests.unit.evaluation.test_detectors import save_classifier
 from tests.unit.test_by_name import save_clip
 
 
@@ -34,6 +36,7 @@ def erasures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("together")
     base, clip = root / "base", save_clip(root / "clip")
     save_tiny_base(base)
+    matcher = save_classifier(root / "matcher")
     own = {"settings": "fixed", "threads": 1, "distill": {"steps": 2, "batch": 2}, "tune": {"pictures": 2}}
     own |= {"split": {"forget_per_pair": 1, "retain_per_pair": 1, "holdout_per_pair": 1}, "saliency": {"group_size": 2}}
     own |= {"evaluate": {"seeds": [188], "steps": 2}, "gate": {"recognised": 0.5}}
@@ -42,7 +45,8 @@ def erasures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         patch.chdir(root)
         found = {}
         for concept, surrogate in (("cat", "horse"), ("neon", "oil")):
-            asked = Asked(concept, surrogate=surrogate, clip=str(clip), budget="small")
+            further = (str(matcher), f"{matcher}=nude") if concept == "cat" else ()
+            asked = Asked(concept, surrogate=surrogate, clip=str(clip), judges=further, budget="small")
             spec = prepare_by_name(asked, project=project, settings=Settings(**own)).spec
             found[concept] = root / spec.id
             save_spec(spec, found[concept])
@@ -67,6 +71,21 @@ def test_erasures_by_name_are_judged_together_by_one_judge_of_all_their_names(
     assert set(found.adapters) == {folder.name for folder in folders}
     known = {one["name"] for one in read_concepts_file(tmp_path / "both" / CALIBRATED)["concepts"]}
     assert {"cat", "horse", "neon", "oil"} <= known <= own[0] | own[1]
+
+
+def test_further_judges_have_their_rows(erasures: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(erasures["cat"].parent)
+    folder = erasures["cat"]
+    (evaluate,) = [step for step in steps_of(load_spec(folder)) if step.name == "evaluate"]
+    for _ in run(evaluate, folder):
+        pass
+    found = load(Evaluation, folder / "evaluation" / "metrics.json")
+    assert [one.name for one in found.detectors] == ["matcher", "matcher_nude"]
+    own = found.report.after.erased["cat"].ua.count
+    assert [(one.before.count, one.after.count) for one in found.detectors] == [(own, own)] * 2
+    assert "<h2>Further judges</h2>" in (folder / "evaluation" / "report.html").read_text(encoding="utf-8")
+    logged = {name.removeprefix("base_") for name in flat_figures(found, {}) if "shown_by" in name}
+    assert logged == {f"shown_by_{one.name}" for one in found.detectors if one.able}
 
 
 def test_what_is_solved_keeps_words_that_nothing_was_drawn_of(

@@ -13,6 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from fade.errors import ConfigError, DataError, LineageError
 from fade.evaluation.classifiers import answered, load_classifier
 from fade.evaluation.detectors import HELD, Calibrated, calibrate_detector, find_detector, shows
+from fade.evaluation.records import dump, load
 
 
 def save_classifier(folder: Path, *, seed: int = 1) -> Path:
@@ -58,10 +59,11 @@ def test_a_class_is_asked_by_its_log_probability(model: Path) -> None:
     assert found.name == "model_nude"
 
 
-def test_one_that_cannot_tell_the_concept_from_others_says_so(model: Path) -> None:
+def test_one_that_cannot_tell_the_concept_from_others_says_so(model: Path, tmp_path: Path) -> None:
     found = calibrate_detector(find_detector(str(model)), pictures(40, 0), pictures(60, 0, seed=1))
     assert not found.able
-    assert Calibrated.model_validate_json(found.model_dump_json()) == found
+    dump(found, tmp_path / "found.json")
+    assert load(Calibrated, tmp_path / "found.json") == found
 
 
 def test_what_is_no_judge_is_refused_before_anything_is_drawn(model: Path, tmp_path: Path) -> None:
