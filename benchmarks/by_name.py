@@ -38,7 +38,7 @@ from fade.models.family import load_base
 from fade.pipeline import run, steps_of
 from fade.project import Project, load_project
 from fade.spec import Spec, save_spec
-from fade.steps.budgets import find_budget
+from fade.steps.budgets import budget_changes
 from fade.steps.by_name import prepare_by_name
 from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_now
 from fade.steps.planned import Asked
@@ -48,7 +48,9 @@ OUT = Path("data/trials/by-name")
 
 def erased(asked: Asked, *, project: Project, changes: dict[str, Any]) -> tuple[Spec, Path]:
     """Erase one by name, without DVC, MLflow and Great Expectations."""
-    settings = load_settings(project.params, changes={**find_budget(asked.budget).changes, **changes})
+    settings = load_settings(
+        project.params, changes={**budget_changes(asked.budget, pictures=asked.pictures is not None), **changes}
+    )
     spec = prepare_by_name(asked, project=project, settings=settings).spec
     folder = OUT / spec.id
     save_spec(spec, folder)

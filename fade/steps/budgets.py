@@ -77,3 +77,13 @@ def find_budget(name: str) -> Budget:
     if name not in BUDGETS:
         raise ConfigError(f"There is no budget {name!r}: expected one of {', '.join(BUDGETS)}.")
     return BUDGETS[name]
+
+
+def budget_changes(name: str, *, pictures: bool) -> dict[str, Any]:
+    """The settings that a budget changes; where pictures are given it trains, for what is solved sees captions alone.
+
+    Raises:
+        ConfigError: as ``find_budget``.
+    """
+    changes = find_budget(name).changes
+    return {key: value for key, value in changes.items() if not (pictures and key in SOLVED)}

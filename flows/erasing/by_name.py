@@ -12,7 +12,7 @@ from fade.evaluation.records import load
 from fade.evaluation.zero_shot import NOBODY
 from fade.project import Project
 from fade.spec import CALIBRATED, load_spec
-from fade.steps.budgets import find_budget
+from fade.steps.budgets import budget_changes
 from fade.steps.by_name import Prepared, prepare_by_name
 from fade.steps.calibrate import FIGURES, Calibration
 from fade.steps.planned import Asked
@@ -60,7 +60,9 @@ def prepare(
         pictures=pictures,
         budget=budget or USUAL,
     )
-    settings = load_settings(project.params, changes={**find_budget(asked.budget).changes, **changes})
+    settings = load_settings(
+        project.params, changes={**budget_changes(asked.budget, pictures=pictures is not None), **changes}
+    )
     prepared = prepare_by_name(asked, project=project, settings=settings)
     if expected_base_sha256 not in (None, prepared.spec.base_sha256):
         raise BaseModelError(

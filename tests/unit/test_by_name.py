@@ -29,6 +29,7 @@ from fade.models.training import networks
 from fade.names import mention, name_key
 from fade.project import Project
 from fade.spec import make_spec
+from fade.steps.budgets import SOLVED, budget_changes
 from fade.steps.by_name import Prepared, prepare_by_name
 from fade.steps.generate import named
 from fade.steps.given import load_given
@@ -259,6 +260,15 @@ def test_given_pictures_are_read_before_anything_is_drawn_and_bound_to_what_is_a
     with pytest.raises(DataError, match=r"1 of the pictures .* cannot be read: 3\.png"):
         prepared(base, pictures=folder)
     assert not Path("data/erasures").exists()
+
+
+def test_a_small_budget_solves_for_captions_and_trains_where_pictures_are_given() -> None:
+    solved, trained = (budget_changes("small", pictures=given) for given in (False, True))
+    assert (solved["distill.start"], solved["distill.steps"]) == ("closed_form", 0)
+    assert set(solved) - set(trained) == set(SOLVED)
+    assert budget_changes("normal", pictures=False) == budget_changes("normal", pictures=True)
+    with pytest.raises(ConfigError, match="no budget 'tiny': expected one of small, normal"):
+        budget_changes("tiny", pictures=False)
 
 
 def test_names_found_everywhere_do_not_win_everywhere() -> None:
