@@ -48,7 +48,7 @@ def timed(denoiser: Denoiser, states: tuple[Tensor, Tensor, Tensor], rank: int, 
         begun = time.perf_counter()
         concept, surrogate = distinct(states[0], states[1])
         (retain,) = distinct(states[2])
-        moments = text_moments(concept, surrogate, retain, **given.model_dump())
+        moments = text_moments(concept, surrogate, retain, **given.model_dump(exclude={"shut"}))
         changes = closed_form(denoiser, moments, mask, rank=rank)
         seconds.append(time.perf_counter() - begun)
     return {

@@ -6,8 +6,8 @@ Where text enters through linear maps alone, whoever holds base and erased weigh
 a concept back: those that the erased weights W take for it most nearly are solved for, min over x of |W x - W* c|^2
 (``fade/methods/rece.py``). Two ways to leave them nothing are tried, each further and further:
 
-    shut    the ``n`` directions of a text state of which the concept's texts have most for what retained ones have are
-            cut off: W = W* P with P the projection on what is left, nearest in the metric of the answers W*
+    shut    the ``n`` directions of a text state of which the concept's texts have most for what retained ones have
+            (``fade/methods/closed_form.py``)
     rece    rounds of RECE, which erase the solved states too
 
 A row says how far the answers to retained states moved (``retained``: root mean square, of the answers'), how far the
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from fade.data.catalog import load_concepts
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.files import write_json
 from fade.lineage import made_on
+from fade.methods.closed_form import metric_of_answers, open_projection
 from fade.methods.edits import EditSettings, edited, solve
 from fade.methods.rece import derived
 from fade.models.base import Base
@@ -47,25 +49,17 @@ from fade.steps.drawn import domains
 from fade.steps.prepare import AUTO, prepare_spec
 from fade.steps.split import split
 
-RIDGE, SPREAD = 1e-4, 0.05
-"""Of the metric of the answers, and of the concept's moment: what no text uses is shut too."""
+RIDGE = 1e-4
+"""Keeps solved states short."""
 ROUNDS = (1, 2, 5, 10, 20)
-SEED = 90188
 
 Weights = Mapping[str, Tensor]
 
 
 def shut(before: Weights, concept: Tensor, retained: Tensor, count: int) -> dict[str, Tensor]:
-    """W* P: ``count`` functionals n of a state are zero, those of the greatest n' E ff' n / n' E rr' n."""
-    unit = torch.eye(concept.shape[1], dtype=concept.dtype)
-    asked, used = (states.T @ states / len(states) for states in (concept, retained))
-    root = torch.linalg.cholesky(used + 1e-6 * used.diagonal().mean() * unit)
-    asked = asked + SPREAD * asked.diagonal().mean() * unit
-    ratio = torch.linalg.solve(root, torch.linalg.solve(root, asked).T)
-    functionals = torch.linalg.solve(root.T, torch.linalg.eigh((ratio + ratio.T) / 2)[1])[:, len(unit) - count :]
-    metric = sum((weight.T @ weight for weight in before.values()), torch.zeros(()))
-    back = torch.linalg.solve(metric + RIDGE * metric.diagonal().mean() * unit, functionals)
-    left = unit - back @ torch.linalg.solve(functionals.T @ back, functionals.T)
+    """W* P: ``count`` directions of a state are shut."""
+    forget, keep = (states.T @ states / len(states) for states in (concept, retained))
+    left = open_projection(forget, keep, metric_of_answers(before.values()), count, moved=math.inf)
     return {name: weight @ left for name, weight in before.items()}
 
 
@@ -86,7 +80,7 @@ def apart(before: Weights, after: Weights, of: Tensor, found: Tensor) -> float:
     return (missed / sum(float((of @ before[name].T).square().sum()) for name in before)) ** 0.5
 
 
-def rows_of(base: Base, spec: Spec, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
+def rows_of(base: Base, spec: Spec, counts: Sequence[int], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     """A row a way and how far it goes."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -108,7 +102,7 @@ def rows_of(base: Base, spec: Spec, counts: Sequence[int]) -> Iterator[dict[str,
             modules[name].weight.data = weight.float()
         told = own.with_tensors({"states": solved.view_as(own.states).float()})
         how = spec.evaluate.model_dump(include={"batch", "steps", "guidance", "solver", "precision"})
-        named = judge_pictures(judge, draw_from_states(base, told, seeds=(SEED,), **how))
+        named = judge_pictures(judge, draw_from_states(base, told, seeds=seeds, **how))
         seen = named.objects if spec.kind == "object" else named.styles
         yield {
             **{"concept": spec.concept, "way": way, "n": far, "dimensions": concept.shape[1]},
@@ -125,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", default="astronaut,cat,neon")
     parser.add_argument("--shut", default="8,16,24,32,36,40,44,48")
+    parser.add_argument("--seeds", default="90188", help="of the pictures of each of the concept's captions")
     parser.add_argument("--json", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -134,7 +129,8 @@ def main() -> None:
     base = load_base(project.base)
     for concept in given.concepts.split(","):
         spec = prepare_spec(concept, AUTO, project=project, settings=settings)
-        for row in rows_of(base, spec, [int(one) for one in given.shut.split(",")]):
+        counts, seeds = ([int(one) for one in asked.split(",")] for asked in (given.shut, given.seeds))
+        for row in rows_of(base, spec, counts, seeds):
             rows.append(row)
             print(json.dumps(row), flush=True)
     write_json(given.json, {"rows": rows, "made_on": made_on()})

@@ -109,6 +109,7 @@ class ClosedFormSettings(StrictModel):
 
     retain_weight: float = Field(3.0, gt=0, description="of the other texts against the concept's")
     ridge: float = Field(1e-3, gt=0, description="share of the mean square of a text state's entries")
+    shut: int = Field(0, ge=0, description="directions of the text's states that are shut besides, without training")
 
 
 class DistillSettings(StrictModel):
@@ -150,6 +151,11 @@ class DistillSettings(StrictModel):
         if self.in_force.steps == 0 and self.start == "zero":
             raise ValueError(
                 "distill.steps is 0, so nothing would change: expected at least 1, or distill.start closed_form"
+            )
+        if self.closed_form.shut and (self.start, self.in_force.steps) != ("closed_form", 0):
+            raise ValueError(
+                "distill.closed_form.shut is of the closed form alone, for training would open again what it shuts: "
+                f"expected distill.start closed_form and distill.steps 0, got {self.start} and {self.in_force.steps}"
             )
         if self.pool is not None and self.pool < self.batch:
             raise ValueError(f"distill.pool is {self.pool}: expected at least distill.batch, which is {self.batch}")

@@ -13,6 +13,16 @@ It is solved, with M = E ff' + retain_weight E rr' + ridge I, by
 A mask confines the change: of the columns it keeps only the block of M and the columns of E (s - f)f' enter,
 which is the least-squares answer within the mask; rows are independent of each other.
 
+What retained texts hardly use can be shut besides (``shut``, ours). The map above only moves the concept: I + D is
+of full rank nearly always, so other states still give all that f gave. Let the columns of N be the m functionals of
+a state of which the concept's texts have most for what the retained ones have,
+
+    max over n of  n' (E ff' + SPREAD tr(E ff') / D I) n / n' E rr' n,
+
+and P the projection on {y : N'y = 0} that changes W y least, over all projections together. Then W' = W P (I + D), and
+no state, of whatever length, gives any of them a value other than zero. What lies in the span of what is retained stays
+within reach. As many are shut as move the retained answers by ``MOST_MOVED`` at most: the more is retained, the fewer.
+
 W D is cut to rank k where it is read: B A minimises E |(W D - B A) x|^2 over the same mixture of states x,
 whose second moment is M = L L'. With the singular values of W D L = U S V', A = V_k' L^-1 and B = U_k S_k.
 
@@ -24,8 +34,9 @@ one, and by ``aligned`` where a surrogate of another number of tokens moves what
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +49,12 @@ from fade.models.told import Told
 PROMPTS_AT_ONCE = 256
 LEAST_WEIGHT, MOST_WEIGHT, HALVINGS = 1e-2, 1e4, 24
 SHIFT_MOST, NEARER = 4, 0.5
+RIDGE_OF_WEIGHTS = 1e-4
+"""Share of the mean square of a projection's weights, by which what it does not read is told apart all the same."""
+MOST_MOVED = 0.08
+"""By how much of themselves the answers to retained texts may move for what is shut."""
+SPREAD = 0.05
+"""Of what an attacker may reach beside the concept's own states: directions that no text uses are shut too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +72,13 @@ class Moments:
     Attributes:
         towards: E (s - f) f'.
         metric: M, positive definite.
+        forget, retain: E ff' and E rr'.
     """
 
     towards: Tensor
     metric: Tensor
+    forget: Tensor
+    retain: Tensor
 
 
 def text_moments(concept: Tensor, surrogate: Tensor, retain: Tensor, *, retain_weight: float, ridge: float) -> Moments:
@@ -77,8 +97,9 @@ def text_moments(concept: Tensor, surrogate: Tensor, retain: Tensor, *, retain_w
     forget = _second_moment(concept, concept)
     towards = _second_moment(surrogate, concept) - forget
     unit = torch.eye(len(forget), dtype=forget.dtype)
-    metric = forget + retain_weight * _second_moment(retain, retain) + ridge * forget.diagonal().mean() * unit
-    return Moments(towards, metric)
+    kept = _second_moment(retain, retain)
+    metric = forget + retain_weight * kept + ridge * forget.diagonal().mean() * unit
+    return Moments(towards, metric, forget, kept)
 
 
 def weight_reaching(way: float, concept: Tensor, surrogate: Tensor, retain: Tensor, *, ridge: float) -> float:
@@ -98,7 +119,7 @@ def weight_reaching(way: float, concept: Tensor, surrogate: Tensor, retain: Tens
     """
     alone = text_moments(concept, surrogate, retain, retain_weight=0.0, ridge=ridge)
     root = torch.linalg.cholesky(alone.metric)
-    kept = torch.linalg.solve_triangular(root, _second_moment(retain, retain), upper=False)
+    kept = torch.linalg.solve_triangular(root, alone.retain, upper=False)
     kept = torch.linalg.solve_triangular(root, kept.T, upper=False)
     spread, directions = torch.linalg.eigh(kept)
     onto = torch.linalg.solve_triangular(root, alone.towards.T, upper=False)
@@ -159,7 +180,7 @@ def held(states: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def closed_form(
-    denoiser: Denoiser, moments: Moments, mask: Mask, *, rank: int, pooled: Moments | None = None
+    denoiser: Denoiser, moments: Moments, mask: Mask, *, rank: int, pooled: Moments | None = None, shut: int = 0
 ) -> dict[str, LowRank]:
     """The change of every projection through which text enters that the mask holds.
 
@@ -167,6 +188,7 @@ def closed_form(
         pooled: the same of the pooled states, where the denoiser is also told those and they enter by a projection
             of their own.
         rank: of each change, at most; a projection with fewer rows or columns has fewer.
+        shut: directions of a state that are shut besides, at most; each adds one to the rank.
 
     Returns:
         Module name to its change.
@@ -186,6 +208,8 @@ def closed_form(
             "module, neuron or none, raise `mask.density`, or set `distill.start` to zero."
         )
     modules = dict(denoiser.network.named_modules())
+    if shut:
+        return _shut(modules, {name: entering[name] for name in names}, mask, rank=rank, shut=shut)
     solved: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
     changes = {}
     for name in names:
@@ -207,7 +231,12 @@ def _solved(moments: Moments, columns: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cholesky_solve(moments.towards[:, columns].T, root).T, root
 
 
-def _cut(change: Tensor, root: Tensor, rank: int, *, rows: Tensor, columns: Tensor) -> LowRank:
+def _cut(
+    change: Tensor, root: Tensor, rank: int, *, rows: Tensor | None = None, columns: Tensor | None = None
+) -> LowRank:
+    """The nearest change of a rank, whose rows and columns are some of a projection's, or all."""
+    rows = torch.ones(change.shape[0], dtype=torch.bool) if rows is None else rows
+    columns = torch.ones(change.shape[1], dtype=torch.bool) if columns is None else columns
     left, values, right = torch.linalg.svd(change @ root, full_matrices=False)
     count = min(rank, len(values))
     # The singular values are shared out evenly: both factors train on from here at one scale.
@@ -218,6 +247,70 @@ def _cut(change: Tensor, root: Tensor, rank: int, *, rows: Tensor, columns: Tens
     A[:, columns] = inner
     B[rows] = left[:, :count] * scale
     return LowRank(A.float(), B.float())
+
+
+def _shut(
+    modules: Mapping[str, Any], entering: Mapping[str, Moments], mask: Mask, *, rank: int, shut: int
+) -> dict[str, LowRank]:
+    """W P (I + D) - W, of the projections that read the same states together, D cut to rank over all of them."""
+    if mask.rows or mask.columns:
+        raise MaskMismatchError(
+            "Directions are shut in whole projections: got a mask of rows and columns, which leaves some open. Set "
+            "`mask.granularity` to module or none, or `distill.closed_form.shut` to 0."
+        )
+    changes: dict[str, LowRank] = {}
+    for moments in {id(one): one for one in entering.values()}.values():
+        names = [name for name in entering if entering[name] is moments]
+        weights = {name: modules[name].weight.detach().double().cpu() for name in names}
+        gram = metric_of_answers(weights.values())
+        unit, root = torch.eye(len(gram), dtype=gram.dtype), torch.linalg.cholesky(moments.metric)
+        change = torch.cholesky_solve(moments.towards.T, root).T
+        upper = torch.linalg.cholesky(gram).T
+        left, values, right = torch.linalg.svd(upper @ change @ root, full_matrices=False)
+        inner = torch.linalg.solve_triangular(root, values[:rank, None] * right[:rank], upper=False, left=False)
+        change = torch.linalg.solve_triangular(upper, left[:, :rank], upper=True) @ inner
+        left_open = open_projection(moments.forget, moments.retain, gram, shut)
+        whole, closed = left_open @ (unit + change) - unit, len(unit) - round(float(left_open.trace()))
+        changes |= {name: _cut(weight @ whole, root, rank + closed) for name, weight in weights.items()}
+    return changes
+
+
+def metric_of_answers(weights: Iterable[Tensor]) -> Tensor:
+    """The sum of W'W over projections (out, D) of the same states, made positive definite, (D, D)."""
+    gram = sum((weight.T @ weight for weight in weights), torch.zeros(()))
+    return gram + RIDGE_OF_WEIGHTS * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+
+
+def open_projection(forget: Tensor, retain: Tensor, metric: Tensor, shut: int, *, moved: float = MOST_MOVED) -> Tensor:
+    """P, (D, D): what is left of a state when functionals of it are zero.
+
+    Args:
+        forget, retain: E ff' and E rr', by which the functionals are chosen.
+        metric: positive definite; P y is the nearest there is to y in it.
+        shut: how many functionals, at most; and
+        moved: as many as move the retained states' answers by no more than this share of them, as root mean squares.
+    """
+    size = len(metric)
+    unit = torch.eye(size, dtype=metric.dtype)
+    root = torch.linalg.cholesky(retain + 1e-6 * retain.diagonal().mean() * unit)
+    asked = forget + SPREAD * forget.diagonal().mean() * unit
+    ratio = torch.linalg.solve_triangular(root, torch.linalg.solve_triangular(root, asked, upper=False).T, upper=False)
+    functionals = torch.linalg.solve_triangular(root.T, torch.linalg.eigh((ratio + ratio.T) / 2)[1], upper=True)
+
+    def without(count: int) -> Tensor:
+        chosen = functionals[:, size - count :]
+        back = torch.linalg.solve(metric, chosen)
+        return unit - back @ torch.linalg.solve(chosen.T @ back, chosen.T)
+
+    least, most, answers = 0, min(shut, size - 1), (metric * retain).sum()
+    while least < most:  # the more are shut the further retained answers move
+        middle = (least + most + 1) // 2
+        gone = unit - without(middle)
+        if float((metric * (gone @ retain @ gone.T)).sum() / answers) <= moved**2:
+            least = middle
+        else:
+            most = middle - 1
+    return without(least)
 
 
 def distinct(*states: Tensor) -> tuple[Tensor, ...]:

@@ -33,16 +33,18 @@ METHODS = {
     "layerwise": "fade.methods.layerwise:LAYERWISE",
 }
 """Name to where the method lies; it is imported when it is asked for, so that no method's code is another's."""
+_SOLVED = {
+    "distill.start": "closed_form",
+    "distill.steps": 0,
+    "distill.rank": 1,
+    "mask.within": "all",
+    "mask.granularity": "none",
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "ours": {"settings": "auto"},
     "fade-deep": {"distill.depth": "deep"},
-    "fade-closed-form": {
-        "distill.start": "closed_form",
-        "distill.steps": 0,
-        "distill.rank": 1,
-        "mask.within": "all",
-        "mask.granularity": "none",
-    },
+    "fade-closed-form": _SOLVED,
+    "fade-shut": {**_SOLVED, "distill.rank": 2, "distill.closed_form.shut": 32},
     "plain-fade": PAPER_SETTINGS,
 }
 """Names of settings of our own method: an erasure that is asked for so is one by ``fade`` with these settings."""

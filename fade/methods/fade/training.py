@@ -112,9 +112,9 @@ def add_student(base: Base, material: Material, settings: DistillSettings) -> tu
     if settings.steps == 0:
         # What training does not reach stays zero: it is left out of the file.
         mask = narrowed(mask, changes)
-    parameters = add_sparse_lora(
-        base.network, mask, rank=settings.rank, alpha=settings.alpha, seed=settings.seed, name=STUDENT
-    )
+    rank = max(settings.rank, *(len(change.A) for change in changes.values()), 0)
+    alpha = settings.alpha * rank / settings.rank
+    parameters = add_sparse_lora(base.network, mask, rank=rank, alpha=alpha, seed=settings.seed, name=STUDENT)
     begin_with(base.network, STUDENT, changes)
     return mask, parameters
 
@@ -192,13 +192,13 @@ def _redrawn(sd: Base, examples: Examples, seed: int, *, of_target: bool) -> Exa
 
 def closed_form_changes(base: Base, material: Material, settings: DistillSettings, mask: Mask) -> dict[str, LowRank]:
     """The closed form over the captions that training would see, the empty prompt among those to retain."""
-    given = settings.closed_form.model_dump()
+    given = settings.closed_form.model_dump(exclude={"shut"})
     told = _told(base, material)
     pooled = None
     if base.denoiser.pooled_sites():
         pooled = _moments([one.others["pooled"][:, None] for one in told], **given)
     moments = _moments(_read(base, told), **given)
-    return closed_form(base.denoiser, moments, mask, rank=settings.rank, pooled=pooled)
+    return closed_form(base.denoiser, moments, mask, rank=settings.rank, pooled=pooled, shut=settings.closed_form.shut)
 
 
 def closed_form_weight(base: Base, material: Material, settings: DistillSettings, *, way: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from fade.config import load_settings
 from fade.errors import ConfigError, DataError, MaskMismatchError
 from fade.files import read_json
+from fade.lineage import ROOT
 from fade.methods.closed_form import (
     LEAST_WEIGHT,
     MOST_WEIGHT,
@@ -22,6 +24,8 @@ from fade.methods.closed_form import (
     aligned,
     closed_form,
     distinct,
+    metric_of_answers,
+    open_projection,
     text_moments,
     weight_reaching,
 )
@@ -182,6 +186,51 @@ def test_what_it_cannot_do_is_an_error_that_says_so(base: StableDiffusion) -> No
         closed_form(base.denoiser, _moments(32), elsewhere, rank=1)  # type: ignore[arg-type]
 
 
+def test_shut_directions_leave_what_is_retained_and_no_state_reaches_them() -> None:
+    generator = torch.Generator().manual_seed(8)
+    basis = torch.linalg.qr(torch.randn(8, 8, generator=generator).double())[0]
+    retained, own = torch.randn(40, 5, generator=generator).double() @ basis[:5], basis[5]
+    concept = retained[:6] + 3 * own
+    forget, keep = (states.T @ states / len(states) for states in (concept, retained))
+    weight = torch.randn(12, 8, generator=generator).double()
+    left = open_projection(forget, keep, metric_of_answers([weight]), 3)
+    torch.testing.assert_close(retained @ left.T, retained, rtol=1e-4, atol=1e-4)
+    assert (concept @ left.T - concept).abs().max() > 0.5
+    anything = 1000 * torch.randn(20, 8, generator=generator).double()
+    assert (anything @ left.T @ own).abs().max() < 1.0  # of about a thousand
+    assert torch.linalg.matrix_rank(left) == 5
+    # Asked for more, it shuts as many as leave the retained answers where they are.
+    assert torch.linalg.matrix_rank(open_projection(forget, keep, metric_of_answers([weight]), 7)) == 5
+    more = open_projection(forget, keep, metric_of_answers([weight]), 7, moved=math.inf)
+    assert torch.linalg.matrix_rank(more) == 1
+
+
+def test_all_projections_together_have_as_many_directions_less_as_are_shut(base: StableDiffusion) -> None:
+    mask, modules = _mask(base), dict(base.network.named_modules())
+    concept, surrogate, retain = _states(32)
+    retain[..., 24:] = 0.0  # what is retained uses 24 of 32 directions
+    moments, spread = text_moments(concept, surrogate, retain, retain_weight=RETAIN_WEIGHT, ridge=RIDGE), {}
+    for shut in (0, 6):
+        found = closed_form(base.denoiser, moments, mask, rank=2, shut=shut)
+        assert all(len(change.A) == 2 + shut for change in found.values())
+        whole = [modules[name].weight.detach() + change.B @ change.A for name, change in found.items()]
+        spread[shut] = torch.linalg.svdvals(torch.cat(whole))
+    assert spread[0][-1] > 1e-2 * spread[0][0]
+    assert spread[6][-6] < 1e-5 * spread[6][0]
+    assert spread[6][-7] > 1e-2 * spread[6][0]
+
+
+def test_directions_are_shut_in_whole_projections_and_without_training(base: StableDiffusion) -> None:
+    modules = dict(base.network.named_modules())
+    rows = {name: torch.ones(modules[name].weight.shape[0], dtype=torch.bool) for name in base.denoiser.text_sites()}
+    with pytest.raises(MaskMismatchError, match="got a mask of rows and columns"):
+        closed_form(base.denoiser, _moments(32), _mask(base, rows=rows), rank=2, shut=4)  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigError, match=r"expected distill\.start closed_form and distill\.steps 0, got zero and 120"
+    ):
+        load_settings(ROOT / "params.yaml", changes={"distill.closed_form.shut": 4})
+
+
 def test_captions_that_occur_twice_count_once() -> None:
     concept, surrogate, _ = _states()
     again = torch.cat([concept[:3], concept[:2]]), torch.cat([surrogate[:3], surrogate[:1], surrogate[4:5]])
@@ -199,8 +248,9 @@ INSTANT = {
 }
 
 
-def test_without_training_the_adapter_is_the_closed_form_alone(workspace: Path, tmp_path: Path) -> None:
-    settings = load_settings(Path("params.yaml"), changes=INSTANT)
+@pytest.mark.parametrize("shut", [0, 5])
+def test_without_training_the_adapter_is_the_closed_form_alone(workspace: Path, tmp_path: Path, shut: int) -> None:
+    settings = load_settings(Path("params.yaml"), changes={**INSTANT, "distill.closed_form.shut": shut})
     spec = prepare_spec("astronaut", "cameraman", project=PROJECT, settings=settings)
     row = run_trial(spec, root=tmp_path)
     folder = tmp_path / spec.id
@@ -210,6 +260,8 @@ def test_without_training_the_adapter_is_the_closed_form_alone(workspace: Path, 
     assert tensors
     assert all(".attn2.to_k." in name or ".attn2.to_v." in name for name in tensors)
     assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
+    (rank,) = {len(tensor) for name, tensor in tensors.items() if "lora_A" in name}
+    assert (shut > 0) < rank <= 1 + shut
 
 
 def test_no_steps_and_no_start_change_nothing_and_are_refused(workspace: Path) -> None:
