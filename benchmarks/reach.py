@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fade.attacks.inversion import draw_from_states
 from fade.concepts import caption
 from fade.config import load_settings
 from fade.data.catalog import load_concepts
@@ -41,6 +40,7 @@ from fade.methods.rece import derived
 from fade.models.base import Base
 from fade.models.deltas import plain_modules
 from fade.models.family import load_base
+from fade.models.generate import generate_from
 from fade.project import load_project
 from fade.spec import Spec, save_spec
 from fade.steps.adapter import material
@@ -80,7 +80,7 @@ def apart(before: Weights, after: Weights, of: Tensor, found: Tensor) -> float:
     return (missed / sum(float((of @ before[name].T).square().sum()) for name in before)) ** 0.5
 
 
-def rows_of(base: Base, spec: Spec, counts: Sequence[int], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+def rows_of(base: Base, spec: Spec, counts: Sequence[int], seed: int) -> Iterator[dict[str, Any]]:
     """A row a way and how far it goes."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -101,8 +101,8 @@ def rows_of(base: Base, spec: Spec, counts: Sequence[int], seeds: Sequence[int])
         for name, weight in after.items():
             modules[name].weight.data = weight.float()
         told = own.with_tensors({"states": solved.view_as(own.states).float()})
-        how = spec.evaluate.model_dump(include={"batch", "steps", "guidance", "solver", "precision"})
-        named = judge_pictures(judge, draw_from_states(base, told, seeds=seeds, **how))
+        how = spec.evaluate.model_dump(include={"steps", "guidance", "solver", "precision"})
+        named = judge_pictures(judge, generate_from(base, told, [seed + i for i in range(len(told))], **how))
         seen = named.objects if spec.kind == "object" else named.styles
         yield {
             **{"concept": spec.concept, "way": way, "n": far, "dimensions": concept.shape[1]},
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", default="astronaut,cat,neon")
     parser.add_argument("--shut", default="8,16,24,32,36,40,44,48")
-    parser.add_argument("--seeds", default="90188", help="of the pictures of each of the concept's captions")
+    parser.add_argument("--seed", type=int, default=90188, help="of the first caption's picture; one more for each")
     parser.add_argument("--json", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -129,8 +129,7 @@ def main() -> None:
     base = load_base(project.base)
     for concept in given.concepts.split(","):
         spec = prepare_spec(concept, AUTO, project=project, settings=settings)
-        counts, seeds = ([int(one) for one in asked.split(",")] for asked in (given.shut, given.seeds))
-        for row in rows_of(base, spec, counts, seeds):
+        for row in rows_of(base, spec, [int(one) for one in given.shut.split(",")], given.seed):
             rows.append(row)
             print(json.dumps(row), flush=True)
     write_json(given.json, {"rows": rows, "made_on": made_on()})

@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ours": {"settings": "auto"},
     "fade-deep": {"distill.depth": "deep"},
     "fade-closed-form": _SOLVED,
-    "fade-shut": {**_SOLVED, "distill.rank": 2, "distill.closed_form.shut": 32},
+    "fade-shut": {**_SOLVED, "distill.rank": 2, "distill.closed_form.shut": 40},
     "plain-fade": PAPER_SETTINGS,
 }
 """Names of settings of our own method: an erasure that is asked for so is one by ``fade`` with these settings."""
