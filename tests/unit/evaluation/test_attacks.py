@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from fade.evaluation.verdicts import Verdict
 from fade.files import read_json
 from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion
-from fade.spec import Spec
+from fade.spec import Spec, save_spec
 from fade.steps.attacks import KINDS, attack_figures, run
 from fade.steps.prepare import prepare_spec
 from fade.steps.trial import run_trial
@@ -133,6 +134,31 @@ def test_an_attack_counts_its_pictures_by_both_judges_and_on_the_base(erased: tu
         assert set(found.by) == {"off", "inverted, by its name"}
     names = set(attack_figures(folder).flat())
     assert ({"paraphrase", "base_paraphrase", "composition_high"} if kind == "prompts" else {kind}) <= names
+
+
+@pytest.mark.parametrize("tokens", [0, 2])
+def test_an_inversion_is_asked_in_a_space_and_looked_at_on_its_way(
+    erased: tuple[Path, Spec], tmp_path: Path, tokens: int
+) -> None:
+    folder = tmp_path / "erased"
+    shutil.copytree(erased[0], folder)
+    budget = erased[1].inversion.model_copy(update={"steps": 3, "stops": (1, 2), "tokens": tokens})
+    save_spec(erased[1].model_copy(update={"inversion": budget}), folder)
+    assert [step.step for step in run(folder, "inversion")] == [1, 2, 3, 1, 2, 3]  # on the base, then on what is erased
+    found = load(AttackRun, folder / "attacks" / "inversion.json")
+    pictures = budget.restarts * len(budget.seeds)
+    assert {stop: part.erased.report.count for stop, part in found.by.items() if part.erased} == dict.fromkeys(
+        ("1", "2"), pictures
+    )
+    assert found.erased.report.count == pictures
+    # On the base the concept's own prompt is no attack; new words name nothing.
+    assert found.base.report.count == (pictures if tokens else pictures // 2)
+    assert (folder / "attacks" / "sheet.png").is_file()
+
+
+def test_stops_of_an_inversion_rise_to_its_last_step(workspace: Path) -> None:
+    with pytest.raises(ConfigError, match=r"inversion\.stops must rise from 1 to below inversion\.steps \(100\)"):
+        load_settings(Path("params.yaml"), changes={"inversion.steps": 100, "inversion.stops": [300, 100]})
 
 
 def test_the_bases_pictures_of_an_attack_are_drawn_once(
