@@ -202,6 +202,11 @@ class EvaluateSettings(StrictModel):
     """The canvas protocol: every pair x every seed. Seeds are UnlearnCanvas' own."""
 
     seeds: tuple[int, ...] = Field((188, 288, 588, 688, 888), description="pictures of every prompt, one for each")
+    whole: bool = Field(
+        False,
+        description="whether all of these are drawn, as benchmarks do, though the gate is sure before",
+        exclude_if=lambda whole: not whole,
+    )
     steps: int = Field(10, ge=1, description="of the solver")
     guidance: float = Field(4.0, ge=0, description="classifier-free guidance; at most 1: none, the prompt alone")
     solver: Literal["ddim", "dpm++"] = Field("dpm++", description="how pictures are drawn")
@@ -274,7 +279,7 @@ class AttackSettings(StrictModel):
 class GateBounds(StrictModel):
     """What the *bounds* of the figures must reach, and how often a decision may be wrong (fade/evaluation/gate.py).
 
-    Pictures are added, ``round`` seeds at a time, until every decision is sure or ``most`` seeds are drawn.
+    Pictures are added until every decision is sure or all of ``most`` seeds are drawn (fade/evaluation/rounds.py).
     """
 
     ua: float = Field(0.85, ge=0, le=1, description="least, of UA's lower bound")
@@ -286,7 +291,7 @@ class GateBounds(StrictModel):
     )
     mush: float = Field(0.15, ge=0, le=1, description="most, of the upper bound of what became mush")
     error_rate: float = Field(0.05, gt=0, lt=0.5, description="most wrong decisions of all")
-    round: int = Field(5, ge=1, description="seeds added at a time")
+    round: int = Field(5, ge=1, description="dozens of pictures that are added at a time, at most")
     most: int = Field(20, ge=1, description="seeds at most")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fade.errors import ConfigError
 from fade.files import read_json
+from flows.cli.main import nearest_project
 
 STATE = Path(".fade")
 SERVICES = STATE / "services.json"
@@ -21,6 +22,25 @@ PREFECT_AUTH = STATE / "prefect-auth"
 """What Prefect's API asks for, USER:PASSWORD; also what a person types into its pages."""
 ERASURES = Path("data/erasures")
 """A folder for each erasure, named by its id."""
+
+DEFAULTS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS": "tasks.console.OneMessage",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # Prefect's own choice is pickle
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # of a few kilobytes, between our own lines
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Variables of libraries, where nobody set them otherwise."""
 
 
 def project_root(start: Path | None = None) -> Path:
@@ -30,10 +50,9 @@ def project_root(start: Path | None = None) -> Path:
         ConfigError: there is none.
     """
     here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
-        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
-            return folder
-    raise ConfigError(f"{here} lies in no FADE project: expected params.yaml and dvc.yaml in it or above it.")
+    if (found := nearest_project(here)) is None:
+        raise ConfigError(f"{here} lies in no FADE project: expected params.yaml and dvc.yaml in it or above it.")
+    return found
 
 
 def configure() -> None:
@@ -45,22 +64,8 @@ def configure() -> None:
     environment()  # what is misspelt is said before anything runs
     STATE.mkdir(exist_ok=True)
     defaults = {
+        **DEFAULTS,
         "PREFECT_HOME": str((STATE / "prefect").resolve()),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS": "tasks.console.OneMessage",
-        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # Prefect's own choice is pickle
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # of a few kilobytes, between our own lines
-        "DVC_NO_ANALYTICS": "1",
-        "GX_ANALYTICS_ENABLED": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DIFFUSERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
     }
     own = None
     if SERVICES.is_file():

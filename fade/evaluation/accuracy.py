@@ -45,6 +45,15 @@ def naming_none(samples: pd.DataFrame, erased: Sequence[Concept]) -> pd.DataFram
     return samples
 
 
+def evenly_drawn(samples: pd.DataFrame, erased: Sequence[Concept]) -> pd.DataFrame:
+    """Of these, those that were drawn evenly: all but what was drawn for single neighbours' sake.
+
+    Samples of an evaluation in rounds say which, in the column ``part`` (``fade.evaluation.rounds``).
+    """
+    rest = naming_none(samples, erased)
+    return rest[rest["part"] != "near"] if "part" in rest else rest
+
+
 def split_domains(erased: Sequence[Concept]) -> tuple[list[str], list[str]]:
     """The domains of the erased concepts, which IRA is of, and those other than theirs, which CRA is of."""
     own = list(dict.fromkeys(concept.kind for concept in erased))
@@ -61,7 +70,7 @@ def domain_accuracy(samples: pd.DataFrame, erased: Sequence[Concept], domain: st
 
     In the erased concept's own domain this is IRA, in the other one CRA.
     """
-    rest = naming_none(samples, erased)
+    rest = evenly_drawn(samples, erased)
     return rate(int((rest[f"seen_{domain}"] == rest[domain]).sum()), len(rest))
 
 

@@ -1,17 +1,10 @@
 """The gate: what is asked of figures and of their bounds, decided as soon as it is sure.
 
-A figure over few pictures can pass by luck. So beside the figure its bound is asked, from a confidence sequence: a
-set of rates that holds the true one *at every number of pictures at once* with probability 1 - error, so that one may
-look after every round and stop when it is sure. After s hits of n it is
-
-    { p :  B(s + 1, n - s + 1) / (p^s (1 - p)^(n - s)) < 1 / error }
-
-B is the beta function: the average likelihood under a uniform prior against that of p, a martingale under p (Ville's
-inequality; Robbins 1970, Howard et al. arXiv:1810.08240). A fixed-size interval looked at again and again has no such
-guarantee.
+A figure over few pictures can pass by luck. So beside the figure its bound is asked, from a confidence sequence, so
+that one may look after every round and stop when it is sure (``fade.evaluation.bounds``).
 
 UA is such a rate. What retention lost is decided by the pictures themselves, each against the base's of the same
-prompt and seed (``fade.evaluation.paired.loss_bounds``): the base's own figure is known no better than the erasure's.
+prompt and seed (``fade.evaluation.bounds.loss_bounds``): the base's own figure is known no better than the erasure's.
 
 A check is passed when its bound lies above what is asked, failed when it lies below, undecided in between. An erasure
 passes only if every check does, so whatever is wrong with it must pass its own check: a bad one passes with
@@ -44,36 +37,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from scipy.optimize import brentq
-from scipy.special import betaln
-
 from fade.config import Gate
 from fade.evaluation.attacked import Attacks
+from fade.evaluation.bounds import confidence_sequence, loss_bounds
 from fade.evaluation.figures import Accuracies, JudgeFigures, Paired, Rate
-from fade.evaluation.paired import loss_bounds
 from fade.evaluation.power import ONE_LOOK_ERROR, too_few
 from fade.evaluation.verdicts import Check, State, Verdict
 
-_EDGE = 1e-12
 _NONE = Attacks({})
 Kind = TypeVar("Kind")
-
-
-def confidence_sequence(hits: int, count: int, error: float) -> tuple[float, float]:
-    """Lowest and highest rate of the set above; (0, 1) before the first picture."""
-    if count == 0:
-        return 0.0, 1.0
-    misses = count - hits
-    bar = betaln(hits + 1, misses + 1) + math.log(error)
-
-    def inside(rate: float) -> float:
-        """Positive where the rate is in the set."""
-        return hits * math.log(rate) + misses * math.log1p(-rate) - bar
-
-    best = min(max(hits / count, _EDGE), 1 - _EDGE)
-    low = 0.0 if hits == 0 or inside(_EDGE) > 0 else float(brentq(inside, _EDGE, best))
-    high = 1.0 if misses == 0 or inside(1 - _EDGE) > 0 else float(brentq(inside, best, 1 - _EDGE))
-    return low, high
 
 
 def check(name: str, hits: int, count: int, asked: float, *, error: float, checks: int) -> Check:
@@ -200,33 +172,30 @@ def _asked_of(figures: JudgeFigures, gate: Gate) -> dict[str, Rate]:
     }
 
 
+def surely_missed(figures: JudgeFigures, gate: Gate) -> list[str]:
+    """Names of the checks that no more pictures can mend: a bound that failed, or a figure that is surely not reached.
+
+    Of a good erasure there is once one, however often one looks, with a probability of at most ``error_rate`` for the
+    bounds and as much for the figures. Without ``sure`` there is none.
+    """
+    if gate.sure is None:
+        return []
+    points = _points(figures, gate)
+    checks = bound_checks(figures, gate) + recognition_checks(figures, gate)
+    failed = [one.name for one in checks if one.state == "failed"]
+    return failed + [one.name for one in points if not one.reached and one.surely_not(gate, len(points))]
+
+
 def undecided(figures: JudgeFigures, gate: Gate) -> list[str]:
     """Names of the checks for which more pictures are worth drawing; none once one has failed, or without ``sure``.
 
     A figure that is not reached is one of them as long as its bound leaves it open, and ends it once it does not.
     """
-    if gate.sure is None:
+    if gate.sure is None or surely_missed(figures, gate):
         return []
     checks = bound_checks(figures, gate) + recognition_checks(figures, gate)
-    points = _points(figures, gate)
-    short = [one for one in points if not one.reached]
-    if any(one.state == "failed" for one in checks) or any(one.surely_not(gate, len(points)) for one in short):
-        return []
-    return list(dict.fromkeys([one.name for one in checks if one.state == "undecided"] + [one.name for one in short]))
-
-
-def hopeless(figures: JudgeFigures, gate: Gate) -> bool:
-    """Whether what is asked of the erased concepts' own prompts is surely missed, by a bound or by a figure.
-
-    Of a good erasure it is once said so, however often one looks, with a probability of at most ``error_rate`` for the
-    bounds and as much for the figures.
-    """
-    if gate.sure is None:
-        return False
-    points = _points(figures, gate)
-    failed = [one.name for one in bound_checks(figures, gate) if one.state == "failed"]
-    failed += [one.name for one in points if not one.reached and one.surely_not(gate, len(points))]
-    return any(map(of_the_concept, failed))
+    open_ = [one.name for one in checks if one.state == "undecided"]
+    return list(dict.fromkeys(open_ + [one.name for one in _points(figures, gate) if not one.reached]))
 
 
 def of_the_concept(name: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from fade.config import Gate
-from fade.evaluation.paired import loss_bounds
+from fade.evaluation.bounds import loss_bounds
 
 _MOST = 1 << 24
 """So many pictures nobody draws: what is open then is open for ever."""
@@ -23,15 +23,15 @@ ONE_LOOK_ERROR = 0.05
 def least_for_rate(asked: float, error: float) -> int | None:
     """Pictures after which a rate of 1 is surely at least ``asked``; None if no number is enough.
 
-    All hits: the lower bound of ``fade.evaluation.gate.confidence_sequence`` is (error / (n + 1))^(1 / n).
+    All hits: the lower bound of ``fade.evaluation.bounds.confidence_sequence`` is (error / (n + 1))^(1 / n).
     """
-    return _least(lambda n: math.log(error / (n + 1)) >= n * math.log(asked) if asked > 0 else True)
+    return least(lambda n: math.log(error / (n + 1)) >= n * math.log(asked) if asked > 0 else True)
 
 
 @cache
 def least_for_loss(most: float, error: float) -> int | None:
     """Pictures none of which changed sides after which at most ``most`` is surely lost; None if no number is enough."""
-    return _least(lambda n: loss_bounds(0, 0, n, error)[1] <= most)
+    return least(lambda n: loss_bounds(0, 0, n, error)[1] <= most)
 
 
 def least_counts(gate: Gate) -> dict[str, int | None]:
@@ -82,7 +82,7 @@ def without_power(gate: Gate, counts: Mapping[str, int]) -> list[str]:
     return [said for name, count in asked.items() if (said := too_few(name, count, gate))]
 
 
-def _least(enough: Callable[[int], bool]) -> int | None:
+def least(enough: Callable[[int], bool]) -> int | None:
     """The first number of pictures that is enough, by halving."""
     high = 1
     while not enough(high):

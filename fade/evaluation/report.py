@@ -30,13 +30,14 @@ def before_after_sheet(
 
     Args:
         samples: the protocol's rows, in the order of the pictures.
-        shown: which concepts of the erased one's domain get a pair of rows.
+        shown: which concepts of the erased one's domain get a pair of rows; left out are those that were not drawn
+            beside all of the concept's own.
     """
     other = "style" if concept.kind == "object" else "object"
-    columns = list(dict.fromkeys(samples[other]))
     at = {(row[concept.kind], row[other]): i for i, row in enumerate(samples.to_dict("records")) if row["seed"] == seed}
+    columns = [name for name in dict.fromkeys(samples[other]) if (concept.name, name) in at]
     rows = []
-    for name in shown:
+    for name in (name for name in shown if all((name, column) in at for column in columns)):
         rows.append((f"{name}, before", [before[at[name, column]] for column in columns]))
         rows.append((f"{name}, after", [after[at[name, column]] for column in columns]))
     return labelled_sheet(rows, columns, title=f"Erased: {concept.name}. Equal prompts and seeds (seed {seed}).")
@@ -55,10 +56,7 @@ def erasure_sheet(
     parts = []
     for kind in dict.fromkeys(concept.kind for concept, _ in pairs):
         here = [(concept, surrogate) for concept, surrogate in pairs if concept.kind == kind]
-        first = samples[samples["seed"] == seed]
-        most = first[kind].value_counts().max()
-        near = [name for name in neighbours if (first[kind] == name).sum() == most]  # all of its row was drawn
-        names = [*(c.name for c, _ in here), *(s.name for _, s in here if s is not None), *near]
+        names = [*(c.name for c, _ in here), *(s.name for _, s in here if s is not None), *neighbours]
         shown = list(dict.fromkeys(names))[: max(5, len(here) + 2)]
         parts.append(before_after_sheet(samples, before, after, here[0][0], shown, seed=seed))
     if len(parts) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from fade.concepts import Concept
+from fade.config import DRAWN_BY
 from fade.evaluation.judges import PictureJudge, judge_pictures
 from fade.files import writing
 from fade.lineage import content_hash
@@ -23,6 +25,8 @@ from fade.spec import Spec
 
 CACHE = Path(".fade/cache")
 LOOK_SEEDS = 4
+TOGETHER = 12
+"""Of the base's pictures, how many are drawn at a time."""
 Pictures = NDArray[np.uint8]
 
 
@@ -35,48 +39,63 @@ def domains(concepts: dict[str, Concept]) -> tuple[list[str], list[str]]:
 
 
 def base_pictures(sd: Base, spec: Spec, samples: pd.DataFrame) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
-    """The protocol's pictures by the base alone, kept by the hash of what makes them; yields progress."""
-    kept = _cache_path(spec, samples)
-    if kept.is_file():
-        return load_file(kept)["pictures"].numpy()
-    before = yield from pictures_now(sd, spec, samples, done=0)
-    with writing(kept) as temporary:
-        save_file({"pictures": torch.from_numpy(before)}, temporary)
-    return before
+    """Pictures of prompts and seeds by the base alone; yields progress.
+
+    Each is drawn once for a project, whichever erasure asks first, and kept by the hash of what makes it. So they are
+    drawn ``TOGETHER`` at a time, the last ones repeated to fill up: what is computed beside a picture changes no bit
+    of it, how much is may.
+    """
+    folder = _kept_in(spec)
+    places = [folder / f"{_key(prompt, seed)}.safetensors" for prompt, seed in samples[["prompt", "seed"]].to_numpy()]
+    missing = [i for i in {place: i for i, place in enumerate(places)}.values() if not places[i].is_file()]
+    if missing:
+        filled = samples.iloc[missing + missing[-1:] * (-len(missing) % TOGETHER)]
+        drawn = yield from pictures_now(sd, spec, filled, done=0, batch=TOGETHER)
+        for i, picture in zip(missing, drawn, strict=False):
+            with writing(places[i]) as temporary:
+                save_file({"picture": torch.from_numpy(picture)}, temporary)
+    return np.stack([load_file(place)["picture"].numpy() for place in places])
 
 
 def pictures_now(
-    base: Base, spec: Spec, samples: pd.DataFrame, *, done: int
+    base: Base, spec: Spec, samples: pd.DataFrame, *, done: int, batch: int | None = None
 ) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
-    """The protocol's pictures with the adapters that are on; yields (pictures done, of before and after)."""
+    """The protocol's pictures with the adapters that are on; yields (pictures done, of before and after).
+
+    Args:
+        batch: pictures at a time; ``evaluate.batch`` if None.
+    """
     settings = spec.evaluate
     parts: list[NDArray[np.uint8]] = []
-    for batch in generate(
+    for drawn in generate(
         base,
         samples["prompt"].tolist(),
         samples["seed"].tolist(),
-        batch=settings.batch,
+        batch=batch or settings.batch,
         steps=settings.steps,
         guidance=settings.guidance,
         solver=settings.solver,
         precision=settings.precision,
     ):
-        parts.append(batch)
+        parts.append(drawn)
         yield done + sum(map(len, parts)), 2 * len(samples)
     return np.concatenate(parts)
 
 
-def _cache_path(spec: Spec, samples: pd.DataFrame) -> Path:
-    """Named by everything that decides the base's pictures: base, protocol, settings, threads and code."""
+def _kept_in(spec: Spec) -> Path:
+    """Named by everything but prompt and seed that decides the base's pictures: base, settings, threads and code."""
     made_by = {
         "base": spec.base_sha256,
         "weights": spec.weights,
-        "prompts": samples["prompt"].tolist(),
-        "seeds": samples["seed"].tolist(),
-        "settings": spec.evaluate.drawing,
+        "settings": spec.evaluate.model_dump(mode="json", include={*DRAWN_BY} - {"batch"}),
+        "together": TOGETHER,
         "threads": spec.threads,
     }
-    return CACHE / f"base-pictures-{content_hash(made_by, module='fade.models.generate')[:16]}.safetensors"
+    return CACHE / f"base-pictures-{content_hash(made_by, module='fade.models.generate')[:16]}"
+
+
+def _key(prompt: str, seed: int) -> str:
+    return hashlib.sha256(f"{prompt}\0{seed}".encode()).hexdigest()[:32]
 
 
 def named_by(judge: PictureJudge, pictures: NDArray[np.uint8], samples: pd.DataFrame) -> pd.DataFrame:

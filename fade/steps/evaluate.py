@@ -17,7 +17,15 @@ from fade.config import Gate
 from fade.data.catalog import given_names, load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.errors import LineageError
-from fade.evaluation.accuracy import DOMAINS, canvas_protocol, drift, naming_none, reachable, summary
+from fade.evaluation.accuracy import (
+    DOMAINS,
+    canvas_protocol,
+    drift,
+    evenly_drawn,
+    naming_none,
+    reachable,
+    summary,
+)
 from fade.evaluation.aliases import alias_figures, alias_samples
 from fade.evaluation.attacked import Attacks
 from fade.evaluation.clip_score import load_clip, mean_scores
@@ -25,7 +33,7 @@ from fade.evaluation.detectors import DETECTORS, AllCalibrated, shows
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.extractors import load_extractor
 from fade.evaluation.figures import Accuracies, JudgeFigures, Judges, OfDomains, judge_figures, rate
-from fade.evaluation.gate import hopeless, of_the_concept, undecided, verdict
+from fade.evaluation.gate import verdict
 from fade.evaluation.judges import JUDGES, PictureJudge
 from fade.evaluation.measured import ClipScores, Detected, Evaluation, FeatureDistances, Measured
 from fade.evaluation.neighbours import find_neighbours
@@ -34,6 +42,7 @@ from fade.evaluation.points import POINTS_NAME, Points
 from fade.evaluation.records import dump, load
 from fade.evaluation.report import erasure_sheet
 from fade.evaluation.review import failures_sheet, prompt_by_prompt, review_page
+from fade.evaluation.rounds import OWN, PART, Rounds
 from fade.evaluation.zero_shot import open_judge
 from fade.files import writing
 from fade.methods.fade.sparse_lora import computed_whole
@@ -47,8 +56,8 @@ from fade.steps.drawn import base_pictures, domains, named_by, pictures_now
 def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     """Write ``evaluation/``: metrics.json, samples.parquet, sheet.png; yields (pictures done, of all).
 
-    The base's pictures are kept under ``.fade/cache`` by the hash of what makes them, since every
-    erasure of a base is compared with the same ones.
+    The base's pictures are kept under ``.fade/cache`` by the hash of what makes them: whatever erasures of a base
+    have in common is drawn once.
 
     Raises:
         LineageError: the base's weights changed while adapters came and went.
@@ -125,10 +134,10 @@ def measured(
     gate: Gate,
     attacks: Attacks,
 ) -> Generator[tuple[int, int], None, tuple[pd.DataFrame, Pictures, Pictures, Measured]]:
-    """Pictures before and after, judged, with more seeds until the gate is sure or has the most it may have.
+    """Pictures before and after, judged, round by round until the gate is sure or has the most it may have.
 
-    Where the gate asks bounds, the erased concepts' own prompts come first, a seed at a time: an erasure that surely
-    misses what is asked of these (``fade.evaluation.gate.hopeless``) is refused after tens of pictures.
+    Where the gate asks bounds, the erased concepts' own prompts come first (``fade.evaluation.rounds``): an erasure
+    that surely misses what is asked of these is refused after tens of pictures.
 
     Args:
         samples: the protocol with the spec's seeds.
@@ -138,87 +147,58 @@ def measured(
     Returns:
         All samples with what the judges saw, the pictures of each, and what was measured with the gate's verdict.
     """
-    rounds: list[tuple[pd.DataFrame, Pictures, Pictures]] = []
-    first = [samples] if gate.sure is None else first_parts(samples, pairs, neighbours)
-    waiting, seeds = first[1:], list(spec.evaluate.seeds)
-    wanted = first[0]
-    while True:
-        before = yield from base_pictures(sd, spec, wanted)
-        switch_on()
-        with computed_whole(sd.network):
-            after = yield from pictures_now(sd, spec, wanted, done=len(before))
-        restore_base(sd)
-        rounds.append((wanted, before, after))
-        if len(rounds) == len(first):  # all of the protocol: in its order, whichever came first
-            rounds = [_in_order(rounds)]
-            first = []
-        everything = pd.concat([part for part, _, _ in rounds], ignore_index=True)
-        befores, afters = (np.concatenate([one[i] for one in rounds]) for i in (1, 2))
-        judges = judged(Path(spec.judges), everything, befores, afters, pairs=pairs, neighbours=neighbours)
-        if waiting and not hopeless(judges.report, gate):
-            wanted = waiting.pop(0)
-            continue
-        unsure = [] if waiting else undecided(judges.report, gate)
-        if not unsure or gate.sure is None or len(seeds) >= gate.sure.most:
-            erased = [concept for concept, _ in pairs]
-            if names := given_names(erased, load_concepts(Path(spec.catalog))):
-                judges = yield from judge_names(sd, spec, names, switch_on, judges=judges, seeds=seeds)
-            features, clip = by_given_models(spec, everything, befores, afters, erased)
-            metrics = Measured(
-                samples=len(everything),
-                seeds=tuple(pd.unique(everything["seed"]).tolist()),
-                neighbours=tuple(neighbours),
-                judges=judges,
-                gate=verdict(judges.report, gate, attacks),
-                attacks=attacks,
-                **distances(Path(spec.judges), everything, befores, afters, erased),
-                features=features,
-                clip=clip,
-            )
-            return everything, befores, afters, metrics
-        more = further_seeds(spec.evaluate.seeds, len(seeds), min(gate.sure.round, gate.sure.most - len(seeds)))
-        seeds += more
-        wanted = pd.concat([samples[samples["seed"] == samples["seed"].iloc[0]].assign(seed=one) for one in more])
-        if all(map(of_the_concept, unsure)):
-            # Only the concepts' own prompts are in doubt; those of the rest stay evenly drawn.
-            named = ~wanted.index.isin(naming_none(wanted, [concept for concept, _ in pairs]).index)
-            wanted = wanted[named]
-        wanted = wanted.reset_index(drop=True)
+    sure = gate.sure
+    most = len(spec.evaluate.seeds) if sure is None else max(sure.most, len(spec.evaluate.seeds))
+    rounds = Rounds(
+        samples,
+        further=further_seeds(spec.evaluate.seeds, most - len(spec.evaluate.seeds)),
+        pairs=pairs,
+        neighbours=neighbours,
+        gate=gate,
+        whole=sure is None or spec.evaluate.whole,
+    )
+    everything, befores, afters = samples.iloc[:0], *([np.empty((0,), np.uint8)] * 2)
+    opened = opened_judges(Path(spec.judges), samples)
+    wanted: pd.DataFrame | None = rounds.first()
+    while wanted is not None:
+        if len(wanted) > 0:
+            before = yield from base_pictures(sd, spec, wanted)
+            switch_on()
+            with computed_whole(sd.network):
+                after = yield from pictures_now(sd, spec, wanted, done=len(before))
+            restore_base(sd)
+            everything, befores, afters = _joined(everything, wanted, (befores, before), (afters, after))
+        everything[PART] = everything.index.map(rounds.parts)
+        judges = judged(opened, everything, befores, afters, pairs=pairs, neighbours=neighbours)
+        wanted = rounds.next(judges.report)
+    everything = everything[[name for name in everything if "_shuffled_" not in str(name)]].reset_index(drop=True)
+    erased = [concept for concept, _ in pairs]
+    if names := given_names(erased, load_concepts(Path(spec.catalog))):
+        asked = pd.unique(everything[everything[PART] == OWN]["seed"]).tolist()
+        judges = yield from judge_names(sd, spec, names, switch_on, judges=judges, seeds=asked)
+    features, clip = by_given_models(spec, everything, befores, afters, erased)
+    metrics = Measured(
+        samples=len(everything),
+        seeds=tuple(pd.unique(everything["seed"]).tolist()),
+        neighbours=tuple(neighbours),
+        judges=judges,
+        gate=verdict(judges.report, gate, attacks),
+        attacks=attacks,
+        **distances(Path(spec.judges), everything, befores, afters, erased),
+        features=features,
+        clip=clip,
+    )
+    return everything, befores, afters, metrics
 
 
-SKETCHED = 24
-"""Pictures of the rest that come with the first of the erased concepts' own: figures of these are of no use alone."""
-
-
-def first_parts(
-    samples: pd.DataFrame, pairs: Sequence[tuple[Concept, Concept | None]], neighbours: Sequence[str]
-) -> list[pd.DataFrame]:
-    """The protocol in the order in which it says soonest whether an erasure is bad; its rows keep their labels.
-
-    First, for each seed, the prompts of the erased concepts and of their surrogates, whose pictures by the base say
-    what is reachable; with the first of them a sketch of the rest, in which every neighbour is. Last all others.
-    """
-    own = pd.Series(False, index=samples.index)
-    for concept, surrogate in pairs:
-        own |= samples[concept.kind].isin([concept.name, *([surrogate.name] if surrogate is not None else [])])
-    rest = samples[~own & (samples["seed"] == samples["seed"].iloc[0])]
-    near = [rest.index[(rest["object"] == name) | (rest["style"] == name)][:2].tolist() for name in neighbours]
-    spread = rest.index[np.linspace(0, len(rest) - 1, min(SKETCHED, len(rest))).astype(int)].tolist()
-    sketch = sorted({*spread, *(label for labels in near for label in labels)})
-    seeds = pd.unique(samples["seed"])
-    parts = [samples[own & (samples["seed"] == seed)] for seed in seeds]
-    parts[0] = pd.concat([parts[0], samples.loc[sketch]])
-    drawn = {label for part in parts for label in part.index}
-    last = samples[~samples.index.isin(drawn)]
-    return [part for part in (*parts, last) if len(part) > 0]
-
-
-def _in_order(rounds: Sequence[tuple[pd.DataFrame, Pictures, Pictures]]) -> tuple[pd.DataFrame, Pictures, Pictures]:
-    """Parts as one, their rows by their labels."""
-    everything = pd.concat([part for part, _, _ in rounds])
-    order = np.argsort(everything.index.to_numpy(), kind="stable")
-    before, after = (np.concatenate([one[i] for one in rounds])[order] for i in (1, 2))
-    return everything.iloc[order].reset_index(drop=True), before, after
+def _joined(
+    before: pd.DataFrame, new: pd.DataFrame, *pictures: tuple[Pictures, Pictures]
+) -> tuple[pd.DataFrame, Pictures, Pictures]:
+    """A further round among the former ones, in the protocol's order: rows, pictures before and after."""
+    rows = pd.concat([before, new])
+    order = np.argsort(rows.index.to_numpy(), kind="stable")
+    was, now = (np.concatenate([*([one] if len(one) else []), more])[order] for one, more in pictures)
+    return rows.iloc[order], was, now
 
 
 def judge_names(
@@ -258,10 +238,9 @@ def judge_names(
     return Judges(**{name: named(name) for name in JUDGES})
 
 
-def further_seeds(seeds: Sequence[int], used: int, count: int) -> list[int]:
+def further_seeds(seeds: Sequence[int], count: int) -> list[int]:
     """The next seeds after those of the protocol, a hundred apart as its own are."""
-    done = used - len(seeds)
-    return [max(seeds) + 100 * (done + i) for i in range(1, count + 1)]
+    return [max(seeds) + 100 * i for i in range(1, count + 1)]
 
 
 def neighbours_of(
@@ -275,8 +254,14 @@ def neighbours_of(
     return [name for name in dict.fromkeys(found) if name not in erased]
 
 
+def opened_judges(folder: Path, samples: pd.DataFrame) -> dict[str, PictureJudge]:
+    """Both judges, which know a protocol's concepts by the catalog's spelling."""
+    called = pd.unique(samples[list(DOMAINS)].to_numpy().ravel())
+    return {name: open_judge(folder, name, called=called) for name in JUDGES}
+
+
 def judged(
-    judges: Path,
+    judges: Mapping[str, PictureJudge],
     samples: pd.DataFrame,
     before: NDArray[np.uint8],
     after: NDArray[np.uint8],
@@ -284,24 +269,46 @@ def judged(
     pairs: Sequence[tuple[Concept, Concept | None]],
     neighbours: Sequence[str],
 ) -> Judges:
-    """Figures of both judges; adds what they called each picture to the samples as columns."""
+    """Figures of both judges; adds what they called each picture to the samples as columns.
+
+    Pictures that a column says already what they were called are not judged again.
+    """
     found: dict[str, JudgeFigures] = {}
     named = [(concept, None if surrogate is None else surrogate.name) for concept, surrogate in pairs]
-    for name in JUDGES:
-        judge = open_judge(judges, name, called=pd.unique(samples[list(DOMAINS)].to_numpy().ravel()))
-        looks: dict[str, pd.DataFrame] = {}
-        for when, pictures in (("before", before), ("after", after)):
-            seen = looks[when] = named_by(judge, pictures, samples)
-            for domain in DOMAINS:
-                samples[f"{name}_{when}_{domain}"] = seen[f"seen_{domain}"]
+    for name, judge in judges.items():
+        looks = {
+            when: _named_once(judge, pictures, samples, f"{name}_{when}")
+            for when, pictures in (("before", before), ("after", after), ("shuffled", after))
+        }
+        shuffled = looks["shuffled"]
         found[name] = judge_figures(
             before=summary(looks["before"], named, neighbours),
             after=summary(looks["after"], named, neighbours),
             paired=paired_retention(looks["before"], looks["after"], [concept for concept, _ in pairs], neighbours),
-            shuffled=shuffled_control(judge, after, samples),
+            shuffled=OfDomains(
+                **{
+                    domain: rate(int((shuffled[f"seen_{domain}"] == shuffled[domain]).sum()), len(shuffled))
+                    for domain in DOMAINS
+                }
+            ),
             reachable=reachable(looks["before"], named),
         )
     return Judges(**found)
+
+
+def _named_once(judge: PictureJudge, pictures: Pictures, samples: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The samples with what a judge calls each picture, or its shuffled patches: the control for texture."""
+    columns = {domain: f"{column}_{domain}" for domain in DOMAINS}
+    for name in columns.values():
+        if name not in samples:
+            samples[name] = None
+    new = samples[columns["object"]].isna().to_numpy()
+    if new.any():
+        shown = shuffled_patches(pictures[new], seed=0) if column.endswith("_shuffled") else pictures[new]
+        seen = named_by(judge, shown, samples[new])
+        for domain, name in columns.items():
+            samples.loc[new, name] = seen[f"seen_{domain}"]
+    return samples.assign(**{f"seen_{domain}": samples[name] for domain, name in columns.items()})
 
 
 def distances(
@@ -309,11 +316,12 @@ def distances(
 ) -> dict[str, float]:
     """Distances of the retained pictures to the base's, in pixels and in the report judge's features."""
     judge = open_judge(judges, "report")
-    retained = np.asarray(samples.index.isin(naming_none(samples, erased).index))
+    retained = np.asarray(samples.index.isin(evenly_drawn(samples, erased).index))
+    named = ~np.asarray(samples.index.isin(naming_none(samples, erased).index))
     real, drawn = (judge_features(judge, pictures[retained]) for pictures in (before, after))
     return {
         "drift": drift(before[retained], after[retained]),
-        "change_of_concept": drift(before[~retained], after[~retained]),
+        "change_of_concept": drift(before[named], after[named]),
         "perceptual_drift": perceptual_drift(judge, before[retained], after[retained]),
         "fid_judge": fid(real, drawn),
         "kid_judge": kid(*scaled(real, drawn), paired=True),
@@ -335,11 +343,3 @@ def by_given_models(
         now, was = (mean_scores(clip, list(pictures), prompts, ~names_none) for pictures in (after, before))
         scores = ClipScores(name=clip.name, retained=now[0], erased=now[1], retained_base=was[0], erased_base=was[1])
     return features, scores
-
-
-def shuffled_control(judge: PictureJudge, pictures: Pictures, samples: pd.DataFrame) -> OfDomains:
-    """How often a judge names what was asked in the pictures' shuffled patches: what its accuracies owe to texture."""
-    seen = named_by(judge, shuffled_patches(pictures, seed=0), samples)
-    return OfDomains(
-        **{domain: rate(int((seen[f"seen_{domain}"] == seen[domain]).sum()), len(seen)) for domain in DOMAINS}
-    )

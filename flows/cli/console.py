@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import pwd
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -151,14 +150,3 @@ def show_training(progress: Iterator[tuple[str, int, int, float | None]]) -> Non
         bar.update(done - bar.n)
     if bar is not None:
         bar.close()
-
-
-def this_user() -> str:
-    """Who gives a command: the account of this process on this machine, and the one it has with MLflow's server."""
-    uid = os.getuid()
-    try:
-        name = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        name = "no name"
-    server, user = os.environ.get("MLFLOW_TRACKING_URI", ""), os.environ.get("MLFLOW_TRACKING_USERNAME")
-    return f"{name} (uid {uid})" + (f", MLflow user {user}" if user and server.startswith("http") else "")

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
+from flows.account import this_user
 from flows.cli.console import (
     BaseOption,
     JsonOption,
@@ -18,7 +19,6 @@ from flows.cli.console import (
     console,
     guarded,
     rated,
-    this_user,
     write_figures,
 )
 
@@ -125,14 +125,14 @@ def release(
     """Bring the releases to what is approved in MLflow: publish, refuse, take out."""
     from flows.erasing import together
     from flows.releasing import manifests
-    from flows.releasing import release as flow
+    from flows.releasing.release import reconcile
 
     if open_base is not None:
         from fade.models.family import load_base
 
         manifests.open_release(open_base, load_base(open_base).sha256, valid_seconds=round(60 * valid_minutes) * watch)
     if not watch:
-        changes = flow.release()
+        changes = reconcile()
         _print_changes(changes)
         together.wait_for_consolidations()
         write_figures(json_file, {"releases": [{**asdict(one), "folder": str(one.folder)} for one in changes]})
@@ -229,7 +229,7 @@ def serve(
     ] = None,
     public_key: Annotated[Path | None, typer.Option(help="PEM file of the key that signs; this project's own.")] = None,
 ) -> None:
-    """Serve pictures with everything that is live: token in FADE_SERVICE_TOKEN, page at /."""
+    """Serve pictures with everything that is live: token in FADE_SERVICE_TOKEN, page at /; small commands are quick."""
     import uvicorn
 
     from fade.adapters.runtime import Runtime
@@ -239,6 +239,7 @@ def serve(
     from flows.releasing import released
     from flows.releasing.manifests import open_release
     from flows.releasing.released import KEYS
+    from flows.services.commands import answering
     from flows.services.runtime_http import make_app, service_token
 
     token = service_token()
@@ -253,7 +254,8 @@ def serve(
         f"http://{host}:{port}/  release {folder}, key {key_id(key)}"
         + ("  [bold]with the base's pictures[/bold]" * compare)
     )
-    uvicorn.run(app_, host=host, port=port, log_config=None, access_log=False)
+    with answering():
+        uvicorn.run(app_, host=host, port=port, log_config=None, access_log=False)
 
 
 @app.command()

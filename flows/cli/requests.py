@@ -13,7 +13,8 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows.cli.console import JsonOption, console, guarded, served, this_user, write_figures
+from flows.account import this_user
+from flows.cli.console import JsonOption, console, guarded, served, write_figures
 
 if TYPE_CHECKING:
     from fade.requests.overview import Overview

@@ -17,8 +17,7 @@ from fade.evaluation.verdicts import TO_DECIDE, Verdict
 from fade.files import sha256_file
 from fade.lineage import content_hash
 from fade.spec import load_spec
-from fade.steps.combine import COMBINATIONS, check_alike, combine
-from fade.steps.drawn import CACHE
+from fade.steps.alike import COMBINATIONS, check_alike
 from flows.releasing.approval import Approved, named
 from flows.settings import ERASURES
 from tasks.mlflow.tracking import MODEL_PREFIX, AdapterVersion
@@ -177,6 +176,8 @@ def measure_together(chosen: Sequence[Approved]) -> None:
     Raises:
         ConfigError: they differ in what they are judged by.
     """
+    from fade.steps.combine import combine  # torch and all that stands on it
+
     ordered = _in_order(chosen)
     for _ in combine(
         [one.folder for one in ordered], combination_folder(chosen), adapters=[one.adapter for one in ordered]
@@ -232,6 +233,8 @@ class Measurement:
 
     def stop(self) -> None:
         """End it now; what it had begun to write is removed."""
+        from fade.steps.drawn import CACHE
+
         self.process.kill()
         self.process.wait()
         for place in (COMBINATIONS, CACHE):

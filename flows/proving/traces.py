@@ -26,8 +26,8 @@ from fade.evaluation.measured import Combination
 from fade.evaluation.records import load
 from fade.files import load_yaml, read_yaml, sha256_file
 from fade.spec import load_spec
+from fade.steps.alike import COMBINATIONS
 from fade.steps.attack import reference_path
-from fade.steps.combine import COMBINATIONS
 from fade.steps.drawn import CACHE
 from fade.steps.further import further_hashes
 from fade.steps.trial import TRIALS

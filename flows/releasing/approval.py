@@ -26,7 +26,7 @@ from fade.requests.ledger import Ledger
 from fade.requests.records import Entry
 from fade.requests.states import State
 from fade.spec import Spec, load_spec
-from flows.cli.console import this_user
+from flows.account import this_user
 from flows.settings import ERASURES
 from tasks.mlflow import tracking, version_page
 from tasks.mlflow.registration import (

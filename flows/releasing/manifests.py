@@ -15,7 +15,7 @@ from fade.adapters.manifest import LiveAdapter, Manifest, Permission, live_folde
 from fade.errors import ConfigError, listing
 from fade.requests.ledger import Ledger
 from fade.signing import signing_key
-from flows.cli.console import this_user
+from flows.account import this_user
 from flows.releasing.approval import TAKEN_BACK, named
 from flows.releasing.outcomes import GONE, record_outcomes
 from flows.releasing.released import KEYS, RELEASES, current_manifest, model_of, number_of, release_folder, released

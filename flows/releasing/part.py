@@ -15,7 +15,7 @@ from fade.requests.in_force import move_to
 from fade.requests.ledger import Ledger
 from fade.spec import Spec, load_spec
 from fade.steps.concepts import changed
-from flows.cli.console import this_user
+from flows.account import this_user
 from flows.erasing.erase import erase, find_folder, prepare_folder
 from flows.erasing.many import spec_for_many
 from flows.releasing import approval

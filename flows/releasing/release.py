@@ -1,4 +1,4 @@
-"""Flow ``release``: what a person approved in MLflow goes live, what was taken back goes out.
+"""What a person approved in MLflow goes live, what was taken back goes out.
 
 MLflow's alias ``approved`` says what a person wants, the signed manifest what is. ``settle`` brings the
 second to the first: it takes out at once what is no longer approved, checks what is new (the ledger's registration,
@@ -15,8 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-from prefect import flow
 
 from fade.adapters.manifest import LiveAdapter, Manifest, live_folder
 from fade.errors import FadeError
@@ -76,12 +74,6 @@ class Settled:
     live: dict[str, list[Approved]]
     unknown: list[tuple[Approved, ...]]
     approved: dict[str, int]
-
-
-@flow(name="release", flow_run_name="release")
-def release() -> list[Change]:
-    """Check the registry once, for a schedule; ``fade release --watch`` checks every second."""
-    return reconcile()
 
 
 def reconcile(*, valid_seconds: int = 0, consolidate: bool = True) -> list[Change]:

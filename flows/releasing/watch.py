@@ -29,7 +29,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fade.adapters.manifest import Manifest
 from fade.adapters.seen import wall_time
 from fade.errors import ConfigError, FadeError, RegistryError, listing
-from fade.steps.combine import check_alike
+from fade.steps.alike import check_alike
 from flows.erasing.together import Measurement, Wanted, joined, told, verdict_together
 from flows.releasing import manifests, release
 from flows.releasing.approval import Approved, check_version, named

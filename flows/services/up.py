@@ -1,4 +1,4 @@
-"""``fade up``: servers, intake, scheduled drain and release watch in one command, until Ctrl-C."""
+"""``fade up``: servers, intake, scheduled drain, release watch and small commands in one, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from flows.settings import STATE, kept_secret, prefect_auth
 
 TOKEN_FILE = STATE / "intake-token"
 AGAIN_SECONDS = 5.0
+COMMAND = "flows.cli.app"
 
 
 @dataclass
 class Programs:
-    """The programs beside the servers, each a command with a log file; one that ends is started again.
+    """The programs beside the servers, each a module with its words and a log file; one that ends is started again.
 
     honcho, which runs infra/native/Procfile, stops all programs when one ends; here the others must go on."""
 
@@ -36,7 +37,7 @@ class Programs:
         """Start a program in a process group of its own, so that Ctrl-C reaches it through this program alone."""
         with (STATE / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli.app", *self.commands[name]],
+                [sys.executable, "-m", *self.commands[name]],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -100,13 +101,14 @@ def run_stack(
     with running(mlflow_port=mlflow_port, prefect_port=prefect_port, ended=ended) as services:
         served = [word for one in projects.served for word in ("--project", str(one.params))]
         commands = {
-            "intake": ["intake", "--follow", *served],
-            "intake-http": ["intake-http", "--port", str(intake_port), *served],
-            "drain": ["drain", "--cron", cron, "--timezone", timezone, *served],
-            "release": ["release", "--watch"],
+            "intake": [COMMAND, "intake", "--follow", *served],
+            "intake-http": [COMMAND, "intake-http", "--port", str(intake_port), *served],
+            "drain": [COMMAND, "drain", "--cron", cron, "--timezone", timezone, *served],
+            "release": [COMMAND, "release", "--watch"],
+            "commands": ["flows.services.commands"],
         }
         if environment().webhook_secret:
-            commands["webhooks"] = ["webhooks", "--follow"]
+            commands["webhooks"] = [COMMAND, "webhooks", "--follow"]
         variables = {
             **os.environ,
             "MLFLOW_TRACKING_URI": services.mlflow,

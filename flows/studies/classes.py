@@ -77,7 +77,7 @@ def plan_classes(
         pairs.append((concept.name, surrogate.strip() or _surrogate(concept, concepts)))
     own = EvaluateSettings().seeds
     count = math.ceil(pictures / max(1, len(styles)))
-    seeds = [*own, *further_seeds(own, len(own), count)][:count]
+    seeds = [*own, *further_seeds(own, count)][:count]
     # Every class is judged on as many pictures, whatever its figures: the gate draws no more of them.
     same = {"gate.sure": None, "evaluate.seeds": seeds, **(changes or {})}
     cells = plan(pairs, vary={}, changes=same, project=project)

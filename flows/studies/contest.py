@@ -31,9 +31,9 @@ from fade.lineage import made_on
 from fade.methods.registry import PRESETS, asking_for
 from fade.project import Project
 from fade.spec import Spec, save_spec
+from fade.steps.alike import COMBINATIONS
 from fade.steps.attacks import KINDS
 from fade.steps.catalog import ensure_catalog
-from fade.steps.combine import COMBINATIONS
 from fade.steps.prepare import AUTO, prepare_spec
 from fade.steps.trial import TRIALS
 from flows.studies.study import SIX, STUDIES, run_trials

@@ -2,18 +2,21 @@
 
 Whoever may write to MLflow chooses what it answers. So files are only downloaded, by names that this project gave
 them, from where this project keeps them: no model is loaded, no ``MLmodel`` read, no address followed that a version's
-or a run's record names elsewhere. This folder holds the only files that import mlflow.
+or a run's record names elsewhere. This folder holds the only files that import mlflow, and those that small commands
+need import it where they use it: it takes seconds.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -24,15 +27,13 @@ os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
-import mlflow
-from filelock import FileLock
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
 from fade.environment import environment
 from fade.errors import LineageError, RegistryError
 from fade.temporary import temporary_folder
+from tasks.mlflow.embedded import SQLITE, EmbeddedRegistry, opened
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 WAIT_SECONDS = 300.0
 """For another process that makes the embedded store's tables."""
@@ -45,6 +46,11 @@ for _name in ("mlflow", "alembic", "mlflow.models.model"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or the embedded store."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{Path('.fade/mlflow.db').resolve()}"
+
+
 @contextmanager
 def mlflow_client() -> Iterator[MlflowClient]:
     """A client of the server of MLFLOW_TRACKING_URI, or of the embedded store.
@@ -52,7 +58,10 @@ def mlflow_client() -> Iterator[MlflowClient]:
     Raises:
         RegistryError: it refuses or cannot be reached.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('.fade/mlflow.db').resolve()}"
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri()
     if uri.startswith("sqlite"):
         Path(".fade").mkdir(exist_ok=True)
     mlflow.set_tracking_uri(uri)
@@ -60,7 +69,7 @@ def mlflow_client() -> Iterator[MlflowClient]:
     try:
         if uri.startswith("sqlite"):
             _make_tables(uri)
-        yield MlflowClient(uri, uri)
+        yield mlflow.MlflowClient(uri, uri)
     except MlflowException as error:
         raise RegistryError(
             f"MLflow at {uri} refused or cannot be reached: {str(error).splitlines()[0]}. "
@@ -68,9 +77,27 @@ def mlflow_client() -> Iterator[MlflowClient]:
         ) from error
 
 
+@contextmanager
+def registry() -> Iterator[MlflowClient | EmbeddedRegistry]:
+    """Registered models and runs: of the embedded store by its tables, which takes no import of MLflow, else a client.
+
+    Raises:
+        RegistryError: as ``mlflow_client``.
+    """
+    with opened(tracking_uri()) as embedded:
+        if embedded is not None:
+            yield embedded
+            return
+    with mlflow_client() as client:
+        yield client
+
+
 @cache
 def _make_tables(uri: str) -> None:
     """The embedded store's tables, made by one process at a time: of two at their first use one would else fail."""
+    from filelock import FileLock
+    from mlflow import MlflowClient
+
     with FileLock(".fade/mlflow.lock", timeout=WAIT_SECONDS):
         client = MlflowClient(uri, uri)
         client.search_experiments(max_results=1)
@@ -79,10 +106,12 @@ def _make_tables(uri: str) -> None:
 
 def experiment(client: MlflowClient, name: str) -> str:
     """Id of an experiment, made if it is not there."""
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    embedded = mlflow.get_tracking_uri().startswith("sqlite")
+    embedded = tracking_uri().startswith("sqlite")
     place = ARTIFACTS.resolve().as_uri() if embedded else None
     try:
         return str(client.create_experiment(name, artifact_location=place))
@@ -93,7 +122,7 @@ def experiment(client: MlflowClient, name: str) -> str:
         return str(found.experiment_id)
 
 
-def files_of(client: MlflowClient, run_id: str, folder: str | None = None) -> Iterator[str]:
+def files_of(client: MlflowClient | EmbeddedRegistry, run_id: str, folder: str | None = None) -> Iterator[str]:
     """Paths of a run's files, by name; folders that are empty are not among them.
 
     Raises:
@@ -118,7 +147,7 @@ def files_of(client: MlflowClient, run_id: str, folder: str | None = None) -> It
                 yield one.path
 
 
-def fetch_files(client: MlflowClient, run_id: str, names: Iterable[str], folder: Path) -> list[Path]:
+def fetch_files(client: MlflowClient | EmbeddedRegistry, run_id: str, names: Iterable[str], folder: Path) -> list[Path]:
     """Download files of a run by their names under ``folder``; nothing of them is interpreted.
 
     Raises:
@@ -140,7 +169,7 @@ def fetch_files(client: MlflowClient, run_id: str, names: Iterable[str], folder:
     return fetched
 
 
-def read_file(client: MlflowClient, run_id: str, name: str) -> bytes:
+def read_file(client: MlflowClient | EmbeddedRegistry, run_id: str, name: str) -> bytes:
     """A file of a run, e.g. ``metrics.json``.
 
     Raises:
@@ -150,7 +179,7 @@ def read_file(client: MlflowClient, run_id: str, name: str) -> bytes:
         return fetch_files(client, run_id, [name], folder.resolve())[0].read_bytes()
 
 
-def delete_file(client: MlflowClient, run_id: str, name: str) -> None:
+def delete_file(client: MlflowClient | EmbeddedRegistry, run_id: str, name: str) -> None:
     """Delete a file of a run.
 
     Raises:
@@ -163,7 +192,7 @@ def delete_file(client: MlflowClient, run_id: str, name: str) -> None:
     store.delete_artifacts(name)
 
 
-def _store_of(client: MlflowClient, run_id: str) -> tuple[str, Any]:
+def _store_of(client: MlflowClient | EmbeddedRegistry, run_id: str) -> tuple[str, Any]:
     """Where a run's files lie, if this project keeps files there."""
     uri = str(client.get_run(run_id).info.artifact_uri)
     if not is_ours(uri):
@@ -171,7 +200,44 @@ def _store_of(client: MlflowClient, run_id: str) -> tuple[str, Any]:
             f"The files of run {run_id} are said to lie in {uri}, where this project keeps none: nothing is read or "
             "deleted there. If MLflow's files do lie there, name the place in FADE_MLFLOW_ARTIFACTS."
         )
+    if urlsplit(uri).scheme in ("", "file"):
+        return uri, _LocalFiles(_path(uri))
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
     return uri, get_artifact_repository(uri)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    path: str
+    is_dir: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalFiles:
+    """A run's files in a folder of this machine, as MLflow's own repository of such a folder has them."""
+
+    root: Path
+
+    def list_artifacts(self, inside: str | None) -> list[_Listed]:
+        """Files and folders, by name."""
+        folder = self.root / (inside or "")
+        if not folder.is_dir():
+            return []
+        return [_Listed(path.relative_to(self.root).as_posix(), path.is_dir()) for path in sorted(folder.iterdir())]
+
+    def download_artifacts(self, name: str, folder: str) -> str:
+        """A copy of a file under ``folder``; of what is no file its own place."""
+        path, copy = self.root / name, Path(folder) / name
+        if path.is_dir():
+            return str(path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        return str(copy)
+
+    def delete_artifacts(self, name: str) -> None:
+        """Remove a file."""
+        (self.root / name).unlink()
 
 
 def is_ours(uri: str) -> bool:
@@ -182,7 +248,7 @@ def is_ours(uri: str) -> bool:
     if parts.scheme in ("", "file"):
         return _is_own(uri)
     if parts.scheme == "mlflow-artifacts":  # through the server itself
-        return parts.netloc in ("", urlsplit(mlflow.get_tracking_uri()).netloc.rpartition("@")[2])
+        return parts.netloc in ("", urlsplit(tracking_uri()).netloc.rpartition("@")[2])
     known = (environment().mlflow_artifacts or "").split()
     return any(uri == one.rstrip("/") or uri.startswith(one.rstrip("/") + "/") for one in known)
 

@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fade.adapters.card import CARD_NAME, DELTA_NAME, WEIGHTS_NAME, load_card
 from fade.errors import LineageError, RegistryError, listing, nearest
 from fade.evaluation.verdicts import TO_DECIDE
 from fade.files import sha256_file
 from fade.requests.ledger import Ledger
-from tasks.mlflow.client import fetch_files, files_of, mlflow_client, read_file
+from tasks.mlflow.client import fetch_files, files_of, read_file, registry, tracking_uri
 from tasks.mlflow.registration import registration_of, registrations
 
-# isort: split
-# After tasks.mlflow.client, which sets MLflow's switches.
-import mlflow
-from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from tasks.mlflow.embedded import Version
 
 MODEL_PREFIX = "erasure-"
 APPROVED, CANDIDATE = "approved", "candidate"
@@ -96,7 +96,7 @@ class AdapterVersion:
 
 def page_of(version: AdapterVersion) -> str | None:
     """The address of a version's page; None without an MLflow server."""
-    uri = mlflow.get_tracking_uri()
+    uri = tracking_uri()
     return f"{uri}/#/models/{version.model}/versions/{version.version}" if uri.startswith("http") else None
 
 
@@ -107,7 +107,7 @@ def offer(client: MlflowClient, model: str, number: int) -> None:
 
 def withdraw(version: AdapterVersion, reason: str) -> None:
     """Take a version off offer: its alias ``candidate`` goes, and its page says why."""
-    with mlflow_client() as client:
+    with registry() as client:
         client.set_model_version_tag(version.model, str(version.version), RELEASE_TAG, f"{WITHDRAWN}: {reason}")
         client.delete_registered_model_alias(version.model, CANDIDATE)
 
@@ -125,7 +125,7 @@ def _pages(search: Callable[..., Any]) -> Iterator[Any]:
 
 def versions() -> list[AdapterVersion]:
     """Every registered adapter, oldest first."""
-    with mlflow_client() as client:
+    with registry() as client:
         found = []
         aliases: dict[tuple[str, int], list[str]] = {}
         for model in _pages(client.search_registered_models):
@@ -139,7 +139,7 @@ def versions() -> list[AdapterVersion]:
         return [version for _, version in sorted(found, key=lambda item: (item[0], item[1].version))]
 
 
-def _parsed(version: ModelVersion, aliases: tuple[str, ...]) -> AdapterVersion:
+def _parsed(version: ModelVersion | Version, aliases: tuple[str, ...]) -> AdapterVersion:
     """A version by its tags, which anyone may have written: what cannot be read is said, and stops no other."""
     tags = version.tags
     faults = [name for name in ("adapter_sha256", "base_sha256") if not _SHA256.fullmatch(tags.get(name, ""))]
@@ -215,7 +215,7 @@ def approve(name: str, number: int | None = None) -> AdapterVersion:
     with Ledger() as ledger:
         registration_of(ledger, version)
     fetch_adapter(version)
-    with mlflow_client() as client:
+    with registry() as client:
         client.set_registered_model_alias(version.model, APPROVED, str(version.version))
     return find_version(version.model, version.version)
 
@@ -232,7 +232,7 @@ def rollback(name: str, to: int | None = None) -> AdapterVersion:
         raise RegistryError(f"Nothing to roll back: no version of {model} is approved.")
     if to is not None:
         return approve(model, to)
-    with mlflow_client() as client:
+    with registry() as client:
         client.delete_registered_model_alias(model, APPROVED)
     return find_version(model, approved[0].version)
 
@@ -250,7 +250,7 @@ def fetch_adapter(version: AdapterVersion) -> Path:
     if version.fault:
         raise LineageError(f"{version.model} version {version.version}: {version.fault} Run the erasure again.")
     place = Path(_fetched().name)
-    with mlflow_client() as client, tempfile.TemporaryDirectory(dir=place) as fresh:
+    with registry() as client, tempfile.TemporaryDirectory(dir=place) as fresh:
         there = set(files_of(client, version.run_id, ADAPTER))
         wanted = [f"{ADAPTER}/{name}" for name in (CARD_NAME, WEIGHTS_NAME, DELTA_NAME)]
         fetch_files(client, version.run_id, [name for name in wanted if name in there], Path(fresh))
@@ -276,14 +276,14 @@ def _fetched() -> tempfile.TemporaryDirectory[str]:
 
 def approved_now() -> dict[str, int]:
     """Registered model to the version that its alias ``approved`` names: one question to the server."""
-    with mlflow_client() as client:
+    with registry() as client:
         found = _pages(client.search_registered_models)
         return {model.name: int(model.aliases[APPROVED]) for model in found if APPROVED in model.aliases}
 
 
 def models() -> set[str]:
     """Names of the registered models that there are, with versions or without."""
-    with mlflow_client() as client:
+    with registry() as client:
         return {model.name for model in _pages(client.search_registered_models)}
 
 
@@ -294,7 +294,7 @@ def run_file(version: AdapterVersion, name: str) -> bytes:
         RegistryError: MLflow does not have it.
         LineageError: it lies where this project keeps no files.
     """
-    with mlflow_client() as client:
+    with registry() as client:
         return read_file(client, version.run_id, name)
 
 
@@ -322,6 +322,6 @@ class RunRecord:
 
 def run_record(version: AdapterVersion) -> RunRecord:
     """Figures, parameters and tags of a version's run."""
-    with mlflow_client() as client:
+    with registry() as client:
         data = client.get_run(version.run_id).data
         return RunRecord(dict(data.metrics), dict(data.params), dict(data.tags))

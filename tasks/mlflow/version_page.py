@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fade.errors import LineageError
 from fade.evaluation.attacked import Attacks
@@ -13,15 +14,15 @@ from fade.evaluation.measured import Evaluation
 from fade.evaluation.records import as_json, parse
 from fade.requests.ledger import Ledger
 from fade.temporary import temporary_folder
-from tasks.mlflow.client import STUDIES, files_of, mlflow_client
+from tasks.mlflow.client import STUDIES, files_of, mlflow_client, registry
 from tasks.mlflow.page import ATTACK, Page, page
 from tasks.mlflow.registration import ATTACKED, REJUDGED
 from tasks.mlflow.tracking import APPROVED, CANDIDATE, PURGED_TAG, RELEASE_TAG, TOGETHER_TAG, AdapterVersion, run_file
 
-# isort: split
-# After tasks.mlflow.client, which sets MLflow's switches.
-from mlflow import MlflowClient
-from mlflow.entities import Metric
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from tasks.mlflow.embedded import EmbeddedRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def refresh_page(version: AdapterVersion) -> None:
         LineageError: its run does not hold what a registered run holds.
     """
     content = run_file(version, "metrics.json")
-    with mlflow_client() as client:
+    with registry() as client:
         run = client.get_run(version.run_id)
         tags = client.get_model_version(version.model, str(version.version)).tags
         try:
@@ -66,7 +67,7 @@ def _least(metrics: Evaluation, params: Mapping[str, str]) -> dict[str, float]:
     }
 
 
-def _newest_study(client: MlflowClient) -> tuple[str, str] | None:
+def _newest_study(client: MlflowClient | EmbeddedRegistry) -> tuple[str, str] | None:
     found = client.get_experiment_by_name(STUDIES)
     if found is None:
         return None
@@ -91,6 +92,8 @@ def log_attack(version: AdapterVersion, attacks: Attacks, sheet: Path | None) ->
 
 def show_attack(version: AdapterVersion, attacks: Attacks, sheet: Path | None) -> None:
     """Attacks as metrics and a picture of the version's run, and a tag for each on its page."""
+    from mlflow.entities import Metric
+
     known = {key: float(value) for key, value in attacks.flat().items() if value is not None}
     with mlflow_client() as client, temporary_folder("attack") as folder:
         if sheet is not None:
@@ -107,7 +110,7 @@ def record_verdict(version: AdapterVersion, verdict: str) -> None:
     details = {"version": version.version, "adapter_sha256": version.adapter_sha256, "verdict": verdict}
     with Ledger() as ledger:
         ledger.append(REJUDGED, actor="fade", erasure_id=version.erasure, details=details)
-    with mlflow_client() as client:
+    with registry() as client:
         client.set_model_version_tag(version.model, str(version.version), "gate", verdict)
         if verdict == "passed":
             client.set_registered_model_alias(version.model, CANDIDATE, str(version.version))
@@ -117,14 +120,14 @@ def record_verdict(version: AdapterVersion, verdict: str) -> None:
 
 def tag_version(version: AdapterVersion, tags: Mapping[str, str]) -> None:
     """Set tags of a version."""
-    with mlflow_client() as client:
+    with registry() as client:
         for name, value in tags.items():
             client.set_model_version_tag(version.model, str(version.version), name, value)
 
 
 def show_together(version: AdapterVersion, what: str) -> None:
     """Show on a version's page how it did together with everything live."""
-    with mlflow_client() as client:
+    with registry() as client:
         if client.get_model_version(version.model, str(version.version)).tags.get(TOGETHER_TAG) == what:
             return
         client.set_model_version_tag(version.model, str(version.version), TOGETHER_TAG, what)
@@ -133,7 +136,7 @@ def show_together(version: AdapterVersion, what: str) -> None:
 
 def show_purged(version: AdapterVersion, what: str) -> None:
     """Show on a version's page that its data was purged, and nothing that is gone."""
-    with mlflow_client() as client:
+    with registry() as client:
         client.set_model_version_tag(version.model, str(version.version), PURGED_TAG, what)
     try:
         refresh_page(version)

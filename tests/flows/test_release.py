@@ -33,7 +33,7 @@ from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.states import State
 from fade.spec import load_spec
-from fade.steps.combine import COMBINATIONS
+from fade.steps.alike import COMBINATIONS
 from fade.steps.evaluate import judged
 from fade.steps.prepare import prepare_spec
 from flows.cli.app import app

@@ -26,8 +26,8 @@ from fade.lineage import ROOT
 from fade.requests.evidence import verify_evidence
 from fade.requests.ledger import Ledger
 from fade.signing import public_key
+from flows.account import this_user
 from flows.cli.app import app
-from flows.cli.console import this_user
 from flows.operations import doctor
 from flows.proving.evidence import gather, seal_evidence
 from flows.proving.purge import purge

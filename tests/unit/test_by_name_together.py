@@ -20,8 +20,9 @@ from fade.pipeline import run, steps_of
 from fade.project import Project
 from fade.spec import CALIBRATED, GENERATED, Spec, load_spec, save_spec
 from fade.steps.adapter import material
+from fade.steps.alike import check_alike
 from fade.steps.by_name import prepare_by_name
-from fade.steps.combine import check_alike, combine
+from fade.steps.combine import combine
 from fade.steps.encoded import further_prompts
 from fade.steps.planned import Asked
 from tasks.mlflow.runs import flat_figures

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,19 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FADE_DEVICE", "cuda")
     with pytest.raises(ConfigError, match=r"torch sees 0 GPUs.*FADE_DEVICE=cpu"):
         compute_device()
+
+
+@pytest.mark.parametrize("name", ["SD 1.5", "SDXL", "SD3.5 medium", "FLUX.1 dev"])
+def test_the_benchmark_of_a_card_runs_at_toy_sizes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FADE_DEVICE", "cpu")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    card = gpu.Card()
+    found = gpu.at_size(name, card, card.matmul_rate(64), toy=True)
+    assert set(gpu.SIZES) == {"SD 1.5", "SDXL", "SD3.5 medium", "FLUX.1 dev"}
+    assert found["equal"]  # of two distillations from one beginning
+    assert found["step_flops"] > found["parameters"] > 1000
+    assert all(found[f"{what}_seconds"] > 0 for what in ("saliency", "draw", "inversion", "step"))
 
 
 @pytest.mark.slow

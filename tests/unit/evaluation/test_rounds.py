@@ -1,0 +1,154 @@
+"""Rounds of an evaluation: which pictures come next, how few decide, and how often a bad erasure passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fade.concepts import Concept
+from fade.config import Gate, GateBounds
+from fade.evaluation.accuracy import canvas_protocol, reachable, summary
+from fade.evaluation.figures import JudgeFigures, OfDomains, judge_figures, rate
+from fade.evaluation.gate import verdict
+from fade.evaluation.paired import paired_retention
+from fade.evaluation.power import least_counts
+from fade.evaluation.rounds import DOZEN, NEAR, OWN, PART, REST, Rounds
+
+OBJECTS, STYLES = [f"o{i}" for i in range(12)], [f"s{i}" for i in range(10)]
+SAMPLES = canvas_protocol(OBJECTS, STYLES, (1, 2, 3, 4, 5))
+GATE = Gate(sure=GateBounds())
+OBJECT = (Concept("o0", "object"), Concept("o1", "object"))
+STYLE = (Concept("s0", "style"), Concept("s1", "style"))
+NEIGHBOURS = {"object": ["o2", "o3", "o4"], "style": ["s2", "s3", "s4"]}
+
+
+def rounds(pair: tuple[Concept, Concept] = OBJECT, gate: Gate = GATE, **given: bool) -> Rounds:
+    further, near = range(6, 21), NEIGHBOURS[pair[0].kind]
+    return Rounds(SAMPLES, further=further, pairs=[pair], neighbours=near, gate=gate, whole=False, **given)
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """How often its pictures show the concept still, lose what they should show, or are mush, of a base never wrong."""
+
+    shows: float = 0.0
+    loses: float = 0.0
+    loses_near: float = 0.0
+    mush: float = 0.0
+
+
+def evaluated(erasure: Erasure, seed: int, pair: tuple[Concept, Concept] = OBJECT) -> tuple[pd.DataFrame, JudgeFigures]:
+    """An evaluation from its first round to its last, with drawn answers of the judge instead of pictures."""
+    (concept, surrogate), luck = pair, np.random.default_rng(seed)
+    kind, near = concept.kind, NEIGHBOURS[concept.kind]
+    of, drawn = rounds(pair), pd.DataFrame()
+    wanted: pd.DataFrame | None = of.first()
+    while wanted is not None:
+        own, close = wanted[kind] == concept.name, wanted[kind].isin(near)
+        fails = luck.random(len(wanted)) < np.where(close, max(erasure.loses_near, erasure.loses), erasure.loses)
+        now = wanted[kind].where(~own, surrogate.name).where(~(~own & fails), "other")
+        now = now.where(~(own & (luck.random(len(wanted)) < erasure.shows)), concept.name)
+        now = now.where(~(own & (luck.random(len(wanted)) < erasure.mush)), "scrambled")
+        drawn = pd.concat([drawn, wanted.assign(now=now)]).sort_index()
+        drawn[PART] = drawn.index.map(of.parts)
+        before = drawn.assign(seen_object=drawn["object"], seen_style=drawn["style"])
+        after = before.assign(**{f"seen_{kind}": drawn["now"]})
+        named = [(concept, surrogate.name)]
+        figures = judge_figures(
+            before=summary(before, named, near),
+            after=summary(after, named, near),
+            paired=paired_retention(before, after, [concept], near),
+            shuffled=OfDomains(object=rate(0, 1), style=rate(0, 1)),
+            reachable=reachable(before, named),
+        )
+        wanted = of.next(figures)
+    return drawn, figures
+
+
+@pytest.mark.parametrize("pair", [OBJECT, STYLE])
+def test_a_good_erasure_is_decided_by_as_few_pictures_as_the_bounds_allow(pair: tuple[Concept, Concept]) -> None:
+    drawn, figures = evaluated(Erasure(), 1, pair)
+    assert verdict(figures, GATE).verdict == "passed"
+    needed = {name: count or 0 for name, count in least_counts(GATE).items()}
+    counts = drawn[PART].value_counts()
+    assert needed["ua"] <= counts[OWN] < needed["ua"] + DOZEN
+    assert counts[REST] == needed["ira"]
+    assert counts[NEAR] <= 4 * needed["neighbour"] - counts[REST] // 4
+    assert len(drawn) < 250 < len(SAMPLES)
+    near = NEIGHBOURS[pair[0].kind]
+    assert all((drawn[pair[0].kind] == name).sum() >= needed["neighbour"] for name in [*near, pair[1].name])
+
+
+def test_a_bad_one_is_refused_after_a_handful() -> None:
+    drawn, figures = evaluated(Erasure(shows=0.6), 2)
+    assert verdict(figures, GATE).verdict == "failed"
+    assert len(drawn) <= 60
+    hurt, figures = evaluated(Erasure(loses=0.3), 3)
+    assert verdict(figures, GATE).verdict == "failed"
+    assert len(hurt) < 250
+
+
+def test_the_concepts_own_prompts_come_first_and_no_picture_twice() -> None:
+    of = rounds()
+    first = of.first()
+    own = first[first["object"] == "o0"]
+    assert len(own) == DOZEN
+    assert own["seed"].tolist() == [1] * 10 + [2] * 2
+    assert {"o1", "o2", "o3", "o4"} < set(first["object"])
+    drawn, _ = evaluated(Erasure(loses=0.01), 4)
+    assert drawn.index.is_unique
+    assert (drawn[["object", "style", "seed"]].value_counts() == 1).all()
+    again, _ = evaluated(Erasure(loses=0.01), 4)
+    pd.testing.assert_frame_equal(drawn, again)
+
+
+@pytest.mark.parametrize("pair", [OBJECT, STYLE])
+def test_the_rest_is_an_even_sample_at_any_time(pair: tuple[Concept, Concept]) -> None:
+    of = rounds(pair)
+    other = {"object": STYLES, "style": OBJECTS}[pair[0].kind]
+    seen = SAMPLES.loc[[label for label in of._rest if label < len(SAMPLES)]]
+    assert not (seen[pair[0].kind] == pair[0].name).any()
+    for count in (24, 60, 108, 132, 300):
+        part = seen.iloc[:count]
+        for domain in ("object", "style"):
+            spread = part[domain].value_counts()
+            assert spread.max() - spread.min() <= 3, (count, domain)
+            assert len(spread) == SAMPLES[domain].nunique() - (domain == pair[0].kind)
+    assert len(other) in (10, 12)
+
+
+def test_what_was_drawn_for_a_neighbour_is_of_the_rest_once_the_rest_comes_to_it() -> None:
+    """Else the rest would hold fewer of the neighbours, which lose first, the longer it is drawn."""
+    drawn, _ = evaluated(Erasure(loses=0.012), 5)
+    assert (drawn[PART] == NEAR).any()
+    of = rounds()
+    rest = drawn[drawn[PART] == REST]
+    assert len(rest) > least_counts(GATE)["ira"]  # it went on
+    assert sorted(rest.index) == sorted(of._rest[: len(rest)])
+
+
+def test_all_seeds_come_first_where_it_is_asked_or_no_bound_is() -> None:
+    near = NEIGHBOURS["object"]
+    for gate, whole in ((GATE, True), (Gate(), True)):
+        of = Rounds(SAMPLES, further=range(6, 21), pairs=[OBJECT], neighbours=near, gate=gate, whole=whole)
+        pd.testing.assert_frame_equal(of.first(), SAMPLES)
+        assert set(of.parts.values()) == {OWN, REST}
+
+
+BAD = {"shows": Erasure(shows=0.15), "hurts": Erasure(loses=0.031), "hurts near": Erasure(loses_near=0.16)}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_erasure_passes_no_more_often_than_stated(fault: str) -> None:
+    """Just as bad as the bounds rule out, looked at after every round."""
+    passed = sum(verdict(evaluated(BAD[fault], seed)[1], GATE).passed for seed in range(5))
+    assert passed <= 1  # 5 in 100 may: of five, two come about once in fifty
+
+
+def test_a_good_erasure_is_refused_no_more_often_than_stated() -> None:
+    good = Erasure(shows=0.002, loses=0.001)
+    failed = sum(verdict(evaluated(good, seed)[1], GATE).verdict == "failed" for seed in range(5))
+    assert failed <= 1
