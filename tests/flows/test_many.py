@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fade.concepts import Concept
@@ -17,12 +18,13 @@ from fade.models.family import load_base
 from fade.spec import Pair
 from fade.steps.assigned import assigned
 from fade.steps.concepts import changed, in_order, read_concepts
+from fade.steps.encoded import SplitRows
 from fade.steps.interference import interference
 from fade.steps.prepare import Wanted
 from flows.cli.app import app
 from flows.erasing.many import settings_for_many, spec_for_many
 from flows.studies.many import drawn_together, many_plot, plan_many
-from tests.tiny import PROJECT
+from tests.tiny import PROJECT, plain_spec
 
 NAMES = (["cat", "dog", "cow", "hen", "owl"], ["photo", "ink", "oil", "wax"])
 CAT, DOG, COW = (Concept(name, "object") for name in ("cat", "dog", "cow"))
@@ -129,6 +131,14 @@ def test_the_figures_of_many_are_those_counted_by_hand() -> None:
     assert row["erased_low"] < row["erased"] < row["erased_high"]
     rows = [{"method": "a", "at_once": 1, **row}, {"method": "a", "at_once": 2, **row}]
     assert [axes.get_title() for axes in many_plot(rows).axes] == ["erased", "kept", "neighbours kept"]
+
+
+def test_rows_of_a_split_are_taken_at_shares_of_the_way_and_say_whose_they_are() -> None:
+    spec = plain_spec(also=[Pair(concept="oil", kind="style", surrogate="photo")])
+    table = pd.DataFrame({"object": ["cat", "cat", "dog", "cow"], "style": ["ink", "oil", "oil", "oil"]})
+    rows = SplitRows(None, spec, Path(), table)  # type: ignore[arg-type]
+    assert rows.whose() == ["cat", "cat", "oil", "oil"]
+    assert rows.at(torch.tensor([0.0, 0.49, 0.99])).table["object"].tolist() == ["cat", "cat", "cow"]
 
 
 def test_each_gets_the_surrogate_whose_captions_read_most_alike(tiny_base: Path) -> None:
