@@ -3,7 +3,7 @@
 UCE trades the retained prompts off against the concepts; with many of both none is kept exactly. SPEED confines the
 change to directions in which what is retained hardly lies. With c the states of the concepts' captions as columns of C,
 c* of the same with the surrogates' names in C*, R those retained, P the projection on the eigenvectors of E RR' whose
-eigenvalues are small, and E_0 states that must not move at all (those of the empty prompt):
+eigenvalues are small, and E_0 states that must not move at all (that of the start token, which all prompts share):
 
     min over D of  |(W + D P) C - W C*|^2 + |D P|^2    subject to  D P E_0 = 0
 
@@ -11,7 +11,9 @@ eigenvalues are small, and E_0 states that must not move at all (those of the em
 
 Retained are only the captions that an unconstrained solution would move most (the paper's influence-based filtering):
 what it moves little costs directions and protects nobody. The paper's directed augmentation is not used: captions here
-come in several sentences each. Own choice: small is an eigenvalue below a share of the greatest, and sums are means.
+come in several sentences each. Own choices: the empty prompt is among what is retained, as the states of its padding
+would leave no direction free in a narrow text space; values alone change; small is an eigenvalue below a share of the
+greatest, and sums are means.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class SpeedSettings(MethodSettings):
     """
 
     influenced: float = 0.5
-    empty_below: float = 1e-3
+    empty_below: float = 1e-2
     damping: float = 1e-2
 
 
@@ -48,10 +50,11 @@ def speed(base: Base, material: Material, settings: SpeedSettings, *, precision:
     concept, surrogate = (_rows(states) for states in paired(base.denoiser, material.concept, material.surrogate))
     concept, surrogate = torch.unique(torch.cat([concept, surrogate], dim=1), dim=0).chunk(2, dim=1)
     others = held(base.denoiser.read(material.retain_prompts.states), material.retain_prompts.mask).double()
-    still = _rows(held(base.denoiser.read(material.empty.states), material.empty.mask))
+    untold = held(base.denoiser.read(material.empty.states), material.empty.mask).double()
+    still = _rows(untold[:1, :1])
     unit = torch.eye(concept.shape[1], dtype=concept.dtype)
     plain = solve(unit, concept, surrogate, settings=settings)
-    retained = _rows(influenced(others, plain, settings.influenced))
+    retained = torch.cat([_rows(influenced(others, plain, settings.influenced)), _rows(untold)])
     modules = plain_modules(base.network)
     names = [name for name in modules_of(base.denoiser, "text_sites") if not name.endswith("to_k")]
     change = solve(unit, concept, surrogate, settings=settings, retained=retained, still=still)
