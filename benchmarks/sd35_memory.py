@@ -59,7 +59,8 @@ def measure(side: int) -> dict[str, Any]:
     )
     phase("build")
     one = told(size)
-    example = Examples(torch.randn(1, *size.latents), one, one)
+    other = one.with_tensors({"states": torch.randn_like(one.states)})  # or there would be nothing to learn
+    example = Examples(torch.randn(1, *size.latents), one, other)
     steps = distill(
         denoiser,
         parameters,
