@@ -192,7 +192,10 @@ def _open(folder: Path, sha256: str) -> Classifier:
 
 def _identity(folder: Path) -> str:
     if missing := [name for name in _FILES if not (folder / name).is_file()]:
-        raise DataError(f"No classifier in {folder}: {listing(missing)} is missing.")
+        raise DataError(
+            f"No classifier in {folder}: missing {listing(missing)}. Give a folder in transformers' layout, or leave "
+            "--judge out."
+        )
     return identity_of({name: sha256_file(folder / name) for name in _FILES})
 
 

@@ -67,7 +67,7 @@ def test_one_that_cannot_tell_the_concept_from_others_says_so(model: Path, tmp_p
 
 
 def test_what_is_no_judge_is_refused_before_anything_is_drawn(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"No classifier in .*nowhere: config\.json, model\.safetensors"):
+    with pytest.raises(DataError, match=r"No classifier in .*nowhere: missing config\.json, model\.safetensors"):
         find_detector(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"no class 'nudes'.*Did you mean 'nude'"):
         find_detector(f"{model}=nudes")
