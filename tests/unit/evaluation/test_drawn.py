@@ -1,0 +1,61 @@
+"""The base's pictures: drawn once, and the same whatever they were drawn beside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fade.evaluation.accuracy import canvas_protocol
+from fade.models.families.stable_diffusion import StableDiffusion
+from fade.steps import drawn
+from tests.tiny import plain_spec
+
+SAMPLES = canvas_protocol(["cat", "dog", "hen"], ["oil", "neon", "photo"], (1, 2, 3))
+
+
+@pytest.fixture
+def draws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """How many pictures were drawn, call by call, in a project of its own."""
+    monkeypatch.chdir(tmp_path)
+    found: list[int] = []
+    original = drawn.pictures_now
+
+    def counted(base: StableDiffusion, spec: object, samples: pd.DataFrame, **given: object) -> object:
+        found.append(len(samples))
+        return original(base, spec, samples, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(drawn, "pictures_now", counted)
+    return found
+
+
+def test_a_picture_is_drawn_once_and_the_same_whatever_it_is_drawn_beside(
+    sd: StableDiffusion, draws: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = plain_spec(evaluate={"steps": 2, "batch": 60})
+    luck = np.random.default_rng(1)
+    first, second = SAMPLES.iloc[luck.permutation(27)[:7]], SAMPLES.iloc[luck.permutation(27)[:20]]
+    one, other = (drawn.ended(drawn.base_pictures(sd, spec, part)) for part in (first, second))
+    shared = [label for label in first.index if label in second.index]
+    assert 0 < len(shared) < 7
+    assert draws == [12, -(-(20 - len(shared)) // 12) * 12]  # of the second only what the first had not
+    whole = drawn.ended(drawn.base_pictures(sd, spec, SAMPLES))
+    assert len({picture.tobytes() for picture in whole}) == 27
+    np.testing.assert_array_equal(one, whole[first.index])
+    np.testing.assert_array_equal(other, whole[second.index])
+    again = drawn.ended(drawn.base_pictures(sd, spec, SAMPLES))
+    assert len(draws) == 3
+    # In a project where nothing was drawn, all at once: the same bytes.
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    np.testing.assert_array_equal(drawn.ended(drawn.base_pictures(sd, spec, SAMPLES)), again)
+    assert len(draws) == 4
+
+
+def test_other_settings_are_other_pictures(sd: StableDiffusion, draws: list[int]) -> None:
+    few = SAMPLES.iloc[:2]
+    two, three = (drawn.ended(drawn.base_pictures(sd, plain_spec(evaluate={"steps": steps}), few)) for steps in (2, 3))
+    assert draws == [12, 12]
+    assert (two != three).any()
