@@ -179,14 +179,14 @@ class DistillSettings(StrictModel):
 class TuneSettings(StrictModel):
     """How an erasure finds its own settings, for ``settings: auto`` (fade/steps/tune.py).
 
-    What moves: the closed form's retain weight and rank, then, from the best of these, the steps of distillation, its
+    What moves: the closed form's retain weight, then, from the best of these, the steps of distillation, its
     weights, its surrogate share and its timestep law. All else of ``distill`` stays as it is set.
     """
 
     point: int | None = Field(None, ge=0, description="point that a person takes of those tried; null: the best")
     tries: int = Field(7, ge=1, description="points looked at, at most")
     solved: int = Field(3, ge=1, description="of these closed forms, at most")
-    rank: int = Field(2, ge=1, description="of the first closed form")
+    rank: int = Field(2, ge=1, description="of the closed forms")
     steps: tuple[int, ...] = Field((60, 120, 240, 480), description="of distillation, after which it is looked at")
     pictures: int = Field(24, ge=1, description="of a look: of the concept's prompts, of neighbours and of others each")
     solver_steps: int = Field(8, ge=1, description="with which a look's pictures are drawn")
