@@ -59,6 +59,7 @@ def mlflow_client() -> Iterator[MlflowClient]:
         RegistryError: it refuses or cannot be reached.
     """
     import mlflow
+    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri()
@@ -69,7 +70,7 @@ def mlflow_client() -> Iterator[MlflowClient]:
     try:
         if uri.startswith("sqlite"):
             _make_tables(uri)
-        yield mlflow.MlflowClient(uri, uri)
+        yield MlflowClient(uri, uri)
     except MlflowException as error:
         raise RegistryError(
             f"MLflow at {uri} refused or cannot be reached: {str(error).splitlines()[0]}. "

@@ -35,6 +35,7 @@ from flows.releasing import approval, manifests, release, released
 from flows.releasing.reconcile import compare
 from tasks.erasure import register_version
 from tasks.mlflow import traces, tracking
+from tasks.mlflow.client import mlflow_client
 from tasks.mlflow.tracking import AdapterVersion
 from tests.figures import attacked
 from tests.registered import finished, registered
@@ -97,7 +98,8 @@ def test_code_that_a_registered_version_brings_along_does_not_run(project: Path,
     (planted / "MLmodel").write_text(yaml.safe_dump({"flavors": {"diffusers": flavour}}))
     before = list(sys.path)
     stock = importlib.import_module("mlflow.diffusers")
-    tracking.versions()  # MLflow's addresses are set
+    with mlflow_client():  # MLflow's addresses are set
+        pass
     stock.load_model(f"models:/{version.model}/{version.version}", dst_path=str(tmp_path))
     try:
         assert sys.path != before, "MLflow's own loader puts the registry's code first"
