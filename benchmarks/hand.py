@@ -119,12 +119,7 @@ def erasures(threads: int | None, catalog: Path) -> dict[str, float]:
 def commands(threads: int | None, repeats: int, catalog: Path) -> dict[str, list[float]]:
     """Median seconds of each small command: alone, and with `fade up` running."""
     with project(threads, catalog) as folder:
-        # One small erasure: what these commands take does not depend on how it was made.
-        short = [*("--set", "distill.steps=2"), *("--set", "evaluate.seeds=[188]"), *("--set", "gate.sure=null")]
-        free = {"ua": 0.0, "ira_loss": 1.0, "cra_loss": 1.0, "surrogate": 0.0, "mush": 1.0, "recognised": 0.0}
-        short += [part for name, value in free.items() for part in ("--set", f"gate.{name}={value}")]
-        run(folder, *FADE, "erase", *("--concept", "cat", "--surrogate", "horse"), *short)
-        erasure = next(folder.glob("data/erasures/*")).name
+        erasure = small_erasure(folder)
         asked = {
             "list": ["list"],
             "show": ["show", erasure],
@@ -137,6 +132,15 @@ def commands(threads: int | None, repeats: int, catalog: Path) -> dict[str, list
         with up(folder):
             served = measured(folder, asked, repeats)
     return {name: [alone[name], served[name]] for name in asked}
+
+
+def small_erasure(folder: Path) -> str:
+    """The id of an erasure with few steps and pictures: what small commands take does not depend on how it was made."""
+    short = [*("--set", "distill.steps=2"), *("--set", "evaluate.seeds=[188]"), *("--set", "gate.sure=null")]
+    free = {"ua": 0.0, "ira_loss": 1.0, "cra_loss": 1.0, "surrogate": 0.0, "mush": 1.0, "recognised": 0.0}
+    short += [part for name, value in free.items() for part in ("--set", f"gate.{name}={value}")]
+    run(folder, *FADE, "erase", *("--concept", "cat", "--surrogate", "horse"), *short)
+    return next(folder.glob("data/erasures/*")).name
 
 
 def measured(folder: Path, asked: dict[str, list[str]], repeats: int) -> dict[str, float]:
