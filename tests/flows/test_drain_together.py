@@ -127,10 +127,9 @@ def test_what_is_not_live_or_stands_alone_is_not_rolled_back_in_part(ledger: Led
     assert move_to(ledger, "e0", "e1", names=["cat"], base=PROJECT.base, actor="test") == []
 
 
-@pytest.fixture(scope="module")
-def hundred(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project of 110 objects in two styles, of noise: what is counted here is requests."""
-    things, styles = [f"thing{number}" for number in range(110)], ("photo", "neon")
+def _noise(folder: Path, count: int) -> Project:
+    """A project of so many objects in two styles, of noise: what is counted here is requests."""
+    things, styles = [f"thing{number}" for number in range(count)], ("photo", "neon")
     generator = np.random.default_rng(0)
     items = [
         Item(f"{thing}-{style}-{split}", f"{thing}-{style}-{split}",
@@ -141,27 +140,27 @@ def hundred(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Projec
     concepts += [{"name": name, "kind": "style", "aliases": [], "person": False} for name in styles]
     templates = ("a {object} image in {style} style.",)
     whole = PictureSet(items, "noise", templates=templates, concepts=tuple(concepts))
-    folder = Path("data/hundred")
     for _ in build(folder / "catalog", whole, workers=1):
         pass
     save_tiny_base(folder / "base", names=(things, styles))
     judges = save_judges(folder / "judges", folder / "catalog")
     project = Project(
-        name="hundred", catalog=str(folder / "catalog"), base=str(folder / "base"), judges=judges, render=None
+        name=folder.name, catalog=str(folder / "catalog"), base=str(folder / "base"), judges=judges, render=None
     )
     return load_project(write_project(folder / "params.yaml", project, evaluate={"seeds": [188], "steps": 1}))
 
 
-@pytest.mark.slow
-def test_a_hundred_requests_of_one_night_and_one_of_them_rolled_back(
-    ledger: Ledger, hundred: Project, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count", [9, pytest.param(100, marks=pytest.mark.slow)])
+def test_of_the_requests_of_one_night_one_is_rolled_back_and_the_others_stay_in_force(
+    ledger: Ledger, count: int
 ) -> None:
-    asked = {f"thing{number}": ask(ledger, f"thing{number}", project=hundred) for number in range(100)}
-    file = Path("data/hundred/params.yaml")
-    assert drain(projects=[file], together=True) == {"candidate": 100}
+    folder = Path("data") / f"noise{count}"
+    project = _noise(folder, count + 3)
+    asked = {f"thing{number}": ask(ledger, f"thing{number}", project=project) for number in range(count)}
+    assert drain(projects=[folder / "params.yaml"], together=True) == {"candidate": count}
     (erasure,) = {str(ledger.get(request).erasure_id) for request in asked.values()}
     spec = load_spec(ERASURES / erasure)
-    assert len(spec.pairs) == 100
+    assert len(spec.pairs) == count
     assert not {pair.concept for pair in spec.pairs} & {pair.surrogate for pair in spec.pairs}
     for request in list(asked.values())[:3]:
         name, evidence = gather(request, ledger)
