@@ -228,8 +228,13 @@ def serve(
         ),
     ] = None,
     public_key: Annotated[Path | None, typer.Option(help="PEM file of the key that signs; this project's own.")] = None,
+    commands: Annotated[
+        bool, typer.Option(help="Also do small commands for the command line here, in a process beside it (600 MB).")
+    ] = True,
 ) -> None:
     """Serve pictures with everything that is live: token in FADE_SERVICE_TOKEN, page at /; small commands are quick."""
+    from contextlib import nullcontext
+
     import uvicorn
 
     from fade.adapters.runtime import Runtime
@@ -254,7 +259,7 @@ def serve(
         f"http://{host}:{port}/  release {folder}, key {key_id(key)}"
         + ("  [bold]with the base's pictures[/bold]" * compare)
     )
-    with answering():
+    with answering() if commands else nullcontext():
         uvicorn.run(app_, host=host, port=port, log_config=None, access_log=False)
 
 
