@@ -154,9 +154,11 @@ def many_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
     shown = {"erased": "erased", "kept": "kept", "neighbours": "neighbours kept"}
     for place, (name, title) in enumerate(shown.items(), start=1):
         axes = figure.add_subplot(1, len(shown), place)
-        for method in dict.fromkeys(row["method"] for row in rows):
+        methods = list(dict.fromkeys(row["method"] for row in rows))
+        for number, method in enumerate(methods):
             own = sorted((row for row in rows if row["method"] == method and name in row), key=lambda r: r["at_once"])
-            at, values = [row["at_once"] for row in own], [row[name] for row in own]
+            aside = 1 + 0.03 * (number - (len(methods) - 1) / 2)  # so that no mark hides another
+            at, values = [aside * row["at_once"] for row in own], [row[name] for row in own]
             spread = [
                 [max(0.0, row[name] - row[f"{name}_low"]) for row in own],
                 [max(0.0, row[f"{name}_high"] - row[name]) for row in own],
