@@ -165,6 +165,7 @@ def many_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
             ]
             axes.errorbar(at, values, yerr=spread, marker="o", capsize=2, label=method)
         axes.set(title=title, xlabel="concepts erased at once", ylim=(0, 1.02))
+        axes.set_xticks(sorted({row["at_once"] for row in rows}))
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
     return figure
