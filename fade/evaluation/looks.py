@@ -64,7 +64,7 @@ class Look(Record):
     base_rest: Count
     rest_lost: Count
     rest_gained: Count
-    drift: Share | None
+    drift: Share | None = None
 
     @property
     def whole(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from fade.concepts import Concept
 from fade.evaluation.looks import Look, look_samples, looked
 from fade.evaluation.points import Controls, Point, Points, best_of, points_figure
+from fade.evaluation.records import as_json, parse
 from fade.steps.surrogate import Candidate, chosen
 from fade.steps.tune import moved
 
@@ -95,6 +97,7 @@ def test_a_short_look_asks_the_concepts_prompts_alone_and_stands_below_a_whole_o
     short = looked(right, mine, (pictures, pictures), concept=CAT, surrogate="dog")
     assert (short.shown, short.near, short.rest, short.drift, short.whole) == (6, 0, 0, None, False)
     assert "shows" in short.faults
+    assert parse(Look, json.dumps(as_json(short)), "here") == short  # what was not looked at is left out of the file
     short, whole = _point(_look(shown=1, near=0, rest=0, base_near=0, base_rest=0, drift=None)), _point(shown=9)
     assert short.score > whole.score
     assert best_of([short, whole])[0] == 1
