@@ -67,8 +67,9 @@ def many_at_once(
     from flows.studies.many import COLUMNS, drawn_together, plan_many, run_many_benchmark
 
     seed = listed(seeds, "--seeds")[0] if seeds else 0
-    named = drawn_together(project, at_once, seed=seed)
-    if concepts is not None:
+    if concepts is None:
+        named = drawn_together(project, at_once, seed=seed)
+    else:
         named = [one.strip() for one in concepts.split(",")]
         if len(named) != at_once:
             raise ConfigError(f"--at-once {at_once} with --concepts: got {len(named)} names. Give as many.")

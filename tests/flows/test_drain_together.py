@@ -132,9 +132,9 @@ def _noise(folder: Path, count: int) -> Project:
     things, styles = [f"thing{number}" for number in range(count)], ("photo", "neon")
     generator = np.random.default_rng(0)
     items = [
-        Item(f"{thing}-{style}-{split}", f"{thing}-{style}-{split}",
+        Item(f"{thing}-{style}-{split}{number}", f"{thing}-{style}-{split}{number}",
              generator.integers(0, 255, (64, 64, 3), dtype=np.uint8), thing, style, split=split)
-        for thing in things for style in styles for split in ("train", "holdout")
+        for thing in things for style in styles for split, number in (("train", 1), ("train", 2), ("holdout", 1))
     ]  # fmt: skip
     concepts = [{"name": name, "kind": "object", "aliases": [], "person": False} for name in things]
     concepts += [{"name": name, "kind": "style", "aliases": [], "person": False} for name in styles]
