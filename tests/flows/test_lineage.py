@@ -171,7 +171,7 @@ def test_every_setting_that_a_step_reads_is_among_its_parameters(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_a_fresh_clone_gives_the_recorded_hashes_on_the_recorded_kind_of_processor(clone: Path) -> None:
     _git("add", "--all", cwd=clone)
     command = [sys.executable, "-m", "dvc", "repro"]
