@@ -466,7 +466,7 @@ def test_a_schedule_has_its_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(one.name, one.schedules[0].schedule.cron, one.schedules[0].schedule.timezone) for one in served]
     assert found[0] == ("drain", "0 3 * * *", "Europe/Berlin")
     assert found[2] == ("drain", "*/5 * * * *", "UTC")
-    assert served[0].parameters == {"projects": ["mine/params.yaml"]}
+    assert served[0].parameters == {"projects": ["mine/params.yaml"], "together": False}
     with pytest.raises(ConfigError, match="Did you mean 'Europe/Berlin'"):
         drained.serve_schedule("0 3 * * *", "Europe/Berln", projects=[PARAMS])
 
