@@ -54,7 +54,7 @@ def test_postgresql_that_restarts_costs_no_lease_and_no_outcome() -> None:
             back = threading.Timer(0.5, server.start)
             back.start()
             outcome = {"after": State.CANDIDATE, "reason": "the gate passed", "erasure_id": "e0"}
-            assert drained._finish(ledger, lease, outcome, DrainSettings(lease_seconds=60)) == "candidate"
+            assert drained.finish(ledger, lease, outcome, DrainSettings(lease_seconds=60)) == "candidate"
             back.join()
         assert [record.id for record in ledger.find()] == [name]
         assert ledger.get(name).state is State.CANDIDATE
