@@ -23,7 +23,7 @@ from fade.requests.messages import make_message
 from fade.temporary import abandoned, remove_abandoned, temporary_folder
 from flows.proving import scan as scanning
 from flows.proving import traces
-from flows.queue.drain import DrainSettings, _failure
+from flows.queue.drain import DrainSettings, failure
 from tasks.dvc.objects import stores
 from tasks.dvc.versioning import read_lock
 from tests.chaos.purge import Children, Place, make_erasure, one_round
@@ -159,7 +159,7 @@ def test_a_refusal_that_suggests_another_name_leaves_it_in_no_place_that_stays(
         lease = leases.take(ledger, "w", seconds=60)
         assert lease
         refusal = ConfigError("Unknown concept 'roh'. Did you mean 'Roh Moo-hyun'?")
-        leases.finish(ledger, lease, **_failure(lease.request, refusal, DrainSettings()))
+        leases.finish(ledger, lease, **failure(lease.request, refusal, DrainSettings()))
         assert "Roh Moo-hyun" in str(ledger.get(asked.id).reason)
         assert scanning.scan(["Roh Moo-hyun"]) == []
         ledger.append("note", actor="test", reason="for Roh Moo-hyun")
