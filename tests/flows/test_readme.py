@@ -256,8 +256,12 @@ def test_every_path_of_the_readme_is_there() -> None:
     for path in named:
         if not path.startswith(("splits/", "adapter/", "evaluation/", "docs/index", "data/erasures")):
             assert (ROOT / path).exists() or (ROOT / "fade/methods" / path).exists(), path
-    for picture in re.findall(r"\]\((docs/[^)]+)\)", README):
-        assert (ROOT / picture).is_file(), picture
+    for linked in re.findall(r"\]\((docs/[^)]+)\)", README):
+        file, _, heading = linked.partition("#")
+        assert (ROOT / file).is_file(), linked
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, linked
 
 
 def test_the_makefile_has_the_readmes_targets() -> None:
