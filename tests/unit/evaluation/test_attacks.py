@@ -22,6 +22,7 @@ from fade.evaluation.attacked import AttackRun
 from fade.evaluation.measured import Evaluation
 from fade.evaluation.records import load
 from fade.evaluation.review import review_page
+from fade.evaluation.rounds import DOZEN
 from fade.evaluation.verdicts import Verdict
 from fade.files import read_json
 from fade.models.denoiser import weights_sha256
@@ -209,8 +210,8 @@ def test_the_gate_draws_more_pictures_until_it_is_sure_or_has_the_most(workspace
     ua = metrics.report.after.ua
     assert metrics.seeds == (188, 288, 388, 488)
     assert ua.count == 16
-    # Retention was never in doubt: its prompts were drawn once.
-    assert metrics.report.after.ira.count == 44
+    # Retention was never in doubt: of its prompts a dozen were drawn, and no more.
+    assert metrics.report.after.ira.count == DOZEN
     if ua.value == 1.0:
         assert metrics.gate.verdict == "borderline"
     assert not metrics.gate.passed
