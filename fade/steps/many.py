@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
-from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.concepts import CAPTION_TEMPLATE, Concept
 from fade.data.catalog import load_concepts, load_templates
@@ -30,7 +29,6 @@ from fade.files import read_json, write_json
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
 from fade.models.family import load_base
-from fade.pipeline import TIMINGS
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_now
 from fade.steps.interference import interference
@@ -42,7 +40,7 @@ from fade.steps.trial import (
     steps_of_trial,
     take_shared,
 )
-from fade.steps.wide import JUDGE
+from fade.steps.wide import JUDGE, cost
 
 FIGURES = "many.json"
 FEW = 50
@@ -65,19 +63,9 @@ def run_many(spec: Spec, *, root: Path, say: Callable[[str], None] | None = None
     run_steps(folder, steps, say)
     if say is not None:
         say("judge")
-    card, timings = load_card(folder / "adapter"), read_json(folder / TIMINGS)
-    making = [step.name for step in steps if step.makes_adapter]
-    size = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
-    row = {
-        "at_once": len(spec.pairs),
-        **judged(spec, folder / "adapter"),
-        "steps": card["steps"],
-        "seconds": round(sum(timings[name]["seconds"] for name in making), 2),
-        "peak_mib": max(timings[name]["peak_mib"] for name in making),
-        "adapter_bytes": min(size, card.get("dense_bytes", size)),
-        "adapter_sha256": card["adapter_sha256"],
-        "erasure": folder.name,
-    }
+    costs = cost(folder, [step.name for step in steps if step.makes_adapter])
+    seconds = costs.pop("method_seconds")
+    row = {"at_once": len(spec.pairs), **judged(spec, folder / "adapter"), **costs, "seconds": seconds}
     write_json(folder / FIGURES, row)
     return row
 

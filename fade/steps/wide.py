@@ -31,7 +31,7 @@ from fade.models.base import Base
 from fade.models.family import load_base
 from fade.pipeline import TIMINGS
 from fade.spec import Spec, load_spec, save_spec
-from fade.steps.drawn import base_pictures, domains, named_by, pictures_now
+from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_now
 from fade.steps.trial import (
     emptied_if_other,
     made_by,
@@ -67,7 +67,7 @@ def run_wide(spec: Spec, *, root: Path, say: Callable[[str], None] | None = None
     run_steps(folder, steps, say)
     if say is not None:
         say("judge")
-    row = {**_judged(spec, folder), **_cost(folder, [step.name for step in steps if step.makes_adapter])}
+    row = {**_judged(spec, folder), **cost(folder, [step.name for step in steps if step.makes_adapter])}
     write_json(folder / FIGURES, row)
     return row
 
@@ -92,7 +92,7 @@ def _judged(spec: Spec, folder: Path) -> dict[str, Any]:
     activate(base, {"candidate": 1.0})
     with computed_whole(base.network):
         now = {
-            name: _through(pictures_now(base, spec, protocol[name], done=0)) if len(protocol[name]) else was[name]
+            name: ended(pictures_now(base, spec, protocol[name], done=0)) if len(protocol[name]) else was[name]
             for name in ("concept", "neighbours", "rest")
         }
     restore_base(base)
@@ -115,19 +115,11 @@ def _seen(
 def _drawn(base: Base, spec: Spec, samples: pd.DataFrame) -> Any:
     if samples.empty:
         return np.zeros((0, 1, 1, 3), dtype=np.uint8)
-    return _through(base_pictures(base, spec, samples))
+    return ended(base_pictures(base, spec, samples))
 
 
-def _through(drawing: Any) -> Any:
-    """What a generator returns once it is through."""
-    while True:
-        try:
-            next(drawing)
-        except StopIteration as ended:
-            return ended.value
-
-
-def _cost(folder: Path, making: list[str]) -> dict[str, Any]:
+def cost(folder: Path, making: list[str]) -> dict[str, Any]:
+    """What a trial's adapter cost: steps, points tried, seconds and peak memory (MiB) of what made it; bytes."""
     card, timings = load_card(folder / "adapter"), read_json(folder / TIMINGS)
     size = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
     return {
