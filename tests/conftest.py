@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +87,17 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with entered(make_workspace(tmp_path_factory.mktemp("project") / "workspace")) as folder:
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays_live() -> Iterator[None]:
+    """What a file of tests put live, the next one in the same workspace does not find so."""
+    yield
+    # A developer's own releases, in the checkout itself, are no test's to touch.
+    if "flows.releasing.released" in sys.modules and HERE.parent != Path.cwd():
+        from tests.registered import take_out_all
+
+        take_out_all()
 
 
 @pytest.fixture(scope="session")

@@ -182,7 +182,7 @@ def test_of_the_requests_of_one_night_one_is_rolled_back_and_the_others_stay_in_
     from fade.steps.adapter import make_adapter
     from fade.steps.split import split
 
-    folder = ERASURES / "anew"
+    folder = ERASURES / f"anew{count}"
     folder.mkdir()
     (folder / "spec.yaml").write_text(yaml.safe_dump(json.loads(anew.model_dump_json()), sort_keys=False))
     split(folder)
