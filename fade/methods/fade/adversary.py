@@ -3,7 +3,8 @@
 Overwriting what the concept's name gives leaves a network that still knows the concept: other text
 states, found by textual inversion on the network's weights, bring it back. The adversary searches such
 states for as long as the student trains, a step of the search for each step of the student, and puts
-them in the place of captions: they too must give the surrogate.
+them in the place of captions: they too must give the surrogate. Where a family tells its denoiser a pooled state
+besides, that is searched too, as an attacker does who holds the weights.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Adversary:
             learning_rate=learning_rate,
             precision=precision,
             device=device,
+            pooled=True,
         )
         self._lifetime = lifetime
         self._age = [lifetime * i // states for i in range(states)]

@@ -27,6 +27,7 @@ from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, restore_base, save_adapter
 from fade.errors import AdapterFormatError
 from fade.methods.closed_form import paired
+from fade.methods.fade.adversary import Adversary
 from fade.methods.fade.examples import Examples
 from fade.methods.fade.masks import Mask, make_mask
 from fade.methods.fade.saliency import accumulate_saliency, expected_gain, noisy_groups, random_saliency
@@ -378,6 +379,39 @@ def test_inversion_searches_the_pooled_state_too_if_it_is_asked_to(bases: dict[s
     for name in moved:
         assert torch.equal(search.states.tensors()[name][1:], anew.tensors()[name])
         assert torch.equal(search.states.tensors()[name][0], found[name][0])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ERASED if kind in ("sd3", "flux-dev")])
+def test_training_against_inversion_searches_and_teaches_the_pooled_state_too(
+    bases: dict[str, Path], kind: str
+) -> None:
+    base = load_base(bases[kind])
+    told, pictures = base.encode_prompts(PROMPTS), first_latents([1, 2], base.denoiser.latent_shape)
+    examples = Examples(pictures, told, told)
+    adversary = Adversary(
+        pictures,
+        starts=told,
+        empty=base.unconditional(),
+        **{"states": 2, "lifetime": 3, "batch": 4, "size": 5, "learning_rate": 0.05},
+        **{"share": 1.0, "empty_share": 0.0, "retain_share": 0.0},
+        precision="fp32",
+        device=base.device,
+        seed=1,
+    )
+    assert all(any(torch.equal(one, row) for row in told.others["pooled"]) for one in adversary.known.others["pooled"])
+    for _ in range(4):
+        adversary.advance(base.denoiser)
+    # Two in the bank, and two that began anew and have taken a step since: each has left where it began.
+    found = adversary.known.others["pooled"]
+    assert len(found) == 4
+    assert not any(torch.equal(one, row) for row in told.others["pooled"] for one in found)
+    forget, _ = adversary.disturbed(examples, examples, torch.Generator().manual_seed(0))
+    states, pooled = forget.prompts.states, forget.prompts.others["pooled"]
+    for i in range(len(forget)):
+        # A row is told one search's states and that search's pooled state, not another's.
+        mine = [torch.equal(states[i], one) for one in adversary.known.states].index(True)
+        assert torch.equal(pooled[i], found[mine])
+    assert torch.equal(forget.targets.others["pooled"], told.others["pooled"])
 
 
 @pytest.mark.parametrize("kind", ERASED)
