@@ -19,6 +19,7 @@ from torch import Tensor
 from fade.errors import DataError
 from fade.models.denoiser import Denoiser
 from fade.models.latents import in_scale, posterior_means
+from fade.models.supported import autoencoder_factor, side
 from fade.models.told import Told
 
 Config = Mapping[str, Any]
@@ -84,9 +85,13 @@ class Base(ABC):
         """
 
     @classmethod
-    @abstractmethod
     def pictures_of(cls, config: Configs) -> int:
-        """Height and width in pixels of what a base of these configurations draws."""
+        """Height and width in pixels of what a base of these configurations draws.
+
+        Here the latents' side, the denoiser's ``sample_size``, times the autoencoder's factor.
+        """
+        edge = side(config(cls.denoiser_type.component)["sample_size"])
+        return (edge or 0) * autoencoder_factor(config("vae"))
 
     @classmethod
     @abstractmethod

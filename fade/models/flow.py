@@ -88,11 +88,6 @@ class SizedByTransformer(FlowMatching):
             found.append("does not say the size of its pictures (sample_size)")
         return found
 
-    @classmethod
-    def pictures_of(cls, config: Configs) -> int:
-        """The latents' side times the autoencoder's factor."""
-        return int(side(config("transformer")["sample_size"]) or 0) * autoencoder_factor(config("vae"))
-
     @cached_property
     def denoiser(self) -> Denoiser:
         """The transformer on the straight path."""

@@ -12,11 +12,10 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PixArtTransfor
 from diffusers.loaders.peft import PeftAdapterMixin
 from torch import Tensor
 
-from fade.models.base import Base, Config, Configs
+from fade.models.base import Config, Configs
 from fade.models.denoiser import Denoiser
-from fade.models.families.stable_diffusion import of_scheduler
-from fade.models.paths import DiffusionPath
-from fade.models.supported import autoencoder_factor, side
+from fade.models.diffusion import Diffusion, of_scheduler
+from fade.models.supported import side
 from fade.models.told import Told
 
 LENGTH = 300
@@ -61,7 +60,7 @@ class AdaptedPixArt(PixArtTransformer2DModel, PeftAdapterMixin):
 AdaptedPixArt.__name__ = PixArtTransformer2DModel.__name__
 
 
-class PixArtSigma(Base):
+class PixArtSigma(Diffusion):
     """A T5 of which 300 tokens are read, and a diffusion's schedule (arXiv:2403.04692).
 
     diffusers has no loader of LoRA files for it: peft loads one into its transformer, and a difference or a merged
@@ -95,16 +94,6 @@ class PixArtSigma(Base):
         return found
 
     @classmethod
-    def pictures_of(cls, config: Configs) -> int:
-        """The latents' side times the autoencoder's factor."""
-        return int(side(config("transformer")["sample_size"]) or 0) * autoencoder_factor(config("vae"))
-
-    @classmethod
-    def predicts(cls, config: Configs) -> str:
-        """``epsilon`` or ``v_prediction``."""
-        return str(config("scheduler").get("prediction_type", "epsilon"))
-
-    @classmethod
     def prompt_length(cls, config: Configs) -> int:
         """300."""
         del config
@@ -120,14 +109,8 @@ class PixArtSigma(Base):
     def denoiser(self) -> CrossAttentionTransformer:
         """The transformer on its scheduler's path."""
         config: Config = self.network.config
-        scheduler, edge = self.pipeline.scheduler, side(config["sample_size"]) or 0
-        path = DiffusionPath(scheduler.alphas_cumprod, str(scheduler.config.prediction_type))
-        return CrossAttentionTransformer(self.network, path, (config["in_channels"], edge, edge))
-
-    @staticmethod
-    def noise_schedule(scheduler: Any) -> tuple[object, Tensor | None]:
-        """What is predicted, and the cumulative alphas."""
-        return scheduler.config.get("prediction_type"), getattr(scheduler, "alphas_cumprod", None)
+        edge = side(config["sample_size"]) or 0
+        return CrossAttentionTransformer(self.network, self.path, (config["in_channels"], edge, edge))
 
     def solver(self, name: str, steps: int) -> Any:
         """DDIM, or DPM-Solver++, which is the stock one; of the base's own noise schedule."""

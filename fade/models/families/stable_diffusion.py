@@ -13,21 +13,15 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from fade.models.base import Base, Config, Configs
+from fade.models.base import Config, Configs
 from fade.models.denoiser import Denoiser
-from fade.models.paths import PREDICTIONS, DiffusionPath
+from fade.models.diffusion import Diffusion, of_scheduler
 from fade.models.supported import autoencoder_factor, side
 from fade.models.told import Told
 
 logger = logging.getLogger(__name__)
 # Plain attention is faster than the fused kernel in the backward pass on CPU, but holds all pairs of positions.
 _PLAIN_ATTENTION_UP_TO = 32 * 32
-_SCHEDULERS = (
-    *("DDIM", "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete"),
-    *("DEISMultistep", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep"),
-    *("DPMSolverSDE", "UniPCMultistep", "SASolver", "DDIMInverse", "DPMSolverMultistepInverse"),
-)
-"""Solvers, without the ending ``Scheduler``, that are made from one schedule of noise, so that any of them draws."""
 _SOLVERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
 
 
@@ -82,7 +76,7 @@ def read_length(tokenizer: Any, text_encoder: Any) -> int:
     return min(int(tokenizer.model_max_length), int(text_encoder.max_position_embeddings))
 
 
-class StableDiffusion(Base):
+class StableDiffusion(Diffusion):
     """Stable Diffusion 1.x and 2.x."""
 
     title = "Stable Diffusion 1.x and 2.x"
@@ -103,28 +97,12 @@ class StableDiffusion(Base):
         """Inpainting, depth, guidance told, shapes that are no squares, and schedules that are no diffusion's."""
         return [*_of_networks(config("unet"), config("vae")), *of_scheduler(scheduler, config("scheduler"))]
 
-    @classmethod
-    def pictures_of(cls, config: Configs) -> int:
-        """The latents' side times the autoencoder's factor."""
-        return int(side(config("unet")["sample_size"]) or 0) * autoencoder_factor(config("vae"))
-
-    @classmethod
-    def predicts(cls, config: Configs) -> str:
-        """``epsilon`` or ``v_prediction``."""
-        return str(config("scheduler").get("prediction_type", "epsilon"))
-
     @cached_property
     def denoiser(self) -> UNet:
         """The U-Net on its scheduler's path."""
-        config, scheduler = self.network.config, self.pipeline.scheduler
+        config = self.network.config
         edge = side(config.sample_size) or 0
-        path = DiffusionPath(scheduler.alphas_cumprod, str(scheduler.config.prediction_type))
-        return UNet(self.network, path, (config.in_channels, edge, edge))
-
-    @staticmethod
-    def noise_schedule(scheduler: Any) -> tuple[object, Tensor | None]:
-        """What is predicted, and the cumulative alphas."""
-        return scheduler.config.get("prediction_type"), getattr(scheduler, "alphas_cumprod", None)
+        return UNet(self.network, self.path, (config.in_channels, edge, edge))
 
     def solver(self, name: str, steps: int) -> Any:
         """DDIM or DPM-Solver++, of the base's own noise schedule."""
@@ -162,19 +140,4 @@ def _of_networks(unet: Config, vae: Config) -> list[str]:
         found.append(f"draws pictures that are not square ({high} x {wide}: sample_size {size})")
     elif side(size) is None or not isinstance(vae.get("block_out_channels"), list):
         found.append("does not say the size of its pictures (sample_size, block_out_channels)")
-    return found
-
-
-def of_scheduler(name: str, config: Config) -> list[str]:
-    """What of a diffusion's scheduler is not supported, each as a phrase that follows ``the base``."""
-    predicts = str(config.get("prediction_type", "epsilon"))
-    if name.startswith("Flow") or config.get("use_flow_sigmas") or predicts.startswith("flow"):
-        return [f"is a flow model ({name}, which predicts {predicts!r}) in a pipeline of diffusion models"]
-    if name.startswith("EDM") or config.get("timestep_type") == "continuous":
-        return [f"is trained on the noise levels of EDM ({name})"]
-    if name in ("LCMScheduler", "TCDScheduler"):
-        return [f"is drawn by an {name}, in a few steps as it was distilled to: other solvers do not draw it"]
-    found = [f"predicts {predicts!r}"] if predicts not in PREDICTIONS else []
-    if name.removesuffix("Scheduler") not in _SCHEDULERS:
-        found.append(f"has a {name}, of whose noise schedule nothing is known")
     return found
