@@ -86,12 +86,13 @@ def described(controls: Controls) -> str:
 
 
 def points_figure(points: Points) -> Figure:
-    """The curve of what was tried: shares that are to be high over the points, drift below, the chosen one marked."""
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    """The curve of what was tried: shares that are to be high over the points, drift below, the chosen one marked.
+
+    Of a single point there is no curve: its shares are bars.
+    """
     numbers = range(len(points.tried))
     looks = [point.look for point in points.tried]
-    lines: dict[str, list[float]] = {
+    shares: dict[str, list[float]] = {
         "concept gone": [1 - look.shown / look.erased for look in looks],
         "surrogate shown": [look.surrogate / look.erased for look in looks if look.surrogate is not None],
         "no mush": [1 - look.mush / look.erased for look in looks],
@@ -99,7 +100,11 @@ def points_figure(points: Points) -> Figure:
         "others kept": [_kept(look, look.base_rest, look.rest_lost, look.rest_gained) for look in looks],
         "score": [point.score for point in points.tried],
     }
-    for name, values in lines.items():
+    if len(points.tried) == 1:
+        return _bars(points.tried[0], {name: values[0] for name, values in shares.items() if values})
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for name, values in shares.items():
         if values:
             style: dict[str, Any] = {"color": "black", "linewidth": 2} if name == "score" else {"alpha": 0.75}
             upper.plot(numbers, values, marker="o", markersize=4, label=name, **style)
@@ -112,6 +117,19 @@ def points_figure(points: Points) -> Figure:
     marks = ["solved" if one.controls.made == "solved" else f"{one.controls.steps} steps" for one in points.tried]
     lower.set(ylabel="drift", xlabel=f"point (chosen: {points.chosen})", ylim=(0, None))
     lower.set_xticks(list(numbers), [f"{number}\n{mark}" for number, mark in enumerate(marks)])
+    return figure
+
+
+def _bars(point: Point, shares: dict[str, float]) -> Figure:
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axes = figure.subplots()
+    seen = {name: share for name, share in shares.items() if not math.isnan(share)}
+    colours = ["black" if name == "score" else "#5a9367" for name in seen]
+    axes.bar_label(axes.barh(list(seen), list(seen.values()), color=colours), fmt="%.2f", padding=3, fontsize=8)
+    axes.invert_yaxis()
+    moved = "" if point.look.drift is None else f"; drift {point.look.drift:.3f}"
+    axes.set_title(f"the one point tried: {described(point.controls)}{moved}", fontsize=9)
+    axes.set(xlabel="share, judge development", xlim=(0, 1.1))
     return figure
 
 

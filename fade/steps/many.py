@@ -25,7 +25,6 @@ from fade.errors import FadeError
 from fade.evaluation.judges import load_judge
 from fade.evaluation.many import Pair, Pictures, many_figures, many_protocol
 from fade.evaluation.neighbours import find_neighbours
-from fade.files import read_json, write_json
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
 from fade.models.family import load_base
@@ -34,6 +33,9 @@ from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_n
 from fade.steps.interference import interference
 from fade.steps.trial import (
     emptied_if_other,
+    judged_by,
+    keep_row,
+    kept_row,
     made_by,
     report_progress,
     run_steps,
@@ -56,8 +58,9 @@ def run_many(spec: Spec, *, root: Path, say: Callable[[str], None] | None = None
     """
     steps = [step for step in steps_of_trial(spec) if step.name not in ("attack", "evaluate")]
     folder = emptied_if_other(root / spec.id, made_by(steps, spec.method))
-    if (folder / FIGURES).is_file():
-        return read_json(folder / FIGURES)
+    code = judged_by("fade.steps.many")
+    if (kept := kept_row(folder, FIGURES, code)) is not None:
+        return kept
     save_spec(spec, folder)
     take_shared(spec, folder, root, say)
     run_steps(folder, steps, say)
@@ -66,7 +69,7 @@ def run_many(spec: Spec, *, root: Path, say: Callable[[str], None] | None = None
     costs = cost(folder, [step.name for step in steps if step.makes_adapter])
     seconds = costs.pop("method_seconds")
     row = {"at_once": len(spec.pairs), **judged(spec, folder / "adapter"), **costs, "seconds": seconds}
-    write_json(folder / FIGURES, row)
+    keep_row(folder, FIGURES, code, row)
     return row
 
 

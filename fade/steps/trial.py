@@ -31,6 +31,7 @@ from fade.spec import Spec, load_spec, save_spec
 from fade.steps.attacks import attack_figures, run
 
 TRIALS = Path("data/trials")
+JUDGED_BY = "judged_by.json"
 
 
 def run_trial(
@@ -74,6 +75,15 @@ def made_by(steps: Sequence[Step], method: str) -> str:
     code = {*module_closure("fade.steps.trial", *(step.module for step in steps))}
     if any(step.by_method for step in steps):
         code |= {*method_code(method)}
+    return _hash_of(code)
+
+
+def judged_by(module: str) -> str:
+    """Hash of all code that judging runs, from its module on, and of the libraries."""
+    return _hash_of(module_closure(module))
+
+
+def _hash_of(code: Iterable[Path]) -> str:
     digest = hashlib.sha256(str(library_versions()).encode())
     for path in sorted(code):
         digest.update(f"{path.name}:{sha256_file(path)}\n".encode())
@@ -88,6 +98,21 @@ def emptied_if_other(folder: Path, code: str) -> Path:
             shutil.rmtree(folder)
         write_json(mark, {"code": code})
     return folder
+
+
+def kept_row(folder: Path, name: str, code: str) -> dict[str, Any] | None:
+    """The row of an erasure, if judging code of this hash wrote it: ``keep_row`` marks which did."""
+    row, mark = folder / name, folder / JUDGED_BY
+    if row.is_file() and mark.is_file() and read_json(mark) == {"code": code}:
+        return read_json(row)
+    return None
+
+
+def keep_row(folder: Path, name: str, code: str, row: dict[str, Any]) -> None:
+    """Write an erasure's row, and which code judged it."""
+    (folder / JUDGED_BY).unlink(missing_ok=True)  # stopped between both, the row counts for nothing
+    write_json(folder / name, row)
+    write_json(folder / JUDGED_BY, {"code": code})
 
 
 def take_shared(spec: Spec, folder: Path, root: Path, say: Callable[[str], None] | None) -> None:

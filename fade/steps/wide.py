@@ -25,7 +25,7 @@ from fade.errors import ConfigError, FadeError
 from fade.evaluation.judges import Judge, load_judge
 from fade.evaluation.neighbours import find_neighbours
 from fade.evaluation.wide import PARTS, wide_figures, wide_protocol
-from fade.files import read_json, write_json
+from fade.files import read_json
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
 from fade.models.family import load_base
@@ -34,6 +34,9 @@ from fade.spec import Spec, load_spec, save_spec
 from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_now
 from fade.steps.trial import (
     emptied_if_other,
+    judged_by,
+    keep_row,
+    kept_row,
     made_by,
     report_progress,
     run_steps,
@@ -60,15 +63,16 @@ def run_wide(spec: Spec, *, root: Path, say: Callable[[str], None] | None = None
         raise ConfigError(f"The wide benchmark erases one concept at a time: got {len(spec.pairs)}.")
     steps = [step for step in steps_of_trial(spec) if step.name not in ("attack", "evaluate")]
     folder = emptied_if_other(root / spec.id, made_by(steps, spec.method))
-    if (folder / FIGURES).is_file():
-        return read_json(folder / FIGURES)
+    code = judged_by("fade.steps.wide")
+    if (kept := kept_row(folder, FIGURES, code)) is not None:
+        return kept
     save_spec(spec, folder)
     take_shared(spec, folder, root, say)
     run_steps(folder, steps, say)
     if say is not None:
         say("judge")
     row = {**_judged(spec, folder), **cost(folder, [step.name for step in steps if step.makes_adapter])}
-    write_json(folder / FIGURES, row)
+    keep_row(folder, FIGURES, code, row)
     return row
 
 

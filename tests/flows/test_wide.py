@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from fade.concepts import Concept, caption
 from fade.errors import ConfigError, DataError
 from fade.evaluation.wide import PARTS, wide_figures, wide_protocol, wide_scatter
+from fade.files import write_json
+from fade.steps.trial import JUDGED_BY
 from flows.cli.app import app
 from flows.studies.wide import drawn_concepts, plan_wide, wide_table
 from tests.tiny import PROJECT
@@ -116,4 +118,11 @@ def test_the_command_writes_a_row_for_each_erasure_and_finds_what_it_has_done(wo
     made = {path: path.stat().st_mtime_ns for path in Path("data/trials/wide").glob("*/adapter/*.safetensors")}
     assert len(made) == 1
     assert CliRunner().invoke(app, asked).exit_code == 0
+    assert made == {path: path.stat().st_mtime_ns for path in Path("data/trials/wide").glob("*/adapter/*.safetensors")}
+    # A row that other code judged is judged again, by the adapter that is there.
+    (row,) = Path("data/trials/wide").glob("*/wide.json")
+    write_json(row, {"ua": -1})
+    write_json(row.parent / JUDGED_BY, {"code": "another"})
+    assert CliRunner().invoke(app, [*asked, "--json", str(file)]).exit_code == 0
+    assert json.loads(file.read_text())["rows"] == rows
     assert made == {path: path.stat().st_mtime_ns for path in Path("data/trials/wide").glob("*/adapter/*.safetensors")}

@@ -118,6 +118,16 @@ def test_the_first_without_a_fault_is_taken_and_else_the_highest_score() -> None
     assert len(points_figure(points).axes) == 2
 
 
+def test_a_single_point_is_drawn_as_bars() -> None:
+    figure = points_figure(Points(tried=(_point(shown=6, drift=0.02),), chosen=0, why="so", seeds=(1,)))
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[:2] == ["concept gone", "surrogate shown"]
+    assert [bar.get_width() for bar in axes.patches][:2] == [0.75, 1.0]
+    assert "drift 0.020" in axes.get_title()
+    assert axes.get_legend() is None
+
+
 def test_controls_move_as_the_pictures_say() -> None:
     start = _controls()
     assert moved(start, ["shows"]).forget_weight == 2.0
