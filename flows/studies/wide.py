@@ -82,6 +82,9 @@ def plan_wide(
 ) -> list[Entry]:
     """Every method with every concept; all are checked before any runs.
 
+    A surrogate that is not given is found as ``ours`` finds it, once for all methods: it is no part of a method, and a
+    better one makes any of them better.
+
     Args:
         methods: ``ours`` for the project's settings as they come, or as ``fade benchmark canvas --methods`` takes them.
         concepts: names, each alone or with its surrogate after a colon.
@@ -90,15 +93,22 @@ def plan_wide(
         ConfigError: an unknown method, concept or setting, or one given twice.
     """
     names = [OUR_METHOD if name == OURS else name for name in methods]
-    entries = []
-    for method, asked in zip(methods, asking_for(names, changes), strict=True):
+    asked_of = asking_for(names, changes)
+    *_, ours = asking_for([*names, OUR_METHOD], changes)
+    for method, asked in [*zip(methods, asked_of, strict=True), (OURS, ours)]:
         if method == OURS:
             del asked["method"]  # whoever names a method takes its settings as they stand
-        settings = load_settings(project.params, changes=asked)
-        for given in concepts:
-            concept, _, surrogate = given.partition(":")
-            spec = prepare_spec(concept.strip(), surrogate.strip() or AUTO, project=project, settings=settings)
-            entries.append(Entry(method, spec))
+    *of_method, finding = (load_settings(project.params, changes=one) for one in [*asked_of, ours])
+    given = [tuple(part.strip() for part in one.partition(":")[::2]) for one in concepts]
+    pairs = [
+        (concept, surrogate or prepare_spec(concept, AUTO, project=project, settings=finding).surrogate)
+        for concept, surrogate in given
+    ]
+    entries = [
+        Entry(method, prepare_spec(concept, surrogate, project=project, settings=settings))
+        for method, settings in zip(methods, of_method, strict=True)
+        for concept, surrogate in pairs
+    ]
     if len({entry.spec.id for entry in entries}) < len(entries):
         raise ConfigError("Two erasures of the benchmark are the same: a method or a concept was given twice.")
     return entries
