@@ -149,7 +149,7 @@ def look_samples(
         names: of each domain, all concepts.
         near: neighbours in the concept's domain.
         count: pictures of each part; of neighbours and others fewer where there are not so many.
-        seeds: taken in turn.
+        seeds: taken in turn; no picture is drawn twice where they are as many as the pictures of a part.
     """
     kind, other = concept.kind, "style" if concept.kind == "object" else "object"
     others = list(names[other])
@@ -158,13 +158,11 @@ def look_samples(
     def rows(part: str, own: Sequence[str]) -> list[dict[str, object]]:
         pairs = [(name, beside) for beside in others for name in own]
         found = []
-        # Evenly over all pairs, each again with the next seed where there are fewer pairs than pictures.
+        # Evenly over all pairs, each again where there are fewer pairs than pictures; the next seed for each picture.
         for i in range(count if pairs else 0):
-            turn = i // len(pairs)
             name, beside = pairs[i % len(pairs) if count >= len(pairs) else i * len(pairs) // count]
-            seed = seeds[(i % len(others) + turn) % len(seeds)] if count < len(pairs) else seeds[turn % len(seeds)]
             pair = {kind: name, other: beside}
-            found.append({"part": part, **pair, "seed": seed,
+            found.append({"part": part, **pair, "seed": seeds[i % len(seeds)],
                           "prompt": caption(pair["object"], pair["style"], template)})  # fmt: skip
         return found
 

@@ -24,7 +24,6 @@ from fade.seeding import derive_seed
 from fade.spec import Spec
 
 CACHE = Path(".fade/cache")
-LOOK_SEEDS = 4
 TOGETHER = 12
 """Of the base's pictures, how many are drawn at a time."""
 Pictures = NDArray[np.uint8]
@@ -105,9 +104,12 @@ def named_by(judge: PictureJudge, pictures: NDArray[np.uint8], samples: pd.DataF
 
 
 def look_seeds(spec: Spec) -> tuple[int, ...]:
-    """Seeds of pictures by which settings are found: far from those of an evaluation, which begin at a few hundred."""
+    """Seeds of pictures by which settings are found: far from those of an evaluation, which begin at a few hundred.
+
+    Each picture of a part has its own: pictures of one seed succeed and fail together, so that few seeds say little.
+    """
     first = 2**30 + derive_seed(spec.distill.seed, "look") % 2**29
-    return tuple(range(first, first + LOOK_SEEDS))
+    return tuple(range(first, first + spec.tune.pictures))
 
 
 def ended(work: Generator[Any, None, Pictures]) -> Pictures:

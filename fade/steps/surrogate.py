@@ -119,6 +119,7 @@ def _samples(concept: Concept, nearest: Sequence[Concept], beside: Sequence[str]
     for one in (concept, *nearest):
         for i in range(PICTURES):
             pair = {concept.kind: one.name, other: beside[i % len(beside)]}
-            seed = seeds[i // len(beside) % len(seeds)]
-            rows.append({**pair, "seed": seed, "prompt": caption(pair["object"], pair["style"], template)})
+            rows.append(
+                {**pair, "seed": seeds[i % len(seeds)], "prompt": caption(pair["object"], pair["style"], template)}
+            )
     return pd.DataFrame(rows)

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fade.concepts import Concept, caption
+from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError
 from fade.evaluation.wide import PARTS, wide_figures, wide_protocol, wide_scatter
 from fade.files import write_json
@@ -99,6 +100,18 @@ def test_concepts_are_drawn_alike_each_time_and_a_wrong_plan_is_refused(workspac
         result = CliRunner().invoke(app, ["benchmark", "wide", *given])
         assert result.exit_code != 0
         assert "either --concepts" in result.output
+
+
+def test_all_methods_get_the_surrogate_that_ours_finds(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (nearest,) = plan_wide(PROJECT, ["uce"], ["cat"], changes={})
+    found = load_concepts(Path(PROJECT.catalog))["motorcycle"]
+    assert nearest.spec.surrogate != found.name
+    monkeypatch.setattr("fade.steps.prepare.surrogate_by_pictures", lambda *_, **__: (found, "it differs"))
+    entries = plan_wide(PROJECT, ["uce", "ours"], ["cat", "horse:coins"], changes={"settings": "auto"})
+    assert [(one.method, one.spec.surrogate) for one in entries] == [
+        *(("uce", name) for name in (found.name, "coins")),
+        *(("ours", name) for name in (found.name, "coins")),
+    ]
 
 
 @pytest.mark.slow
