@@ -2,7 +2,8 @@
 
 The nearest concept in text space keeps the rest where it was, and is not always the best: what looks alike stays alike,
 and of a surrogate that the base draws badly no erasure can be better. So the base draws a few pictures of each of the
-nearest, in the concept's place, and the judge ``development`` names them. Taken is the nearest of those
+nearest, in the concept's place, and the judge ``development`` names them. Where none of them is told well, the next
+nearest are looked at too. Taken is the nearest of those
 
 - whose pictures are called by their own name, and not by the concept's, as often as the best candidate's are (but for
   one standard error, or one picture), and
@@ -30,6 +31,8 @@ from fade.spec import Spec
 from fade.steps.drawn import base_pictures, ended, look_seeds, named_by
 
 CANDIDATES, PICTURES = 4, 16
+MOST, WELL = 12, 0.9
+"""How many are looked at, at most: ``CANDIDATES`` more while the best of them is told in less of its pictures."""
 ENOUGH = 0.75
 
 
@@ -66,28 +69,29 @@ def surrogate_by_pictures(
         ConfigError: no concept may be one.
     """
     known = list(concepts)
-    nearest = surrogates(base, concept, known, protected=protected)[:CANDIDATES]
+    nearest = surrogates(base, concept, known, protected=protected)[:MOST]
     torch.set_num_threads(spec.threads)
     beside = [one.name for one in known if one.kind != concept.kind]
-    samples = _samples(concept, nearest, beside, spec)
     drawing = spec.evaluate.model_copy(update={"steps": spec.tune.solver_steps})
-    pictures = ended(base_pictures(base, spec.model_copy(update={"evaluate": drawing}), samples))
+    drawn_by = spec.model_copy(update={"evaluate": drawing})
     judge = open_judge(Path(spec.judges), "development", called=[one.name for one in known])
-    seen = named_by(judge, pictures, samples)[f"seen_{concept.kind}"]
-    mine = pictures[np.asarray(samples[concept.kind] == concept.name)]
-    found = []
-    for one in nearest:
-        rows = np.asarray(samples[concept.kind] == one.name)
-        names = seen[rows]
-        found.append(
+    found: list[Candidate] = []
+    while len(found) < len(nearest) and max((one.told for one in found), default=0.0) < WELL:
+        some = nearest[len(found) : len(found) + CANDIDATES]
+        samples = _samples((concept, *some), beside, spec)
+        pictures = ended(base_pictures(base, drawn_by, samples))
+        seen = named_by(judge, pictures, samples)[f"seen_{concept.kind}"]
+        of = {one.name: np.asarray(samples[concept.kind] == one.name) for one in (concept, *some)}
+        found += [
             Candidate(
                 one,
-                own=int((names == one.name).sum()),
-                taken=int((names == concept.name).sum()),
-                count=len(names),
-                apart=drift(mine, pictures[rows]),
+                own=int((seen[of[one.name]] == one.name).sum()),
+                taken=int((seen[of[one.name]] == concept.name).sum()),
+                count=int(of[one.name].sum()),
+                apart=drift(pictures[of[concept.name]], pictures[of[one.name]]),
             )
-        )
+            for one in some
+        ]
     return chosen(found)
 
 
@@ -112,13 +116,13 @@ def _ordinal(place: int) -> str:
     return {1: "first", 2: "second", 3: "third"}.get(place, f"{place}th")
 
 
-def _samples(concept: Concept, nearest: Sequence[Concept], beside: Sequence[str], spec: Spec) -> pd.DataFrame:
+def _samples(drawn: Sequence[Concept], beside: Sequence[str], spec: Spec) -> pd.DataFrame:
     template = (load_templates(Path(spec.catalog)) or (CAPTION_TEMPLATE,))[0]
-    seeds, other = look_seeds(spec), "style" if concept.kind == "object" else "object"
+    seeds, other = look_seeds(spec), "style" if drawn[0].kind == "object" else "object"
     rows = []
-    for one in (concept, *nearest):
+    for one in drawn:
         for i in range(PICTURES):
-            pair = {concept.kind: one.name, other: beside[i % len(beside)]}
+            pair = {one.kind: one.name, other: beside[i % len(beside)]}
             rows.append(
                 {**pair, "seed": seeds[i % len(seeds)], "prompt": caption(pair["object"], pair["style"], template)}
             )
