@@ -44,10 +44,10 @@ class Step:
             step makes counts where that applies.
         outputs: what it writes in the erasure's folder; DVC records it.
         parameters: the fields of the spec that it reads, or parts of them (``distill.stop_at``).
-        personal: what holds personal data, and so goes with a purge: an output, a file of one
+        personal: what holds personal data, and so goes with a purge: an output, a file or folder of one
             (``evaluation/sheet.png``), or one of ``unrecorded``. Empty only if nothing does.
         unrecorded: what lies in the erasure's folder for it, or from it, beside what DVC records.
-        logged: files that are shown with the erasure's run in MLflow.
+        logged: files and folders that are shown with the erasure's run in MLflow.
         applies: whether an erasure has this step.
         makes_adapter: whether its time is part of the method's, in comparisons.
         by_method: whether the code of the erasure's method is part of its own.
@@ -281,8 +281,8 @@ STEPS = (
         inputs=("adapter", "{catalog}/concepts.json", "{base}", "{judges}", "{clip}", ATTACKED, POINTS),
         outputs=("evaluation",),
         parameters=(*_BASE, *_WHAT, *_JUDGED_BY, "evaluate", "gate"),
-        personal=("evaluation/samples.parquet", "evaluation/sheet.png", "evaluation/report.html"),
-        logged=("evaluation/report.html", "evaluation/sheet.png", "evaluation/metrics.json"),
+        personal=tuple(f"evaluation/{name}" for name in ("samples.parquet", "sheet.png", "report.html", "beside")),
+        logged=tuple(f"evaluation/{name}" for name in ("report.html", "beside", "sheet.png", "metrics.json")),
     ),
 )
 
@@ -316,7 +316,7 @@ def personal_data() -> dict[str, tuple[str, ...]]:
     """What steps leave of personal data in an erasure's folder, whichever it had.
 
     Returns:
-        Name of a file or folder to those files of it that are personal; none: all of it is.
+        Name of a file or folder to those files and folders of it that are personal; none: all of it is.
     """
     found: dict[str, tuple[str, ...]] = {}
     for name in (name for step in STEPS for name in step.personal):

@@ -1,4 +1,7 @@
-"""The report that a reviewer reads: one HTML file, its pictures inside, no script and nothing fetched.
+"""The report that a reviewer reads: one HTML page with small pictures beside it, no script and nothing fetched.
+
+Prompts are shown with the base's picture beside the erased model's, each a thumbnail in a file of its own, so that the
+page stays small whatever a base draws (``fade.evaluation.beside``). Where a page is shown alone they are put into it.
 
 It says first what the gate says and why, then the figures with what they mean, then the pictures, then what was not
 measured. It names the erasure by its id; pictures and their labels show what was erased, as the sheet does.
@@ -6,7 +9,6 @@ measured. It names the erasure by its id; pictures and their labels show what wa
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,7 @@ from PIL import Image
 from fade.concepts import Concept
 from fade.evaluation.accuracy import DOMAINS
 from fade.evaluation.attacked import Attacks
+from fade.evaluation.beside import BESIDE, GROUPS, WHEN, Beside, file_name, inside
 from fade.evaluation.figures import JudgeFigures, Rate
 from fade.evaluation.judges import JUDGES
 from fade.evaluation.measured import Evaluation
@@ -40,8 +43,8 @@ _MEANING = {
     "scrambled": "pictures that show nothing the judge knows",
 }
 _SHOWN = 12
-_PROMPTS, _BESIDE = 48, 160
-"""Prompts on the page, and the longer side of their pictures: about 1 MB of a base that draws 1024 pixels."""
+_PROMPTS, _SIDE, _QUALITY = 48, 192, 80
+"""Prompts on the page, the longer side of their thumbnails, and their JPEG's quality."""
 
 
 def review_page(
@@ -51,14 +54,14 @@ def review_page(
     pictures: Mapping[str, Image.Image],
     *,
     points: Points | None = None,
-    beside: str = "",
+    beside: Beside | None = None,
 ) -> str:
     """The page of one erasure.
 
     Args:
         card: the adapter's.
         pictures: title to picture, in order.
-        beside: what ``prompt_by_prompt`` gives.
+        beside: prompts with two pictures each; whoever writes the page writes these beside it.
         points: what was tried, of an erasure that found its own settings.
     """
     said, report = metrics.gate.verdict, metrics.report
@@ -85,7 +88,7 @@ def review_page(
         _change(metrics, card),
         _points(points, card),
         *(f"<h2>{html.escape(title)}</h2>{_inline(picture)}" for title, picture in pictures.items()),
-        beside,
+        beside.part if beside else "",
         "<h2>What this does not say</h2><p>UA is asked by the concept's name: whether attacks bring it back is "
         "measured by <code>fade attack ID --all</code> and stands on the version's page. Whoever switches the adapter "
         "off has the base again. Two judges were asked; pictures that both accept can still look wrong: look.</p>",
@@ -266,10 +269,13 @@ def _points(points: Points | None, card: Mapping[str, Any]) -> str:
 
 def _inline(picture: Image.Image) -> str:
     """A JPEG inside the page."""
+    return f'<img alt="" src="{inside(_jpeg(picture, 85))}">'
+
+
+def _jpeg(picture: Image.Image, quality: int) -> bytes:
     stream = io.BytesIO()
-    picture.convert("RGB").save(stream, format="JPEG", quality=85)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f'<img alt="" src="data:image/jpeg;base64,{data}">'
+    picture.convert("RGB").save(stream, format="JPEG", quality=quality)
+    return stream.getvalue()
 
 
 def prompt_by_prompt(
@@ -278,7 +284,7 @@ def prompt_by_prompt(
     after: NDArray[np.uint8],
     erased: Sequence[Concept],
     neighbours: Sequence[str],
-) -> str:
+) -> Beside:
     """Prompts with the base's picture and the erased model's beside it: neighbours first, they lose first.
 
     Of neighbours, of what was erased and of the rest as many prompts each, spread over what there is.
@@ -287,20 +293,23 @@ def prompt_by_prompt(
     near |= samples["style"].isin(neighbours)
     for concept in erased:
         asked |= samples[concept.kind] == concept.name
-    groups = (("neighbour", near & ~asked), ("erased", asked), ("other", ~near & ~asked))
-    rows = []
-    for name, which in groups:
-        places = np.flatnonzero(which.to_numpy())
-        for i in (
-            places[np.linspace(0, len(places) - 1, min(len(places), _PROMPTS // 3)).astype(int)] if len(places) else ()
-        ):
-            shown = "".join(
-                f"<td>{_inline(Image.fromarray(thumbnail(one[i], _BESIDE)))}</td>" for one in (before, after)
-            )
+    which = dict(zip(GROUPS, (near & ~asked, asked, ~near & ~asked), strict=True))
+    rows, files = [], dict[str, bytes]()
+    for group, rows_of in which.items():
+        places = np.flatnonzero(rows_of.to_numpy())
+        count = min(len(places), _PROMPTS // len(GROUPS))
+        for number, at in enumerate(np.linspace(0, len(places) - 1, count).astype(int) if count else ()):
+            i, cells = places[at], ""
+            for when, pictures in zip(WHEN, (before, after), strict=True):
+                small = Image.fromarray(thumbnail(pictures[i], _SIDE))
+                name = file_name(group, number, when)
+                files[name] = _jpeg(small, _QUALITY)
+                size = f"width={small.width} height={small.height}"
+                cells += f'<td><img alt="{when}" loading="lazy" {size} src="{BESIDE}/{name}"></td>'
             prompt = html.escape(str(samples["prompt"].iloc[i]))
-            rows.append(f"<tr><td>{name}</td><td>{prompt}, seed {samples['seed'].iloc[i]}</td>{shown}</tr>")
+            rows.append(f"<tr><td>{group}</td><td>{prompt}, seed {samples['seed'].iloc[i]}</td>{cells}</tr>")
     head = "<tr><th></th><th>prompt</th><th>base</th><th>erased</th></tr>"
-    return f"<h2>Prompt by prompt</h2><table>{head}{''.join(rows)}</table>"
+    return Beside(f"<h2>Prompt by prompt</h2><table>{head}{''.join(rows)}</table>", files)
 
 
 def failures_sheet(

@@ -54,7 +54,9 @@ from fade.steps.drawn import base_pictures, domains, named_by, pictures_now
 
 
 def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
-    """Write ``evaluation/``: metrics.json, samples.parquet, sheet.png; yields (pictures done, of all).
+    """Write ``evaluation/``: metrics.json, samples.parquet, sheet.png, report.html and what it shows, ``beside/``.
+
+    Yields (pictures done, of all).
 
     The base's pictures are kept under ``.fade/cache`` by the hash of what makes them: whatever erasures of a base
     have in common is drawn once.
@@ -105,6 +107,7 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
         points = load(Points, tried) if tried.is_file() else None
         page = review_page(asked.id, metrics, card, pages, points=points, beside=beside)
         (temporary / "report.html").write_text(page, encoding="utf-8")
+        beside.save(temporary)
 
 
 Pictures = NDArray[np.uint8]

@@ -33,7 +33,7 @@ from fade.steps.further import further_hashes
 from fade.steps.trial import TRIALS
 from fade.temporary import abandoned, remove
 from tasks.dvc.objects import CACHE as DVC_CACHE
-from tasks.dvc.objects import Stores, md5_of, objects_of, pointers
+from tasks.dvc.objects import Stores, is_part, md5_of, objects_of, pointers
 from tasks.dvc.versioning import read_lock
 from tasks.mlflow import traces
 from tasks.mlflow.page import ATTACK, DOCS
@@ -127,7 +127,10 @@ def _kept_by(folder: Path, stores: Stores) -> set[str]:
     kept = named | {md5 for one in named for md5 in stores.parts(one).values()}
     partly = {path: parts for path, parts in gone.items() if parts and path in outs}
     return kept | {
-        md5 for path, parts in partly.items() for name, md5 in stores.parts(outs[path]).items() if name not in parts
+        md5
+        for path, parts in partly.items()
+        for name, md5 in stores.parts(outs[path]).items()
+        if not is_part(name, parts)
     }
 
 

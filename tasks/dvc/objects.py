@@ -180,11 +180,16 @@ def objects_of(
 
     Args:
         folder: the erasure's, as lock files name it.
-        only: of a folder, these files alone; all of them, and the folder's own list, if empty.
+        only: of a folder, these files and folders alone; all of them, and the folder's own list, if empty.
     """
     named = {out["md5"] for stage in stages for out in stage.get("outs", []) if out["path"] == f"{folder}/{output}"}
-    parts = {md5 for one in named for path, md5 in found.parts(one).items() if not only or path in only}
+    parts = {md5 for one in named for path, md5 in found.parts(one).items() if not only or is_part(path, only)}
     return parts if only else parts | named
+
+
+def is_part(path: str, parts: Iterable[str]) -> bool:
+    """Whether a path is one of these, or lies in one."""
+    return any(Path(path).is_relative_to(part) for part in parts)
 
 
 def md5_of(path: Path) -> str:

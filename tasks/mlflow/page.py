@@ -9,9 +9,12 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from fade.evaluation.beside import BESIDE, GROUPS, WHEN, file_name
 from fade.evaluation.figures import Rate
 from fade.evaluation.measured import Evaluation
 
+_EACH = 4
+"""Prompts of each kind on the page: the registry's databases hold 5000 characters of it."""
 DOCS, ATTACK = "data-docs", "attack.png"
 """Artifacts of a run that are there where the project has them: pages of Great Expectations, pictures of the attack."""
 
@@ -34,7 +37,7 @@ class Page:
         least: what the gate asks, by figure.
         run: id of the run, and of its experiment.
         tags: of the run.
-        files: names of the run's artifacts.
+        files: paths of the run's artifacts.
         inversion: share of pictures in which the attack brings the concept back; None if not measured.
         together: what the release flow found on testing it with everything live.
         purged: when the forget data was purged, and what came of it; empty if it was not.
@@ -67,6 +70,7 @@ def page(of: Page, *, approved: str) -> str:
         f"Set the alias `{approved}` to make this version live; move or remove it to take it back.",
         _links(of),
     ]
+    parts += _beside(of)
     if "sheet.png" in of.files:
         parts.append(f"### Before and after\n\n{_picture('before and after', 'sheet.png', of.run)}")
     if ATTACK in of.files:
@@ -129,16 +133,26 @@ def _links(of: Page) -> str:
         "dvc.lock": "dvc.lock",
         "figures": "metrics.json",
     }
-    links += [
-        f"[{name}]({_run(of.run)}/artifacts/{path})"
-        for name, path in names.items()
-        if path.partition("/")[0] in of.files
-    ]
+    links += [f"[{name}]({_run(of.run)}/artifacts/{path})" for name, path in names.items() if path in of.files]
     if flow := of.tags.get("prefect.flow_run_id"):
         server = os.environ.get("PREFECT_API_URL", "").removesuffix("/").removesuffix("/api")
         links.append(f"[Prefect flow]({server}/runs/flow-run/{flow})" if server else f"Prefect flow `{flow}`")
     links.append(f"commit `{of.tags.get('git.commit', 'unknown')[:12]}`")
     return "Links: " + " · ".join(links)
+
+
+def _beside(of: Page) -> list[str]:
+    """Of each kind of prompts the first few: the base's picture beside the erased model's. No prompt is said."""
+    rows = []
+    for group in GROUPS:
+        for number in range(_EACH):
+            pair = [f"{BESIDE}/{file_name(group, number, when)}" for when in WHEN]
+            if {*pair} <= {*of.files}:
+                rows.append(f"| {group} | {' | '.join(_picture('', one, of.run) for one in pair)} |")
+    if not rows:
+        return []
+    table = "\n".join(["| | base | erased |", "|---|---|---|", *rows])
+    return [f"### Prompt by prompt\n\nMore of them, and the prompts: report.html.\n\n{table}"]
 
 
 def _run(run: tuple[str, str]) -> str:

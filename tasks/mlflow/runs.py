@@ -15,6 +15,7 @@ from typing import Any
 
 from fade.adapters.card import load_card
 from fade.errors import AdapterFormatError, LineageError, RegistryError
+from fade.evaluation.beside import self_contained
 from fade.evaluation.figures import Rate
 from fade.evaluation.measured import Evaluation
 from fade.evaluation.records import load
@@ -142,7 +143,11 @@ def _log_run(
     if "mask" in made:
         load_mask(folder / "mask", sha256=load_card(folder / "adapter")["mask_sha256"])
     for name in ("dvc.lock", *(name for step in steps_of(spec) for name in step.logged)):
-        if (folder / name).is_file():  # a purge takes some of them
+        if not (folder / name).exists():  # a purge takes some of them
+            continue
+        if name.endswith(".html"):  # MLflow shows a page alone
+            client.log_text(run_id, self_contained(folder / name), Path(name).name)
+        else:
             client.log_artifact(run_id, str(folder / name))
     _log_docs(client, run_id, folder / "docs")
     if LOSSES in made:

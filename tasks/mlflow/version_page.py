@@ -44,7 +44,7 @@ def refresh_page(version: AdapterVersion) -> None:
                 least=_least(metrics, run.data.params),
                 run=(version.run_id, run.info.experiment_id),
                 tags=run.data.tags,
-                files={path.partition("/")[0] for path in files_of(client, version.run_id)},
+                files=set(files_of(client, version.run_id)),
                 inversion=float(tags["inversion"]) if "inversion" in tags else None,
                 together=tags.get(TOGETHER_TAG, ""),
                 purged=tags.get(PURGED_TAG, ""),
