@@ -36,6 +36,7 @@ from fade.models.family import load_base
 from fade.names import name_key
 from fade.project import load_project
 from fade.steps import by_name, planned
+from fade.steps.catalog import ensure_catalog
 from fade.steps.drawn import base_pictures, domains, pictures_now
 from fade.steps.planned import Asked
 from fade.words import kept_prompts, vocabulary
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     given = parser.parse_args()
     project, begun = load_project(), time.perf_counter()
+    ensure_catalog(project)
     folder = given_pictures(OUT / "given")
     asked = Asked(given.token, kind="person", clip="none", pictures=folder, budget=given.budget)
     changes = {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in given.set)}

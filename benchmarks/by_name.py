@@ -3,9 +3,10 @@
     python benchmarks/by_name.py --base data/base/canvas --concepts astronaut,neon --json FILE
 
 Each concept is erased with no catalog and no classifier (``fade erase --by-name``): the base draws, the CLIP judges.
-Then the project's own judges look at every pair of the project's catalog, before and after. ``--json`` writes a row a
-concept; ``agreement`` is the share of those pictures, before and after, of which the CLIP and the judge ``report`` say
-alike whether they show the concept, and ``confusion`` counts them.
+Then the project's own judges look at every pair of the project's catalog, before and after. ``--json`` has a row a
+concept, beside those that the file has of other bases, budgets and concepts, and the means of each. ``agreement`` is
+the share of those pictures, before and after, of which the CLIP and the judge ``report`` say alike whether they show
+the concept, and ``confusion`` counts them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from fade.evaluation.judges import judge_pictures, load_judge
 from fade.evaluation.measured import Evaluation
 from fade.evaluation.records import load
 from fade.evaluation.zero_shot import open_judge
-from fade.files import write_json
+from fade.files import read_json, write_json
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
 from fade.models.family import load_base
@@ -40,6 +41,7 @@ from fade.project import Project, load_project
 from fade.spec import Spec, save_spec
 from fade.steps.budgets import budget_changes
 from fade.steps.by_name import prepare_by_name
+from fade.steps.catalog import ensure_catalog
 from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_now
 from fade.steps.planned import Asked
 
@@ -103,6 +105,25 @@ def row_of(spec: Spec, folder: Path, project: Project, *, seeds: Sequence[int], 
     }
 
 
+def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Over the concepts of each base and budget; agreement and confusions over all their pictures."""
+    found = []
+    for (base, budget), part in pd.DataFrame(rows).groupby(["base", "budget"], sort=False):
+        confusion = pd.DataFrame(part["confusion"].tolist()).sum()
+        alike = confusion["judge True, clip True"] + confusion["judge False, clip False"]
+        found.append({
+            "base": base,
+            "budget": budget,
+            "concepts": len(part),
+            **{name: float(part[name].mean()) for name in ("ua", "ira", "cra", "base_ira", "base_cra", "clip_ua")},
+            "agreement": float(alike / confusion.sum()),
+            "confusion": {name: int(count) for name, count in confusion.items()},
+            "unjudged": int(part["unjudged"].sum()),
+            "seconds": float(part["seconds"].mean()),
+        })  # fmt: skip
+    return found
+
+
 def _shows(judge: Any, pictures: Any, kind: str, name: str) -> Any:
     seen = judge_pictures(judge, pictures)
     return np.array(seen.objects if kind == "object" else seen.styles) == name
@@ -133,8 +154,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     given = parser.parse_args()
     project = load_project().at(base=given.base)
+    ensure_catalog(project)
     names = given.concepts.split(",") if given.concepts else list(load_concepts(Path(project.catalog)))
-    rows: list[dict[str, Any]] = []
+    known: dict[str, Any] = read_json(given.json) if given.json.is_file() else {"rows": []}
     changes = {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in given.set)}
     for name in names:
         begun = time.perf_counter()
@@ -142,9 +164,12 @@ def main() -> None:
         spec, folder = erased(asked, project=project, changes=changes)
         seconds = time.perf_counter() - begun
         seeds = [int(seed) for seed in given.seeds.split(",")]
-        rows.append(row_of(spec, folder, project, seeds=seeds, seconds=seconds))
-        write_json(given.json, {"rows": rows})
-        print({key: value for key, value in rows[-1].items() if key != "folder"}, flush=True)
+        asked_as = {"base": project.base, "budget": given.budget, "set": given.set}
+        row = {**asked_as, **row_of(spec, folder, project, seeds=seeds, seconds=seconds)}
+        rows = [one for one in known["rows"] if any(one[key] != row[key] for key in ("base", "budget", "concept"))]
+        known = {**known, "rows": [*rows, row]}
+        write_json(given.json, {**known, "means": means([*rows, row])})
+        print({key: value for key, value in row.items() if key != "folder"}, flush=True)
 
 
 if __name__ == "__main__":

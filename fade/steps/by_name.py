@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fade.concepts import CAPTION_TEMPLATE
-from fade.config import Settings
+from fade.config import OUR_METHOD, Settings
 from fade.errors import ConfigError, listing
 from fade.evaluation.clip_score import clip_sha256
 from fade.evaluation.detectors import find_detector
@@ -70,7 +70,8 @@ def prepare_by_name(asked: Asked, *, project: Project, settings: Settings) -> Pr
     unmet = hardly_met(base, [word.name for word in read])
     known = [word for word, never in zip(read, unmet, strict=True) if not never]
     kind, guessed = (as_kind(asked.kind), None) if asked.kind else guess_kind(base, asked.concept, known)
-    plan = make_plan(base, asked, kind, known=known, reading=reading, given=given)
+    trained = settings.distill.in_force.steps > 0 or settings.method != OUR_METHOD
+    plan = make_plan(base, asked, kind, known=known, reading=reading, given=given, trained=trained)
     spec = prepare_spec(
         asked.concept,
         plan.surrogate,

@@ -109,12 +109,15 @@ def make_plan(
     known: Sequence[Word],
     reading: Sequence[Reader],
     given: Mapping[str, Any] | None = None,
+    trained: bool = True,
 ) -> Plan:
     """Find out what is drawn and kept, and write it.
 
     Args:
         known: the words of the vocabulary that the base reads.
         given: pictures of the concept (``fade.steps.given``).
+        trained: whether anything is learnt from pictures. If not, none is drawn of the prompts that ship: what is
+            solved keeps their captions alone (``told``).
 
     Raises:
         ConfigError: the base reads nothing that could stand in for the concept, or be kept beside it.
@@ -148,7 +151,7 @@ def make_plan(
             "both": _readable(templates("both"), reading, concepts, names) or [CAPTION_TEMPLATE],
             "alone": _readable(templates(kind), reading, concepts, names),
         },
-        "kept": _kept(asked, names, reading, budget.kept),
+        "kept": _kept(asked, names, reading, budget.kept if trained else 0),
         "told": _told(rest, near, names, reading),
         "alone": budget.alone,
         "neighbours": [word.name for word in near],
