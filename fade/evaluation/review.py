@@ -305,7 +305,7 @@ def prompt_by_prompt(
                 name = file_name(group, number, when)
                 files[name] = _jpeg(small, _QUALITY)
                 size = f"width={small.width} height={small.height}"
-                cells += f'<td><img alt="{when}" loading="lazy" {size} src="{BESIDE}/{name}"></td>'
+                cells += f'<td><img alt="{when}" {size} src="{BESIDE}/{name}"></td>'
             prompt = html.escape(str(samples["prompt"].iloc[i]))
             rows.append(f"<tr><td>{group}</td><td>{prompt}, seed {samples['seed'].iloc[i]}</td>{cells}</tr>")
     head = "<tr><th></th><th>prompt</th><th>base</th><th>erased</th></tr>"

@@ -93,7 +93,7 @@ def described(prepared: Prepared) -> Iterator[str]:
     """What is about to be done, so that a person sees what is at risk."""
     plan, spec = prepared.plan, prepared.spec
     why = f" (guessed: {prepared.guessed}; --kind says otherwise)" if prepared.guessed else ""
-    yield f"{spec.concept}: a {prepared.kind}{why}"
+    yield f"{spec.concept}: {'an' if prepared.kind == 'object' else 'a'} {prepared.kind}{why}"
     if spec.aliases:
         yield f"Erased by these names too: {listing(spec.aliases, 10)}"
     yield f"Most at risk, nearest in the base's text space: {listing(plan.neighbours, 10) or 'nothing that ships'}"

@@ -13,7 +13,7 @@ from fade.evaluation.beside import BESIDE, GROUPS, WHEN, file_name
 from fade.evaluation.figures import Rate
 from fade.evaluation.measured import Evaluation
 
-_EACH = 4
+_EACH = 3
 """Prompts of each kind on the page: the registry's databases hold 5000 characters of it."""
 DOCS, ATTACK = "data-docs", "attack.png"
 """Artifacts of a run that are there where the project has them: pages of Great Expectations, pictures of the attack."""
@@ -152,7 +152,7 @@ def _beside(of: Page) -> list[str]:
     if not rows:
         return []
     table = "\n".join(["| | base | erased |", "|---|---|---|", *rows])
-    return [f"### Prompt by prompt\n\nMore of them, and the prompts: report.html.\n\n{table}"]
+    return [f"### Prompt by prompt\n\nThe report has more of them, with the prompts.\n\n{table}"]
 
 
 def _run(run: tuple[str, str]) -> str:
