@@ -116,6 +116,7 @@ def test_an_audit_finds_what_differs_and_by_how_much(
     assert "1 hashes differ" in (audits.AUDITS / folder.name / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_clean_clone_makes_every_hash_again(erased: tuple[Path, tracking.AdapterVersion]) -> None:
     folder, _ = erased
     result = _run("audit", folder.name)

@@ -326,6 +326,7 @@ def test_the_page_says_what_a_reviewer_needs(
     assert "oil" not in said.replace(_id(one), "")
 
 
+@pytest.mark.slow
 def test_what_fails_together_is_distilled_into_one_which_goes_live_for_both(
     client: MlflowClient, pair: tuple[AdapterVersion, AdapterVersion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
