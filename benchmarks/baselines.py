@@ -65,6 +65,22 @@ GRID: dict[str, list[dict[str, Any]]] = {
         {"learning_rate": 1e-4},
         {"learning_rate": 5e-5},
     ],
+    "spm": [
+        {"learning_rate": 1e-3},
+        {"learning_rate": 3e-4},
+    ],
+    "receler": [
+        {"learning_rate": 1e-3},
+        {"learning_rate": 3e-4},
+    ],
+    "adv-unlearn": [
+        {"learning_rate": 1e-4},
+        {"learning_rate": 2e-4},
+    ],
+    "stereo": [
+        {"learning_rate": 1e-4},
+        {"learning_rate": 2e-4},
+    ],
     PLAIN: [
         {},
         {"distill.learning_rate": 2e-3, "distill.forget_weight": 1.0},

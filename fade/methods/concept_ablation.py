@@ -61,7 +61,11 @@ def concept_ablation(
         )
 
     yield from descended(
-        changes, losses, steps=settings.steps, learning_rate=settings.learning_rate, weight=settings.regularisation
+        changes.values(),
+        losses,
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        weight=settings.regularisation,
     )
 
 

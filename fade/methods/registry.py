@@ -30,6 +30,10 @@ METHODS = {
     "speed": "fade.methods.speed:SPEED",
     "rece": "fade.methods.rece:RECE",
     "mace": "fade.methods.mace:MACE",
+    "spm": "fade.methods.spm:SPM",
+    "stereo": "fade.methods.stereo:STEREO",
+    "receler": "fade.methods.receler:RECELER",
+    "adv-unlearn": "fade.methods.adv_unlearn:ADV_UNLEARN",
     "layerwise": "fade.methods.layerwise:LAYERWISE",
 }
 """Name to where the method lies; it is imported when it is asked for, so that no method's code is another's."""

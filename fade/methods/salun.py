@@ -65,7 +65,11 @@ def salun(base: Base, material: Material, settings: SalunSettings, *, precision:
         return forget, kept
 
     yield from descended(
-        changes, losses, steps=settings.steps, learning_rate=settings.learning_rate, weight=settings.retain_weight
+        changes.values(),
+        losses,
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        weight=settings.retain_weight,
     )
 
 

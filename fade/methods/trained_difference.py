@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fade.errors import NoMatchingModulesError
+from fade.methods.fade.masks import Mask
+from fade.methods.fade.sparse_lora import add_sparse_lora
 from fade.methods.method import STUDENT
 from fade.models.deltas import FixedDelta, add_delta, delta_weights, plain_modules
 from fade.models.denoiser import Denoiser, Part
@@ -85,23 +86,16 @@ def solved_difference(network: nn.Module, changes: Mapping[str, Tensor]) -> None
     _switch_on(network)
 
 
+def trained_low_rank(network: nn.Module, modules: Iterable[str], *, rank: int, seed: int) -> list[Tensor]:
+    """Put a trainable LoRA, zero at first, on modules; give its tensors."""
+    named = tuple(sorted(modules))
+    mask = Mask("none", named, len(named), len(named))
+    return add_sparse_lora(network, mask, rank=rank, alpha=float(rank), seed=seed, name=STUDENT)
+
+
 def _switch_on(network: nn.Module) -> None:
     for delta in delta_weights(network).values():
         delta.activate({STUDENT: 1.0})
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """The base's own weights, whatever differences hang on them; restores what was on."""
-    deltas = list(delta_weights(network).values())
-    before = [delta.disabled for delta in deltas]
-    try:
-        for delta in deltas:
-            delta.disabled = True
-        yield
-    finally:
-        for delta, disabled in zip(deltas, before, strict=True):
-            delta.disabled = disabled
 
 
 def noised(
@@ -120,7 +114,7 @@ def drawn(count: int, batch: int, generator: torch.Generator) -> Tensor:
 
 
 def descended(
-    changes: Mapping[str, nn.Parameter],
+    changes: Iterable[Tensor],
     losses: Callable[[], tuple[Tensor, Tensor | None]],
     *,
     steps: int,
@@ -132,11 +126,11 @@ def descended(
     Adam goes without decay, which would pull the weight's change, not the weight, to zero.
 
     Args:
-        changes: what ``trained_difference`` gave.
+        changes: tensors of what ``trained_difference`` or ``trained_low_rank`` gave.
         losses: draws a batch at each call; gives the loss of what to forget, and of what to retain or None.
         weight: of the second beside the first.
     """
-    optimizer = torch.optim.Adam(list(changes.values()), lr=learning_rate)
+    optimizer = torch.optim.Adam(list(changes), lr=learning_rate)
     for step in range(1, steps + 1):
         forget, kept = losses()
         optimizer.zero_grad(set_to_none=True)

@@ -20,16 +20,15 @@ from fade.lineage import ROOT
 from fade.methods import salun as salun_file
 from fade.methods.concept_ablation import ConceptAblationSettings, ablation_losses, concept_ablation
 from fade.methods.edits import solve
-from fade.methods.esd import EsdSettings, esd, esd_target
-from fade.methods.fade.examples import Examples
-from fade.methods.fade.sparse_lora import adapter_tensors
+from fade.methods.esd import EsdSettings, esd
+from fade.methods.fade.sparse_lora import adapter_tensors, adapters_disabled
 from fade.methods.method import STUDENT, Material
+from fade.methods.negative_guidance import negative_target
 from fade.methods.rece import ReceSettings, derived, rece
 from fade.methods.registry import METHODS, NAMES, PRESETS, asking_for, find_method, method_code, steps_of
 from fade.methods.salun import SalunSettings, salient, salun
 from fade.methods.trained_difference import (
     Losses,
-    frozen,
     modules_of,
     noised,
     trained_difference,
@@ -39,50 +38,11 @@ from fade.models.deltas import delta_weights, plain_modules
 from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion, UNet
 from fade.models.family import load_base
-from fade.models.told import Told
 from fade.spec import load_spec, save_spec
 from fade.steps.adapter import make_adapter
 from fade.steps.prepare import prepare_spec
 from fade.steps.trial import figures, run_trial
 from tests.tiny import PROJECT
-
-
-@pytest.fixture
-def material(base: StableDiffusion) -> Material:
-    generator = torch.Generator().manual_seed(3)
-
-    def pictures(count: int) -> Tensor:
-        return torch.randn((count, *base.denoiser.latent_shape), generator=generator)
-
-    def told(name: str) -> Told:
-        return base.encode_prompts(
-            [f"a {name} image in {style} style." for style in ("neon", "oil", "mosaic", "photo")]
-        )
-
-    others = base.encode_prompts([f"a {name} image in oil style." for name in ("horse", "coffee", "rocket", "flower")])
-    cat, horse = told("cat"), told("horse")
-    sets = {
-        "forget": _Rows(Examples(pictures(4), cat, horse)),
-        "surrogate": _Rows(Examples(pictures(4), cat, horse)),
-        "retain": _Rows(Examples(pictures(4), others, others)),
-    }
-    return Material(sets.__getitem__, base.unconditional())
-
-
-class _Rows:
-    """A split that is encoded."""
-
-    def __init__(self, examples: Examples) -> None:
-        self._examples = examples
-
-    def latents(self) -> Tensor:
-        return self._examples.latents
-
-    def captions(self) -> tuple[Told, Told]:
-        return self._examples.prompts, self._examples.targets
-
-    def encoded(self, most: int | None = None) -> Examples:
-        return self._examples
 
 
 def _changed(base: StableDiffusion) -> set[str]:
@@ -103,7 +63,7 @@ def test_esds_target_is_the_frozen_teachers_opposite(base: StableDiffusion, mate
     with torch.no_grad():
         assert not torch.equal(base.denoiser.predict(noisy, timestep, material.concept), named)  # the student has moved
     for eta in (1.0, 3.0):
-        found = esd_target(base, noisy, timestep, material.concept, eta=eta, precision="fp32")
+        found = negative_target(base, noisy, timestep, material.concept, eta=eta, precision="fp32")
         torch.testing.assert_close(found, without - eta * (named - without), rtol=1e-4, atol=1e-5)
 
 
@@ -225,7 +185,7 @@ def test_the_frozen_teacher_is_the_base_and_what_was_on_comes_back(sd: StableDif
         list(uce(sd, material, UceSettings(), precision="fp32", seed=1))
         changed = sd.denoiser.predict(noisy, timesteps, material.concept)
         assert not torch.equal(base, changed)
-        with frozen(sd.network):
+        with adapters_disabled(sd.network):
             assert torch.equal(sd.denoiser.predict(noisy, timesteps, material.concept), base)
         assert torch.equal(sd.denoiser.predict(noisy, timesteps, material.concept), changed)
 
@@ -248,7 +208,9 @@ def test_settings_are_checked_by_name_type_and_range() -> None:
 
 
 OWN = ("layerwise",)
-"""Of no paper; what such a method leaves is a LoRA, where a published one leaves a difference of whole weights."""
+"""Of no paper."""
+LOW_RANK = (*OWN, "spm", "receler")
+"""What such a method leaves is a LoRA, where the others leave a difference of whole weights."""
 
 
 def test_every_name_is_found_and_is_its_methods() -> None:
@@ -305,7 +267,7 @@ def trials(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     root = tmp_path_factory.mktemp("trials")
 
     def make(method: str) -> Path:
-        few = {f"{method}.{name}": 2 for name in ("steps", "batch")}
+        few = {f"{method}.{name}": 2 for name in ("steps", "batch", "search_steps")}
         own = {
             name: value
             for name, value in few.items()
@@ -325,7 +287,7 @@ def test_a_method_leaves_an_adapter_that_is_evaluated_and_taken_out_like_any(
 ) -> None:
     folder = trials(method)
     card = load_card(folder / "adapter")
-    assert (card["type"], card["method"]) == ("lora" if method in OWN else "delta", method)
+    assert (card["type"], card["method"]) == ("lora" if method in LOW_RANK else "delta", method)
     assert card["citation"] == find_method(method).citation
     assert card["parameters"] == load_spec(folder).methods[method]
     assert read_json(folder / "evaluation/metrics.json")["adapter_sha256"] == card["adapter_sha256"]
