@@ -6,7 +6,8 @@ nearest, in the concept's place, and the judge ``development`` names them. Where
 nearest are looked at too. Taken is the nearest of those
 
 - whose pictures are called by their own name, and not by the concept's, as often as the best candidate's are (but for
-  one standard error, or one picture), and
+  one standard error, or one picture),
+- of which, among these, the fewest are called by the concept's name: under the surrogate they still count as it, and
 - that differ from the concept's at the same seeds by at least three quarters of what candidates differ in the middle.
 """
 
@@ -101,7 +102,9 @@ def chosen(candidates: Sequence[Candidate]) -> tuple[Concept, str]:
     share = best.own / best.count
     least = best.told - max(math.sqrt(2 * share * (1 - share) / best.count), 1 / best.count)
     middle = float(np.median([one.apart for one in candidates]))
-    fit = [one for one in candidates if one.told >= least - 1e-9 and one.apart >= ENOUGH * middle]
+    known = [one for one in candidates if one.told >= least - 1e-9]
+    fewest = min(one.taken for one in known)
+    fit = [one for one in known if one.taken == fewest and one.apart >= ENOUGH * middle]
     taken = fit[0] if fit else best
     place = candidates.index(taken) + 1
     return taken.concept, (

@@ -74,7 +74,7 @@ from fade.steps.adapter import CURVE, check_changes, material
 from fade.steps.drawn import base_pictures, domains, ended, look_seeds, named_by, pictures_now
 from fade.steps.encoded import check_told_apart
 
-WAYS = (0.6, 0.75, 0.9)
+WAYS = (0.7, 0.8, 0.9)
 """Shares of the way from the concept's text states to the surrogate's that closed forms go, in turn."""
 LEAST_RETAINED = 1.0
 """Below this retain weight a closed form moves others by so much that distillation had better go on (measured)."""

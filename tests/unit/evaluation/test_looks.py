@@ -149,6 +149,8 @@ def test_a_surrogate_is_one_that_is_told_from_the_concept() -> None:
     assert chosen([alike, near, far])[0].name == "near"  # what is taken for the concept stays it
     assert chosen([candidate("mush", 5, 0, 0.2), near])[0].name == "near"  # what the base cannot draw
     assert chosen([candidate("twin", 16, 0, 0.05), near, far])[0].name == "near"  # what looks alike stays alike
+    # As well told but for a picture that is taken for the concept: it would count as not erased.
+    assert chosen([candidate("once", 16, 1, 0.2), far])[0].name == "far"
     taken, why = chosen([alike, far])
     assert taken.name == "far"
     assert why.startswith("of the 2 nearest in text the second, the first that is told apart and differs enough: of 16")
