@@ -67,7 +67,7 @@ def check_weights(found: BaseSource) -> None:
 def _misfits(found: BaseSource, part: str) -> Iterator[str]:
     """What of a part's tensors does not fit its configuration."""
     folder = found.config / part
-    wanted = described(family(found.pipeline).parts[part], folder)
+    wanted, twins = _described(family(found.pipeline).parts[part], folder)
     files = next((one.files for one in found.parts if one.part == part), (found.path,))
     where = listing(map(found.called, files), 2) if found.parts else found.path.name
     try:
@@ -80,7 +80,6 @@ def _misfits(found: BaseSource, part: str) -> Iterator[str]:
             raise
         yield f"{where} does not hold the {part} that {part}/config.json describes ({error})"
         return
-    twins = _twins(family(found.pipeline).parts[part], folder)
     if missing := [name for name in wanted if held.keys().isdisjoint(twins.get(name, {name}))]:
         yield f"{where} lacks {listing(missing, 3)}"
     if unknown := [name for name in held if name not in wanted and not _is_surplus(part, name)]:
@@ -107,26 +106,29 @@ def described(network: str, folder: Path) -> Shapes:
     Raises:
         BaseModelError: the configuration describes no such network.
     """
+    return _described(network, folder)[0]
+
+
+def _described(network: str, folder: Path) -> tuple[Shapes, Mapping[str, frozenset[str]]]:
     config = read_config(folder / "config.json")
     try:
-        return _shapes(network, json.dumps(config, sort_keys=True))
+        return _shapes_and_twins(network, json.dumps(config, sort_keys=True))
     except _UNREADABLE as error:
         raise BaseModelError(f"{folder}/config.json describes no {network}: {error}. Restore it.") from error
 
 
 @lru_cache(maxsize=16)
-def _shapes(network: str, config: str) -> Shapes:
+def _shapes_and_twins(network: str, config: str) -> tuple[Shapes, Mapping[str, frozenset[str]]]:
+    """Shapes by name; and of tensors that are one under several names, all of these by each: files hold one of them,
+    or all."""
     model = empty_network(network, json.loads(config))
-    return {_name(key): tuple(value.shape) for key, value in model.state_dict().items()}
-
-
-def _twins(network: str, folder: Path) -> Mapping[str, frozenset[str]]:
-    """Of tensors that are one under several names, all of these by each: files hold one of them, or all."""
-    model = empty_network(network, read_config(folder / "config.json"))
-    named: dict[int, set[str]] = {}
+    shapes, named = {}, dict[int, set[str]]()
     for key, value in model.state_dict(keep_vars=True).items():
-        named.setdefault(id(value), set()).add(_name(key))
-    return {name: frozenset(names) for names in named.values() if len(names) > 1 for name in names}
+        name = _name(key)
+        shapes[name] = tuple(value.shape)
+        named.setdefault(id(value), set()).add(name)
+    twins = {name: frozenset(names) for names in named.values() if len(names) > 1 for name in names}
+    return shapes, twins
 
 
 def empty_network(network: str, config: dict[str, Any]) -> Any:
