@@ -8,7 +8,7 @@ pipeline's at equal first latents, guided; and for a random adapter on every mod
 pipeline's own loader (peft's where it has none: PixArt-Sigma), how many of its keys that pipeline holds, and how far
 its picture is from ours. Differences are the largest one, in parts of the answer's or picture's range
 (``adapter_picture_difference`` is that with the adapter).
-A family of several kinds is shown by the worst of each figure. Real checkpoints are not compared: none is at hand.
+A family of several kinds is shown by the worst of each figure; a key that was passed over is an error. Real checkpoints are not compared: none is at hand.
 """
 
 from __future__ import annotations
@@ -147,6 +147,8 @@ def main() -> None:
         )
     if given.json:
         write_json(given.json, {"families": families})
+    if passed_over := [row["family"] for row in families if row["lora_keys_used"] < row["lora_keys"]]:
+        parser.exit(1, f"Keys of LoRA files were passed over by {', '.join(passed_over)}: expected every key used.\n")
 
 
 if __name__ == "__main__":
