@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
@@ -42,6 +46,35 @@ def compute_device() -> torch.device:
         )
     _reproducible_on_gpus()
     return torch.device("cuda", index)
+
+
+_busy: Counter[int] = Counter()
+_choosing = threading.Lock()
+
+
+@contextmanager
+def card_for_a_process() -> Iterator[dict[str, str]]:
+    """Which GPU a process that is started now computes on, as its environment; held until the block ends.
+
+    Of several GPUs the one that the fewest of this process's others are on. Nothing is said where FADE_DEVICE names a
+    device already, or there are not several.
+    """
+    import torch
+
+    from fade.environment import environment
+
+    count = torch.cuda.device_count() if environment().device in ("auto", "cuda") else 0
+    if count < 2:
+        yield {}
+        return
+    with _choosing:
+        card = min(range(count), key=lambda number: _busy[number])
+        _busy[card] += 1
+    try:
+        yield {"FADE_DEVICE": f"cuda:{card}"}
+    finally:
+        with _choosing:
+            _busy[card] -= 1
 
 
 @cache

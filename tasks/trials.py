@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from fade.errors import FadeError
+from fade.hardware import card_for_a_process
 from fade.spec import load_spec
 from fade.steps.trial import figures, run_trial
 
@@ -48,8 +50,9 @@ def trial(
             return run_trial(load_spec(folder), attacks=attacks, root=folder.parent, say=told)
     command = [sys.executable, "-m", "fade.steps.trial", str(folder), *(f"--attack={kind}" for kind in attacks)]
     log = folder.with_suffix(".log")  # beside it: a trial of other code empties its folder
-    with log.open("w", encoding="utf-8") as errors:
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+    with log.open("w", encoding="utf-8") as errors, card_for_a_process() as card:
+        surroundings = {**os.environ, **card}
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=surroundings)
         try:
             for line in running.stdout or ():
                 told(line.strip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from fade.errors import DataError
 from fade.evaluation.records import load
 from fade.evaluation.unlearncanvas import UnlearnCanvas
+from fade.hardware import card_for_a_process
 from fade.steps.unlearncanvas import begin
 from flows.studies.runners import side_by_side
 from tasks.mlflow import runs
@@ -98,7 +100,9 @@ def step(arguments: list[str]) -> None:
         TrialError: it failed, with its reason.
     """
     command = [sys.executable, "-m", "fade.steps.unlearncanvas", *arguments]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    with card_for_a_process() as card:
+        surroundings = {**os.environ, **card}
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=surroundings)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise TrialError(f"UnlearnCanvas ended early ({' '.join(arguments[:1])}): {last}")

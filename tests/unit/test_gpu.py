@@ -4,6 +4,9 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from fade.errors import ConfigError
 from fade.hardware import compute_device, fast_precision
 from fade.lineage import ROOT
 from flows.operations import doctor
+from tasks import trials
 
 
 @pytest.fixture
@@ -55,6 +59,47 @@ def test_on_a_gpu_torch_is_asked_for_the_same_bytes(gpus: pytest.MonkeyPatch) ->
     gpus.setenv("FADE_DEVICE", "cuda")
     compute_device()
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_of_several_gpus_each_process_gets_the_one_that_the_fewest_are_on(gpus: pytest.MonkeyPatch) -> None:
+    with hardware.card_for_a_process() as one, hardware.card_for_a_process() as other:
+        assert (one, other) == ({"FADE_DEVICE": "cuda:0"}, {"FADE_DEVICE": "cuda:1"})
+        with hardware.card_for_a_process() as third:
+            assert third == one
+    with hardware.card_for_a_process() as after:
+        assert after == one, "it was given back"
+    gpus.setenv("FADE_DEVICE", "cuda:1")
+    with hardware.card_for_a_process() as named:
+        assert named == {}
+    gpus.delenv("FADE_DEVICE")
+    gpus.setattr(torch.cuda, "device_count", lambda: 1)
+    with hardware.card_for_a_process() as only:
+        assert only == {}
+
+
+def test_trials_beside_each_other_are_told_different_gpus(gpus: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    together, said = Barrier(2, timeout=60), []
+
+    class Process:
+        """Ends well once the other one has begun too, and leaves the figures of a trial."""
+
+        stdout = ()
+
+        def __init__(self, command: list[str], *, env: dict[str, str], **_: object) -> None:
+            said.append(env["FADE_DEVICE"])
+            together.wait()
+
+        def wait(self) -> int:
+            return 0
+
+        poll = wait
+
+    gpus.setattr(trials.subprocess, "Popen", Process)
+    gpus.setattr(trials, "figures", lambda folder: {"folder": folder.name})
+    with ThreadPoolExecutor(2) as pool:
+        rows = list(pool.map(lambda name: trials.trial.fn(tmp_path / name), ("a", "b")))
+    assert rows == [{"folder": "a"}, {"folder": "b"}]
+    assert sorted(said) == ["cuda:0", "cuda:1"]
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
