@@ -8,7 +8,8 @@ pipeline's at equal first latents, guided; and for a random adapter on every mod
 pipeline's own loader (peft's where it has none: PixArt-Sigma), how many of its keys that pipeline holds, and how far
 its picture is from ours. Differences are the largest one, in parts of the answer's or picture's range
 (``adapter_picture_difference`` is that with the adapter).
-A family of several kinds is shown by the worst of each figure; a key that was passed over is an error. Real checkpoints are not compared: none is at hand.
+A family of several kinds is shown by the worst of each figure; a key that was passed over is an error. Real
+checkpoints are not compared: none is at hand.
 """
 
 from __future__ import annotations
