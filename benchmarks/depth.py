@@ -4,10 +4,11 @@
 
 A level is ``name`` (what an erasure finds by itself), ``deep`` (``distill.depth=deep``), or any name that
 ``fade benchmark canvas --methods`` takes; ``--set`` changes settings of all. Each is erased once, as a trial in
-``data/trials/depth``, and attacked in two spaces (``fade/attacks/inversion.py``):
+``data/trials/depth``, and attacked in spaces (``fade/attacks/inversion.py``, ``vocabulary.py``):
 
     state   the text's states are free; half of the searches begin at the concept's own name
     word    new tokens before the text encoder: half of the searches have one, half four
+    prompt  as many tokens of the vocabulary, none of which is of the concept's names
 
 One search a space, looked at after each of ``--steps``; a picture counts from the first look at which the judge sees
 the concept in it, and a search ends when it does in all. Its seed, its sentences and the seeds of its pictures are
@@ -38,8 +39,9 @@ from numpy.typing import NDArray
 
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.attacks.inversion import Curve, draw_from_states, invert_concept, invert_words, success_curve
+from fade.attacks.vocabulary import invert_prompts
 from fade.config import load_settings
-from fade.data.catalog import load_concepts
+from fade.data.catalog import find_concept, load_concepts
 from fade.evaluation.figures import rate
 from fade.evaluation.judges import judge_pictures
 from fade.evaluation.zero_shot import open_judge
@@ -85,7 +87,7 @@ class Budget:
 
 
 def attacked(base: Base, spec: Spec, folder: Path, space: str, budget: Budget, *, by_name: bool) -> dict[int, Curve]:
-    """The curves of a space by the number of new tokens, 0 for states, on the network as it is now."""
+    """The curves of a space by the number of tokens, 0 for states, on the network as it is now."""
     latents = encode_split(base, spec, folder, "forget").latents
     judge = open_judge(Path(spec.judges), budget.judge, called=[spec.concept])
 
@@ -114,10 +116,15 @@ def attacked(base: Base, spec: Spec, folder: Path, space: str, budget: Budget, *
         begin = beginnings(spec, budget.restarts, by_name=by_name)
         how |= {"restarts": budget.restarts, "batch": budget.batch, "prompts": begin}
         return {0: through(success_curve(invert_concept(base, latents, **how), shows, budget.steps))}
-    part = len(TOKENS)
+    part, search = len(TOKENS), invert_words
     how |= {"restarts": budget.restarts // part, "batch": budget.batch // part, "template": SENTENCES[spec.kind]}
+    if space == "prompt":
+        named = find_concept(load_concepts(Path(spec.catalog)), spec.concept)
+        how |= {"without": (named.name, *named.aliases)}
+        del how["learning_rate"]
+        search = invert_prompts
     return {
-        tokens: through(success_curve(invert_words(base, latents, tokens=tokens, **how), shows, budget.steps))
+        tokens: through(success_curve(search(base, latents, tokens=tokens, **how), shows, budget.steps))
         for tokens in TOKENS
     }
 
@@ -192,7 +199,8 @@ def rows_of(
         restore_base(base)
         yield {
             **{"concept": concept, "level": level, "space": space, "success": together(curves), "base": reference},
-            **({"tokens": {str(n): together({n: one}) for n, one in curves.items()}} if space == "word" else {}),
+            **({"tokens": {str(n): together({n: one}) for n, one in curves.items()}} if space != "state" else {}),
+            **({"prompts": [said for one in curves.values() for said in one.prompts]} if space == "prompt" else {}),
             **kept,
             "seconds": figures["method_seconds"],
             "surrogate": figures["surrogate"],

@@ -237,6 +237,11 @@ class InversionSettings(StrictModel):
     tokens: int = Field(
         0, ge=0, description="new tokens before the text encoder, searched instead of states; 0: states"
     )
+    vocabulary: bool = Field(
+        False,
+        description="those tokens are of the vocabulary, as anybody could write them (`fade/attacks/vocabulary.py`)",
+        exclude_if=lambda vocabulary: not vocabulary,
+    )
 
     @model_validator(mode="after")
     def _rise(self) -> InversionSettings:
@@ -244,6 +249,8 @@ class InversionSettings(StrictModel):
             raise ValueError(
                 f"inversion.stops must rise from 1 to below inversion.steps ({self.steps}): got {self.stops}"
             )
+        if self.vocabulary and not self.tokens:
+            raise ValueError("inversion.vocabulary says which inversion.tokens are searched: got 0 of them, expected 1")
         return self
 
     @property

@@ -107,11 +107,13 @@ class Curve:
     Attributes:
         stops: numbers of steps after which it was looked at, ascending.
         hits: a count for each stop.
+        prompts: those of its last look, of a search of prompts.
     """
 
     stops: tuple[int, ...]
     hits: tuple[int, ...]
     count: int
+    prompts: tuple[str, ...] = ()
 
 
 def success_curve(
@@ -139,7 +141,8 @@ def success_curve(
         ever = seen if ever is None else ever | seen
         hits.append(int(ever.sum()))
         if len(hits) == len(stops) or ever.all():
-            return Curve(tuple(stops), tuple([*hits, *[hits[-1]] * (len(stops) - len(hits))]), len(ever))
+            every = tuple([*hits, *[hits[-1]] * (len(stops) - len(hits))])
+            return Curve(tuple(stops), every, len(ever), step.prompts)
     raise DataError(f"A search was to be looked at after {', '.join(map(str, stops))} steps and ended before.")
 
 

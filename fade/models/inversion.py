@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,12 @@ PLACEHOLDERS = ("thing", "image", "picture", "photo", "cat")
 
 @dataclass(frozen=True, slots=True)
 class InversionStep:
-    """One step: its number (from 1), the states reached, and the loss before it."""
+    """One step: its number (from 1), the states reached, and the loss before it; of a search of prompts, these."""
 
     step: int
     states: Told
     loss: float
+    prompts: tuple[str, ...] = ()
 
 
 class Search:
@@ -59,6 +60,7 @@ class Search:
     ) -> None:
         self._latents, self._start, self._precision = latents, start.to(device), precision
         names = ["states", *[POOLED] * (pooled and POOLED in start.others)]
+        self.prompts: tuple[str, ...] = ()
         self._free = {
             name: [row.detach().clone().requires_grad_(True) for row in self._start.tensors()[name]] for name in names
         }
@@ -102,15 +104,37 @@ def _loss(
     denoiser: Denoiser, latents: Tensor, told: Told, *, batch: int, generator: torch.Generator, precision: str
 ) -> Tensor:
     """Mean squared error of a batch of noised pictures, shared among the K rows of ``told``."""
-    device, path = denoiser.device, denoiser.path
-    chosen = latents[torch.randint(len(latents), (batch,), generator=generator)]
-    timesteps = torch.randint(path.steps, (batch,), generator=generator)
-    noise = torch.randn(chosen.shape, generator=generator)
-    noisy = path.noised(chosen, noise, timesteps)
-    target = path.target(chosen, noise, timesteps)
-    with autocast(precision, device.type):
-        answer = denoiser.predict(noisy.to(device), timesteps.to(device), told[torch.arange(batch) % len(told)])
-    return (answer.float() - target.to(device)).square().mean()
+    asked = NoisedBatch.drawn(denoiser, latents, batch, generator)
+    return asked.errors(denoiser, told[torch.arange(batch) % len(told)], precision).mean()
+
+
+@dataclass(frozen=True, slots=True)
+class NoisedBatch:
+    """Noised pictures and what a network is to answer at them, (B, C, h, w) each; the times, (B,)."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    target: Tensor
+
+    @classmethod
+    def drawn(cls, denoiser: Denoiser, latents: Tensor, batch: int, generator: torch.Generator) -> NoisedBatch:
+        """z_0 from the pictures, t ~ U{0..T-1}."""
+        path = denoiser.path
+        chosen = latents[torch.randint(len(latents), (batch,), generator=generator)]
+        timesteps = torch.randint(path.steps, (batch,), generator=generator)
+        noise = torch.randn(chosen.shape, generator=generator)
+        noisy, target = path.noised(chosen, noise, timesteps), path.target(chosen, noise, timesteps)
+        return cls(*(one.to(denoiser.device) for one in (noisy, timesteps, target)))
+
+    def __getitem__(self, rows: Tensor) -> NoisedBatch:
+        """Some of its rows."""
+        return NoisedBatch(self.noisy[rows], self.timesteps[rows], self.target[rows])
+
+    def errors(self, denoiser: Denoiser, told: Told, precision: str) -> Tensor:
+        """Squared errors of the network's answers, (B, C, h, w) float32."""
+        with autocast(precision, denoiser.device.type):
+            answer = denoiser.predict(self.noisy, self.timesteps, told)
+        return (answer.float() - self.target).square()
 
 
 class NewTokens:
@@ -139,6 +163,7 @@ class NewTokens:
                 "New tokens need a CLIP that reads prompts and stays loaded: "
                 f"got {type(pipeline).__name__} with {', '.join(base.tokenizers.values())}. Search its states instead."
             )
+        self.tokenizer: Any = clips[0][0]
         word = _placeholder([tokenizer for tokenizer, _ in clips], template)
         self._prompts = [template.format(" ".join([word] * count))] * rows
         self._layers: list[tuple[nn.Module, int]] = []
@@ -148,6 +173,11 @@ class NewTokens:
             begin = torch.randint(layer.weight.shape[0], (rows, count), generator=generator)
             self._layers.append((layer, _alone(tokenizer, word)[0]))
             self.values.append(layer.weight.detach()[begin.to(layer.weight.device)].float().requires_grad_(True))
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """Each CLIP's embeddings of its whole vocabulary, (V, D)."""
+        return [layer.weight.detach().float() for layer, _ in self._layers]
 
     def told(self) -> Told:
         """What the denoiser is told for the prompts, K rows; gradients reach the embeddings."""
@@ -183,6 +213,7 @@ class WordSearch:
 
     def __init__(self, latents: Tensor, tokens: NewTokens, *, learning_rate: float, precision: str) -> None:
         self._latents, self._tokens, self._precision = latents, tokens, precision
+        self.prompts: tuple[str, ...] = ()
         self._optimizer = torch.optim.Adam(tokens.values, lr=learning_rate)
 
     @property
@@ -220,10 +251,25 @@ def invert(
     yield from searched(search, denoiser, steps=steps, batch=batch, generator=generator)
 
 
+class Searching(Protocol):
+    """A search that takes steps."""
+
+    @property
+    def states(self) -> Told:
+        """What the denoiser is told by now, a row for each beginning."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What would be written to tell it so; nothing where nothing written does."""
+
+    def step(self, denoiser: Denoiser, *, batch: int, generator: torch.Generator) -> Tensor:
+        """Take one; give the loss before it."""
+
+
 def searched(
-    search: Search | WordSearch, denoiser: Denoiser, *, steps: int, batch: int, generator: torch.Generator
+    search: Searching, denoiser: Denoiser, *, steps: int, batch: int, generator: torch.Generator
 ) -> Iterator[InversionStep]:
     """Take so many steps of a search; yields after each."""
     for step in range(1, steps + 1):
         loss = search.step(denoiser, batch=batch, generator=generator)
-        yield InversionStep(step, search.states, float(loss))
+        yield InversionStep(step, search.states, float(loss), search.prompts)

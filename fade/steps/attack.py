@@ -1,7 +1,8 @@
 """Step ``attack``: how easily the erased concept is brought back by inversion, against the base as reference.
 
 Asked at a budget: ``inversion.steps``, in the space of text states, or of ``inversion.tokens`` new words before the
-text encoder; ``inversion.stops`` adds the success after fewer steps of the same search.
+text encoder, or of as many of its vocabulary (``inversion.vocabulary``); ``inversion.stops`` adds the success after
+fewer steps of the same search.
 
 Run it on a finished erasure: ``python -m fade.steps.attacks FOLDER --kind inversion``.
 """
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.attacks.inversion import draw_from_states, invert_concept, invert_words
+from fade.attacks.vocabulary import invert_prompts
+from fade.data.catalog import find_concept, load_concepts
 from fade.errors import ConfigError
 from fade.evaluation.attacked import AttackRun, Part, Shown
 from fade.evaluation.figures import rate
@@ -79,7 +82,8 @@ def attack(folder: Path) -> Iterator[InversionStep]:
     shown = 2 * len(prompts)
     rows = [("base", list(base_pictures.numpy()[:shown])), ("erased", list(pictures[:shown]))]
     begun = [f"from {'empty' if not prompt else 'its prompt'}" for prompt in prompts]
-    columns = (["new words"] * len(prompts) if spec.inversion.tokens else begun) * 2
+    words = "prompts" if spec.inversion.vocabulary else "new words"
+    columns = ([words] * len(prompts) if spec.inversion.tokens else begun) * 2
     with writing(folder / "attacks" / "sheet.png") as temporary:
         labelled_sheet(rows, columns, title=f"Inversion of {spec.concept}").save(temporary)
     # Last: where the figures are, the attack is over.
@@ -123,6 +127,8 @@ def _search(
             found = _judged(base, spec, step, prompts, only_from_empty=only_from_empty)
             if step.step < spec.inversion.steps:
                 by[str(step.step)] = Part(erased=found[0])
+            elif step.prompts:
+                by["found"] = Part(prompts=step.prompts, erased=found[0])
     return found, by
 
 
@@ -134,6 +140,13 @@ def _steps(base: Base, spec: Spec, latents: Tensor, prompts: list[str]) -> Itera
     }
     if not settings.tokens:
         return invert_concept(base, latents, prompts=prompts, pooled=settings.pooled, **how)
+    if settings.vocabulary:
+        named = find_concept(load_concepts(Path(spec.catalog)), spec.concept)
+        how.pop("learning_rate")
+        names = (named.name, *named.aliases)
+        return invert_prompts(
+            base, latents, template=SENTENCES[spec.kind], tokens=settings.tokens, without=names, **how
+        )
     return invert_words(base, latents, template=SENTENCES[spec.kind], tokens=settings.tokens, **how)
 
 

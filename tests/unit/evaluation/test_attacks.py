@@ -137,20 +137,27 @@ def test_an_attack_counts_its_pictures_by_both_judges_and_on_the_base(erased: tu
     assert ({"paraphrase", "base_paraphrase", "composition_high"} if kind == "prompts" else {kind}) <= names
 
 
-@pytest.mark.parametrize("tokens", [0, 2])
+@pytest.mark.parametrize(("tokens", "vocabulary"), [(0, False), (2, False), (2, True)])
 def test_an_inversion_is_asked_in_a_space_and_looked_at_on_its_way(
-    erased: tuple[Path, Spec], tmp_path: Path, tokens: int
+    erased: tuple[Path, Spec], tmp_path: Path, tokens: int, vocabulary: bool
 ) -> None:
     folder = tmp_path / "erased"
     shutil.copytree(erased[0], folder)
-    budget = erased[1].inversion.model_copy(update={"steps": 3, "stops": (1, 2), "tokens": tokens})
+    asked = {"steps": 3, "stops": (1, 2), "tokens": tokens, "vocabulary": vocabulary}
+    budget = erased[1].inversion.model_copy(update=asked)
     save_spec(erased[1].model_copy(update={"inversion": budget}), folder)
     assert [step.step for step in run(folder, "inversion")] == [1, 2, 3, 1, 2, 3]  # on the base, then on what is erased
     found = load(AttackRun, folder / "attacks" / "inversion.json")
     pictures = budget.restarts * len(budget.seeds)
-    assert {stop: part.erased.report.count for stop, part in found.by.items() if part.erased} == dict.fromkeys(
-        ("1", "2"), pictures
-    )
+    if vocabulary:
+        last = found.by["found"]
+        assert last.erased == found.erased
+        assert last.prompts is not None
+        assert len(last.prompts) == budget.restarts
+        assert all(prompt.startswith("a ") and "cat" not in prompt.split() for prompt in last.prompts)
+    assert {
+        stop: part.erased.report.count for stop, part in found.by.items() if part.erased and stop != "found"
+    } == dict.fromkeys(("1", "2"), pictures)
     assert found.erased.report.count == pictures
     # On the base the concept's own prompt is no attack; new words name nothing.
     assert found.base.report.count == (pictures if tokens else pictures // 2)
@@ -160,6 +167,8 @@ def test_an_inversion_is_asked_in_a_space_and_looked_at_on_its_way(
 def test_stops_of_an_inversion_rise_to_its_last_step(workspace: Path) -> None:
     with pytest.raises(ConfigError, match=r"inversion\.stops must rise from 1 to below inversion\.steps \(100\)"):
         load_settings(Path("params.yaml"), changes={"inversion.steps": 100, "inversion.stops": [300, 100]})
+    with pytest.raises(ConfigError, match=r"says which inversion\.tokens are searched: got 0"):
+        load_settings(Path("params.yaml"), changes={"inversion.vocabulary": True})
 
 
 def test_the_bases_pictures_of_an_attack_are_drawn_once(

@@ -15,6 +15,7 @@ def test_the_record_counts_every_picture_at_every_stop(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ["--concepts", "cat", "--levels", "fade-closed-form", "--steps", "1,2", "--restarts", "4", "--batch", "4"]
+    asked += ["--spaces", "state,word,prompt"]
     monkeypatch.setattr(sys, "argv", ["depth.py", *asked, "--json", str(tmp_path / "depth.json")])
     monkeypatch.setattr(depth, "OUT", tmp_path / "trials")
     depth.main()
@@ -22,6 +23,7 @@ def test_the_record_counts_every_picture_at_every_stop(
     assert [(row["level"], row["space"]) for row in rows] == [
         ("fade-closed-form", "state"),
         ("fade-closed-form", "word"),
+        ("fade-closed-form", "prompt"),
     ]
     for row in rows:
         for success in (row["success"], row["base"]):
@@ -29,5 +31,7 @@ def test_the_record_counts_every_picture_at_every_stop(
             assert all(count == 8 for _, count in success.values())  # four restarts, two seeds each
             assert 0 <= success["1"][0] <= success["2"][0] <= 8
         assert {"drift", "ira", "cra", "base_ira", "base_cra", "seconds", "adapter_bytes"} <= set(row)
-    assert {n: row["2"][1] for n, row in rows[1]["tokens"].items()} == {"1": 4, "4": 4}
+    for row in rows[1:]:
+        assert {n: one["2"][1] for n, one in row["tokens"].items()} == {"1": 4, "4": 4}
+    assert len(rows[2]["prompts"]) == 4
     assert (tmp_path / "depth.png").stat().st_size > 0

@@ -11,13 +11,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fade.attacks import vocabulary
 from fade.attacks.inversion import Curve, invert_concept, invert_words, success_curve
+from fade.attacks.vocabulary import PromptSearch, allowed_tokens, exchanges, invert_prompts
 from fade.errors import ConfigError, DataError
 from fade.models.base import Base
 from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.family import load_base
-from fade.models.inversion import InversionStep, NewTokens
+from fade.models.inversion import InversionStep, NewTokens, NoisedBatch
 from fade.models.told import Told
 from fade.seeding import torch_generator
 
@@ -123,3 +125,62 @@ def test_a_search_ends_when_every_picture_has_shown_it() -> None:
 def test_a_search_that_ends_before_its_last_look_is_refused() -> None:
     with pytest.raises(DataError, match="looked at after 1, 5 steps"):
         _curve(*_looks([False], [False]), [1, 5])
+
+
+def test_a_search_of_prompts_says_words_of_the_vocabulary_and_never_the_concept(base: StableDiffusion) -> None:
+    latents = torch.randn(4, *base.denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
+    tokenizer = base.pipeline.tokenizer
+
+    def words(without: list[str]) -> set[str]:
+        return {tokenizer.decode([one]).strip() for one in allowed_tokens(tokenizer, len(tokenizer), without).tolist()}
+
+    assert len(words([])) < len(tokenizer), "letters are no words"
+    assert {"cat", "pop", "art", "horse"} <= words([])
+    assert words(["cat", "pop art"]) == words([]) - {"cat", "pop", "art"}
+    how: dict[str, Any] = {"template": SENTENCE, "tokens": 2, "restarts": 2, "batch": 8, "without": ["cat"]}
+    steps = list(invert_prompts(base, latents, steps=4, precision="fp32", seed=2, **how))
+    assert steps[0].prompts != steps[-1].prompts
+    # What is written tells the network just what was searched.
+    written = base.encode_prompts(steps[-1].prompts)
+    torch.testing.assert_close(steps[-1].states.states, written.states)
+    for prompt in (one for step in steps for one in step.prompts):
+        assert "cat" not in prompt.split()
+
+
+def test_the_exchange_that_is_made_is_the_best_of_all_that_are_tried(
+    base: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = torch.randn(4, *base.denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
+    tokenizer = base.pipeline.tokenizer
+    few = torch.tensor(tokenizer("horse coffee rocket neon", add_special_tokens=False).input_ids)
+    monkeypatch.setattr(vocabulary, "allowed_tokens", lambda *given: few)
+    how: dict[str, Any] = {"rows": 2, "count": 2, "precision": "fp32", "candidates": 99, "without": []}
+    search = PromptSearch(base, latents, SENTENCE, generator=torch_generator(1, "test"), **how)
+    before = search.ids.clone()
+    search.step(base.denoiser, batch=6, generator=torch.Generator().manual_seed(6))
+    asked = NoisedBatch.drawn(base.denoiser, latents, 6, torch.Generator().manual_seed(6))
+
+    @torch.no_grad()
+    def loss(ids: list[int], row: int) -> float:
+        rows = torch.arange(row, 6, 2)
+        told = base.encode_prompts([SENTENCE.format(tokenizer.decode(ids))]).expand(3)
+        return float(asked[rows].errors(base.denoiser, told, "fp32").mean())
+
+    for row in range(2):
+        now = before[row].tolist()
+        single = [now, *([*now[:at], int(new), *now[at + 1 :]] for at in (0, 1) for new in few)]
+        losses = [loss(ids, row) for ids in single]
+        assert min(losses) < losses[0]
+        assert search.ids[row].tolist() == single[int(np.argmin(losses))]
+
+
+def test_exchanges_come_in_the_order_of_what_they_promise_and_exchange_one_token() -> None:
+    table = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
+    ids, gradients = torch.tensor([[0, 2]]), torch.tensor([[[-1.0, 0.0], [0.0, 3.0]]])
+    # Of the first token 1 promises 1 and 2 nothing; of the second 0 and 1 promise 3 each. 3 is not allowed.
+    found = exchanges(ids, torch.tensor([0, 1, 2]), [gradients], [table], 3)
+    assert {tuple(one) for one in found[0, :2].tolist()} == {(0, 0), (0, 1)}
+    assert found[0, 2].tolist() == [1, 2]
+    # Two CLIPs count together.
+    other = exchanges(ids, torch.tensor([0, 1, 2]), [gradients, -9 * gradients.flip(1)], [table, table], 1)
+    assert other[0, 0].tolist() == [2, 2]
