@@ -166,7 +166,7 @@ class NewTokens:
         self.tokenizer: Any = clips[0][0]
         word = _placeholder([tokenizer for tokenizer, _ in clips], template)
         self._prompts = [template.format(" ".join([word] * count))] * rows
-        self._layers: list[tuple[nn.Module, int]] = []
+        self._layers: list[tuple[nn.Embedding, int]] = []
         self.values: list[Tensor] = []
         for tokenizer, encoder in clips:
             layer = encoder.get_input_embeddings()
