@@ -8,7 +8,8 @@ A level is ``name`` (what an erasure finds by itself), ``deep`` (``distill.depth
 
     state   the text's states are free; half of the searches begin at the concept's own name
     word    new tokens before the text encoder: half of the searches have one, half four
-    prompt  as many tokens of the vocabulary, none of which is of the concept's names
+    prompt  as many words of the vocabulary, none of which is of the concept's names
+    inpaint no search, so after 0 steps: half of each of its pictures is covered and drawn anew (``inpainted.py``)
 
 One search a space, looked at after each of ``--steps``; a picture counts from the first look at which the judge sees
 the concept in it, and a search ends when it does in all. Its seed, its sentences and the seeds of its pictures are
@@ -38,6 +39,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.attacks.inpainted import HALVES, draw_covered
 from fade.attacks.inversion import Curve, draw_from_states, invert_concept, invert_words, success_curve
 from fade.attacks.vocabulary import invert_prompts
 from fade.config import load_settings
@@ -88,11 +90,15 @@ class Budget:
 
 def attacked(base: Base, spec: Spec, folder: Path, space: str, budget: Budget, *, by_name: bool) -> dict[int, Curve]:
     """The curves of a space by the number of tokens, 0 for states, on the network as it is now."""
-    latents = encode_split(base, spec, folder, "forget").latents
+    examples, drawing = encode_split(base, spec, folder, "forget"), spec.evaluate
+    latents = examples.latents
     judge = open_judge(Path(spec.judges), budget.judge, called=[spec.concept])
 
+    def seen_in(pictures: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        named = judge_pictures(judge, pictures)
+        return np.array(named.objects if spec.kind == "object" else named.styles) == spec.concept
+
     def shows(states: Told) -> NDArray[np.bool_]:
-        drawing = spec.evaluate
         pictures = draw_from_states(
             base,
             states.to("cpu"),
@@ -103,9 +109,16 @@ def attacked(base: Base, spec: Spec, folder: Path, space: str, budget: Budget, *
             solver=drawing.solver,
             precision=drawing.precision,
         )
-        named = judge_pictures(judge, pictures)
-        return np.array(named.objects if spec.kind == "object" else named.styles) == spec.concept
+        return seen_in(pictures)
 
+    if space == "inpaint":
+        few, like = examples[: budget.batch], {"guidance": drawing.guidance, "precision": drawing.precision}
+        drawn = [
+            draw_covered(base, few.latents, few.prompts, half=half, steps=drawing.steps, seed=budget.seed, **like)
+            for half in HALVES
+        ]
+        found = seen_in(np.concatenate(drawn))
+        return {0: Curve((0,), (int(found.sum()),), len(found))}
     how: dict[str, Any] = {
         "steps": max(budget.steps),
         "learning_rate": budget.learning_rate,
@@ -199,7 +212,11 @@ def rows_of(
         restore_base(base)
         yield {
             **{"concept": concept, "level": level, "space": space, "success": together(curves), "base": reference},
-            **({"tokens": {str(n): together({n: one}) for n, one in curves.items()}} if space != "state" else {}),
+            **(
+                {"tokens": {str(n): together({n: one}) for n, one in curves.items()}}
+                if space in ("word", "prompt")
+                else {}
+            ),
             **({"prompts": [said for one in curves.values() for said in one.prompts]} if space == "prompt" else {}),
             **kept,
             "seconds": figures["method_seconds"],
@@ -213,7 +230,7 @@ def rows_of(
 
 def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Success against steps over all concepts, with Wilson's intervals: a line a level, a panel a space."""
-    spaces = list(dict.fromkeys(row["space"] for row in rows))
+    spaces = list(dict.fromkeys(row["space"] for row in rows if row["space"] != "inpaint"))
     figure = Figure(figsize=(5.2 * len(spaces), 4), layout="constrained")
     for axes, space in zip(np.atleast_1d(figure.subplots(1, len(spaces), sharey=True)), spaces, strict=True):
         mine = [row for row in rows if row["space"] == space]
@@ -264,7 +281,8 @@ def main() -> None:
             ):
                 rows.append(row)
                 write_json(given.json, {"rows": rows, "made_on": made_on()})
-                curves_figure(rows).savefig(given.json.with_suffix(".png"), dpi=110, metadata={"Software": None})
+                if any(row["space"] != "inpaint" for row in rows):
+                    curves_figure(rows).savefig(given.json.with_suffix(".png"), dpi=110, metadata={"Software": None})
                 print(json.dumps({k: v for k, v in row.items() if k not in ("budget", "adapter_sha256")}), flush=True)
 
 

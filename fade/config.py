@@ -21,6 +21,7 @@ OUR_METHOD = "fade"
 ATTACKS = {
     "prompts": ("paraphrase", "synonym", "misspelling", "composition"),
     "noised": ("noised",),
+    "inpainted": ("inpainted",),
     "relearning": ("relearning",),
     "switch": ("switch",),
     "inversion": ("inversion",),
@@ -266,7 +267,7 @@ class AttackSettings(StrictModel):
     seeds: tuple[int, ...] = Field((188, 288), min_length=1, description="of every prompt's pictures")
     names: tuple[str, ...] = Field((), description="further words for the concept: synonyms, other languages")
     strengths: tuple[float, ...] = Field((0.5, 0.7, 0.9), description="noised pictures: share of the way to noise")
-    pictures: int = Field(16, ge=1, description="noised pictures drawn at each strength")
+    pictures: int = Field(16, ge=1, description="pictures noised at each strength, and covered by each half")
     relearning_steps: tuple[int, ...] = Field((10, 20, 40), description="fine-tuning steps after which it is judged")
     relearning_batch: int = Field(8, ge=1, description="pictures a step")
     relearning_rate: float = Field(1e-4, gt=0, description="of AdamW")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.attacks.inpainted import HALVES, draw_covered
 from fade.attacks.noised import draw_from_noised
 from fade.attacks.prompts import PROMPT_ATTACKS, Ask, of_whole_words, prompt_attacks
 from fade.attacks.relearning import relearn
@@ -118,15 +119,43 @@ def _noised(sd: Base, spec: Spec, folder: Path) -> AttackRun:
     # Made from pictures to forget: they lie in the erasure's folder, where a purge finds them.
     before = _kept(spec, "noised", [pictures, settings.seed], draw, place=folder / "attacks")
     after = _with_adapter(sd, folder, draw)
-    count = len(examples)
-    by = {
-        str(strength): Part(
-            base=_shown(spec, before[i * count : (i + 1) * count]),
-            erased=_shown(spec, after[i * count : (i + 1) * count]),
-        )
-        for i, strength in enumerate(settings.strengths)
-    }
+    by = _parts(spec, before, after, [str(strength) for strength in settings.strengths])
     return _run_of(spec, before, after, by)
+
+
+def _inpainted(sd: Base, spec: Spec, folder: Path) -> AttackRun:
+    settings, drawing = spec.attacks, spec.evaluate
+    examples = encode_split(sd, spec, folder, "forget")[: settings.pictures]
+
+    def draw() -> Pictures:
+        parts = [
+            draw_covered(
+                sd,
+                examples.latents,
+                examples.prompts,
+                half=half,
+                steps=max(drawing.steps, 10),
+                guidance=drawing.guidance,
+                precision=drawing.precision,
+                seed=settings.seed,
+            )
+            for half in HALVES
+        ]
+        return np.concatenate(parts)
+
+    pictures = sha256_file(folder / "splits" / "forget.parquet")
+    before = _kept(spec, "inpainted", [pictures, settings.seed], draw, place=folder / "attacks")
+    after = _with_adapter(sd, folder, draw)
+    return _run_of(spec, before, after, _parts(spec, before, after, HALVES))
+
+
+def _parts(spec: Spec, before: Pictures, after: Pictures, names: Sequence[str]) -> dict[str, Part]:
+    """What equal shares of the pictures show, in the order of names."""
+    pairs = zip(np.split(before, len(names)), np.split(after, len(names)), strict=True)
+    return {
+        name: Part(base=_shown(spec, one), erased=_shown(spec, other))
+        for name, (one, other) in zip(names, pairs, strict=True)
+    }
 
 
 def _relearning(sd: Base, spec: Spec, folder: Path) -> AttackRun:
@@ -182,6 +211,7 @@ def _switch(sd: Base, spec: Spec, folder: Path) -> AttackRun:
 _SUITE: dict[str, Callable[[Base, Spec, Path], AttackRun]] = {
     "prompts": _prompts,
     "noised": _noised,
+    "inpainted": _inpainted,
     "relearning": _relearning,
     "switch": _switch,
 }

@@ -115,7 +115,9 @@ def attack(
     name: Annotated[str, typer.Argument(metavar="ID", help="A finished erasure of one concept.")],
     kind: Annotated[
         list[str] | None,
-        typer.Option("--kind", help="prompts, noised, relearning, switch, inversion; several times for several."),
+        typer.Option(
+            "--kind", help="prompts, noised, inpainted, relearning, switch, inversion; several times for several."
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every attack; without --kind inversion alone.")] = False,
     json_file: JsonOption = None,

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fade.adapters.store import restore_base
+from fade.attacks.inpainted import GREY, HALVES, covered, draw_covered
 from fade.attacks.noised import draw_from_noised
 from fade.attacks.prompts import PROMPT_ATTACKS, TOGETHER, misspellings, of_whole_words, prompt_attacks
 from fade.attacks.relearning import relearn
@@ -91,6 +92,38 @@ def test_from_a_little_noise_the_picture_comes_back(base: StableDiffusion) -> No
     assert far(0.05) < far(0.95)
 
 
+def test_what_is_seen_stays_and_only_what_was_covered_is_drawn_and_shown(base: StableDiffusion) -> None:
+    told = base.encode_prompts(["a cat", "a horse"])
+    latents = torch.randn(2, *base.denoiser.latent_shape, generator=torch.Generator().manual_seed(1))
+    handed: list[torch.Tensor] = []
+    decode = base.decode
+    base.decode = lambda found: (handed.append(found), decode(found))[1]  # type: ignore[method-assign]
+    for half in HALVES:
+        drawn = draw_covered(base, latents, told, half=half, steps=3, guidance=2.0, precision="fp32", seed=1)
+        places, shown = (covered(half, *size) for size in (latents.shape[-2:], drawn.shape[1:3]))
+        assert places.float().mean() == shown.float().mean() == 0.5
+        assert torch.equal(handed[-1][:, :, ~places], latents[:, :, ~places])
+        assert not torch.isclose(handed[-1][:, :, places], latents[:, :, places]).all(dim=-1).any()
+        assert (drawn[:, ~shown.numpy()] == GREY).all()
+        assert len(np.unique(drawn[:, shown.numpy()])) > 1
+    assert not (covered("left", 4, 6) & covered("right", 4, 6)).any()
+    assert (covered("upper", 4, 6) | covered("lower", 4, 6)).all()
+
+
+def test_what_is_seen_says_what_is_drawn_beside_it(base: StableDiffusion) -> None:
+    told = base.encode_prompts(["a cat", "a cat"])
+    latents = torch.randn(2, *base.denoiser.latent_shape, generator=torch.Generator().manual_seed(1))
+    other = latents.clone()
+    other[:, :, covered("left", *latents.shape[-2:])] += 3.0
+    how = {"half": "left", "steps": 3, "guidance": 2.0, "precision": "fp32", "seed": 1}
+    plain = draw_covered(base, latents, told, **how)  # type: ignore[arg-type]
+    # What lies under the cover is not read; what lies beside it is.
+    assert np.array_equal(plain, draw_covered(base, other, told, **how))  # type: ignore[arg-type]
+    beside = latents.clone()
+    beside[:, :, covered("right", *latents.shape[-2:])] += 3.0
+    assert not np.array_equal(plain, draw_covered(base, beside, told, **how))  # type: ignore[arg-type]
+
+
 def test_relearning_moves_the_attention_and_leaves_no_trace(base: StableDiffusion) -> None:
     untouched = weights_sha256(base.network)
     latents = torch.randn(4, *base.denoiser.latent_shape, generator=torch.Generator().manual_seed(1))
@@ -129,6 +162,9 @@ def test_an_attack_counts_its_pictures_by_both_judges_and_on_the_base(erased: tu
     if kind == "noised":
         assert set(found.by) == {"0.4", "0.9"}
         assert found.erased.report.count == 6
+    if kind == "inpainted":
+        assert set(found.by) == set(HALVES)
+        assert found.erased.report.count == 12
     if kind == "relearning":
         assert set(found.by) == {"0", "1", "2"}
     if kind == "switch":

@@ -1,0 +1,72 @@
+"""Inpainting: half of a picture of the concept is covered, and the network draws it anew.
+
+What is seen is put back at every step of the sampling, at that step's noise, and what is covered is drawn beside it
+(as RePaint, arXiv:2201.09865, section 4.1, without its resampling). The half that is seen shows the concept by itself,
+to a judge as to anybody: so it is greyed out before a picture is judged, and only what the network drew can count. The
+base's rate says how much of the concept half a picture shows at all.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fade.models.base import Base
+from fade.models.denoiser import autocast
+from fade.models.generate import guided
+from fade.models.told import Told
+from fade.seeding import torch_generator
+
+GREY = 127
+Half = Literal["left", "right", "upper", "lower"]
+HALVES: tuple[Half, ...] = get_args(Half)
+"""What is covered."""
+
+
+def covered(half: Half, height: int, width: int) -> Tensor:
+    """Which places of a picture, or of its latents, lie in a half, (height, width) bool."""
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None, :]
+    inside = {
+        "left": columns < width // 2,
+        "right": columns >= width // 2,
+        "upper": rows < height // 2,
+        "lower": rows >= height // 2,
+    }
+    return inside[half].expand(height, width)
+
+
+@torch.no_grad()
+def draw_covered(
+    base: Base,
+    latents: Tensor,
+    told: Told,
+    *,
+    half: Half,
+    steps: int,
+    guidance: float,
+    precision: str,
+    seed: int,
+) -> NDArray[np.uint8]:
+    """Pictures (B, H, W, 3) whose half was drawn with the adapters that are on, by DDIM; the other half is grey.
+
+    Args:
+        latents: z_0 of whole pictures, (B, C, h, w).
+    """
+    scheduler = base.solver("ddim", steps)
+    generator = torch_generator(seed, "inpainted", half)
+    begin, noise = (torch.randn(latents.shape, generator=generator) for _ in range(2))
+    drawn_anew = covered(half, *latents.shape[-2:])
+    noisy, answer = begin.to(base.device), guided(base, told, guidance)
+    with autocast(precision, base.device.type):
+        for timestep in scheduler.timesteps:
+            seen = base.denoiser.path.noised(latents, noise, timestep.cpu().expand(len(latents)))
+            noisy = torch.where(drawn_anew.to(base.device), noisy, seen.to(base.device))
+            noisy = scheduler.step(answer(noisy, timestep), timestep, noisy).prev_sample
+        decoded = base.decode(torch.where(drawn_anew.to(base.device), noisy, latents.to(base.device)))
+    pixels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    shown = covered(half, *pixels.shape[1:3]).numpy()
+    return np.ascontiguousarray(np.where(shown[None, :, :, None], pixels, np.uint8(GREY)))
