@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,7 @@ from fade.models.family import load_base
 from fade.pipeline import run, steps_of
 from fade.project import Project, load_project
 from fade.spec import Spec, save_spec
+from fade.steps import planned
 from fade.steps.budgets import budget_changes
 from fade.steps.by_name import prepare_by_name
 from fade.steps.catalog import ensure_catalog
@@ -53,7 +55,9 @@ def erased(asked: Asked, *, project: Project, changes: dict[str, Any]) -> tuple[
     settings = load_settings(
         project.params, changes={**budget_changes(asked.budget, pictures=asked.pictures is not None), **changes}
     )
-    spec = prepare_by_name(asked, project=project, settings=settings).spec
+    # What was planned is no part of this repository.
+    with mock.patch.object(planned, "NAMED", OUT / "named"):
+        spec = prepare_by_name(asked, project=project, settings=settings).spec
     folder = OUT / spec.id
     save_spec(spec, folder)
     for step in steps_of(spec):

@@ -1,18 +1,22 @@
 """What an erasure by name costs at Stable Diffusion 1.5's size, with random weights: no download is needed.
 
-    python benchmarks/by_name_size.py build FOLDER      # a base in SD 1.5's layout, a CLIP as large as ViT-L/14
-    python benchmarks/by_name_size.py measure FOLDER    # its parts, each once: a picture, the closed form, a look
-    python benchmarks/by_name_size.py erase FOLDER      # the whole command, `fade init` and `fade erase`
+    python -m benchmarks.by_name_size build FOLDER       # a base in SD 1.5's layout, a CLIP as large as ViT-L/14
+    python -m benchmarks.by_name_size measure FOLDER     # its parts, each once: a picture, captions, the closed form
+    python -m benchmarks.by_name_size erase FOLDER       # the commands of docs/how-to/own-checkpoint.md on it
+    python -m benchmarks.by_name_size commands FOLDER    # the same on tiny bases, in SD 1.5's layout and FLUX.1's
 
-All three write what they found into ``--json``, each under its own name; ``erase`` with the peak memory of the process
-and the seconds of each step. Random weights draw noise: figures of the erasure mean nothing here, its course does.
+Each adds what it found to ``--json`` under its own name: ``erase`` with peak memory and the seconds of each step, which
+are of this machine and of whatever else runs on it; ``measure`` in seconds of the processor, of one thread. Random
+weights draw noise: figures of the erasure mean nothing here, its course does.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,13 +30,16 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
+from benchmarks.tiny.families import save_tiny
 from fade.evaluation.clip_score import embedded_pictures, load_clip
 from fade.files import read_json, write_json
 from fade.hardware import fast_precision
-from fade.lineage import ROOT
+from fade.lineage import ROOT, made_on
+from fade.methods.closed_form import closed_form, text_moments
+from fade.methods.fade.masks import Mask
 from fade.models.denoiser import autocast
 from fade.models.family import load_base
-from fade.models.generate import generate_from, guided, sample_latents
+from fade.models.generate import guided
 from fade.models.training.networks import build_tokenizer
 from fade.words import kept_prompts, templates, vocabulary
 
@@ -78,61 +85,97 @@ def build(folder: Path) -> dict[str, Any]:
 
 
 def measure(folder: Path, steps: int) -> dict[str, Any]:
-    """Seconds of each part, once warm."""
-    found: dict[str, Any] = {"precision": fast_precision(), "threads": torch.get_num_threads(), "solver_steps": steps}
+    """Seconds of the processor for each part, once warm."""
+    found: dict[str, Any] = {"precision": fast_precision(), "solver_steps": steps, "made_on": made_on()}
 
-    def timed(name: str, work: Callable[[], Any], rounds: int = 1) -> Any:
-        begun = time.perf_counter()
-        for _ in range(rounds):
-            result = work()
-        found[name] = round((time.perf_counter() - begun) / rounds, 2)
+    def timed(name: str, work: Callable[[], Any], *, warm: bool = False) -> Any:
+        if warm:
+            work()
+        begun = time.process_time()
+        result = work()
+        found[name] = round(time.process_time() - begun, 2)
         print(f"{name}: {found[name]} s, peak {peak_gb():.1f} GB", flush=True)
         return result
 
     base = timed("load", lambda: load_base(str(folder / "base"), weights="bf16"))
-    told = timed("text of one prompt", lambda: base.encode_prompts(["a cat image in neon style."]))
-    drawing: dict[str, Any] = {"guidance": 4.0, "solver": "dpm++", "precision": fast_precision()}
-    answer = guided(base, told, 4.0)
-    latents = torch.randn(1, *base.denoiser.latent_shape)
-    with torch.no_grad(), autocast(drawing["precision"]):
-        answer(latents, torch.tensor(500))
-        timed("a guided step of the solver", lambda: answer(latents, torch.tensor(500)), 2)
-        timed("decoding", lambda: base.decode(latents), 2)
-    timed("a picture", lambda: generate_from(base, told, [1], steps=steps, **drawing))
-    two = base.encode_prompts(["a cat image in neon style.", "a dog"])
-    timed(
-        "two pictures at once, two steps, without decoding",
-        lambda: sample_latents(base, two, [1, 2], steps=2, **drawing),
-    )
-    timed("a CLIP loaded", lambda: load_clip(folder / "clip"))
-    clip = load_clip(folder / "clip")
+    prompts = [f"a picture of a cat, number {number}" for number in range(16)]
+    told = timed("encode 16 captions", lambda: base.encode_prompts(prompts))
+    with torch.no_grad(), autocast(fast_precision()):
+        answer, latents = guided(base, told[:1], 4.0), torch.randn(1, *base.denoiser.latent_shape)
+        timed("a guided step of the solver", lambda: answer(latents, torch.tensor(500)), warm=True)
+        timed("decode a picture", lambda: base.decode(latents))
+    moments = text_moments(told.states[:4], told.states[4:8], told.states[8:], retain_weight=3.0, ridge=1e-3)
+    modules = tuple(base.denoiser.text_sites())
+    mask = Mask("none", modules, len(modules), len(modules))
+    timed("the closed form", lambda: closed_form(base.denoiser, moments, mask, rank=2))
+    clip = timed("load the CLIP", lambda: load_clip(folder / "clip"))
     pictures = [np.random.default_rng(i).integers(0, 255, (512, 512, 3), dtype=np.uint8) for i in range(4)]
     timed("a look of the CLIP at 4 pictures", lambda: embedded_pictures(clip, pictures))
-    return {**found, "peak_gb": round(peak_gb(), 2)}
+    picture = steps * found["a guided step of the solver"] + found["decode a picture"]
+    return {**found, "a picture": round(picture, 1), "peak_gb": round(peak_gb(), 2)}
+
+
+def commands(folder: Path, kind: str, threads: int) -> dict[str, Any]:
+    """Seconds of each command of the how-to page, as it stands there, on a tiny base of a kind."""
+    place = folder / kind
+    if not (place / "model").is_dir():
+        save_tiny(place / "model", kind)
+        _tiny_clip(place / "clip")
+    given = {"MODEL": str((place / "model").resolve()), "CLIP": str((place / "clip").resolve()), "Van Gogh": "cat"}
+    further = ["--budget", "small", "--set", f"threads={threads}", "--json", "row.json"]
+    return _typed(place / "workspace", given, further, unet=kind != "flux-dev")
 
 
 def erase(folder: Path, concept: str, threads: int) -> dict[str, Any]:
-    """`fade init` and `fade erase --budget small`, as a user types them, in a workspace of its own."""
+    """The same on the base of SD 1.5's size, with peak memory and the seconds of each step of the erasure."""
+    place = {"MODEL": str((folder / "base").resolve()), "CLIP": str((folder / "clip").resolve()), "Van Gogh": concept}
+    further = ["--budget", "small", "--set", f"threads={threads}", "--json", "row.json"]
     workspace = folder / "workspace"
+    found = _typed(workspace, place, further, unet=True)
+    steps = read_json(workspace / read_json(workspace / "row.json")["folder"] / "timings.json")
+    return {**found, "peak_gb": round(peak_gb(resource.RUSAGE_CHILDREN), 2), "steps": steps}
+
+
+def _typed(workspace: Path, given: dict[str, str], further: list[str], *, unet: bool) -> dict[str, Any]:
+    """The page's commands in a workspace of their own; of a base of noise a person has to decide."""
     shutil.rmtree(workspace, ignore_errors=True)
-    workspace.mkdir()
+    workspace.mkdir(parents=True)
     shutil.copyfile(ROOT / "params.yaml", workspace / "params.yaml")
-    environment = {**os.environ, "FADE_ROOT": str(workspace)}
-    fade = [str(Path(sys.executable).with_name("fade"))]
-    place = ["--base", str((folder / "base").resolve()), "--clip", str((folder / "clip").resolve())]
-    for command in (
-        [*fade, "init", "projects/mine", *place],
-        [*fade, "erase", "--project", "projects/mine", "--concept", concept, "--budget", "small",
-         "--set", f"threads={threads}", "--json", "row.json"],
-    ):  # fmt: skip
+    environment = {**os.environ, "FADE_ROOT": str(workspace.resolve())}
+    page = (ROOT / "docs/how-to/own-checkpoint.md").read_text(encoding="utf-8")
+    block = re.search(r"## By name\n[\s\S]*?\n\n((?:    .*\n)+)", page)
+    seconds, known = {}, dict(given)
+    for line in (block[1] if block else "").splitlines():
+        words = [known.get(word, word) for word in shlex.split(line)]
+        what = words[1]
+        if what == "erase":
+            words += further
+        elif what == "approve":
+            words += ["--because", "looked at the pictures"]
+        elif what == "export" and not unet:
+            words = ["fade", "export", known["ID"], "-o", "erasure"]
+        words[0] = str(Path(sys.executable).with_name("fade"))
         begun = time.perf_counter()
-        done = subprocess.run(command, cwd=workspace, env=environment, check=False)
-        seconds = time.perf_counter() - begun
+        done = subprocess.run(words, cwd=workspace, env=environment, check=False)
+        seconds[what] = round(time.perf_counter() - begun, 1)
         if done.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}.")
-    row = read_json(workspace / "row.json")
-    timings = read_json(workspace / row["folder"] / "timings.json")
-    return {"seconds": round(seconds, 1), "peak_gb": round(peak_gb(resource.RUSAGE_CHILDREN), 2), "steps": timings}
+            raise SystemExit(f"{shlex.join(words)} ended with {done.returncode}.")
+        if what == "erase":
+            known["ID"] = Path(read_json(workspace / "row.json")["folder"]).name
+    out = workspace / ("erasure.safetensors" if unet else "erasure")
+    size = sum(one.stat().st_size for one in ([out] if out.is_file() else out.iterdir()))
+    return {"seconds": seconds, "exported_bytes": size, "threads": further[3]}
+
+
+def _tiny_clip(folder: Path) -> None:
+    """A random CLIP of 16 x 16 pictures, which can tell nothing."""
+    tokenizer = build_tokenizer(["a cat image in neon style.", "a picture of a horse"], max_length=16)
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    vision = {**small, "image_size": 16, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def peak_gb(whose: int = resource.RUSAGE_SELF) -> float:
@@ -141,9 +184,9 @@ def peak_gb(whose: int = resource.RUSAGE_SELF) -> float:
 
 
 def main() -> None:
-    """Build, measure or erase."""
+    """Do one of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["build", "measure", "erase"])
+    parser.add_argument("what", choices=["build", "measure", "erase", "commands"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=10, help="of the solver")
     parser.add_argument("--threads", type=int, default=1)
@@ -155,6 +198,8 @@ def main() -> None:
         found = build(given.folder)
     elif given.what == "measure":
         found = measure(given.folder, given.steps)
+    elif given.what == "commands":
+        found = {kind: commands(given.folder, kind, given.threads) for kind in ("epsilon", "flux-dev")}
     else:
         found = erase(given.folder, given.concept, given.threads)
     print(found)

@@ -17,6 +17,7 @@ it is too little (``unjudged``).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,6 +52,8 @@ SENTENCES = {
 DAMAGED = (f"a {SCRAMBLED} image", f"a {SCRAMBLED} picture", "random patches", "noise")
 HELD = 0.02
 """Share of whole pictures that may be called scrambled."""
+REMEMBERED = 20_000
+"""Pictures whose vectors a CLIP keeps."""
 MISSED = 0.1
 """Share of shuffled ones that sentences may miss before the height of scores is asked too, which costs whole ones."""
 
@@ -85,10 +88,29 @@ class Classes:
         ]
 
 
+class Seen:
+    """A CLIP that looks at each picture once: both judges ask it, and features are asked of the same pictures."""
+
+    def __init__(self, clip: Clip) -> None:
+        self.clip = clip
+        self._vectors: dict[bytes, Tensor] = {}
+
+    def __call__(self, pictures: NDArray[np.uint8]) -> Tensor:
+        """Unit vectors of pictures (N, H, W, 3), (N, D)."""
+        keys = [hashlib.sha256(one.tobytes()).digest() for one in pictures]
+        new = {key: one for key, one in zip(keys, pictures, strict=True) if key not in self._vectors}
+        if len(self._vectors) + len(new) > REMEMBERED:
+            self._vectors.clear()
+            new = dict(zip(keys, pictures, strict=True))
+        if new:
+            self._vectors |= dict(zip(new, embedded_pictures(self.clip, list(new.values())), strict=True))
+        return torch.stack([self._vectors[key] for key in keys])
+
+
 class ZeroShot:
     """A CLIP as a judge; of ``clip`` None, nobody: everything is scrambled."""
 
-    def __init__(self, clip: Clip | None, classes: Mapping[str, Classes]) -> None:
+    def __init__(self, clip: Seen | None, classes: Mapping[str, Classes]) -> None:
         self.clip, self.classes = clip, dict(classes)
         self.objects, self.styles = ((*classes[kind].names, SCRAMBLED) for kind in ("object", "style"))
 
@@ -96,7 +118,7 @@ class ZeroShot:
         """The object and style of pictures (N, H, W, 3) uint8."""
         if self.clip is None or len(pictures) == 0:
             return Verdict([SCRAMBLED] * len(pictures), [SCRAMBLED] * len(pictures))
-        seen = embedded_pictures(self.clip, list(pictures))
+        seen = self.clip(pictures)
         return Verdict(self.classes["object"].called(seen), self.classes["style"].called(seen))
 
     def features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -110,7 +132,7 @@ class ZeroShot:
 
     def _seen(self, pictures: NDArray[np.uint8]) -> Tensor:
         if self.clip is not None:
-            return embedded_pictures(self.clip, list(pictures))
+            return self.clip(pictures)
         small = F.adaptive_avg_pool2d(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255, 8)
         return small.flatten(1)
 
@@ -212,6 +234,6 @@ def load_zero_shot(folder: Path, name: str, config: Mapping[str, Any]) -> ZeroSh
 
 
 @lru_cache(maxsize=1)
-def _loaded(place: str, _: str) -> Clip:
+def _loaded(place: str, _: str) -> Seen:
     """A judge is asked several times in an evaluation."""
-    return load_clip(place)
+    return Seen(load_clip(place))

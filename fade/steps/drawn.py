@@ -24,8 +24,8 @@ from fade.seeding import derive_seed
 from fade.spec import Spec
 
 CACHE = Path(".fade/cache")
-TOGETHER = 12
-"""Of the base's pictures, how many are drawn at a time."""
+TOGETHER, TOGETHER_PIXELS = 12, 512 * 512
+"""Of the base's pictures, how many are drawn at a time, and how many pixels: of 512 x 512 one."""
 Pictures = NDArray[np.uint8]
 
 
@@ -41,15 +41,16 @@ def base_pictures(sd: Base, spec: Spec, samples: pd.DataFrame) -> Generator[tupl
     """Pictures of prompts and seeds by the base alone; yields progress.
 
     Each is drawn once for a project, whichever erasure asks first, and kept by the hash of what makes it. So they are
-    drawn ``TOGETHER`` at a time, the last ones repeated to fill up: what is computed beside a picture changes no bit
-    of it, how much is may.
+    drawn so many at a time (``together``), the last ones repeated to fill up: what is computed beside a picture changes
+    no bit of it, how much is may.
     """
-    folder = _kept_in(spec)
+    count = together(sd.picture_size)
+    folder = _kept_in(spec, count)
     places = [folder / f"{_key(prompt, seed)}.safetensors" for prompt, seed in samples[["prompt", "seed"]].to_numpy()]
     missing = [i for i in {place: i for i, place in enumerate(places)}.values() if not places[i].is_file()]
     if missing:
-        filled = samples.iloc[missing + missing[-1:] * (-len(missing) % TOGETHER)]
-        drawn = yield from pictures_now(sd, spec, filled, done=0, batch=TOGETHER)
+        filled = samples.iloc[missing + missing[-1:] * (-len(missing) % count)]
+        drawn = yield from pictures_now(sd, spec, filled, done=0, batch=count)
         for i, picture in zip(missing, drawn, strict=False):
             with writing(places[i]) as temporary:
                 save_file({"picture": torch.from_numpy(picture)}, temporary)
@@ -81,13 +82,18 @@ def pictures_now(
     return np.concatenate(parts)
 
 
-def _kept_in(spec: Spec) -> Path:
+def together(side: int) -> int:
+    """How many of a base's pictures of so many pixels a side are drawn at a time."""
+    return min(TOGETHER, max(1, TOGETHER_PIXELS // side**2))
+
+
+def _kept_in(spec: Spec, count: int) -> Path:
     """Named by everything but prompt and seed that decides the base's pictures: base, settings, threads and code."""
     made_by = {
         "base": spec.base_sha256,
         "weights": spec.weights,
         "settings": spec.evaluate.model_dump(mode="json", include={*DRAWN_BY} - {"batch"}),
-        "together": TOGETHER,
+        "together": count,
         "threads": spec.threads,
     }
     return CACHE / f"base-pictures-{content_hash(made_by, module='fade.models.generate')[:16]}"

@@ -120,69 +120,38 @@ def prepare_spec(
         BaseModelError: the base is missing, not supported, or not the expected one.
         ResourceError: too little free disk.
     """
-    base, catalog = project.base, project.catalog
-    concepts = load_concepts(Path(catalog))
-    table = load_catalog(Path(catalog))
-    source = find_base(base)
+    first = Wanted(concept, surrogate, tuple(aliases), kind, tuple(image_ids), tuple(subjects), overwrite or {})
+    asked = [first, *(one if isinstance(one, Wanted) else Wanted(*one) for one in also)]
+    catalog = _Catalog.read(project.catalog, data_free=data_free)
+    source = find_base(project.base)
     check_weights(source)
     reading = readers(source)
     settings, by_kind = settings_of_kind(settings, family(source.pipeline))
-    found = _checked_identity(source, expected_base_sha256)
-    first = Wanted(concept, surrogate, tuple(aliases), kind, tuple(image_ids), tuple(subjects), overwrite or {})
-    asked = [first, *(one if isinstance(one, Wanted) else Wanted(*one) for one in also)]
-    erased = [_asked_for(concepts, one, catalog) for one in asked]
-    if not data_free:
-        _check_size(source, _size_of(Path(catalog), table), catalog)
-        _check_captions(reading, table, erased, catalog)
-    spared = {find_concept(concepts, name).name for name in (*project.protected, *protected)} | {
-        one.name for one in erased
-    }
-    pairs, near, why = [], dict[str, None](), ""
-    instead: Concept | None
-    for one, wanted in zip(erased, asked, strict=True):
-        if name_key(wanted.surrogate) == AUTO:
-            sd = load_base(base, expected_sha256=found)
-            if settings.why_fixed or len(asked) > 1:
-                instead = choose_surrogate(sd, one, concepts.values(), protected=spared)
-            else:
-                check_known(Path(project.judges), concepts.values(), catalog=catalog, erased=erased)
-                draft = _draft(one, project, found, settings)
-                instead, why = surrogate_by_pictures(sd, draft, one, concepts.values(), protected=spared)
-        else:
-            instead = _named(concepts, wanted.surrogate)
-        own = {
-            picture: _pair(one, _named(concepts, name), None, catalog)["surrogate"]
-            for picture, name in sorted(wanted.overwrite.items())
-        }
-        given = {"image_ids": wanted.image_ids, "subjects": wanted.subjects, "overwrite": own}
-        pairs.append(_pair(one, instead, None if data_free else table, catalog) | given)
-        if settings.split.neighbour_factor > 1:
-            sd = load_base(base, expected_sha256=found)
-            near |= dict.fromkeys(find_neighbours(sd, one, instead, concepts.values()))
-    gone = {one.name for one in erased}
-    gone |= {name for fields in pairs for name in (fields["surrogate"], *fields["overwrite"].values())}
-    for name in ("features", "clip"):
-        given = getattr(settings.evaluate, name)
-        if given is not None and not Path(given).exists():
-            raise ConfigError(f"evaluate.{name} is {given}, which does not exist. Give its path, or null for none.")
-    if not by_name:
-        check_known(Path(project.judges), concepts.values(), catalog=catalog, erased=erased)
-    _check_attacks(settings, erased)
-    check_disk(Path())
+    sha256 = _checked_identity(source, expected_base_sha256)
+    erased = [_asked_for(catalog.concepts, one, catalog.place) for one in asked]
+    if catalog.table is not None:
+        _check_size(source, _size_of(Path(catalog.place), catalog.table), catalog.place)
+        _check_captions(reading, catalog.table, erased, catalog.place)
+    spared = {find_concept(catalog.concepts, name).name for name in (*project.protected, *protected)}
+    pairs, why = _pairs(erased, asked, catalog, spared, project=project, sha256=sha256, settings=settings)
+    near: tuple[str, ...] = ()
+    if settings.split.neighbour_factor > 1:
+        near = _neighbours(erased, pairs, catalog, project=project, sha256=sha256)
+    _check_rest(settings, erased, catalog, judges=None if by_name else project.judges)
     method = find_method(settings.method)
     # The spec says all of its method's settings, whatever their defaults are later, and no other's.
     own = {} if settings.method == OUR_METHOD else {method.name: method.configured(settings).model_dump(mode="json")}
     spec = make_spec(
         **pairs[0],
         also=pairs[1:],
-        neighbours=tuple(name for name in near if name not in gone),
+        neighbours=near,
         data_free=data_free,
         by_name=by_name,
         clip_sha256=clip_sha256,
         detectors=tuple(detectors),
-        base=base,
-        base_sha256=found,
-        catalog=catalog,
+        base=project.base,
+        base_sha256=sha256,
+        catalog=project.catalog,
         judges=project.judges,
         surrogate_why=why,
         by_kind=by_kind,
@@ -190,6 +159,83 @@ def prepare_spec(
     )
     method.check_able(spec)
     return spec
+
+
+@dataclass(frozen=True, slots=True)
+class _Catalog:
+    """A catalog as a spec is prepared from it; ``table`` is None where no pictures are needed."""
+
+    place: str
+    concepts: dict[str, Concept]
+    table: pd.DataFrame | None
+
+    @classmethod
+    def read(cls, place: str, *, data_free: bool) -> _Catalog:
+        concepts, table = load_concepts(Path(place)), load_catalog(Path(place))
+        return cls(place, concepts, None if data_free else table)
+
+
+def _pairs(
+    erased: Sequence[Concept],
+    asked: Sequence[Wanted],
+    catalog: _Catalog,
+    protected: set[str],
+    *,
+    project: Project,
+    sha256: str,
+    settings: Settings,
+) -> tuple[list[dict[str, Any]], str]:
+    """Fields of each pair, what stands for it found where nobody said; and why by its pictures, where so found."""
+    spared = protected | {one.name for one in erased}
+    pairs, why = [], ""
+    instead: Concept | None
+    for one, wanted in zip(erased, asked, strict=True):
+        if name_key(wanted.surrogate) != AUTO:
+            instead = _named(catalog.concepts, wanted.surrogate)
+        else:
+            sd = load_base(project.base, expected_sha256=sha256)
+            if settings.why_fixed or len(asked) > 1:
+                instead = choose_surrogate(sd, one, catalog.concepts.values(), protected=spared)
+            else:
+                check_known(Path(project.judges), catalog.concepts.values(), catalog=catalog.place, erased=erased)
+                draft = _draft(one, project, sha256, settings)
+                instead, why = surrogate_by_pictures(sd, draft, one, catalog.concepts.values(), protected=spared)
+        own = {
+            picture: _pair(one, _named(catalog.concepts, name), None, catalog.place)["surrogate"]
+            for picture, name in sorted(wanted.overwrite.items())
+        }
+        given = {"image_ids": wanted.image_ids, "subjects": wanted.subjects, "overwrite": own}
+        pairs.append(_pair(one, instead, catalog.table, catalog.place) | given)
+    return pairs, why
+
+
+def _neighbours(
+    erased: Sequence[Concept],
+    pairs: Sequence[Mapping[str, Any]],
+    catalog: _Catalog,
+    *,
+    project: Project,
+    sha256: str,
+) -> tuple[str, ...]:
+    """What lies nearest to all that is erased, without that and what stands for it."""
+    sd, near = load_base(project.base, expected_sha256=sha256), dict[str, None]()
+    gone = {name for one in pairs for name in (one["concept"], one["surrogate"], *one["overwrite"].values())}
+    for one, fields in zip(erased, pairs, strict=True):
+        instead = catalog.concepts.get(fields["surrogate"])
+        near |= dict.fromkeys(find_neighbours(sd, one, instead, catalog.concepts.values()))
+    return tuple(name for name in near if name not in gone)
+
+
+def _check_rest(settings: Settings, erased: Sequence[Concept], catalog: _Catalog, *, judges: str | None) -> None:
+    """What is named beside base and catalog: models of figures, judges, attacks; and room on the disk."""
+    for name in ("features", "clip"):
+        given = getattr(settings.evaluate, name)
+        if given is not None and not Path(given).exists():
+            raise ConfigError(f"evaluate.{name} is {given}, which does not exist. Give its path, or null for none.")
+    if judges is not None:
+        check_known(Path(judges), catalog.concepts.values(), catalog=catalog.place, erased=erased)
+    _check_attacks(settings, erased)
+    check_disk(Path())
 
 
 def _draft(one: Concept, project: Project, sha256: str, settings: Settings) -> Spec:

@@ -102,7 +102,8 @@ def test_the_commands_of_the_page_lead_from_a_checkpoint_and_a_name_to_a_lora_fi
     given |= {"kohya": layout_of} | ({} if layout_of == "kohya" else {"erasure.safetensors": str(tmp_path / "erasure")})
     out = tmp_path / "figures.json"
     nobody = ["--clip", "none", "--set=gate.recognised=0.5"] if judge == "none" else []
-    further = [f"--judge={save_classifier(tmp_path / 'matcher')}"] if judge == "clip" else []
+    model = save_classifier(tmp_path / "faces")
+    further = [f"--judge={model}", f"--judge={model}=nude"] if judge == "clip" else []
     output = fade(
         *words(said[1]), *TINY, *nobody, *further, "--set", "threads=1", "--budget", "small", "--json", str(out)
     )
@@ -121,7 +122,7 @@ def test_the_commands_of_the_page_lead_from_a_checkpoint_and_a_name_to_a_lora_fi
     report = (folder / "evaluation" / "report.html").read_text(encoding="utf-8")
     assert report.index("<td>neighbour</td>") < report.index("<td>erased</td>")
     check_shown(folder, report)
-    assert ("<h2>Further judges</h2>" in report) == bool(further)
+    assert [f"<td>{name}</td>" in report for name in ("faces", "faces_nude")] == [bool(further)] * 2, "a row each"
     because = []
     if judge == "none":
         check_unjudged(spec.id, row, output)

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fade.data.canvas import OBJECTS
 from fade.data.catalog import load_catalog, load_concepts
 from fade.data.styles import STYLES
 from fade.errors import ConfigError, DataError, LineageError
+from fade.evaluation import zero_shot
 from fade.evaluation.clip_score import load_clip
 from fade.evaluation.damage import SCRAMBLED
 from fade.evaluation.judges import judge_pictures
@@ -297,7 +299,13 @@ def test_a_zero_shot_judge_is_bound_to_its_clip_and_keeps_its_classes(clip: Path
     assert (judge.objects, judge.styles) == (("cat", "dog", SCRAMBLED), ("neon", SCRAMBLED))
     pictures = np.random.default_rng(1).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
     assert set(judge_pictures(judge, pictures).objects) <= set(judge.objects)
-    assert judge.features(pictures).shape == (3, 8)
+    looked = mock.Mock(side_effect=zero_shot.embedded_pictures)
+    with mock.patch.object(zero_shot, "embedded_pictures", looked):
+        assert judge.features(pictures).shape == (3, 8)
+        assert looked.call_count == 0, "it has looked at them before"
+        more = np.concatenate([pictures[:1], 255 - pictures[:1]])
+        np.testing.assert_array_equal(judge.features(more)[0], judge.features(pictures)[0])
+    assert [len(call.args[1]) for call in looked.call_args_list] == [1]
     save_clip(copy, seed=5)
     with pytest.raises(LineageError, match="is not the one that was calibrated"):
         open_judge(tmp_path / "judges", "report")

@@ -59,3 +59,12 @@ def test_other_settings_are_other_pictures(sd: StableDiffusion, draws: list[int]
     two, three = (drawn.ended(drawn.base_pictures(sd, plain_spec(evaluate={"steps": steps}), few)) for steps in (2, 3))
     assert draws == [12, 12]
     assert (two != three).any()
+
+
+def test_large_pictures_are_drawn_alone_so_that_none_is_drawn_to_fill_up(
+    sd: StableDiffusion, draws: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [drawn.together(side) for side in (64, 128, 256, 512, 1024)] == [12, 12, 4, 1, 1]
+    monkeypatch.setattr(drawn, "TOGETHER_PIXELS", sd.picture_size**2)
+    assert len(drawn.ended(drawn.base_pictures(sd, plain_spec(evaluate={"steps": 2}), SAMPLES.iloc[:3]))) == 3
+    assert draws == [3]
