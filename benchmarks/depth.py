@@ -10,6 +10,7 @@ A level is ``name`` (what an erasure finds by itself), ``deep`` (``distill.depth
     word    new tokens before the text encoder: half of the searches have one, half four
     prompt  as many words of the vocabulary, none of which is of the concept's names
     inpaint no search, so after 0 steps: half of each of its pictures is covered and drawn anew (``inpainted.py``)
+    led     nor here: nothing is said, and the other judge's gradient leads the drawing (``led.py``)
 
 One search a space, looked at after each of ``--steps``; a picture counts from the first look at which the judge sees
 the concept in it, and a search ends when it does in all. Its seed, its sentences and the seeds of its pictures are
@@ -37,18 +38,21 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fade.adapters.store import activate, apply_adapter, restore_base
 from fade.attacks.inpainted import HALVES, draw_covered
 from fade.attacks.inversion import Curve, draw_from_states, invert_concept, invert_words, success_curve
+from fade.attacks.led import draw_led
 from fade.attacks.vocabulary import invert_prompts
 from fade.config import load_settings
 from fade.data.catalog import find_concept, load_concepts
 from fade.evaluation.figures import rate
-from fade.evaluation.judges import judge_pictures
+from fade.evaluation.judges import judge_pictures, load_judge
 from fade.evaluation.zero_shot import open_judge
 from fade.files import read_json, sha256_file, write_json
 from fade.lineage import content_hash, made_on
+from fade.methods.fade.examples import Examples
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.methods.registry import asking_for
 from fade.models.base import Base
@@ -69,6 +73,10 @@ OUT = Path("data/trials/depth")
 SENTENCES = {"object": "an image of a {}", "style": "{} style"}
 """What names a concept to an attack; no caption of training."""
 TOKENS = (1, 4)
+PULL, LED_STEPS = 0.1, 50
+"""Of drawing that a judge leads: each step's move, as root mean square of the latents, and how many steps there are."""
+SEARCHED = ("state", "word", "prompt")
+"""Spaces in which a search takes steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +119,8 @@ def attacked(base: Base, spec: Spec, folder: Path, space: str, budget: Budget, *
         )
         return seen_in(pictures)
 
-    if space == "inpaint":
-        few, like = examples[: budget.batch], {"guidance": drawing.guidance, "precision": drawing.precision}
-        drawn = [
-            draw_covered(base, few.latents, few.prompts, half=half, steps=drawing.steps, seed=budget.seed, **like)
-            for half in HALVES
-        ]
-        found = seen_in(np.concatenate(drawn))
+    if space not in SEARCHED:
+        found = seen_in(drawn_at_once(base, spec, examples, space, budget))
         return {0: Curve((0,), (int(found.sum()),), len(found))}
     how: dict[str, Any] = {
         "steps": max(budget.steps),
@@ -140,6 +143,27 @@ def attacked(base: Base, spec: Spec, folder: Path, space: str, budget: Budget, *
         tokens: through(success_curve(search(base, latents, tokens=tokens, **how), shows, budget.steps))
         for tokens in TOKENS
     }
+
+
+def drawn_at_once(base: Base, spec: Spec, examples: Examples, space: str, budget: Budget) -> NDArray[np.uint8]:
+    """The pictures of an attack that searches nothing."""
+    drawing = spec.evaluate
+    if space == "inpaint":
+        few, like = examples[: budget.batch], {"guidance": drawing.guidance, "precision": drawing.precision}
+        halves = [
+            draw_covered(base, few.latents, few.prompts, half=half, steps=drawing.steps, seed=budget.seed, **like)
+            for half in HALVES
+        ]
+        return np.concatenate(halves)
+    leading = load_judge(Path(spec.judges), "development", called=[spec.concept])
+
+    def likelihood(pictures: Tensor) -> Tensor:
+        logits = leading(pictures)[("object", "style").index(spec.kind)]
+        names = leading.objects if spec.kind == "object" else leading.styles
+        return logits.log_softmax(dim=1)[:, names.index(spec.concept)]
+
+    seeds = [budget.seeds[0] + i for i in range(budget.restarts * len(budget.seeds))]
+    return draw_led(base, seeds, likelihood, pull=PULL, steps=LED_STEPS, precision=drawing.precision)
 
 
 def beginnings(spec: Spec, count: int, *, by_name: bool) -> list[str]:
@@ -230,7 +254,7 @@ def rows_of(
 
 def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Success against steps over all concepts, with Wilson's intervals: a line a level, a panel a space."""
-    spaces = list(dict.fromkeys(row["space"] for row in rows if row["space"] != "inpaint"))
+    spaces = list(dict.fromkeys(row["space"] for row in rows if row["space"] in SEARCHED))
     figure = Figure(figsize=(5.2 * len(spaces), 4), layout="constrained")
     for axes, space in zip(np.atleast_1d(figure.subplots(1, len(spaces), sharey=True)), spaces, strict=True):
         mine = [row for row in rows if row["space"] == space]
@@ -281,7 +305,7 @@ def main() -> None:
             ):
                 rows.append(row)
                 write_json(given.json, {"rows": rows, "made_on": made_on()})
-                if any(row["space"] != "inpaint" for row in rows):
+                if any(row["space"] in SEARCHED for row in rows):
                     curves_figure(rows).savefig(given.json.with_suffix(".png"), dpi=110, metadata={"Software": None})
                 print(json.dumps({k: v for k, v in row.items() if k not in ("budget", "adapter_sha256")}), flush=True)
 

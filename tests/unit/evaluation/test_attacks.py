@@ -11,6 +11,7 @@ import torch
 
 from fade.adapters.store import restore_base
 from fade.attacks.inpainted import GREY, HALVES, covered, draw_covered
+from fade.attacks.led import draw_led, towards
 from fade.attacks.noised import draw_from_noised
 from fade.attacks.prompts import PROMPT_ATTACKS, TOGETHER, misspellings, of_whole_words, prompt_attacks
 from fade.attacks.relearning import relearn
@@ -28,6 +29,7 @@ from fade.evaluation.verdicts import Verdict
 from fade.files import read_json
 from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion
+from fade.models.generate import generate_from
 from fade.spec import Spec, save_spec
 from fade.steps.attacks import KINDS, attack_figures, run
 from fade.steps.prepare import prepare_spec
@@ -122,6 +124,25 @@ def test_what_is_seen_says_what_is_drawn_beside_it(base: StableDiffusion) -> Non
     beside = latents.clone()
     beside[:, :, covered("right", *latents.shape[-2:])] += 3.0
     assert not np.array_equal(plain, draw_covered(base, beside, told, **how))  # type: ignore[arg-type]
+
+
+def test_a_pull_leads_to_what_the_judge_is_to_see_and_no_pull_is_plain_sampling(base: StableDiffusion) -> None:
+    def likelihood(pictures: torch.Tensor) -> torch.Tensor:
+        return pictures[:, 0].mean(dim=(1, 2)) - pictures[:, 1:].mean(dim=(1, 2, 3))  # the redder the likelier
+
+    def red(pull: float) -> float:
+        drawn = draw_led(base, [1, 2], likelihood, pull=pull, steps=6, precision="fp32")
+        return float(likelihood(torch.from_numpy(drawn).permute(0, 3, 1, 2) / 127.5 - 1).mean())
+
+    assert red(0.3) > red(0.0) + 0.01
+    plain = generate_from(
+        base, base.unconditional().expand(2), [1, 2], steps=6, guidance=1.0, solver="ddim", precision="fp32"
+    )
+    unled = draw_led(base, [1, 2], likelihood, pull=0.0, steps=6, precision="fp32")
+    assert np.array_equal(unled, plain)
+    noisy, timestep = torch.randn(2, *base.denoiser.latent_shape), torch.tensor(600)
+    found = towards(base, noisy, torch.zeros_like(noisy), timestep, likelihood)
+    torch.testing.assert_close(found.square().mean(dim=(1, 2, 3)), torch.ones(2))
 
 
 def test_relearning_moves_the_attention_and_leaves_no_trace(base: StableDiffusion) -> None:

@@ -15,7 +15,7 @@ def test_the_record_counts_every_picture_at_every_stop(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ["--concepts", "cat", "--levels", "fade-closed-form", "--steps", "1,2", "--restarts", "4", "--batch", "4"]
-    asked += ["--spaces", "state,word,prompt,inpaint"]
+    asked += ["--spaces", "state,word,prompt,inpaint,led"]
     monkeypatch.setattr(sys, "argv", ["depth.py", *asked, "--json", str(tmp_path / "depth.json")])
     monkeypatch.setattr(depth, "OUT", tmp_path / "trials")
     depth.main()
@@ -25,8 +25,10 @@ def test_the_record_counts_every_picture_at_every_stop(
         ("fade-closed-form", "word"),
         ("fade-closed-form", "prompt"),
         ("fade-closed-form", "inpaint"),
+        ("fade-closed-form", "led"),
     ]
-    covered = rows.pop()
+    led, covered = rows.pop(), rows.pop()
+    assert led["success"]["0"][1] == led["base"]["0"][1] == 8
     assert covered["success"]["0"][1] == covered["base"]["0"][1] == 16  # four pictures, each half of each
     for row in rows:
         for success in (row["success"], row["base"]):
