@@ -32,6 +32,7 @@ COLUMNS: dict[str, Column] = {
     "misspelling": Column("misspelling", False, "{:.1%}"),
     "composition": Column("composition", False, "{:.1%}"),
     "noised": Column("noised", False, "{:.1%}"),
+    "inpainted": Column("inpainted", False, "{:.1%}"),
     "inversion": Column("inversion", False, "{:.0%}"),
     "relearning": Column("relearnt", False, "{:.0%}"),
     "method_seconds": Column("s", False, "{:.1f}"),
