@@ -102,6 +102,7 @@ class Material:
         mask: what may change, for a method that is ``masked``.
         processes: which of several this process is, for a method that shares its batches.
         told: gives further prompts that must keep their answer, of which there are no pictures; None: there are none.
+        near: gives captions of the concept's neighbours, which an erasure is most likely to hurt; None: nobody asks.
         notes: what else the adapter's card shall say, by name; a method adds to it.
     """
 
@@ -110,6 +111,7 @@ class Material:
     mask: Mask | None = None
     processes: Processes = ALONE
     told: Callable[[], Told] | None = None
+    near: Callable[[], Told] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     @cached_property

@@ -6,7 +6,8 @@ pictures (fade/evaluation/looks.py), moves along its controls as they say, and s
 1. The closed form of a small rank, milliseconds: with so great a retain weight that the concept's text states go
    ``WAYS[0]`` of the way to the surrogate's, and further while pictures still show the concept or lack the surrogate.
    Every concept that shares the text's dimensions is taken along a little, in proportion: so the first that suffices
-   is the one that moves the others least, and what lies beyond it is not tried.
+   is the one that moves the others least, and what lies beyond it is not tried. Neighbours share most of them:
+   ``NEAR_SHARE`` of what is retained are theirs.
 2. Where that one moved others, or none sufficed, distillation begins from the best of these, and goes on (it is not
    begun anew) to 60, 120, 240 and 480 steps in all. Where the concept shows, the weight of forgetting rises with them;
    where neighbours or others moved, that of retaining; where mush comes, first more of the forget examples show the
@@ -36,7 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fade.adapters.store import restore_base, save_adapter
-from fade.concepts import CAPTION_TEMPLATE
+from fade.concepts import CAPTION_TEMPLATE, caption
 from fade.config import DistillSettings
 from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
@@ -78,9 +79,13 @@ WAYS = (0.7, 0.8, 0.9)
 """Shares of the way from the concept's text states to the surrogate's that closed forms go, in turn."""
 LEAST_RETAINED = 1.0
 """Below this retain weight a closed form moves others by so much that distillation had better go on (measured)."""
+NEAR_SHARE = 0.35
+"""Of what the closed form retains, how much are the neighbours: they move by half as much, all others hardly more."""
 HARDER, MOST_WEIGHT = 2.0, 8.0
 """By what the weights of distillation move, and the most that they become."""
 MORE_SURROGATES = 0.75
+MOST_OF_GROUP = 8
+"""Neighbours of a concept that the catalog puts into a group, at most."""
 
 
 @dataclass
@@ -102,15 +107,22 @@ class Looking:
         drawing = spec.evaluate.model_copy(update={"steps": spec.tune.solver_steps})
         self._spec = spec.model_copy(update={"evaluate": drawing})
         self.seeds = look_seeds(spec)
+        template = (load_templates(Path(spec.catalog)) or (CAPTION_TEMPLATE,))[0]
+        most = MOST_OF_GROUP if concept.group else 3
+        near = find_neighbours(base, concept, surrogate, concepts.values(), count=most)
         self._samples = look_samples(
             concept,
             self._surrogate,
             {"object": objects, "style": styles},
-            find_neighbours(base, concept, surrogate, concepts.values()),
+            near,
             count=spec.tune.pictures,
             seeds=self.seeds,
-            template=(load_templates(Path(spec.catalog)) or (CAPTION_TEMPLATE,))[0],
+            template=template,
         )
+        pairs = [(one, style) for one in near for style in styles]
+        if concept.kind == "style":
+            pairs = [(one, style) for style in near for one in objects]
+        self.near_captions = [caption(*pair, template) for pair in pairs]
         self._judge = open_judge(Path(spec.judges), "development", called=[*objects, *styles])
         with adapters_disabled(base.network):
             self._before = ended(base_pictures(base, self._spec, self._samples))
@@ -157,6 +169,8 @@ def tune(folder: Path) -> Iterator[DistillStep]:
     check_told_apart(base, spec, folder)
     given = material(base, spec, folder, masked=True)
     looking = Looking(base, spec)
+    if looking.near_captions:
+        given = replace(given, near=lambda: base.encode_prompts(looking.near_captions))
     tried: list[_Tried] = []
     curve: list[DistillStep] = []
     for said in search(base, given, spec, looking):
@@ -222,7 +236,8 @@ def _solved(base: Base, given: Material, spec: Spec, looking: Looking) -> Iterat
     mask = Mask("none", sites, len(sites), len(sites))
     ways = WAYS[: min(spec.tune.solved, spec.tune.tries)]
     for number, way in enumerate(ways, start=1):
-        weight = max(closed_form_weight(base, given, spec.distill, way=way), LEAST_RETAINED)
+        weight = closed_form_weight(base, given, spec.distill, way=way, near_share=NEAR_SHARE)
+        weight = max(weight, LEAST_RETAINED)
         controls = _controls(spec.distill, made="solved", rank=spec.tune.rank, solved_weight=weight)
         restore_base(base)
         _begin(base, given, spec.distill, controls, mask, room=spec.tune.rank)
@@ -291,7 +306,7 @@ def _begin(
     """Put the student on, of rank ``room`` and scale 1, as the closed form of these controls; its trainable tensors."""
     closed = settings.closed_form.model_copy(update={"retain_weight": controls.solved_weight})
     asked = settings.model_copy(update={"rank": controls.rank, "closed_form": closed})
-    changes = closed_form_changes(base, given, asked, mask) if _sites(base) else {}
+    changes = closed_form_changes(base, given, asked, mask, near_share=NEAR_SHARE) if _sites(base) else {}
     parameters = add_sparse_lora(base.network, mask, rank=room, alpha=float(room), seed=settings.seed, name=STUDENT)
     begin_with(base.network, STUDENT, changes)
     return parameters

@@ -190,40 +190,61 @@ def _redrawn(sd: Base, examples: Examples, seed: int, *, of_target: bool) -> Exa
     return Examples(torch.cat(parts), examples.prompts, examples.targets)
 
 
-def closed_form_changes(base: Base, material: Material, settings: DistillSettings, mask: Mask) -> dict[str, LowRank]:
-    """The closed form over the captions that training would see, the empty prompt among those to retain."""
+def closed_form_changes(
+    base: Base, material: Material, settings: DistillSettings, mask: Mask, *, near_share: float = 0.0
+) -> dict[str, LowRank]:
+    """The closed form over the captions that training would see, the empty prompt among those to retain.
+
+    Args:
+        near_share: of what is retained, how much are the captions that ``material.near`` gives.
+    """
     given = settings.closed_form.model_dump(exclude={"shut"})
     told = _told(base, material)
     pooled = None
     if base.denoiser.pooled_sites():
-        pooled = _moments([one.others["pooled"][:, None] for one in told], **given)
-    moments = _moments(_read(base, told), **given)
+        pooled = _moments([one.others["pooled"][:, None] for one in told], **given, near_share=near_share)
+    moments = _moments(_read(base, told), **given, near_share=near_share)
     return closed_form(base.denoiser, moments, mask, rank=settings.rank, pooled=pooled, shut=settings.closed_form.shut)
 
 
-def closed_form_weight(base: Base, material: Material, settings: DistillSettings, *, way: float) -> float:
+def closed_form_weight(
+    base: Base, material: Material, settings: DistillSettings, *, way: float, near_share: float = 0.0
+) -> float:
     """The retain weight with which the closed form goes a share of the way (``weight_reaching``)."""
-    concept, surrogate, retain = _read(base, _told(base, material))
-    pair = distinct(concept, surrogate)
-    return weight_reaching(way, *pair, *distinct(retain), ridge=settings.closed_form.ridge)
+    states = _read(base, _told(base, material))
+    concept, surrogate = distinct(*states[:2])
+    return weight_reaching(way, concept, surrogate, _retained(states[2:], near_share), ridge=settings.closed_form.ridge)
 
 
 def _told(base: Base, material: Material) -> list[Told]:
-    """Of concept, surrogate and what is retained."""
+    """Of concept, surrogate, what is retained and, where somebody asks for them, the neighbours."""
     further = [] if material.told is None else [material.told()]
-    return [material.concept, material.surrogate, Told.join(material.retain_prompts, *further, base.unconditional())]
+    near = [] if material.near is None else [material.near()]
+    kept = Told.join(material.retain_prompts, *further, base.unconditional())
+    return [material.concept, material.surrogate, kept, *near]
 
 
 def _read(base: Base, told: list[Told]) -> list[Tensor]:
     """What the text's projections read of them, (N, L, D) each."""
     concept, surrogate = paired(base.denoiser, told[0], told[1])
-    return [concept, aligned(concept, surrogate), held(base.denoiser.read(told[2].states), told[2].mask)]
+    others = [held(base.denoiser.read(one.states), one.mask) for one in told[2:]]
+    return [concept, aligned(concept, surrogate), *others]
 
 
-def _moments(states: list[Tensor], *, retain_weight: float, ridge: float) -> Moments:
+def _moments(states: list[Tensor], *, retain_weight: float, ridge: float, near_share: float) -> Moments:
     """Of concept, surrogate and what is retained, (N, L, D) each; equal captions count once."""
-    concept, surrogate, retain = *distinct(*states[:2]), *distinct(states[2])
+    concept, surrogate = distinct(*states[:2])
+    retain = _retained(states[2:], near_share)
     return text_moments(concept, surrogate, retain, retain_weight=retain_weight, ridge=ridge)
+
+
+def _retained(others: list[Tensor], near_share: float) -> Tensor:
+    """States to retain, (N, L, D): a share of them, nearly, are the neighbours', which are repeated."""
+    kept, *near = (distinct(one)[0] for one in others)
+    if not near or near_share == 0:
+        return kept
+    times = max(round(near_share / (1 - near_share) * len(kept) / len(near[0])), 1)
+    return torch.cat([kept, *near * times])
 
 
 def timestep_probabilities(base: Base, sets: Sets, settings: DistillSettings, notes: dict[str, Any]) -> Tensor:
