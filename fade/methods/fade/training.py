@@ -213,7 +213,9 @@ def closed_form_weight(
     """The retain weight with which the closed form goes a share of the way (``weight_reaching``)."""
     states = _read(base, _told(base, material))
     concept, surrogate = distinct(*states[:2])
-    return weight_reaching(way, concept, surrogate, _retained(states[2:], near_share), ridge=settings.closed_form.ridge)
+    return weight_reaching(
+        way, concept, surrogate, retained_states(states[2:], near_share), ridge=settings.closed_form.ridge
+    )
 
 
 def _told(base: Base, material: Material) -> list[Told]:
@@ -234,11 +236,11 @@ def _read(base: Base, told: list[Told]) -> list[Tensor]:
 def _moments(states: list[Tensor], *, retain_weight: float, ridge: float, near_share: float) -> Moments:
     """Of concept, surrogate and what is retained, (N, L, D) each; equal captions count once."""
     concept, surrogate = distinct(*states[:2])
-    retain = _retained(states[2:], near_share)
+    retain = retained_states(states[2:], near_share)
     return text_moments(concept, surrogate, retain, retain_weight=retain_weight, ridge=ridge)
 
 
-def _retained(others: list[Tensor], near_share: float) -> Tensor:
+def retained_states(others: list[Tensor], near_share: float) -> Tensor:
     """States to retain, (N, L, D): a share of them, nearly, are the neighbours', which are repeated."""
     kept, *near = (distinct(one)[0] for one in others)
     if not near or near_share == 0:

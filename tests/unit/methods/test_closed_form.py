@@ -31,6 +31,7 @@ from fade.methods.closed_form import (
 )
 from fade.methods.fade.masks import Mask
 from fade.methods.fade.sparse_lora import add_sparse_lora, begin_with, check_inside_mask, lora_layers
+from fade.methods.fade.training import retained_states
 from fade.models.families.stable_diffusion import StableDiffusion
 from fade.steps.prepare import prepare_spec
 from fade.steps.trial import run_trial
@@ -283,6 +284,26 @@ def test_the_weight_that_reaches_a_share_of_the_way_is_the_one_whose_change_goes
     assert gone[1] < way - 0.01
     assert weight_reaching(1.0, concept, surrogate, retain, ridge=RIDGE) == pytest.approx(LEAST_WEIGHT, rel=1e-5)
     assert weight_reaching(0.0, concept, surrogate, retain, ridge=RIDGE) == pytest.approx(MOST_WEIGHT, rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_neighbours_that_are_a_share_of_what_is_retained_move_less_at_the_same_way(share: float) -> None:
+    concept, surrogate, retain = _states()
+    retain = torch.cat([retain, retain[:1]])  # equal captions count once
+    near = concept[:2] + 0.3 * retain[:2]
+    assert len(retained_states([retain, near], 0.0)) == 14
+    moved, ways = [], []
+    for states in (retained_states([retain, near], 0.0), retained_states([retain, near], share)):
+        weight = weight_reaching(0.6, concept, surrogate, states, ridge=RIDGE)
+        moments = text_moments(concept, surrogate, states, retain_weight=weight, ridge=RIDGE)
+        change = torch.linalg.solve(moments.metric, moments.towards.T).T
+        moved.append(float((near.double() @ change.T).square().mean()))
+        apart = (surrogate - concept).double()
+        ways.append(float(((concept.double() @ change.T) * apart).sum() / apart.square().sum()))
+    assert len(states) > 14
+    assert (len(states) - 14) / len(states) == pytest.approx(share, abs=0.06)
+    assert moved[1] < 0.9 * moved[0]
+    assert ways == pytest.approx([0.6, 0.6], abs=1e-4)
 
 
 def test_what_a_longer_name_moves_is_paired_with_itself() -> None:
