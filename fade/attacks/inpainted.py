@@ -2,8 +2,9 @@
 
 What is seen is put back at every step of the sampling, at that step's noise, and what is covered is drawn beside it
 (as RePaint, arXiv:2201.09865, section 4.1, without its resampling). The half that is seen shows the concept by itself,
-to a judge as to anybody: so it is greyed out before a picture is judged, and only what the network drew can count. The
-base's rate says how much of the concept half a picture shows at all.
+to a judge as to anybody. So what is judged is the half that was drawn beside its own mirror image, and only what the
+network drew can count. (Judges name halves of real pictures so far more often than halves on grey: docs/method.md.) The
+base's rate says how much of the concept a half shows.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from fade.models.generate import guided
 from fade.models.told import Told
 from fade.seeding import torch_generator
 
-GREY = 127
 Half = Literal["left", "right", "upper", "lower"]
 HALVES: tuple[Half, ...] = get_args(Half)
 """What is covered."""
@@ -51,7 +51,7 @@ def draw_covered(
     precision: str,
     seed: int,
 ) -> NDArray[np.uint8]:
-    """Pictures (B, H, W, 3) whose half was drawn with the adapters that are on, by DDIM; the other half is grey.
+    """Halves drawn with the adapters that are on, by DDIM, each beside its mirror image: pictures (B, H, W, 3).
 
     Args:
         latents: z_0 of whole pictures, (B, C, h, w).
@@ -68,5 +68,11 @@ def draw_covered(
             noisy = scheduler.step(answer(noisy, timestep), timestep, noisy).prev_sample
         decoded = base.decode(torch.where(drawn_anew.to(base.device), noisy, latents.to(base.device)))
     pixels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    shown = covered(half, *pixels.shape[1:3]).numpy()
-    return np.ascontiguousarray(np.where(shown[None, :, :, None], pixels, np.uint8(GREY)))
+    return mirrored(pixels, half)
+
+
+def mirrored(pictures: NDArray[np.uint8], half: Half) -> NDArray[np.uint8]:
+    """Pictures (B, H, W, 3), of even sides, whose other half is the mirror image of this one."""
+    axis = 2 if half in ("left", "right") else 1
+    shown = covered(half, *pictures.shape[1:3]).numpy()[None, :, :, None]
+    return np.ascontiguousarray(np.where(shown, pictures, np.flip(pictures, axis)))
