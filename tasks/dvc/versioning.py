@@ -357,7 +357,9 @@ def record(folder: Path, stage: str) -> None:
         try:
             with lock_repo(repo):
                 found = repo.stage.load_one(f"{folder.as_posix()}/dvc.yaml", stage)
-                found.save()
+                # The run-cache would find the same outputs by the same inputs once more: half of the time this takes,
+                # and one more place to purge.
+                found.save(run_cache=False)
                 found.commit()
                 _put(folder / "dvc.lock", to_lockfile(found))
         except DvcException as error:

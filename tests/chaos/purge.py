@@ -99,10 +99,12 @@ def make_erasure(place: Place) -> None:
     for version in (1, 2):  # a second version: the first one's objects are in its run's lock file alone
         for step in made:
             for name in _files(step):
-                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 names_somebody = any(Path(name).is_relative_to(one) for one in (*step.personal, FIGURES))
                 (folder / name).write_bytes((PAGE if names_somebody else b"") + noise.bytes(64))
             versioning.record(folder, step.name)
+        with Repo(".") as repo:
+            repo.commit(f"{folder.as_posix()}/dvc.yaml", force=True)  # as by hand, or `dvc repro`: into the run-cache too
         _add_run(folder, version, [name for step in made for name in step.logged])
     with Repo(".") as repo, repo.config.edit() as settings:
         settings["remote"]["store"] = {"url": str(place.folder / "work/remote")}
