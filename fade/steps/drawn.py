@@ -48,22 +48,23 @@ def base_pictures(sd: Base, spec: Spec, samples: pd.DataFrame) -> Generator[tupl
     folder = _kept_in(spec, count)
     places = [folder / f"{_key(prompt, seed)}.safetensors" for prompt, seed in samples[["prompt", "seed"]].to_numpy()]
     missing = [i for i in {place: i for i, place in enumerate(places)}.values() if not places[i].is_file()]
-    if missing:
-        filled = samples.iloc[missing + missing[-1:] * (-len(missing) % count)]
-        drawn = yield from pictures_now(sd, spec, filled, done=0, batch=count)
-        for i, picture in zip(missing, drawn, strict=False):
+    for start in range(0, len(missing), count):
+        part = missing[start : start + count]
+        filled = samples.iloc[part + part[-1:] * (count - len(part))]
+        drawn = yield from pictures_now(sd, spec, filled, done=start, of=2 * len(missing))
+        for i, picture in zip(part, drawn, strict=False):  # kept at once: whoever is stopped goes on from here
             with writing(places[i]) as temporary:
                 save_file({"picture": torch.from_numpy(picture)}, temporary)
     return np.stack([load_file(place)["picture"].numpy() for place in places])
 
 
 def pictures_now(
-    base: Base, spec: Spec, samples: pd.DataFrame, *, done: int, batch: int | None = None
+    base: Base, spec: Spec, samples: pd.DataFrame, *, done: int, of: int | None = None
 ) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
     """The protocol's pictures with the adapters that are on; yields (pictures done, of before and after).
 
     Args:
-        batch: pictures at a time; ``evaluate.batch`` if None.
+        of: how many there are in all, before and after, where these are a part that is drawn at once.
     """
     settings = spec.evaluate
     parts: list[NDArray[np.uint8]] = []
@@ -71,14 +72,14 @@ def pictures_now(
         base,
         samples["prompt"].tolist(),
         samples["seed"].tolist(),
-        batch=batch or settings.batch,
+        batch=settings.batch if of is None else len(samples),
         steps=settings.steps,
         guidance=settings.guidance,
         solver=settings.solver,
         precision=settings.precision,
     ):
         parts.append(drawn)
-        yield done + sum(map(len, parts)), 2 * len(samples)
+        yield done + sum(map(len, parts)), of or 2 * len(samples)
     return np.concatenate(parts)
 
 

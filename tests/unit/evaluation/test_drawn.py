@@ -40,18 +40,29 @@ def test_a_picture_is_drawn_once_and_the_same_whatever_it_is_drawn_beside(
     one, other = (drawn.ended(drawn.base_pictures(sd, spec, part)) for part in (first, second))
     shared = [label for label in first.index if label in second.index]
     assert 0 < len(shared) < 7
-    assert draws == [12, -(-(20 - len(shared)) // 12) * 12]  # of the second only what the first had not
+    assert draws == [12] * (1 + -(-(20 - len(shared)) // 12))  # of the second only what the first had not
     whole = drawn.ended(drawn.base_pictures(sd, spec, SAMPLES))
+    known = len(draws)
     assert len({picture.tobytes() for picture in whole}) == 27
     np.testing.assert_array_equal(one, whole[first.index])
     np.testing.assert_array_equal(other, whole[second.index])
     again = drawn.ended(drawn.base_pictures(sd, spec, SAMPLES))
-    assert len(draws) == 3
+    assert len(draws) == known
     # In a project where nothing was drawn, all at once: the same bytes.
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
     np.testing.assert_array_equal(drawn.ended(drawn.base_pictures(sd, spec, SAMPLES)), again)
-    assert len(draws) == 4
+    assert draws[known:] == [12, 12, 12]
+
+
+def test_who_is_stopped_goes_on_from_the_last_pictures_that_were_drawn(sd: StableDiffusion, draws: list[int]) -> None:
+    spec = plain_spec(evaluate={"steps": 2})
+    stopped = drawn.base_pictures(sd, spec, SAMPLES)
+    assert [next(stopped), next(stopped)] == [(12, 54), (24, 54)]
+    stopped.close()
+    again = drawn.base_pictures(sd, spec, SAMPLES)
+    assert list(again) == [(12, 30), (15 + 9, 30)], "of 27 the first 12 were kept"
+    assert draws == [12, 12, 12, 12]
 
 
 def test_other_settings_are_other_pictures(sd: StableDiffusion, draws: list[int]) -> None:
@@ -67,4 +78,4 @@ def test_large_pictures_are_drawn_alone_so_that_none_is_drawn_to_fill_up(
     assert [drawn.together(side) for side in (64, 128, 256, 512, 1024)] == [12, 12, 4, 1, 1]
     monkeypatch.setattr(drawn, "TOGETHER_PIXELS", sd.picture_size**2)
     assert len(drawn.ended(drawn.base_pictures(sd, plain_spec(evaluate={"steps": 2}), SAMPLES.iloc[:3]))) == 3
-    assert draws == [3]
+    assert draws == [1, 1, 1]
