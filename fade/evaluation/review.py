@@ -307,7 +307,7 @@ def prompt_by_prompt(
                 size = f"width={small.width} height={small.height}"
                 cells += f'<td><img alt="{when}" {size} src="{BESIDE}/{name}"></td>'
             prompt = html.escape(str(samples["prompt"].iloc[i]))
-            rows.append(f"<tr><td>{group}</td><td>{prompt}, seed {samples['seed'].iloc[i]}</td>{cells}</tr>")
+            rows.append(f"<tr><td>{group}</td><td>{prompt} (seed {samples['seed'].iloc[i]})</td>{cells}</tr>")
     head = "<tr><th></th><th>prompt</th><th>base</th><th>erased</th></tr>"
     return Beside(f"<h2>Prompt by prompt</h2><table>{head}{''.join(rows)}</table>", files)
 
