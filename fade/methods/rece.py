@@ -9,7 +9,8 @@ of the last round, over all keys and values that read the text,
 
 and the next round solves UCE's equation from the base with c and every c' so far, each sent where c is sent. The
 authors update the last round's weights with the newest c' alone and damp towards them; solved anew from the base with
-all of them, nothing that an earlier round shut opens again. Every token position counts, as in our UCE.
+all of them, nothing that an earlier round shut opens again. Every token position counts, as in our UCE. Of several
+concepts every state's c' is found alone, and all are solved for together.
 """
 
 from __future__ import annotations
@@ -61,4 +62,4 @@ def unreached(before: Mapping[str, Tensor], after: Mapping[str, Tensor], concept
     return left / sum(float((concept @ before[name].T).square().sum()) for name in before)
 
 
-RECE = Method("rece", rece, ReceSettings, "arXiv:2407.12383")
+RECE = Method("rece", rece, ReceSettings, "arXiv:2407.12383", several=True)

@@ -353,6 +353,8 @@ def test_rece_finds_the_state_that_the_edited_weights_take_for_the_concept() -> 
     assert np.abs(expected - concept.numpy()).max() > 0.1
     found = derived(before, after, concept, ridge=0.2)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
+    # Of several concepts each one's states are found as if it were alone.
+    torch.testing.assert_close(derived(before, after, concept[:1], ridge=0.2), found[:1], rtol=1e-9, atol=1e-12)
 
 
 def test_each_round_of_rece_leaves_less_of_the_concept_within_reach(base: StableDiffusion, material: Material) -> None:

@@ -227,5 +227,5 @@ def test_baselines_for_many_move_the_texts_projections_alone(
 
 
 def test_methods_for_many_take_several_concepts() -> None:
-    assert all(find_method(name).several for name in ("layerwise", "speed", "mace", "uce"))
+    assert all(find_method(name).several for name in ("layerwise", "speed", "mace", "uce", "rece"))
     assert not find_method("esd-x").several
