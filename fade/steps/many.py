@@ -1,6 +1,8 @@
 """An erasure of many concepts at once, for the wide benchmark: made as a trial is, and judged by the protocol of many.
 
-As a program: ``python -m fade.steps.many FOLDER``, where ``spec.yaml`` lies; it writes ``many.json`` there.
+As a program: ``python -m fade.steps.many FOLDER``, where ``spec.yaml`` lies; it writes ``many.json`` there. Where a
+folder ``alone`` lies beside it, with a folder for each concept, each is erased by an adapter of its own, and all are
+judged live together: stacked, as erasures that are asked for one after the other are.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from fade.evaluation.neighbours import find_neighbours
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
 from fade.models.family import load_base
+from fade.pipeline import Step
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_now
 from fade.steps.interference import interference
@@ -44,7 +47,7 @@ from fade.steps.trial import (
 )
 from fade.steps.wide import JUDGE, cost
 
-FIGURES = "many.json"
+FIGURES, ALONE = "many.json", "alone"
 FEW = 50
 """From so many concepts on one seed is drawn of every prompt; two where there are fewer."""
 
@@ -56,21 +59,63 @@ def run_many(spec: Spec, *, root: Path, say: Callable[[str], None] | None = None
         root: a folder per erasure, named by the spec's id.
         say: told the name of each step before it begins.
     """
-    steps = [step for step in steps_of_trial(spec) if step.name not in ("attack", "evaluate")]
+    steps = _steps(spec)
     folder = emptied_if_other(root / spec.id, made_by(steps, spec.method))
     code = judged_by("fade.steps.many")
     if (kept := kept_row(folder, FIGURES, code)) is not None:
         return kept
-    save_spec(spec, folder)
-    take_shared(spec, folder, root, say)
-    run_steps(folder, steps, say)
+    costs = _made(spec, folder, steps, root, say)
     if say is not None:
         say("judge")
-    costs = cost(folder, [step.name for step in steps if step.makes_adapter])
     seconds = costs.pop("method_seconds")
     row = {"at_once": len(spec.pairs), **judged(spec, folder / "adapter"), **costs, "seconds": seconds}
     keep_row(folder, FIGURES, code, row)
     return row
+
+
+def run_stacked(folder: Path, *, say: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """The row of a spec's concepts, each erased by the adapter of a spec in ``alone``, all live together.
+
+    Seconds and bytes are the sums over the adapters.
+    """
+    spec, root = load_spec(folder), folder / ALONE
+    made = []
+    for place in sorted(root.iterdir()):
+        single = load_spec(place)
+        steps = _steps(single)
+        emptied_if_other(place, made_by(steps, single.method))
+        if say is not None:
+            say(single.concept)
+        made.append(_made(single, place, steps, folder.parent, None))
+    code = f"{judged_by('fade.steps.many')}:{','.join(one['adapter_sha256'] for one in made)}"
+    if (kept := kept_row(folder, FIGURES, code)) is not None:
+        return kept
+    if say is not None:
+        say("judge")
+    row = {
+        "at_once": len(spec.pairs),
+        **judged(spec, *(root / one["erasure"] / "adapter" for one in made)),
+        "seconds": round(sum(one["method_seconds"] for one in made), 2),
+        "adapter_bytes": sum(one["adapter_bytes"] for one in made),
+        "adapters": len(made),
+        "erasure": folder.name,
+    }
+    keep_row(folder, FIGURES, code, row)
+    return row
+
+
+def _steps(spec: Spec) -> list[Step]:
+    return [step for step in steps_of_trial(spec) if step.name not in ("attack", "evaluate")]
+
+
+def _made(
+    spec: Spec, folder: Path, steps: Sequence[Step], root: Path, say: Callable[[str], None] | None
+) -> dict[str, Any]:
+    """Make what is not there yet of an adapter; gives what it cost."""
+    save_spec(spec, folder)
+    take_shared(spec, folder, root, say)
+    run_steps(folder, steps, say)
+    return cost(folder, [step.name for step in steps if step.makes_adapter])
 
 
 def judged(spec: Spec, *adapters: Path) -> dict[str, Any]:
@@ -146,7 +191,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     try:
-        run_many(load_spec(folder), root=folder.parent, say=report_progress)
+        if (folder / ALONE).is_dir():
+            run_stacked(folder, say=report_progress)
+        else:
+            run_many(load_spec(folder), root=folder.parent, say=report_progress)
     except FadeError as error:
         sys.exit(str(error))
 

@@ -68,7 +68,12 @@ def benchmark(
         str, typer.Option("--attacks", help="With --methods: attacks, by commas.")
     ] = "prompts,noised,inversion,relearning",
     sequential: Annotated[
-        bool, typer.Option("--sequential", help="With --methods: twelve concepts live on top of one another.")
+        bool,
+        typer.Option(
+            "--sequential",
+            help="With --methods: twelve concepts live on top of one another; with --at-once: all of them, each by an "
+            "adapter of its own, beside the one for all.",
+        ),
     ] = False,
     project: ProjectOption = None,
     catalog: Annotated[str | None, typer.Option(help="classes: another catalog than the project's.")] = None,
@@ -109,7 +114,7 @@ def benchmark(
         from flows.cli.wide import many_at_once, one_by_one
 
         if at_once is not None:
-            many_at_once(asked, methods, concepts, at_once, seeds, changes, json_file)
+            many_at_once(asked, methods, concepts, at_once, seeds, changes, sequential, json_file)
         else:
             one_by_one(asked, methods, concepts, random, seeds, changes, parallel, json_file)
         return

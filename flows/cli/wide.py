@@ -61,6 +61,7 @@ def many_at_once(
     at_once: int,
     seeds: str | None,
     changes: dict[str, Any],
+    sequential: bool,
     json_file: Path | None,
 ) -> None:
     """All concepts by one adapter of each method. Of one method the file is its row, of several a list of rows."""
@@ -74,8 +75,8 @@ def many_at_once(
         if len(named) != at_once:
             raise ConfigError(f"--at-once {at_once} with --concepts: got {len(named)} names. Give as many.")
     compared = [name.strip() for name in (methods or "layerwise").split(",")]
-    entries = plan_many(project, compared, named, changes=changes)
-    asked = json.dumps(sorted(entry.spec.id for entry in entries))
+    entries = plan_many(project, compared, named, changes=changes, stacked=sequential)
+    asked = json.dumps(sorted(entry.folder.name for entry in entries))
     name = f"many-{project.name}-{at_once}-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
     console.print(f"{at_once} concepts at once by {len(entries)} methods, study [bold]{name}[/bold]")
     found = run_many_benchmark(name, entries, say=lambda line: console.print(line, highlight=False))

@@ -10,25 +10,26 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fade.config import OUR_METHOD
+from fade.config import OUR_METHOD, load_settings
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError
 from fade.files import read_json, write_json, writing
 from fade.lineage import made_on
 from fade.methods.registry import asking_for
+from fade.models.sharing import bases_shared
 from fade.project import Project
 from fade.seeding import derive_seed
 from fade.spec import Spec, save_spec
 from fade.steps.concepts import in_order
-from fade.steps.many import FIGURES
-from fade.steps.prepare import AUTO, Wanted, asked_again
+from fade.steps.many import ALONE, FIGURES
+from fade.steps.prepare import AUTO, Wanted, asked_again, prepare_spec
 from fade.steps.trial import TRIALS
 from flows.erasing.many import settings_for_many, spec_for_many
 from flows.studies.study import STUDIES
@@ -45,15 +46,26 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One erasure of the benchmark; ``method`` as it was asked for."""
+    """One erasure of the benchmark; ``method`` as it was asked for.
+
+    Attributes:
+        alone: a spec for each concept where each has an adapter of its own and all are live together; else none.
+    """
 
     method: str
     spec: Spec
+    alone: tuple[Spec, ...] = ()
 
     @property
     def folder(self) -> Path:
         """Where it lies."""
-        return ROOT / self.spec.id
+        return ROOT / (f"{self.spec.id}-stacked" if self.alone else self.spec.id)
+
+    def save(self) -> None:
+        """Lay its specs down, as ``python -m fade.steps.many`` finds them."""
+        save_spec(self.spec, self.folder)
+        for one in self.alone:
+            save_spec(one, self.folder / ALONE / one.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +105,12 @@ def drawn_together(project: Project, count: int, *, seed: int) -> list[str]:
 
 
 def plan_many(
-    project: Project, methods: Sequence[str], concepts: Sequence[str], *, changes: Mapping[str, Any]
+    project: Project,
+    methods: Sequence[str],
+    concepts: Sequence[str],
+    *,
+    changes: Mapping[str, Any],
+    stacked: bool = False,
 ) -> list[Entry]:
     """Every method with all of the concepts; all is checked before any runs.
 
@@ -101,6 +118,7 @@ def plan_many(
         methods: as ``fade benchmark canvas --methods`` takes them; ``ours`` is our own distillation, with the steps and
             batch that several concepts take, unless they are given.
         concepts: names, each alone or with its surrogate after a colon.
+        stacked: of each method also an adapter for each concept, with the same surrogates, all of them live together.
 
     Raises:
         ConfigError: an unknown method, concept or setting; one that is given twice; a surrogate that is erased itself.
@@ -114,9 +132,18 @@ def plan_many(
         spec = spec_for_many(wanted, project=project, settings=settings)
         wanted = [asked_again(pair) for pair in spec.pairs]  # `auto` looks once, not for every method
         entries.append(Entry(method, spec))
-    if len({entry.spec.id for entry in entries}) < len(entries):
+        if stacked:
+            single = load_settings(project.params, changes=asked)
+            with bases_shared():
+                alone = (prepare_spec(**_named(one), project=project, settings=single) for one in wanted)
+                entries.append(Entry(f"{method} stacked", spec, tuple(alone)))
+    if len({entry.folder for entry in entries}) < len(entries):
         raise ConfigError("Two erasures of the benchmark are the same: a method was given twice.")
     return entries
+
+
+def _named(pair: Wanted) -> dict[str, Any]:
+    return {part.name: getattr(pair, part.name) for part in fields(pair)}
 
 
 def run_many_benchmark(name: str, entries: Sequence[Entry], *, say: Callable[[str], None] | None = None) -> Many:
@@ -128,7 +155,7 @@ def run_many_benchmark(name: str, entries: Sequence[Entry], *, say: Callable[[st
     rows: list[dict[str, Any]] = []
     failures: dict[str, str] = {}
     for entry in entries:
-        save_spec(entry.spec, entry.folder)
+        entry.save()
         outcome = _run(entry)
         if isinstance(outcome, str):
             failures[entry.method] = outcome

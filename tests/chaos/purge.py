@@ -104,7 +104,9 @@ def make_erasure(place: Place) -> None:
                 (folder / name).write_bytes((PAGE if names_somebody else b"") + noise.bytes(64))
             versioning.record(folder, step.name)
         with Repo(".") as repo:
-            repo.commit(f"{folder.as_posix()}/dvc.yaml", force=True)  # as by hand, or `dvc repro`: into the run-cache too
+            repo.commit(
+                f"{folder.as_posix()}/dvc.yaml", force=True
+            )  # as by hand, or `dvc repro`: into the run-cache too
         _add_run(folder, version, [name for step in made for name in step.logged])
     with Repo(".") as repo, repo.config.edit() as settings:
         settings["remote"]["store"] = {"url": str(place.folder / "work/remote")}

@@ -21,6 +21,7 @@ from fade.steps.concepts import changed, in_order, read_concepts
 from fade.steps.encoded import SplitRows
 from fade.steps.interference import interference
 from fade.steps.prepare import Wanted
+from fade.steps.trial import TRIALS
 from flows.cli.app import app
 from flows.erasing.many import settings_for_many, spec_for_many
 from flows.studies.many import drawn_together, many_plot, plan_many
@@ -248,10 +249,18 @@ def test_one_taken_out_leaves_the_bits_of_an_adapter_made_without_it(workspace: 
 def test_the_benchmark_of_many_writes_the_row_that_is_asked_for(workspace: Path, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     asked = ["benchmark", "wide", "--at-once", "2", "--concepts", "cat:horse,coffee:rocket", "--methods", "layerwise"]
-    result = CliRunner().invoke(app, [*asked, "--json", str(file)])
+    result = CliRunner().invoke(app, [*asked, "--sequential", "--json", str(file)])
     assert result.exit_code == 0, result.output
-    row = json.loads(file.read_text())
+    row, stacked = json.loads(file.read_text())["rows"]
+    assert (stacked["method"], stacked["adapters"]) == ("layerwise stacked", 2)
+    assert stacked["samples"] == row["samples"]
+    assert stacked["drift"] != row["drift"]
+    adapters = sorted((TRIALS / "many" / stacked["erasure"] / "alone").glob("*/adapter/*.safetensors"))
+    assert stacked["adapter_bytes"] == sum(path.stat().st_size for path in adapters) > row["adapter_bytes"]
     wanted = {"erased", "reachable", "kept", "base_kept", "neighbours", "base_neighbours", "harmonic", "drift"}
     wanted |= {"seconds", "adapter_bytes", "method", "at_once", "erased_low", "kept_count", "rank_correlation"}
     assert wanted <= set(row)
     assert (row["method"], row["at_once"]) == ("layerwise", 2)
+    # Asked for it alone the file is its row, and nothing is made again.
+    assert CliRunner().invoke(app, [*asked, "--json", str(file)]).exit_code == 0
+    assert json.loads(file.read_text())["adapter_sha256"] == row["adapter_sha256"]
