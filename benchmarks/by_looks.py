@@ -6,7 +6,7 @@ The canvas' astronaut stands for somebody private: she is erased under a word th
 pictures that the base was not trained on, and none of the words that ship knows her. So nobody tells the erasure the
 names by which the base does draw her. Asked afterwards, of the judge ``report``: how many pictures by those names show
 her, how many that white-box inversion draws (a few steps of Adam from the empty prompt), and how many of all other
-subjects and styles are still what they are. A row before, one after.
+subjects and styles are still what they are. A row before, one after; ``--json`` has a run for each ``--set``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fade.data.catalog import load_concepts
 from fade.data.styles import STYLES
 from fade.evaluation.accuracy import canvas_protocol
 from fade.evaluation.judges import judge_pictures, load_judge
-from fade.files import write_json
+from fade.files import read_json, write_json
 from fade.models.base import Base
 from fade.models.family import load_base
 from fade.names import name_key
@@ -107,6 +107,8 @@ def main() -> None:
     files = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))]
     pictures = np.stack([np.asarray(one) for one in files])
     rows: list[dict[str, Any]] = []
+    known = read_json(given.json)["runs"] if given.json.is_file() else []
+    earlier = [one for one in known if one["set"] != given.set]
     for when, draw in (("before", base_pictures), ("after", pictures_now)):
         further = {} if when == "before" else {"done": 0}
         with switched_on(base, None if when == "before" else place / "adapter"):
@@ -121,7 +123,8 @@ def main() -> None:
             "cra": float(np.mean(np.array(others.styles)[kept] == rest["style"].to_numpy()[kept])),
         })  # fmt: skip
         said = {"token": given.token, "surrogate": spec.surrogate, "seconds": round(seconds, 1), "set": given.set}
-        write_json(given.json, {**said, "pictures": [len(own), 24, int(kept.sum())], "rows": rows})
+        counts = {"by_other_names": len(own), "by_inversion": 24, "kept": int(kept.sum())}
+        write_json(given.json, {"runs": [*earlier, {**said, "pictures": counts, "rows": rows}]})
         print(rows[-1], flush=True)
 
 
