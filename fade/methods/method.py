@@ -103,6 +103,8 @@ class Material:
         processes: which of several this process is, for a method that shares its batches.
         told: gives further prompts that must keep their answer, of which there are no pictures; None: there are none.
         near: gives captions of the concept's neighbours, which an erasure is most likely to hurt; None: nobody asks.
+        told_away: gives further captions of the concept, and the same with the surrogate's name, of which there are no
+            pictures; None: there are none.
         notes: what else the adapter's card shall say, by name; a method adds to it.
     """
 
@@ -112,6 +114,7 @@ class Material:
     processes: Processes = ALONE
     told: Callable[[], Told] | None = None
     near: Callable[[], Told] | None = None
+    told_away: Callable[[], tuple[Told, Told]] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     @cached_property

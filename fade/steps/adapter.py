@@ -24,8 +24,9 @@ from fade.methods.registry import find_method
 from fade.models.base import Base
 from fade.models.deltas import plain_modules
 from fade.models.family import load_base
+from fade.models.told import Told
 from fade.spec import Spec, load_spec
-from fade.steps.encoded import check_told_apart, further_prompts, prompts_apart, split_rows
+from fade.steps.encoded import check_told_apart, further_pairs, further_prompts, prompts_apart, split_rows
 
 CURVE = ("step", "forget_loss", "retain_loss")
 """Columns of a curve that has no row: nothing was trained."""
@@ -84,7 +85,20 @@ def material(base: Base, spec: Spec, folder: Path, *, masked: bool = False, proc
     mask = load_mask(folder / "mask") if masked else None
     further = further_prompts(spec)
     told = partial(base.encode_prompts, further) if further else None
-    return Material(partial(split_rows, base, spec, folder), base.unconditional(), mask, processes, told)
+    pairs = further_pairs(spec)
+
+    def told_away() -> tuple[Told, Told]:
+        concept, surrogate = (base.encode_prompts([pair[i] for pair in pairs]) for i in (0, 1))
+        return concept, surrogate
+
+    return Material(
+        partial(split_rows, base, spec, folder),
+        base.unconditional(),
+        mask,
+        processes,
+        told,
+        told_away=told_away if pairs else None,
+    )
 
 
 def check_changes(tensors: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,12 +86,17 @@ def prompts_apart(spec: Spec, folder: Path) -> list[str] | None:
     tables = [pd.read_parquet(path) for path in sorted((folder / "splits").glob("*.parquet"))]
     columns = [table[name] for table in tables for name in ("caption", "surrogate_caption") if name in table]
     captions = pd.concat(columns, ignore_index=True).dropna().drop_duplicates().tolist()
-    return list(dict.fromkeys([*captions, *further_prompts(spec)]))
+    return list(dict.fromkeys([*captions, *further_prompts(spec), *itertools.chain(*further_pairs(spec))]))
 
 
 def further_prompts(spec: Spec) -> list[str]:
     """Prompts that must keep their answer and of which there are no pictures: an erasure by name has many words."""
     return list(read_concepts_file(Path(spec.catalog)).get("told", ())) if spec.by_name else []
+
+
+def further_pairs(spec: Spec) -> list[list[str]]:
+    """Captions to forget of which there are no pictures, each with what it shall give."""
+    return list(read_concepts_file(Path(spec.catalog)).get("told_away", ())) if spec.by_name else []
 
 
 ALIKE = 1e-6

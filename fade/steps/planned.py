@@ -153,6 +153,7 @@ def make_plan(
         },
         "kept": _kept(asked, names, reading, budget.kept if trained else 0),
         "told": _told(rest, near, names, reading),
+        "told_away": [] if surrogate == NOTHING else _told_away([asked.concept, *spoken], surrogate, kind, rest),
         "alone": budget.alone,
         "neighbours": [word.name for word in near],
         **({} if given is None else {"given": dict(given)}),
@@ -259,6 +260,21 @@ def _told(rest: Sequence[Word], near: Sequence[Word], names: Sequence[str], read
     kept = [one for _, one in kept_prompts() if not re.search(mention(*names), one)]
     found += [one for one in kept if not any(spelt_out(reading, [one]))]
     return list(dict.fromkeys(found))
+
+
+def _told_away(names: Sequence[str], surrogate: str, kind: Kind, rest: Sequence[Word]) -> list[list[str]]:
+    """Captions to forget without a picture, each with what it shall give.
+
+    The concept stands beside every word of the other domain that the base reads, and one of its other names in turn.
+    """
+    domain, other = ("style", "object") if kind == "style" else ("object", "style")
+    beside = [word.name for word in rest if word.kind != "notion" and domain_of(word.kind) == other]
+    first, *aliases = names
+    return [
+        [sentence(CAPTION_TEMPLATE, **{domain: said, other: word}) for said in (name, surrogate)]
+        for number, word in enumerate(beside)
+        for name in (first, *([aliases[number % len(aliases)]] if aliases else []))
+    ]
 
 
 def _kept(asked: Asked, names: Sequence[str], reading: Sequence[Reader], count: int) -> list[str]:

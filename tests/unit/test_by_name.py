@@ -169,6 +169,21 @@ def test_every_word_that_the_base_reads_is_told_though_few_are_drawn(base: Path)
     assert all(times[name] > times["coins"] for name in plan.neighbours)
 
 
+def test_the_concept_is_told_away_beside_every_word_that_the_base_reads_by_each_of_its_names(base: Path) -> None:
+    found = prepared(base, "neon", aliases=("glowing", "blinking"))
+    pairs, surrogate = found.plan.content["told_away"], found.plan.surrogate
+    subjects = {word.name for word in vocabulary() if name_key(word.name) in {name_key(name) for name in OBJECTS}}
+    drawn = {one["name"] for one in found.plan.content["concepts"]}
+    assert len(subjects - drawn) > 3, "few of them are drawn"
+    for name in subjects:
+        assert any(f" {name} image in neon style" in concept for concept, _ in pairs), name
+    for concept, instead in pairs:
+        (said,) = [name for name in ("neon", "glowing", "blinking") if f"in {name} style" in concept]
+        assert instead == concept.replace(said, surrogate)
+    assert {"glowing", "blinking"} <= {word for concept, _ in pairs for word in concept.split()}
+    assert prepared(base, "neon", surrogate="nothing").plan.content["told_away"] == []
+
+
 def test_what_is_drawn_names_its_subject_and_the_concept_by_all_its_names(base: Path) -> None:
     found = prepared(base, "cat", aliases=("chelsea",))
     wanted = list(named(found.spec, found.plan.content))

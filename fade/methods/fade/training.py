@@ -223,7 +223,11 @@ def _told(base: Base, material: Material) -> list[Told]:
     further = [] if material.told is None else [material.told()]
     near = [] if material.near is None else [material.near()]
     kept = Told.join(material.retain_prompts, *further, base.unconditional())
-    return [material.concept, material.surrogate, kept, *near]
+    concept, surrogate = material.concept, material.surrogate
+    if material.told_away is not None:
+        more = material.told_away()
+        concept, surrogate = Told.join(concept, more[0]), Told.join(surrogate, more[1])
+    return [concept, surrogate, kept, *near]
 
 
 def _read(base: Base, told: list[Told]) -> list[Tensor]:
