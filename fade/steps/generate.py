@@ -107,7 +107,8 @@ def _count(spec: Spec, shown: set[str]) -> int:
 def named(spec: Spec, content: Mapping[str, Any]) -> Iterator[Wanted]:
     """What an erasure by name has drawn: pairs by the plan's sentences in turn, the concept alone, what is kept.
 
-    The concept's other names take turns with its own. What names only one of subject and style has ``(scene)`` or
+    The concept's other names take turns with its own, and so do given pictures of it where there are some: a base that
+    hardly knows the name would draw anything by it. What names only one of subject and style has ``(scene)`` or
     ``(plain)`` in the other's place; of what is kept few have the same subject, so that the splits leave none out.
     """
     concept, both = spec.pairs[0], content["sentences"]["both"]
@@ -116,6 +117,7 @@ def named(spec: Spec, content: Mapping[str, Any]) -> Iterator[Wanted]:
         kind: [one["name"] for one in content["concepts"] if one["kind"] == kind] for kind in ("object", "style")
     }
     turn, own = itertools.count(), {concept.concept, concept.surrogate}
+    begins = itertools.cycle(range(len(content["given"]["sha256"]) if "given" in content else 0))
     for one in by_kind["object"]:
         for style in by_kind["style"]:
             # Nothing is measured on pictures that the base drew but when training may stop, which the concept's say.
@@ -128,14 +130,14 @@ def named(spec: Spec, content: Mapping[str, Any]) -> Iterator[Wanted]:
                         said[concept.kind] = spoken[concept.concept][at % len(spoken[concept.concept])]
                     # Half of the sentences are the one that is judged by.
                     template = both[0] if at % 2 == 0 else both[at // 2 % len(both)]
-                    yield Wanted(one, style, split, index, sentence(template, **said))
-    given = len(content["given"]["sha256"]) if "given" in content else 0
+                    begin = next(begins, None) if concept.concept in (one, style) else None
+                    yield Wanted(one, style, split, index, sentence(template, **said), begin)
     for name in (concept.concept, *([] if concept.surrogate == NOTHING else [concept.surrogate])):
         names = spoken.get(name, [name])
         alone = content["sentences"]["alone"]
         for index in range(content["alone"] if alone else 0):
             said = {concept.kind: names[index % len(names)]}
-            begin = index % given if given and name == concept.concept else None
+            begin = next(begins, None) if name == concept.concept else None
             prompt = sentence(alone[index % len(alone)], **said)
             # The splits take so many of a pair: what is more stands beside another number.
             which = f" {index // spec.split.forget_per_pair}"
