@@ -80,7 +80,7 @@ WAYS = (0.7, 0.8, 0.9)
 LEAST_RETAINED = 1.0
 """Below this retain weight a closed form moves others by so much that distillation had better go on (measured)."""
 NEAR_SHARE = 0.35
-"""Of what the closed form retains, how much are the neighbours: they move by half as much, all others hardly more."""
+"""Of what the closed form retains, how much are the neighbours: by .6 as much they move, others hardly more."""
 HARDER, MOST_WEIGHT = 2.0, 8.0
 """By what the weights of distillation move, and the most that they become."""
 MORE_SURROGATES = 0.75
