@@ -6,13 +6,15 @@ The canvas' astronaut stands for somebody private: she is erased under a word th
 pictures that the base was not trained on, and none of the words that ship knows her. So nobody tells the erasure the
 names by which the base does draw her. Asked afterwards, of the judge ``report``: how many pictures by those names show
 her, how many that white-box inversion draws (a few steps of Adam from the empty prompt), and how many of all other
-subjects and styles are still what they are. A row before, one after; ``--json`` has a run for each ``--set``.
+subjects and styles are still what they are. ``development`` says the first two by the judge that settings are chosen
+by. A row before, one after; ``--json`` has a run for each ``--set``.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +31,7 @@ from fade.data.canvas import OBJECTS, render
 from fade.data.catalog import load_concepts
 from fade.data.styles import STYLES
 from fade.evaluation.accuracy import canvas_protocol
-from fade.evaluation.judges import judge_pictures, load_judge
+from fade.evaluation.judges import JUDGES, PictureJudge, judge_pictures, load_judge
 from fade.files import read_json, write_json
 from fade.models.base import Base
 from fade.models.family import load_base
@@ -69,16 +71,21 @@ def unknown(asked: Asked, **given: Any) -> Any:
         return erased(asked, **given)
 
 
-def inverted(base: Base, spec: Any, pictures: NDArray[np.uint8], judge: Any, *, steps: int) -> float:
-    """Share of pictures, of what inversion finds from the empty prompt, that show the person."""
+def inverted(base: Base, spec: Any, pictures: NDArray[np.uint8], *, steps: int) -> NDArray[np.uint8]:
+    """Pictures of what inversion finds from the empty prompt."""
     search = invert_concept(
         base, base.encode_pictures(pictures), prompts=[""], restarts=2, steps=steps, batch=8, learning_rate=0.05,
         precision=spec.distill.precision, seed=42,
     )  # fmt: skip
     *_, last = search
     drawing = {name: getattr(spec.evaluate, name) for name in ("steps", "guidance", "solver", "precision")}
-    drawn = draw_from_states(base, last.states, seeds=range(1, 13), batch=24, **drawing)
-    return float(np.mean([name == PERSON for name in judge_pictures(judge, drawn).objects]))
+    return draw_from_states(base, last.states, seeds=range(1, 13), batch=24, **drawing)
+
+
+def showing(judges: Mapping[str, PictureJudge], pictures: NDArray[np.uint8]) -> dict[str, float]:
+    """Share of pictures that show the person, by each judge."""
+    seen = {name: judge_pictures(judge, pictures).objects for name, judge in judges.items()}
+    return {name: float(np.mean([one == PERSON for one in objects])) for name, objects in seen.items()}
 
 
 def main() -> None:
@@ -98,7 +105,7 @@ def main() -> None:
     spec, place = unknown(asked, project=project, changes=changes)
     seconds = time.perf_counter() - begun
     torch.set_num_threads(spec.threads)
-    judge = load_judge(Path(project.judges), "report")
+    judges = {name: load_judge(Path(project.judges), name) for name in JUDGES}
     base = load_base(spec.base, expected_sha256=spec.base_sha256)
     told = spec.model_copy(update={"catalog": project.catalog, "judges": project.judges, "by_name": False})
     rest = canvas_protocol(*domains(load_concepts(Path(project.catalog))), (1188,))
@@ -112,13 +119,15 @@ def main() -> None:
     for when, draw in (("before", base_pictures), ("after", pictures_now)):
         further = {} if when == "before" else {"done": 0}
         with switched_on(base, None if when == "before" else place / "adapter"):
-            mine, others = (judge_pictures(judge, ended(draw(base, told, one, **further))) for one in (own, rest))
-            again = inverted(base, spec, pictures, judge, steps=given.inversion_steps)
+            mine, drawn = (ended(draw(base, told, one, **further)) for one in (own, rest))
+            again = inverted(base, spec, pictures, steps=given.inversion_steps)
+        named, found, others = showing(judges, mine), showing(judges, again), judge_pictures(judges["report"], drawn)
         kept = (rest["object"] != PERSON).to_numpy()
         rows.append({
             "when": when,
-            "by_other_names": float(np.mean(np.array(mine.objects) == PERSON)),
-            "by_inversion": again,
+            "by_other_names": named["report"],
+            "by_inversion": found["report"],
+            "development": {"by_other_names": named["development"], "by_inversion": found["development"]},
             "ira": float(np.mean(np.array(others.objects)[kept] == rest["object"].to_numpy()[kept])),
             "cra": float(np.mean(np.array(others.styles)[kept] == rest["style"].to_numpy()[kept])),
         })  # fmt: skip

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from dvc.repo import Repo
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from benchmarks.tiny.families import save_tiny
@@ -140,6 +141,9 @@ def _typed(workspace: Path, given: dict[str, str], further: list[str], *, unet: 
     """The page's commands in a workspace of their own; of a base of noise a person has to decide."""
     shutil.rmtree(workspace, ignore_errors=True)
     workspace.mkdir(parents=True)
+    # What a clone has.
+    Repo.init(str(workspace), no_scm=True).close()
+    (workspace / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")
     shutil.copyfile(ROOT / "params.yaml", workspace / "params.yaml")
     environment = {**os.environ, "FADE_ROOT": str(workspace.resolve())}
     page = (ROOT / "docs/how-to/own-checkpoint.md").read_text(encoding="utf-8")
