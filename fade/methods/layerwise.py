@@ -9,11 +9,11 @@ a, and answers V_h x with x = sum_p a_p c_p. So each head sees states of its own
 
     min over D_h of  E_f |(V_h + D_h) x - v_h|^2 + retain_weight E_r |(V_h + D_h) x - v_h|^2 + ridge |D_h|^2
 
-f: noised pictures under captions of the erased concepts, r: under others' captions and none. v_h is what the base
-answers there, told the surrogate's caption (of r the same caption). x is read while the layers before are changed
-already, so that every layer mends what those before left over. After each block's attention the last projection of its
-feed-forward is solved likewise, towards the output that the base's block gave: its input is no linear function of the
-text, so it tells apart what the text's states do not.
+f: noised pictures under captions of the erased concepts, r: under others' captions and none, which weigh by how many
+they are. v_h is what the base answers there, told the surrogate's caption (of r the same caption). x is read while the
+layers before are changed already, so that every layer mends what those before left over. After each block's attention
+the last projection of its feed-forward is solved likewise, towards the output that the base's block gave: its input is
+no linear function of the text, so it tells apart what the text's states do not.
 
 One pass of the base and two of what becomes the adapter, over a few hundred noised pictures, is all: seconds. In the
 second, pictures that the first left further from their aim than the rest weigh more. Keys and queries stay. Each change
@@ -50,6 +50,8 @@ BOUNDS = 0.3, 4.0
 """By what a row's weight may change from a round to the next."""
 UNTOLD = 16
 """One in so many retained pictures is shown a second time with the empty prompt."""
+SEEN = 6
+"""Of the retained pictures at least one in so many is looked at: the fewer are erased, the more there are to keep."""
 
 
 class LayerwiseSettings(MethodSettings):
@@ -58,8 +60,8 @@ class LayerwiseSettings(MethodSettings):
     Attributes:
         forget: noised pictures under the captions of what is erased, spread evenly over the concepts, and as many as
             there are concepts where these are more. Half of them show the surrogate.
-        retain: likewise of what is kept.
-        retain_weight: of these against those to forget.
+        retain: likewise of what is kept, and one in six of the pictures that are retained where these are more.
+        retain_weight: of each of these against each of those to forget.
         ridge, ridge_after: share of the mean square of what a head's values, and a feed-forward, read.
         rounds: passes; after each what is left further apart than the rest weighs more in the next.
         energy: share of a change that its rank holds.
@@ -172,7 +174,8 @@ def layerwise(
     del precision
     batch = noised_batch(base, material, settings, seed=seed)
     sites = cross_attentions(base.network)
-    share = settings.retain_weight / (1 + settings.retain_weight)
+    weight = settings.retain_weight * float((~batch.forget).sum() / batch.forget.sum())
+    share = weight / (1 + weight)
     halves = ((batch.forget, 1 - share), (~batch.forget, share))
     weights = sum((weight * rows / rows.sum() for rows, weight in halves), torch.zeros(())).to(base.device)
     solver = _Solver(settings)
@@ -219,7 +222,8 @@ def noised_batch(base: Base, material: Material, settings: LayerwiseSettings, *,
     generator = torch_generator(seed, "layerwise")
     # Both splits are in the order of the concepts: by turns from strata of equal size, so each of them has its part.
     count = max(settings.forget, len(set(material.rows("forget").whose())))
-    at, others_at = _strata(count, generator), _strata(settings.retain, generator)
+    kept = max(settings.retain, len(material.rows("retain")) // SEEN)
+    at, others_at = _strata(count, generator), _strata(kept, generator)
     shares = {"forget": at[::2], "surrogate": at[1::2], "retain": others_at}
     parts = [material.rows(name).at(where).encoded() for name, where in shares.items()]
     forget, others = len(parts[0]) + len(parts[1]), parts[2]

@@ -71,6 +71,10 @@ class Step(Protocol):
 class Rows(Protocol):
     """The rows of a split, encoded when they are asked for."""
 
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
     def at(self, shares: Tensor) -> Rows:
         """Those that lie at these shares of the way from first to last, each in [0, 1)."""
         ...

@@ -14,11 +14,12 @@ from torch import Tensor
 from fade.errors import NoMatchingModulesError
 from fade.methods.fade.examples import Examples
 from fade.methods.fade.sparse_lora import adapter_tensors, adapters_disabled, lora_layers
-from fade.methods.layerwise import LayerwiseSettings, _Attended, cut, layerwise, noised_batch, reweighted
+from fade.methods.layerwise import SEEN, UNTOLD, LayerwiseSettings, _Attended, cut, layerwise, noised_batch, reweighted
 from fade.methods.mace import MaceSettings, alone, fused, mace
 from fade.methods.method import STUDENT, Material
 from fade.methods.registry import find_method
 from fade.methods.speed import SpeedSettings, influenced, null_space, solve, speed
+from fade.methods.trained_difference import Losses
 from fade.methods.uce import UceSettings
 from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion
@@ -33,6 +34,9 @@ class _Rows:
 
     examples: Examples
     names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
     def at(self, shares: Tensor) -> _Rows:
         index = (shares * len(self.examples)).long()
@@ -85,6 +89,25 @@ def test_the_attention_that_shows_what_is_read_is_the_stock_one(base: StableDiff
                 module.processor = _Attended(lambda _, answer: answer)
         shown = base.denoiser.predict(batch.noisy, batch.t, batch.told)
     torch.testing.assert_close(shown, stock, rtol=1e-4, atol=1e-5)
+
+
+def test_the_more_is_kept_the_more_of_it_is_looked_at_and_the_more_it_weighs(
+    base: StableDiffusion, material: Material
+) -> None:
+    def looked_at(retain: int) -> int:
+        batch = noised_batch(base, material, SMALL.model_copy(update={"retain": retain}), seed=1)
+        return int((~batch.forget).sum())
+
+    pictures = len(material.rows("retain"))
+    assert looked_at(1) == pictures // SEEN + pictures // SEEN // UNTOLD < looked_at(pictures)
+
+    def left(retain: int, weight: float) -> Losses:
+        settings = SMALL.model_copy(update={"retain": retain, "retain_weight": weight})
+        (step,) = layerwise(base, material, settings, precision="fp32", seed=1)
+        base.network.unload_lora()
+        return step
+
+    assert left(pictures, 4.0).retain_loss < left(pictures, 0.25).retain_loss
 
 
 def test_layer_by_layer_comes_nearer_to_the_surrogates_answers_and_leaves_the_rest(
