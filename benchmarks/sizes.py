@@ -6,7 +6,7 @@ Networks are built at their published configurations with tensors that hold noth
 it runs anywhere in a minute; nothing is trained or drawn. Peak memory is that of a step of distillation on one picture
 at the size the model draws, calculated as
 
-    weights in bfloat16 + 16 bytes a trained number (itself, its gradient, Adam's two, float32)
+    weights and buffers in bfloat16 + 16 bytes a trained number (itself, its gradient, Adam's two, float32)
     + what enters each block (kept by gradient checkpointing) + what autograd keeps inside the largest block
 
 The last two are read off a pass of the real network with the adapter in it. Not in it: the text encoders (gone before,
@@ -144,6 +144,8 @@ def rows(name: str, size: Size | None = None) -> Iterator[dict[str, Any]]:
             network = size.network().requires_grad_(False)
         denoiser = size.denoiser(network, FlowPath(), size.latents)
         numbers = sum(weight.numel() for weight in network.parameters())
+        # Of SD3 a table of positions for pictures of any size, which is a tenth of all that it holds.
+        held = 2 * (numbers + sum(buffer.numel() for buffer in network.buffers()))
         names = tuple(denoiser.modules(part))  # type: ignore[arg-type]
         weights = [plain_modules(network)[module].weight.numel() for module in names]
         mask = Mask("none", names, len(names), len(names))
@@ -159,10 +161,10 @@ def rows(name: str, size: Size | None = None) -> Iterator[dict[str, Any]]:
             "weights_of_these": sum(weights),
             "trained": learnt,
             "adapter_bytes": 2 * learnt,
-            "weights_bytes": 2 * numbers,
+            "weights_bytes": held,
             "encoders_bytes": 4 * size.encoders,
             "kept_bytes": entering + inside,
-            "peak_bytes": 2 * numbers + 16 * learnt + entering + inside,
+            "peak_bytes": held + 16 * learnt + entering + inside,
         }
 
 
