@@ -47,7 +47,8 @@ def measure(side: int) -> dict[str, Any]:
     with torch.device("meta"):
         network = size.network()
     torch.set_default_dtype(torch.float32)
-    network = network.to_empty(device="cpu").to(torch.bfloat16).requires_grad_(False).eval()  # buffers too
+    network = torch.nn.Module.to(network.to_empty(device="cpu"), torch.bfloat16)  # as load_base does; buffers too
+    network.requires_grad_(False).eval()
     torch.manual_seed(0)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.normal_(std=0.02)
