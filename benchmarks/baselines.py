@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 
 from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.asking.prepare import AUTO, prepare_spec
 from fade.config import load_settings
 from fade.data.catalog import find_concept, load_concepts
 from fade.evaluation.accuracy import canvas_protocol, drift, naming_none, summary
@@ -40,7 +41,6 @@ from fade.steps.adapter import make_adapter, material
 from fade.steps.catalog import ensure_catalog
 from fade.steps.drawn import domains, named_by
 from fade.steps.mask import mask
-from fade.steps.prepare import AUTO, prepare_spec
 from fade.steps.saliency import saliency
 from fade.steps.split import split
 

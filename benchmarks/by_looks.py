@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.by_name import OUT, erased, switched_on
+from fade.asking import by_name, planned
+from fade.asking.planned import Asked
 from fade.attacks.inversion import draw_from_states, invert_concept
 from fade.data.canvas import OBJECTS, render
 from fade.data.catalog import load_concepts
@@ -37,10 +39,8 @@ from fade.models.base import Base
 from fade.models.family import load_base
 from fade.names import name_key
 from fade.project import load_project
-from fade.steps import by_name, planned
 from fade.steps.catalog import ensure_catalog
 from fade.steps.drawn import base_pictures, domains, ended, pictures_now
-from fade.steps.planned import Asked
 from fade.words import kept_prompts, vocabulary
 
 PERSON = "astronaut"

@@ -24,6 +24,10 @@ import pandas as pd
 import yaml
 
 from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.asking import planned
+from fade.asking.budgets import budget_changes
+from fade.asking.by_name import prepare_by_name
+from fade.asking.planned import Asked
 from fade.concepts import CAPTION_TEMPLATE
 from fade.config import load_settings
 from fade.data.catalog import load_concepts, load_templates
@@ -40,12 +44,8 @@ from fade.models.family import load_base
 from fade.pipeline import run, steps_of
 from fade.project import Project, load_project
 from fade.spec import Spec, save_spec
-from fade.steps import planned
-from fade.steps.budgets import budget_changes
-from fade.steps.by_name import prepare_by_name
 from fade.steps.catalog import ensure_catalog
 from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_now
-from fade.steps.planned import Asked
 
 OUT = Path("data/trials/by-name")
 

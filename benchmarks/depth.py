@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.asking.prepare import AUTO, prepare_spec
 from fade.attacks.inpainted import HALVES, draw_covered
 from fade.attacks.inversion import Curve, draw_from_states, invert_concept, invert_words, success_curve
 from fade.attacks.led import draw_led
@@ -64,8 +65,7 @@ from fade.spec import Spec
 from fade.steps.catalog import ensure_catalog
 from fade.steps.drawn import CACHE
 from fade.steps.encoded import encode_split
-from fade.steps.prepare import AUTO, prepare_spec
-from fade.steps.trial import run_trial
+from fade.studies.trial import run_trial
 
 LEVELS = {"name": "ours", "deep": "fade-deep"}
 """Level to the method's name; others are methods' names themselves."""

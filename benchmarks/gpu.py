@@ -39,6 +39,7 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DCondi
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.evaluation.measured import Evaluation
 from fade.evaluation.records import load
@@ -64,8 +65,7 @@ from fade.project import load_project
 from fade.seeding import torch_generator
 from fade.spec import load_spec, save_spec
 from fade.steps.catalog import ensure_catalog
-from fade.steps.prepare import prepare_spec
-from fade.steps.trial import run_steps, steps_of_trial
+from fade.studies.trial import run_steps, steps_of_trial
 
 RANK, DENSITY = 6, 0.75
 STEPS = 4

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.files import write_json
 from fade.lineage import made_on
@@ -31,8 +32,7 @@ from fade.pipeline import Step, maker_of
 from fade.project import load_project
 from fade.spec import Spec, save_spec
 from fade.steps.catalog import ensure_catalog
-from fade.steps.prepare import prepare_spec
-from fade.steps.trial import run_steps, steps_of_trial
+from fade.studies.trial import run_steps, steps_of_trial
 
 BASES = "data/base/canvas,data/base/canvas-flow"
 RATIOS = {"ratio": "seconds", "cpu_ratio": "cpu_seconds", "distill_cpu_ratio": "distill_cpu_seconds"}

@@ -136,10 +136,10 @@ def measured(concepts: tuple[str, ...], threads: int) -> list[dict[str, float]]:
     """Seconds by part of one erasure after the other."""
     clock = Clock()
     with clock.within("imports"):
+        from fade.asking.prepare import AUTO, prepare_spec
         from fade.config import load_settings
         from fade.pipeline import STEPS
         from fade.project import load_project
-        from fade.steps.prepare import AUTO, prepare_spec
         from flows.erasing import erase
         from tasks.dvc import versioning
         from tasks.mlflow import runs, tracking, version_page

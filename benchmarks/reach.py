@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fade.asking.prepare import AUTO, prepare_spec
 from fade.concepts import caption
 from fade.config import load_settings
 from fade.data.catalog import load_concepts
@@ -46,7 +47,6 @@ from fade.spec import Spec, save_spec
 from fade.steps.adapter import material
 from fade.steps.catalog import ensure_catalog
 from fade.steps.drawn import domains
-from fade.steps.prepare import AUTO, prepare_spec
 from fade.steps.split import split
 
 RIDGE = 1e-4

@@ -152,8 +152,8 @@ def alias_to_picture(folder: Path, *, repeats: int) -> dict[str, Any]:
     configure()
     from mlflow import MlflowClient
 
+    from fade.asking.prepare import prepare_spec
     from fade.config import load_settings
-    from fade.steps.prepare import prepare_spec
     from flows.erasing.erase import erase, prepare_folder
     from flows.releasing import manifests, released
     from flows.releasing.watch import Watch

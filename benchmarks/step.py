@@ -31,6 +31,7 @@ from plain_loop import PUBLISHED, PlainSet, Recipe, loop, prepare
 from sd15_memory import TOKENS, WIDTH, as_denoiser, build_unet, examples, peak_gb
 from torch.utils.flop_counter import FlopCounterMode
 
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.data.catalog import load_pictures
 from fade.lineage import made_on
@@ -47,7 +48,6 @@ from fade.spec import Spec, save_spec
 from fade.steps.adapter import material
 from fade.steps.catalog import ensure_catalog
 from fade.steps.mask import mask as mask_step
-from fade.steps.prepare import prepare_spec
 from fade.steps.saliency import saliency as saliency_step
 from fade.steps.split import split as split_step
 

@@ -36,6 +36,7 @@ import yaml
 from plain_loop import PUBLISHED, Recipe, loop, prepare
 from step import plain_set, same_as_ours
 
+from fade.asking.prepare import AUTO, prepare_spec
 from fade.concepts import Concept
 from fade.config import load_settings
 from fade.data.catalog import load_concepts
@@ -53,7 +54,6 @@ from fade.steps.adapter import material
 from fade.steps.catalog import ensure_catalog
 from fade.steps.drawn import domains, named_by
 from fade.steps.mask import mask as mask_step
-from fade.steps.prepare import AUTO, prepare_spec
 from fade.steps.saliency import saliency as saliency_step
 from fade.steps.split import split as split_step
 

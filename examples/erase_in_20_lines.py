@@ -4,14 +4,14 @@ Run it in the project's root: python examples/erase_in_20_lines.py
 """
 
 from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.models.family import load_base
 from fade.models.generate import generate_batch
 from fade.project import load_project
 from fade.sheets import contact_sheet
 from fade.steps.catalog import ensure_catalog
-from fade.steps.prepare import prepare_spec
-from fade.steps.trial import TRIALS, run_trial
+from fade.studies.trial import TRIALS, run_trial
 
 project = load_project()
 ensure_catalog(project)

@@ -15,7 +15,7 @@ from fade.hardware import AUTO_PRECISION, Precision, fast_precision
 DRAWN_BY = ("steps", "guidance", "solver", "batch", "precision")
 """Of the section ``evaluate``: how the base draws pictures."""
 BY_KIND = ("distill.start", "distill.learning_rate")
-"""Settings of which each kind of base has its own where nobody gives them (``Base.defaults``, fade.steps.by_kind)."""
+"""Settings of which each kind of base has its own where nobody gives them (``Base.defaults``, fade.asking.by_kind)."""
 OUR_METHOD = "fade"
 """The method whose settings are the sections ``saliency``, ``mask`` and ``distill``."""
 ATTACKS = {

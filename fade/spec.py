@@ -84,12 +84,12 @@ class Spec(Settings, Pair):
         also: further concepts that the same adapter erases, each with pictures of its own where some are named.
         neighbours: concepts nearest those erased, of which ``split.neighbour_factor`` times as many are retained.
         data_free: no pictures are left: the base itself draws them (fade/steps/generate.py).
-        by_name: there was neither catalog nor judge, but a name (fade/steps/by_name.py): ``catalog`` is what was
+        by_name: there was neither catalog nor judge, but a name (fade/asking/by_name.py): ``catalog`` is what was
             planned, and ``judges`` the place of a CLIP, or ``none``.
         clip_sha256: the identity of that CLIP.
         detectors: further judges, each with its row; they decide nothing.
         surrogate_why: why ``auto`` took this surrogate, without a name; no part of what is asked.
-        by_kind: settings, dotted, that nobody gave, so that they are the base's kind's (fade/steps/by_kind.py).
+        by_kind: settings, dotted, that nobody gave, so that they are the base's kind's (fade/asking/by_kind.py).
         imported: hash of another tool's adapter that is judged instead of one made here (``fade import``).
     """
 

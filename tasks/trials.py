@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from fade.errors import FadeError
 from fade.hardware import card_for_a_process
 from fade.spec import load_spec
-from fade.steps.trial import figures, run_trial
+from fade.studies.trial import figures, run_trial
 
 
 class TrialError(FadeError, RuntimeError):
@@ -48,7 +48,7 @@ def trial(
 
         with own_stream(compute_device()):
             return run_trial(load_spec(folder), attacks=attacks, root=folder.parent, say=told)
-    command = [sys.executable, "-m", "fade.steps.trial", str(folder), *(f"--attack={kind}" for kind in attacks)]
+    command = [sys.executable, "-m", "fade.studies.trial", str(folder), *(f"--attack={kind}" for kind in attacks)]
     log = folder.with_suffix(".log")  # beside it: a trial of other code empties its folder
     with log.open("w", encoding="utf-8") as errors, card_for_a_process() as card:
         surroundings = {**os.environ, **card}

@@ -164,11 +164,11 @@ def erase(
     import time
 
     begun = time.perf_counter()
+    from fade.asking.by_kind import of_its_kind
+    from fade.asking.prepare import prepare_spec, read_overwrite
     from fade.config import load_settings
     from fade.models.family import family_of
-    from fade.steps.by_kind import of_its_kind
     from fade.steps.catalog import ensure_catalog
-    from fade.steps.prepare import prepare_spec, read_overwrite
     from flows.cli.together import Together, spec_of
     from flows.cli.together import preview as show_preview
     from flows.erasing.points import other_point
@@ -248,9 +248,9 @@ def consolidate(
     import time
 
     begun = time.perf_counter()
+    from fade.asking.prepare import prepare_spec
     from fade.config import load_settings
     from fade.spec import load_spec
-    from fade.steps.prepare import prepare_spec
     from flows.erasing.erase import asked_together, find_folder, for_several
 
     specs = [load_spec(find_folder(name)) for name in names]
@@ -385,11 +385,11 @@ def import_foreign(
     import time
 
     begun = time.perf_counter()
+    from fade.asking.prepare import prepare_spec
     from fade.config import load_settings
     from fade.models.family import load_base
     from fade.steps.catalog import ensure_catalog
     from fade.steps.foreign import foreign_sha256, lay_foreign, take_in
-    from fade.steps.prepare import prepare_spec
     from flows.erasing.erase import prepare_folder
 
     imported = foreign_sha256(source)

@@ -43,10 +43,10 @@ def spec_of(given: Together, project: Project, changes: dict[str, Any], **more: 
     Raises:
         ConfigError: a file and an erasure, or changes without one; and as reading and checking them.
     """
+    from fade.asking.concepts import changed, read_concepts
+    from fade.asking.prepare import Wanted
     from fade.config import Settings
     from fade.spec import load_spec
-    from fade.steps.concepts import changed, read_concepts
-    from fade.steps.prepare import Wanted
     from flows.erasing.erase import find_folder
     from flows.erasing.many import settings_for_many, spec_for_many
 

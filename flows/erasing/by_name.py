@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fade.asking.budgets import budget_changes
+from fade.asking.by_name import Prepared, prepare_by_name
+from fade.asking.planned import Asked
 from fade.config import load_settings
 from fade.errors import BaseModelError, ConfigError, listing
 from fade.evaluation.records import load
 from fade.evaluation.zero_shot import NOBODY
 from fade.project import Project
 from fade.spec import CALIBRATED, load_spec
-from fade.steps.budgets import budget_changes
-from fade.steps.by_name import Prepared, prepare_by_name
 from fade.steps.calibrate import FIGURES, Calibration
-from fade.steps.planned import Asked
 
 USUAL = "normal"
 """The budget where none is asked for."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fade.asking.prepare import prepare_spec
 from fade.concepts import caption
 from fade.config import Settings, load_settings
 from fade.evaluation.measured import Evaluation
@@ -21,7 +22,6 @@ from fade.project import Project
 from fade.sheets import labelled_sheet
 from fade.spec import Spec
 from fade.steps.catalog import ensure_catalog
-from fade.steps.prepare import prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.releasing.approval import approve, rollback
 from flows.releasing.pictures import draw, live_adapters, load_with

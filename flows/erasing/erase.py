@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from prefect import flow
 
+from fade.asking.prepare import Wanted, asked_again, check_disk, gate_without_power
 from fade.config import DistillSettings
 from fade.errors import ConfigError, RegistryError, ResourceError, listing, nearest
 from fade.models.source import base_sha256
@@ -18,7 +19,6 @@ from fade.pipeline import steps_of
 from fade.requests import leases
 from fade.requests.ledger import Ledger
 from fade.spec import Spec, load_spec, save_spec
-from fade.steps.prepare import Wanted, asked_again, check_disk, gate_without_power
 from flows.settings import ERASURES
 from tasks import erasure
 from tasks.dvc.versioning import write_pipeline

@@ -7,6 +7,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from fade.asking.assigned import assigned
+from fade.asking.concepts import MANY
+from fade.asking.interference import interference
+from fade.asking.prepare import AUTO, Wanted, prepare_spec
 from fade.concepts import CAPTION_TEMPLATE
 from fade.config import OUR_METHOD, Settings, load_settings
 from fade.data.catalog import known_concept, load_concepts, load_templates
@@ -17,11 +21,7 @@ from fade.models.sharing import bases_shared
 from fade.names import name_key
 from fade.project import Project
 from fade.spec import Spec
-from fade.steps.assigned import assigned
-from fade.steps.concepts import MANY
-from fade.steps.interference import interference
-from fade.steps.many import near_erased
-from fade.steps.prepare import AUTO, Wanted, prepare_spec
+from fade.studies.many import near_erased
 from flows.erasing.erase import for_several
 
 
@@ -49,7 +49,7 @@ def spec_for_many(
 ) -> Spec:
     """One spec of all of them; see ``prepare_spec``, whose refusals come before anything is made.
 
-    Surrogates that are to be found are those with the shortest way (``fade.steps.assigned``).
+    Surrogates that are to be found are those with the shortest way (``fade.asking.assigned``).
     """
     with bases_shared():  # neighbours and surrogates are asked of the base, one by one
         wanted = _with_surrogates(wanted, project, protected)
@@ -92,7 +92,7 @@ class Risk:
 
 
 def foretold(spec: Spec) -> list[Risk]:
-    """Kept concepts of the kinds that are erased, the most endangered first (``fade.steps.interference``)."""
+    """Kept concepts of the kinds that are erased, the most endangered first (``fade.asking.interference``)."""
     concepts = load_concepts(Path(spec.catalog))
     pairs = find_pairs(concepts, spec.pairs)
     base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+from fade.asking.by_kind import settings_asked
+from fade.asking.prepare import asked_again, prepare_spec
 from fade.errors import ConfigError, FadeError
 from fade.project import Project
 from fade.spec import Spec, load_spec
-from fade.steps.by_kind import settings_asked
-from fade.steps.prepare import asked_again, prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.settings import ERASURES
 from tasks.mlflow import tracking

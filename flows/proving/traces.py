@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 from fade import pipeline
+from fade.asking.further import further_hashes
 from fade.data.deletion import Picture, find
 from fade.data.intake import draw_sheet
 from fade.evaluation.measured import Combination
@@ -29,8 +30,7 @@ from fade.spec import load_spec
 from fade.steps.alike import COMBINATIONS
 from fade.steps.attack import reference_path
 from fade.steps.drawn import CACHE
-from fade.steps.further import further_hashes
-from fade.steps.trial import TRIALS
+from fade.studies.trial import TRIALS
 from fade.temporary import abandoned, remove
 from tasks.dvc.objects import CACHE as DVC_CACHE
 from tasks.dvc.objects import Stores, is_part, md5_of, objects_of, pointers

@@ -20,6 +20,8 @@ from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
 from fade import logs
+from fade.asking.further import forget_too
+from fade.asking.prepare import AUTO, prepare_spec
 from fade.concepts import Concept
 from fade.config import load_settings
 from fade.data.catalog import load_concepts
@@ -47,8 +49,6 @@ from fade.requests.records import Record
 from fade.requests.states import State
 from fade.spec import Spec, load_spec
 from fade.steps.catalog import ensure_catalog
-from fade.steps.further import forget_too
-from fade.steps.prepare import AUTO, prepare_spec
 from fade.words import domain_of, vocabulary
 from flows.erasing import by_name
 from flows.erasing.erase import erase, prepare_folder

@@ -21,6 +21,8 @@ from typing import Any
 from filelock import FileLock
 
 from fade import logs
+from fade.asking.concepts import in_order
+from fade.asking.prepare import AUTO, Wanted
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError, LeaseLostError
 from fade.evaluation.measured import Evaluation
@@ -34,8 +36,6 @@ from fade.requests.ledger import Ledger
 from fade.requests.states import State
 from fade.spec import Spec
 from fade.steps.catalog import ensure_catalog
-from fade.steps.concepts import in_order
-from fade.steps.prepare import AUTO, Wanted
 from flows.erasing.erase import erase, prepare_folder
 from flows.erasing.many import settings_for_many, spec_for_many
 from flows.queue.drain import LOST, DrainSettings, alive, failure, finish, forgotten, settle, step_of

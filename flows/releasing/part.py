@@ -7,6 +7,7 @@ concepts are its, and it goes live in the moment in which the old one goes out.
 
 from __future__ import annotations
 
+from fade.asking.concepts import changed
 from fade.config import Settings
 from fade.errors import ConfigError, RefusedError
 from fade.names import name_key
@@ -14,7 +15,6 @@ from fade.project import load_project
 from fade.requests.in_force import move_to
 from fade.requests.ledger import Ledger
 from fade.spec import Spec, load_spec
-from fade.steps.concepts import changed
 from flows.account import this_user
 from flows.erasing.erase import erase, find_folder, prepare_folder
 from flows.erasing.many import spec_for_many

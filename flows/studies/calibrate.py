@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from prefect import flow
 
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.errors import ConfigError, DataError
 from fade.evaluation.gate import verdict
@@ -17,8 +18,7 @@ from fade.evaluation.records import load
 from fade.project import Project
 from fade.spec import load_spec, save_spec
 from fade.steps.catalog import ensure_catalog
-from fade.steps.prepare import prepare_spec
-from fade.steps.trial import TRIALS
+from fade.studies.trial import TRIALS
 from tasks.trials import trial
 
 LADDER: tuple[tuple[str, int], ...] = (

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fade.asking.prepare import AUTO
 from fade.concepts import Concept
 from fade.config import EvaluateSettings
 from fade.data.catalog import find_concept, load_concepts
@@ -27,7 +28,6 @@ from fade.files import write_json
 from fade.project import Project
 from fade.steps.drawn import domains
 from fade.steps.evaluate import further_seeds
-from fade.steps.prepare import AUTO
 from fade.steps.train import Progress, judges_identity, train_judges
 from flows.studies.study import Cell, Study, plan, run_study
 

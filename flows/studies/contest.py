@@ -20,6 +20,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from fade.asking.prepare import AUTO, prepare_spec
 from fade.config import OUR_METHOD, load_settings, one_seed
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError, nearest
@@ -34,8 +35,7 @@ from fade.spec import Spec, save_spec
 from fade.steps.alike import COMBINATIONS
 from fade.steps.attacks import KINDS
 from fade.steps.catalog import ensure_catalog
-from fade.steps.prepare import AUTO, prepare_spec
-from fade.steps.trial import TRIALS
+from fade.studies.trial import TRIALS
 from flows.studies.study import SIX, STUDIES, run_trials
 from tasks.mlflow import runs
 from tasks.trials import TrialError

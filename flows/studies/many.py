@@ -17,6 +17,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fade.asking.concepts import in_order
+from fade.asking.prepare import AUTO, Wanted, asked_again, prepare_spec
 from fade.config import OUR_METHOD, load_settings
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError
@@ -27,10 +29,8 @@ from fade.models.sharing import bases_shared
 from fade.project import Project
 from fade.seeding import derive_seed
 from fade.spec import Spec, save_spec
-from fade.steps.concepts import in_order
-from fade.steps.many import ALONE, FIGURES
-from fade.steps.prepare import AUTO, Wanted, asked_again, prepare_spec
-from fade.steps.trial import TRIALS
+from fade.studies.many import ALONE, FIGURES
+from fade.studies.trial import TRIALS
 from flows.erasing.many import settings_for_many, spec_for_many
 from flows.studies.study import STUDIES
 from flows.studies.wide import OURS
@@ -62,7 +62,7 @@ class Entry:
         return ROOT / (f"{self.spec.id}-stacked" if self.alone else self.spec.id)
 
     def save(self) -> None:
-        """Lay its specs down, as ``python -m fade.steps.many`` finds them."""
+        """Lay its specs down, as ``python -m fade.studies.many`` finds them."""
         save_spec(self.spec, self.folder)
         for one in self.alone:
             save_spec(one, self.folder / ALONE / one.id)
@@ -208,7 +208,7 @@ def _run(entry: Entry) -> dict[str, Any] | str:
     """The row of an erasure, made in a process of its own, or why there is none."""
     log = entry.folder.with_suffix(".log")
     with log.open("w", encoding="utf-8") as file:
-        command = [sys.executable, "-m", "fade.steps.many", str(entry.folder)]
+        command = [sys.executable, "-m", "fade.studies.many", str(entry.folder)]
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if status != 0:
         last = (log.read_text(encoding="utf-8").strip().splitlines() or [f"exit status {status}"])[-1]

@@ -22,6 +22,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.futures import as_completed
 from tqdm import tqdm
 
+from fade.asking.prepare import AUTO, prepare_spec
 from fade.config import load_settings, one_seed
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError
@@ -33,8 +34,7 @@ from fade.models.sharing import bases_shared
 from fade.project import Project
 from fade.spec import Spec, save_spec
 from fade.steps.catalog import ensure_catalog
-from fade.steps.prepare import AUTO, prepare_spec
-from fade.steps.trial import TRIALS
+from fade.studies.trial import TRIALS
 from flows.studies.runners import side_by_side
 from tasks.mlflow import runs
 from tasks.trials import trial
@@ -63,7 +63,7 @@ class Study:
     """What a study found.
 
     Attributes:
-        rows: figures of each erasure (``fade.steps.trial.figures``) with the varied settings.
+        rows: figures of each erasure (``fade.studies.trial.figures``) with the varied settings.
         failures: message by erasure id, for those that ended without figures.
         folder: ``rows.json``, ``table.md``, ``tradeoff.png``.
     """

@@ -15,7 +15,7 @@ from fade.errors import DataError
 from fade.evaluation.records import load
 from fade.evaluation.unlearncanvas import UnlearnCanvas
 from fade.hardware import card_for_a_process
-from fade.steps.unlearncanvas import begin
+from fade.studies.unlearncanvas import begin
 from flows.studies.runners import side_by_side
 from tasks.mlflow import runs
 from tasks.trials import TrialError
@@ -99,7 +99,7 @@ def step(arguments: list[str]) -> None:
     Raises:
         TrialError: it failed, with its reason.
     """
-    command = [sys.executable, "-m", "fade.steps.unlearncanvas", *arguments]
+    command = [sys.executable, "-m", "fade.studies.unlearncanvas", *arguments]
     with card_for_a_process() as card:
         surroundings = {**os.environ, **card}
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=surroundings)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from fade.asking.prepare import AUTO, prepare_spec
 from fade.config import OUR_METHOD, load_settings
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError
@@ -27,9 +28,8 @@ from fade.methods.registry import asking_for
 from fade.project import Project
 from fade.seeding import derive_seed
 from fade.spec import Spec, save_spec
-from fade.steps.prepare import AUTO, prepare_spec
-from fade.steps.trial import TRIALS
-from fade.steps.wide import FIGURES
+from fade.studies.trial import TRIALS
+from fade.studies.wide import FIGURES
 from flows.studies.study import STUDIES
 
 OURS = "ours"
@@ -173,7 +173,7 @@ def _shown(row: Mapping[str, Any]) -> str:
 def _run(entry: Entry) -> dict[str, Any] | str:
     """The row of an erasure, made in a process of its own, or why there is none."""
     log = entry.folder.with_suffix(".log")
-    command = [sys.executable, "-m", "fade.steps.wide", str(entry.folder)]
+    command = [sys.executable, "-m", "fade.studies.wide", str(entry.folder)]
     with log.open("w", encoding="utf-8") as file:
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if status != 0:

@@ -146,9 +146,9 @@ def root_pipeline() -> dict[str, Any]:
         "flow_base": flow,
         "flow_base_report": report(FLOW_BASE, "data/base/flow-report"),
         "example-request": {
-            "cmd": f"python -m fade.steps.prepare {folder.as_posix()}",
+            "cmd": f"python -m fade.asking.prepare {folder.as_posix()}",
             "deps": sorted(
-                [f"{catalog}/catalog.parquet", f"{catalog}/concepts.json", base, *_code("fade.steps.prepare", ROOT)]
+                [f"{catalog}/catalog.parquet", f"{catalog}/concepts.json", base, *_code("fade.asking.prepare", ROOT)]
             ),
             "params": ["erasure", "example", "project"],
             "outs": [f"{folder.as_posix()}/spec.yaml"],

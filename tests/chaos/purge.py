@@ -84,8 +84,8 @@ def make_erasure(place: Place) -> None:
     place.enter()
     from dvc.repo import Repo
 
+    from fade.asking.prepare import prepare_spec
     from fade.config import load_settings
-    from fade.steps.prepare import prepare_spec
     from fade.steps.split import split
     from flows.erasing.erase import prepare_folder
     from tasks.dvc import versioning

@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from fade import pipeline
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.files import read_json
 from fade.pipeline import STEPS, Step
 from fade.spec import Spec
-from fade.steps.prepare import prepare_spec
-from fade.steps.trial import run_trial
+from fade.studies.trial import run_trial
 from flows.erasing.erase import erase, prepare_folder
 from flows.proving.traces import traces_of
 from flows.queue.drain import step_of

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from fade.asking.prepare import Wanted, asked_again, prepare_spec
 from fade.config import Gate, GateBounds, load_settings
 from fade.data.catalog import given_names, load_catalog, load_concepts
 from fade.data.splits import find_pairs
@@ -18,7 +19,6 @@ from fade.evaluation.figures import JudgeFigures, OfName, rate
 from fade.evaluation.gate import verdict
 from fade.evaluation.records import as_json, parse
 from fade.spec import Spec, save_spec
-from fade.steps.prepare import Wanted, asked_again, prepare_spec
 from fade.steps.split import split
 from flows.erasing.erase import asked_together
 from flows.erasing.rebase import on_base

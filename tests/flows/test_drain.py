@@ -20,6 +20,8 @@ import yaml
 from fastapi.testclient import TestClient
 from filelock import FileLock, Timeout
 
+from fade.asking.further import FURTHER, forget_too, further_hashes
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.data.catalog import load_catalog, load_concepts
 from fade.errors import (
@@ -40,8 +42,6 @@ from fade.requests.overview import near_deadlines, overview
 from fade.requests.records import utc_now
 from fade.requests.states import State
 from fade.spec import Spec
-from fade.steps.further import FURTHER, forget_too, further_hashes
-from fade.steps.prepare import prepare_spec
 from flows.erasing import erase as erasing
 from flows.proving import traces
 from flows.queue import drain as drained

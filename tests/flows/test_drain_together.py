@@ -111,8 +111,8 @@ def test_where_together_is_impossible_each_goes_back_to_be_run_alone(
 
 
 def test_what_is_not_live_or_stands_alone_is_not_rolled_back_in_part(ledger: Ledger, tmp_path: Path) -> None:
+    from fade.asking.prepare import prepare_spec
     from fade.config import load_settings
-    from fade.steps.prepare import prepare_spec
 
     settings = load_settings(Path("params.yaml"))
     spec = prepare_spec("cat", "horse", project=PROJECT, settings=settings, also=[("coffee", "rocket")])

@@ -15,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from typer.testing import CliRunner
 
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.data.catalog import load_concepts
 from fade.errors import BaseModelError, ConfigError, DataError, RegistryError
@@ -25,7 +26,6 @@ from fade.files import read_json, sha256_file
 from fade.pipeline import steps_of
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps.attack import attack
-from fade.steps.prepare import prepare_spec
 from flows.cli.adapters import _base_of
 from flows.cli.app import app
 from flows.erasing.demo import prove_rollback

@@ -11,6 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from benchmarks.tiny.families import save_tiny
+from fade.asking.by_kind import of_its_kind
+from fade.asking.prepare import prepare_spec
 from fade.config import BY_KIND, Settings, load_settings
 from fade.lineage import ROOT
 from fade.models.family import family_of
@@ -21,8 +23,6 @@ from fade.requests.ledger import Ledger
 from fade.requests.messages import make_message
 from fade.requests.states import State
 from fade.spec import Spec, load_spec, save_spec
-from fade.steps.by_kind import of_its_kind
-from fade.steps.prepare import prepare_spec
 from flows.cli.app import app
 from flows.erasing.rebase import on_base
 from flows.queue.drain import drain

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
+from fade.asking.prepare import prepare_spec
 from fade.config import ATTACKS, Gate, load_settings
 from fade.errors import ConfigError
 from fade.evaluation.attacked import Attacks
 from fade.evaluation.measured import Evaluation
 from fade.evaluation.records import load
 from fade.steps.attacks import KINDS
-from fade.steps.prepare import prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from tasks.mlflow import tracking
 from tests.tiny import PROJECT

@@ -15,12 +15,12 @@ import yaml
 from pydantic import BaseModel
 
 from fade import config, spec
+from fade.asking.prepare import prepare_spec
 from fade.config import Settings, load_settings
 from fade.files import read_json
 from fade.lineage import ROOT, processor_kind
 from fade.pipeline import run, steps_of
 from fade.spec import save_spec
-from fade.steps.prepare import prepare_spec
 from flows.operations.doctor import recorded
 from tests.tiny import PROJECT
 

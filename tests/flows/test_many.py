@@ -11,17 +11,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fade.asking.assigned import assigned
+from fade.asking.concepts import changed, in_order, read_concepts
+from fade.asking.interference import interference
+from fade.asking.prepare import Wanted
 from fade.concepts import Concept
 from fade.errors import ConfigError, DataError
 from fade.evaluation.many import many_figures, many_protocol
 from fade.models.family import load_base
 from fade.spec import Pair
-from fade.steps.assigned import assigned
-from fade.steps.concepts import changed, in_order, read_concepts
 from fade.steps.encoded import SplitRows
-from fade.steps.interference import interference
-from fade.steps.prepare import Wanted
-from fade.steps.trial import TRIALS
+from fade.studies.trial import TRIALS
 from flows.cli.app import app
 from flows.erasing.many import settings_for_many, spec_for_many
 from flows.studies.many import drawn_together, many_plot, plan_many

@@ -22,6 +22,7 @@ from prefect.settings import get_current_settings
 from typer.testing import CliRunner
 
 from fade.adapters.manifest import read_manifest
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.data.deletion import delete
 from fade.errors import ConfigError, SignatureError
@@ -31,8 +32,7 @@ from fade.requests.ledger import Ledger
 from fade.signing import public_key
 from fade.spec import load_spec
 from fade.steps.attack import reference_path
-from fade.steps.prepare import prepare_spec
-from fade.steps.trial import TRIALS
+from fade.studies.trial import TRIALS
 from flows.cli.app import app
 from flows.erasing.erase import erase_flow, prepare_folder
 from flows.erasing.rebase import on_base, rebase

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from fade.adapters import seen
 from fade.adapters.runtime import Runtime
+from fade.asking.prepare import prepare_spec
 from fade.config import Gate, load_settings
 from fade.errors import ConfigError, RefusedError
 from fade.evaluation.figures import Judges, rate
@@ -35,7 +36,6 @@ from fade.requests.states import State
 from fade.spec import load_spec
 from fade.steps.alike import COMBINATIONS
 from fade.steps.evaluate import judged
-from fade.steps.prepare import prepare_spec
 from flows.cli.app import app
 from flows.erasing import together
 from flows.erasing.erase import erase, prepare_folder

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.data.catalog import load_catalog, load_concepts
 from fade.data.deletion import delete
@@ -21,7 +22,6 @@ from fade.steps.catalog import KINDS, open_set
 from fade.steps.evaluate import evaluate
 from fade.steps.generate import generate_catalog
 from fade.steps.mask import mask
-from fade.steps.prepare import prepare_spec
 from fade.steps.saliency import saliency
 from fade.steps.split import split
 from flows.erasing.erase import prepare_folder

@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from fade.asking.prepare import prepare_spec
 from fade.config import Gate, load_settings
 from fade.errors import ConfigError, DataError
 from fade.evaluation.tradeoff import means
 from fade.evaluation.verdicts import Verdict
 from fade.lineage import ROOT
 from fade.spec import Spec, load_spec, save_spec
-from fade.steps import trial as trial_step
 from fade.steps.adapter import make_adapter
 from fade.steps.mask import mask
-from fade.steps.prepare import prepare_spec
 from fade.steps.saliency import saliency
 from fade.steps.split import split
-from fade.steps.trial import TRIALS, run_trial
+from fade.studies import trial as trial_step
+from fade.studies.trial import TRIALS, run_trial
 from flows.cli.app import app
 from flows.studies.calibrate import LADDER, _smallest, calibrate
 from flows.studies.study import plan

@@ -9,6 +9,7 @@ import pytest
 
 from fade import pipeline
 from fade.adapters.card import load_card
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.errors import ConfigError
 from fade.evaluation.looks import Look
@@ -18,7 +19,6 @@ from fade.evaluation.records import load
 from fade.files import read_json, sha256_file, write_json
 from fade.spec import Spec, load_spec
 from fade.steps.drawn import look_seeds
-from fade.steps.prepare import prepare_spec
 from flows.erasing.erase import prepare_folder
 from flows.erasing.points import other_point
 from tasks.dvc import versioning

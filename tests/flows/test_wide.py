@@ -15,7 +15,7 @@ from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError
 from fade.evaluation.wide import PARTS, wide_figures, wide_protocol, wide_scatter
 from fade.files import write_json
-from fade.steps.trial import JUDGED_BY
+from fade.studies.trial import JUDGED_BY
 from flows.cli.app import app
 from flows.studies.wide import drawn_concepts, plan_wide, wide_table
 from tests.tiny import PROJECT
@@ -106,7 +106,7 @@ def test_all_methods_get_the_surrogate_that_ours_finds(workspace: Path, monkeypa
     (nearest,) = plan_wide(PROJECT, ["uce"], ["cat"], changes={})
     found = load_concepts(Path(PROJECT.catalog))["motorcycle"]
     assert nearest.spec.surrogate != found.name
-    monkeypatch.setattr("fade.steps.prepare.surrogate_by_pictures", lambda *_, **__: (found, "it differs"))
+    monkeypatch.setattr("fade.asking.prepare.surrogate_by_pictures", lambda *_, **__: (found, "it differs"))
     entries = plan_wide(PROJECT, ["uce", "ours"], ["cat", "horse:coins"], changes={"settings": "auto"})
     assert [(one.method, one.spec.surrogate) for one in entries] == [
         *(("uce", name) for name in (found.name, "coins")),

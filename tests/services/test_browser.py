@@ -18,13 +18,13 @@ import httpx
 import pytest
 
 from fade.adapters.runtime import Runtime
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.files import write_json
 from fade.lineage import ROOT
 from fade.models.family import load_base
 from fade.requests.ledger import Ledger
 from fade.spec import Spec
-from fade.steps.prepare import prepare_spec
 from flows.erasing.erase import erase, prepare_folder
 from flows.proving.purge import purge
 from flows.releasing import manifests, release, released

@@ -14,6 +14,9 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
+from fade.asking.budgets import SOLVED, budget_changes
+from fade.asking.by_name import Prepared, prepare_by_name
+from fade.asking.planned import Asked, guess_kind
 from fade.config import Settings
 from fade.data.canvas import OBJECTS
 from fade.data.catalog import load_catalog, load_concepts
@@ -31,11 +34,8 @@ from fade.models.training import networks
 from fade.names import mention, name_key
 from fade.project import Project
 from fade.spec import make_spec
-from fade.steps.budgets import SOLVED, budget_changes
-from fade.steps.by_name import Prepared, prepare_by_name
 from fade.steps.generate import named
 from fade.steps.given import load_given
-from fade.steps.planned import Asked, guess_kind
 from fade.words import KINDS, kept_prompts, known_word, sentence, templates, vocabulary
 from tests.tiny import plain_spec, save_tiny_base
 

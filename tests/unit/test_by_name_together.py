@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fade.asking.by_name import prepare_by_name
+from fade.asking.planned import Asked
 from fade.config import Settings
 from fade.data.catalog import read_concepts_file
 from fade.errors import ConfigError
@@ -21,10 +23,8 @@ from fade.project import Project
 from fade.spec import CALIBRATED, GENERATED, Spec, load_spec, save_spec
 from fade.steps.adapter import material
 from fade.steps.alike import check_alike
-from fade.steps.by_name import prepare_by_name
 from fade.steps.combine import combine
 from fade.steps.encoded import further_prompts
-from fade.steps.planned import Asked
 from tasks.mlflow.runs import flat_figures
 from tests.tiny import plain_spec, save_tiny_base
 from tests.unit.evaluation.test_detectors import save_classifier

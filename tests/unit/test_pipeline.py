@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from fade import config
+from fade.asking.prepare import check_disk, gate_without_power, prepare_spec
 from fade.config import Settings, load_settings
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError, ResourceError
@@ -21,7 +22,6 @@ from fade.hardware import fast_precision
 from fade.lineage import ROOT, module_closure
 from fade.pipeline import STEPS, inputs_of, maker_of, sections_of, steps_of
 from fade.spec import Spec, make_spec
-from fade.steps.prepare import check_disk, gate_without_power, prepare_spec
 from tasks.dvc.versioning import root_pipeline, wide_pipeline, write_pipeline
 from tests.tiny import PROJECT, plain_spec, save_judges
 

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fade.asking.prepare import prepare_spec, read_overwrite
 from fade.config import load_settings
 from fade.data.catalog import SCHEMA
 from fade.data.pictures import prepare
 from fade.data.sets import generated_by
 from fade.errors import ConfigError, DataError
 from fade.spec import load_spec, make_spec, save_spec
-from fade.steps.prepare import prepare_spec, read_overwrite
 from fade.steps.split import split
 from tasks.expectations.validation import validate
 from tests.tiny import PROJECT

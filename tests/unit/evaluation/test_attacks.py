@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fade.adapters.store import restore_base
+from fade.asking.prepare import prepare_spec
 from fade.attacks.inpainted import HALVES, covered, draw_covered
 from fade.attacks.led import draw_led, towards
 from fade.attacks.noised import draw_from_noised
@@ -32,8 +33,7 @@ from fade.models.families.stable_diffusion import StableDiffusion
 from fade.models.generate import generate_from
 from fade.spec import Spec, save_spec
 from fade.steps.attacks import KINDS, attack_figures, run
-from fade.steps.prepare import prepare_spec
-from fade.steps.trial import run_trial
+from fade.studies.trial import run_trial
 from tests.tiny import PROJECT
 
 CAT = Concept("cat", "object", ("kitten",))

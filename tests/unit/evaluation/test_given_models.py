@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, ViTConfig, ViTForImageClassification
 
+from fade.asking.prepare import prepare_spec
 from fade.concepts import Concept
 from fade.config import load_settings
 from fade.errors import ConfigError, DataError
@@ -24,8 +25,7 @@ from fade.evaluation.unlearncanvas import OBJECTS, STYLES, MadeWith, unlearncanv
 from fade.files import write_json
 from fade.models.training import networks
 from fade.steps.evaluate import by_given_models
-from fade.steps.prepare import prepare_spec
-from fade.steps.unlearncanvas import judge
+from fade.studies.unlearncanvas import judge
 from tests.tiny import PROJECT
 
 PROMPTS = ["a cat image in neon style", "a horse image in oil style", "a cat"]

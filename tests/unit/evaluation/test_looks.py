@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fade.asking.surrogate import Candidate, chosen
 from fade.concepts import Concept
 from fade.evaluation.looks import Look, look_samples, looked
 from fade.evaluation.points import Controls, Point, Points, best_of, points_figure
 from fade.evaluation.records import as_json, parse
-from fade.steps.surrogate import Candidate, chosen
 from fade.steps.tune import moved
 
 NAMES = {"object": ["cat", "dog", "cow", "hen", "pig"], "style": ["oil", "neon", "photo"]}

@@ -32,7 +32,7 @@ from fade.evaluation.unlearncanvas import (
     unlearncanvas_figures,
     unlearncanvas_protocol,
 )
-from fade.steps.unlearncanvas import begin, draw, judge
+from fade.studies.unlearncanvas import begin, draw, judge
 from flows.cli.app import app
 
 

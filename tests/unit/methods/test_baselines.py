@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.errors import ConfigError, NoMatchingModulesError
 from fade.files import read_json
@@ -40,8 +41,7 @@ from fade.models.families.stable_diffusion import StableDiffusion, UNet
 from fade.models.family import load_base
 from fade.spec import load_spec, save_spec
 from fade.steps.adapter import make_adapter
-from fade.steps.prepare import prepare_spec
-from fade.steps.trial import figures, run_trial
+from fade.studies.trial import figures, run_trial
 from tests.tiny import PROJECT
 
 

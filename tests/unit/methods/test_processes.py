@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fade.adapters.store import WEIGHTS_NAME
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.errors import ConfigError
 from fade.files import read_json
@@ -24,7 +25,6 @@ from fade.models.families.stable_diffusion import StableDiffusion
 from fade.spec import save_spec
 from fade.steps.adapter import make_adapter
 from fade.steps.mask import mask
-from fade.steps.prepare import prepare_spec
 from fade.steps.saliency import saliency
 from fade.steps.split import split
 from tests.tiny import PROJECT

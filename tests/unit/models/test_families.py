@@ -22,6 +22,7 @@ from benchmarks.tiny.stock import draw, stock_pipeline, stock_solver
 from fade.adapters.exports import Layout, export_adapter, import_adapter
 from fade.adapters.stock import deviation
 from fade.adapters.store import activate, apply_adapter, restore_base, save_adapter
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.errors import AdapterFormatError, BaseModelError, DataError
 from fade.lineage import ROOT
@@ -38,7 +39,6 @@ from fade.models.registry import FAMILIES
 from fade.models.source import base_sha256, find_base, is_hub_name
 from fade.models.told import Told
 from fade.pipeline import maker_of
-from fade.steps.prepare import prepare_spec
 from tasks.dvc.versioning import stage_definition
 from tests.tiny import PROJECT, SETTINGS
 from tests.unit.models.erasing import erase, latents, stock_latents

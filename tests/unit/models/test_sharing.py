@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fade.adapters.store import activate, apply_adapter
+from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.errors import BaseModelError
 from fade.files import sha256_file
@@ -18,8 +19,7 @@ from fade.models import family
 from fade.models.family import load_base
 from fade.models.sharing import bases_shared
 from fade.spec import Spec
-from fade.steps.prepare import prepare_spec
-from fade.steps.trial import run_trial
+from fade.studies.trial import run_trial
 from tests.tiny import PROJECT
 from tests.unit.adapters.test_adapters import _adapter, _predict
 

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from fade.asking.by_kind import settings_of_kind
+from fade.asking.surrogate import surrogate_by_pictures
 from fade.concepts import Concept
 from fade.config import OUR_METHOD, Settings, load_settings
 from fade.data.catalog import (
@@ -39,8 +41,6 @@ from fade.models.tensors import check_weights
 from fade.names import name_key
 from fade.project import Project, load_project
 from fade.spec import Detector, Pair, Spec, make_spec, save_spec
-from fade.steps.by_kind import settings_of_kind
-from fade.steps.surrogate import surrogate_by_pictures
 
 AUTO = "auto"
 NEEDED_BYTES = 200 * 2**20
@@ -105,13 +105,13 @@ def prepare_spec(
     Args:
         surrogate: a concept of the catalog, ``nothing`` for what the empty prompt gives, or ``auto`` for
             the nearest in text space that is neither a person nor ``protected`` nor erased; of an erasure that finds
-            its own settings the best by its pictures (fade/steps/surrogate.py). The spec records which.
+            its own settings the best by its pictures (fade/asking/surrogate.py). The spec records which.
         project: whose base, catalog and judges it is, and whose ``protected`` concepts count beside those given here.
         settings: where they leave one of ``BY_KIND`` open, it is that of the base's kind.
         also: further concepts that the same adapter erases, each with its surrogate.
         aliases, kind, image_ids, subjects, overwrite: of ``concept``, as ``Wanted`` has them.
         data_free: the base draws the pictures, as the catalog has none left; it still says which concepts there are.
-        by_name: the catalog is what was planned for a name alone (fade/steps/by_name.py), the judges the place of a
+        by_name: the catalog is what was planned for a name alone (fade/asking/by_name.py), the judges the place of a
             CLIP of the identity ``clip_sha256``, or ``none``; ``detectors``: further judges.
 
     Raises:

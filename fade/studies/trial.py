@@ -72,7 +72,7 @@ def steps_of_trial(spec: Spec) -> list[Step]:
 
 def made_by(steps: Sequence[Step], method: str) -> str:
     """Hash of all code that these steps run, of the method's where one of them runs it, and of the libraries."""
-    code = {*module_closure("fade.steps.trial", *(step.module for step in steps))}
+    code = {*module_closure("fade.studies.trial", *(step.module for step in steps))}
     if any(step.by_method for step in steps):
         code |= {*method_code(method)}
     return _hash_of(code)

@@ -1,6 +1,6 @@
 """Before an erasure by name: from a checkpoint and a name to a spec; nothing is drawn yet   (ours).
 
-There are no pictures, no catalog and no classifier. What would stand in a catalog is planned (``fade.steps.planned``),
+There are no pictures, no catalog and no classifier. What would stand in a catalog is planned (``fade.asking.planned``),
 the base draws it (``fade.steps.generate``), and a CLIP judges, if it can (``fade.steps.calibrate``). From there on the
 erasure is one like any other. All that can be wrong with what is asked is said here.
 """
@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fade.asking.planned import Asked, Plan, guess_kind, make_plan
+from fade.asking.prepare import prepare_spec
 from fade.concepts import CAPTION_TEMPLATE
 from fade.config import OUR_METHOD, Settings
 from fade.errors import ConfigError, listing
@@ -25,8 +27,6 @@ from fade.project import Project
 from fade.spec import Spec
 from fade.steps.generate import named
 from fade.steps.given import describe_given
-from fade.steps.planned import Asked, Plan, guess_kind, make_plan
-from fade.steps.prepare import prepare_spec
 from fade.words import KINDS, Kind, as_kind, domain_of, vocabulary
 
 

@@ -1,6 +1,6 @@
 """An erasure of many concepts at once, for the wide benchmark: made as a trial is, and judged by the protocol of many.
 
-As a program: ``python -m fade.steps.many FOLDER``, where ``spec.yaml`` lies; it writes ``many.json`` there. Where a
+As a program: ``python -m fade.studies.many FOLDER``, where ``spec.yaml`` lies; it writes ``many.json`` there. Where a
 folder ``alone`` lies beside it, with a folder for each concept, each is erased by an adapter of its own, and all are
 judged live together: stacked, as erasures that are asked for one after the other are.
 """
@@ -20,6 +20,7 @@ import torch
 from scipy.stats import spearmanr
 
 from fade.adapters.store import activate, apply_adapter, restore_base
+from fade.asking.interference import interference
 from fade.concepts import CAPTION_TEMPLATE, Concept
 from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
@@ -33,8 +34,7 @@ from fade.models.family import load_base
 from fade.pipeline import Step
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_now
-from fade.steps.interference import interference
-from fade.steps.trial import (
+from fade.studies.trial import (
     emptied_if_other,
     judged_by,
     keep_row,
@@ -45,7 +45,7 @@ from fade.steps.trial import (
     steps_of_trial,
     take_shared,
 )
-from fade.steps.wide import JUDGE, cost
+from fade.studies.wide import JUDGE, cost
 
 FIGURES, ALONE = "many.json", "alone"
 FEW = 50
@@ -61,7 +61,7 @@ def run_many(spec: Spec, *, root: Path, say: Callable[[str], None] | None = None
     """
     steps = _steps(spec)
     folder = emptied_if_other(root / spec.id, made_by(steps, spec.method))
-    code = judged_by("fade.steps.many")
+    code = judged_by("fade.studies.many")
     if (kept := kept_row(folder, FIGURES, code)) is not None:
         return kept
     costs = _made(spec, folder, steps, root, say)
@@ -87,7 +87,7 @@ def run_stacked(folder: Path, *, say: Callable[[str], None] | None = None) -> di
         if say is not None:
             say(single.concept)
         made.append(_made(single, place, steps, folder.parent, None))
-    code = f"{judged_by('fade.steps.many')}:{','.join(one['adapter_sha256'] for one in made)}"
+    code = f"{judged_by('fade.studies.many')}:{','.join(one['adapter_sha256'] for one in made)}"
     if (kept := kept_row(folder, FIGURES, code)) is not None:
         return kept
     if say is not None:

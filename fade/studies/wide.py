@@ -1,6 +1,6 @@
 """An erasure of the wide benchmark: make the adapter as a trial does, and judge it by the wide protocol.
 
-As a program: ``python -m fade.steps.wide FOLDER``, where ``spec.yaml`` lies; it writes ``wide.json`` there.
+As a program: ``python -m fade.studies.wide FOLDER``, where ``spec.yaml`` lies; it writes ``wide.json`` there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fade.models.family import load_base
 from fade.pipeline import TIMINGS
 from fade.spec import Spec, load_spec, save_spec
 from fade.steps.drawn import base_pictures, domains, ended, named_by, pictures_now
-from fade.steps.trial import (
+from fade.studies.trial import (
     emptied_if_other,
     judged_by,
     keep_row,
@@ -63,7 +63,7 @@ def run_wide(spec: Spec, *, root: Path, say: Callable[[str], None] | None = None
         raise ConfigError(f"The wide benchmark erases one concept at a time: got {len(spec.pairs)}.")
     steps = [step for step in steps_of_trial(spec) if step.name not in ("attack", "evaluate")]
     folder = emptied_if_other(root / spec.id, made_by(steps, spec.method))
-    code = judged_by("fade.steps.wide")
+    code = judged_by("fade.studies.wide")
     if (kept := kept_row(folder, FIGURES, code)) is not None:
         return kept
     save_spec(spec, folder)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from fade.asking.prepare import AUTO, Wanted, asked_again
 from fade.errors import ConfigError, listing
 from fade.names import name_key
 from fade.spec import Pair
-from fade.steps.prepare import AUTO, Wanted, asked_again
 
 MANY = "layerwise"
 """The method that many concepts are erased by, unless another one is named."""

@@ -3,7 +3,7 @@
 OUT/pictures/<Style>_<Object>_seed<seed>.jpg     drawn, in the published layout; one that is there is not drawn again
 OUT/samples.parquet, OUT/metrics.json            what the classifiers said; UA, IRA, CRA, FID
 
-``python -m fade.steps.unlearncanvas draw OUT --base B --shard 0 --shards 4`` draws a share; ``judge`` ends it.
+``python -m fade.studies.unlearncanvas draw OUT --base B --shard 0 --shards 4`` draws a share; ``judge`` ends it.
 """
 
 from __future__ import annotations

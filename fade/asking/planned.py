@@ -19,6 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fade.asking.budgets import find_budget
+from fade.asking.prepare import AUTO
 from fade.concepts import CAPTION_TEMPLATE, Concept
 from fade.data.catalog import SCHEMA
 from fade.data.splits import NOTHING
@@ -29,8 +31,6 @@ from fade.files import read_json, write_json, writing
 from fade.models.base import Base
 from fade.models.prompts import Reader, cut_short, spelt_out
 from fade.names import mention, name_key
-from fade.steps.budgets import find_budget
-from fade.steps.prepare import AUTO
 from fade.words import Kind, Word, domain_of, kept_prompts, known_word, sentence, templates, vocabulary
 
 NAMED = Path("data/named")
