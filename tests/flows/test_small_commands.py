@@ -42,13 +42,14 @@ for words in {commands}:
         print("ENDED", words[0], end.code, *sorted({heavy} & sys.modules.keys()))
 """
 QUICK = """
-import contextlib
+import atexit, contextlib, os, time
 from flows.services import commands
+atexit.register(lambda service=os.getpid(): os.getpid() == service or time.sleep(3))
 from flows.settings import DEFAULTS
 commands.PRELOADED, commands.base_at_hand = (), contextlib.nullcontext
 commands.main()
 """
-"""A service that has nothing at hand but torch."""
+"""A service that has nothing at hand but torch, and whose commands are long in ending, as those of libraries are."""
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +245,24 @@ def test_many_at_once_do_not_disturb_each_other(
     assert all("itself: False" in one.stderr for one in done)
     assert [one.returncode for one in done] == [0, 0, 0, 1] * 3
     assert len({one.stdout for one in done[::4]}) == 1
+
+
+def test_whoever_reads_what_a_command_says_does_not_wait_for_what_is_done_at_its_end(
+    workspace: Path, version: AdapterVersion, service: subprocess.Popen[bytes]
+) -> None:
+    connection = main.connected(workspace / main.FOLDER)
+    assert connection is not None
+    reading, writing = os.pipe()
+    with connection, os.fdopen(reading) as said:
+        main.socket.send_fds(connection, [b"\0"], [writing] * 3)
+        os.close(writing)
+        main.send(connection, {**main.request(["list"]), "folder": str(workspace)})
+        begun = main.receive(connection)
+        assert begun is not None
+        assert version.model in said.read()  # to the end of the stream
+        state = Path(f"/proc/{begun['begun']}/stat").read_text().rpartition(")")[2].split()[0]
+        assert state in "RS", "it has not ended"
+        assert main.receive(connection) == {"exit": 0}
 
 
 def test_only_its_owner_may_ask(
