@@ -1,12 +1,14 @@
 """The search behind the baselines' settings: published methods at learning rates and lengths that fit a small base.
 
     python benchmarks/baselines.py --json benchmarks/results/baselines.json [--methods esd-x,uce] [--concepts cat,neon]
+    python benchmarks/baselines.py --project data/wide --json FILE --methods uce --concepts zebra,grapes
 
 Published learning rates and steps are for Stable Diffusion, and a baseline that fails because of them says nothing.
 Each method is tried at every cell of its grid (its own settings alone; what the paper fixes stays) on an object and a
 style, and the cell with the best mean of UA, IRA and CRA is taken, the lower drift where cells tie: what the
 comparison itself reports, so that the choice favours the baseline. Judge ``development``; the comparison's is
-``report``. Rows already in the file are not made again.
+``report``. Rows already in the file are not made again. On a catalog of many objects the pictures are those of
+``fade benchmark wide``, its neighbours among the rest.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from fade.config import load_settings
 from fade.data.catalog import find_concept, load_concepts
 from fade.evaluation.accuracy import canvas_protocol, drift, naming_none, summary
 from fade.evaluation.judges import load_judge
+from fade.evaluation.neighbours import find_neighbours
+from fade.evaluation.wide import MANY, wide_protocol
 from fade.files import read_json, write_json
 from fade.lineage import made_on
 from fade.methods.plain_fade import PAPER_SETTINGS
@@ -35,7 +39,7 @@ from fade.methods.registry import find_method
 from fade.models.base import Base
 from fade.models.family import load_base
 from fade.models.generate import generate
-from fade.project import load_project
+from fade.project import Project, load_project
 from fade.spec import Spec, save_spec
 from fade.steps.adapter import make_adapter, material
 from fade.steps.catalog import ensure_catalog
@@ -56,7 +60,13 @@ GRID: dict[str, list[dict[str, Any]]] = {
         {"batch": 4, "learning_rate": 2e-5},
         {"batch": 4, "learning_rate": 2e-5, "steps": 300},
     ],
-    "uce": [{}],
+    "uce": [
+        {},
+        {"erase_scale": 3.0},
+        {"erase_scale": 10.0},
+        {"erase_scale": 30.0},
+        {"erase_scale": 100.0},
+    ],
     "ca": [
         {"learning_rate": 1e-3},
         {"learning_rate": 3e-4},
@@ -97,10 +107,17 @@ class Check:
         concepts = load_concepts(Path(spec.catalog))
         self._sd, self._request = base, spec
         self._concept = find_concept(concepts, spec.concept)
-        everything = canvas_protocol(*domains(concepts), SEEDS)
-        rest = naming_none(everything, [self._concept])
-        named = everything[~everything.index.isin(rest.index)]
-        self._rows = pd.concat([named, rest[rest["seed"] == SEEDS[0]]], ignore_index=True)
+        names = domains(concepts)
+        if len(names[0]) > MANY:
+            near = find_neighbours(base, self._concept, None, concepts.values(), count=8)
+            parts = wide_protocol(self._concept, None, near, names, SEEDS)
+            named, rest = parts["concept"], pd.concat([parts["neighbours"], parts["rest"]])
+        else:
+            everything = canvas_protocol(*names, SEEDS)
+            rest = naming_none(everything, [self._concept])
+            named = everything[~everything.index.isin(rest.index)]
+            rest = rest[rest["seed"] == SEEDS[0]]
+        self._rows = pd.concat([named, rest], ignore_index=True)
         self._kept = self._rows.index >= len(named)
         self._judge = load_judge(Path(spec.judges), "development")
         self._before = self._drawn()
@@ -128,7 +145,7 @@ class Check:
         return rates | {"drift": drift(self._before[self._kept], pictures[self._kept])}
 
 
-def tried(concept: str, methods: list[str], known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def tried(project: Project, concept: str, methods: list[str], known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """A row for every cell of the methods' grids that is not known yet."""
     done = {(row["method"], _cell(row)) for row in known if row["concept"] == concept}
     cells = [(method, changes) for method in methods for changes in GRID[method]]
@@ -136,7 +153,7 @@ def tried(concept: str, methods: list[str], known: list[dict[str, Any]]) -> Iter
     if not cells:
         return
     with tempfile.TemporaryDirectory() as temporary:
-        request = _request(concept, {})
+        request = _request(project, concept, {})
         torch.set_num_threads(request.threads)
         base = load_base(request.base, expected_sha256=request.base_sha256)
         check, folder = Check(base, request), Path(temporary) / "splits"
@@ -147,7 +164,7 @@ def tried(concept: str, methods: list[str], known: list[dict[str, Any]]) -> Iter
         for method, changes in cells:
             begun = time.process_time()
             if method == PLAIN:
-                _plain_fade(base, concept, changes, Path(temporary))
+                _plain_fade(base, project, concept, changes, Path(temporary))
             else:
                 maker, how = find_method(method), request.distill
                 for _ in maker.make(base, given, maker.checked(changes), precision=how.precision, seed=how.seed):
@@ -169,15 +186,14 @@ def _cell(row: Mapping[str, Any]) -> str:
     return json.dumps(row["settings"], sort_keys=True)
 
 
-def _request(concept: str, changes: Mapping[str, Any]) -> Spec:
-    project = load_project()
+def _request(project: Project, concept: str, changes: Mapping[str, Any]) -> Spec:
     settings = load_settings(project.params, changes={"threads": 1, **changes})
     return prepare_spec(concept, AUTO, project=project, settings=settings)
 
 
-def _plain_fade(base: Base, concept: str, changes: Mapping[str, Any], root: Path) -> None:
+def _plain_fade(base: Base, project: Project, concept: str, changes: Mapping[str, Any], root: Path) -> None:
     folder = root / str(len(list(root.iterdir())))
-    save_spec(_request(concept, {**PAPER_SETTINGS, **changes}), folder)
+    save_spec(_request(project, concept, {**PAPER_SETTINGS, **changes}), folder)
     split(folder)
     saliency(folder)
     mask(folder)
@@ -205,11 +221,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--methods", default=",".join(GRID))
     parser.add_argument("--concepts", default="cat,neon")
+    parser.add_argument("--project", type=Path, default=None, help="a project's folder; the canvas if not given")
     given = parser.parse_args()
-    ensure_catalog(load_project())
+    project = load_project() if given.project is None else load_project(given.project)
+    ensure_catalog(project)
     rows = read_json(given.json)["rows"] if given.json.is_file() else []
     for concept in given.concepts.split(","):
-        for row in tried(concept, given.methods.split(","), rows):
+        for row in tried(project, concept, given.methods.split(","), rows):
             rows.append(row)
             write_json(given.json, {"rows": rows, "best": best(rows), "made_on": made_on()})
             print(json.dumps(row), flush=True)
