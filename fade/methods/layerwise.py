@@ -25,7 +25,7 @@ It is as shallow as any closed form: it overwrites what names give (see ``fade.a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -48,8 +48,8 @@ from fade.seeding import torch_generator
 
 BOUNDS = 0.3, 4.0
 """By what a row's weight may change from a round to the next."""
-UNTOLD = 16
-"""One in so many retained pictures is shown a second time with the empty prompt."""
+UNTOLD = 4
+"""To so many retained pictures one of any half is shown with the empty prompt, whose answer guidance multiplies."""
 SEEN = 6
 """Of the retained pictures at least one in so many is looked at: the fewer are erased, the more there are to keep."""
 
@@ -66,17 +66,18 @@ class LayerwiseSettings(MethodSettings):
         rounds: passes; after each what is left further apart than the rest weighs more in the next.
         energy: share of a change that its rank holds.
         timestep_power: of rows to forget, t = T u^power; less than 1 draws noisier, where it is settled what is drawn.
-            Of the others t is uniform.
+        retain_timestep_power: likewise of the others.
     """
 
-    forget: int = 128
-    retain: int = 128
+    forget: int = 256
+    retain: int = 256
     retain_weight: float = 0.25
     ridge: float = 1e-4
     ridge_after: float = 1e-2
     rounds: int = 2
     energy: float = 0.999
     timestep_power: float = 0.25
+    retain_timestep_power: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,21 @@ def layerwise(
         NoMatchingModulesError: the base has no cross-attention of the stock kind.
     """
     del precision
+    changes, losses = solved(base, material, settings, seed=seed)
+    rank = max((len(one.A) for one in changes.values()), default=1)
+    placed(base, changes, [*changes], rank=rank, seed=seed)
+    material.notes.update(rank=rank)
+    yield losses
+
+
+def solved(
+    base: Base, material: Material, settings: LayerwiseSettings, *, seed: int
+) -> tuple[dict[str, LowRank], Losses]:
+    """The change of each layer, by name, and what is left of both halves; the network stays as it is.
+
+    Raises:
+        NoMatchingModulesError: the base has no cross-attention of the stock kind.
+    """
     batch = noised_batch(base, material, settings, seed=seed)
     sites = cross_attentions(base.network)
     weight = settings.retain_weight * float((~batch.forget).sum() / batch.forget.sum())
@@ -188,14 +204,21 @@ def layerwise(
             apart = (answered - instead).square().flatten(1).mean(dim=1)
             if left:
                 weights = reweighted(weights, apart, halves)
-    low = {name: cut(*found, energy=settings.energy) for name, found in solver.changes.items()}
-    low = {name: change for name, change in low.items() if len(change.A)}
-    rank = max((len(change.A) for change in low.values()), default=1)
-    mask = Mask("none", tuple(sorted(low)), len(low), len(low))
-    add_sparse_lora(base.network, mask, rank=rank, alpha=float(rank), seed=seed, name=STUDENT)
-    begin_with(base.network, STUDENT, {name: _filled(change, rank) for name, change in low.items()})
-    material.notes.update(rank=rank, noised_pictures=len(batch.t))
-    yield Losses(1, *(float(apart.cpu()[rows].mean()) for rows, _ in halves))
+    changes = {name: cut(*found, energy=settings.energy) for name, found in solver.changes.items()}
+    material.notes.update(noised_pictures=len(batch.t))
+    losses = Losses(1, *(float(apart.cpu()[rows].mean()) for rows, _ in halves))
+    return {name: change for name, change in changes.items() if len(change.A)}, losses
+
+
+def placed(base: Base, changes: Mapping[str, LowRank], modules: Sequence[str], *, rank: int, seed: int) -> list[Tensor]:
+    """Hang an adapter of a rank on modules, beginning with what was solved of them; gives its trainable tensors.
+
+    Of a change of higher rank the greatest part is taken; where it is of lower the rest is zero.
+    """
+    mask = Mask("none", tuple(sorted(modules)), len(modules), len(modules))
+    tensors = add_sparse_lora(base.network, mask, rank=rank, alpha=float(rank), seed=seed, name=STUDENT)
+    begin_with(base.network, STUDENT, {name: _filled(change, rank) for name, change in changes.items()})
+    return tensors
 
 
 def reweighted(weights: Tensor, apart: Tensor, halves: Sequence[tuple[Tensor, float]]) -> Tensor:
@@ -217,7 +240,7 @@ def reweighted(weights: Tensor, apart: Tensor, halves: Sequence[tuple[Tensor, fl
 def noised_batch(base: Base, material: Material, settings: LayerwiseSettings, *, seed: int) -> Batch:
     """Pictures of what is erased and of its surrogates under the concepts' captions, of others under their own.
 
-    The last of them are told nothing: what guidance leads away from is to stay.
+    The last of them, pictures of all these, are told nothing: what guidance leads away from is to stay.
     """
     generator = torch_generator(seed, "layerwise")
     # Both splits are in the order of the concepts: by turns from strata of equal size, so each of them has its part.
@@ -229,10 +252,12 @@ def noised_batch(base: Base, material: Material, settings: LayerwiseSettings, *,
     forget, others = len(parts[0]) + len(parts[1]), parts[2]
     untold = len(others) // UNTOLD
     empty = material.empty.expand(untold)
-    latents = torch.cat([*(part.latents for part in parts), others.latents[:untold]])
+    latents = torch.cat([part.latents for part in parts])
+    latents = torch.cat([latents, latents[torch.arange(untold) * len(latents) // max(1, untold)]])
     told = Told.join(*(part.prompts for part in parts), empty)
     taught = Told.join(*(part.targets for part in parts), empty)
-    chances = [power_law(base.denoiser.path.steps, power) for power in (settings.timestep_power, 1.0)]
+    powers = settings.timestep_power, settings.retain_timestep_power
+    chances = [power_law(base.denoiser.path.steps, power) for power in powers]
     counts = forget, len(latents) - forget
     t = torch.cat(
         [
@@ -306,10 +331,11 @@ def cut(change: Tensor, moment: Tensor, *, energy: float) -> LowRank:
 
 
 def _filled(change: LowRank, rank: int) -> LowRank:
-    """With rows of zeros up to the adapter's rank: what is left over is not to be as it was drawn."""
-    missing = rank - len(change.A)
-    A = torch.cat([change.A, change.A.new_zeros(missing, change.A.shape[1])])
-    return LowRank(A, torch.cat([change.B, change.B.new_zeros(len(change.B), missing)], dim=1))
+    """Cut to the adapter's rank, or with rows of zeros up to it: what is left over is not to be as it was drawn."""
+    A, B = change.A[:rank], change.B[:, :rank]
+    missing = rank - len(A)
+    A = torch.cat([A, A.new_zeros(missing, A.shape[1])])
+    return LowRank(A, torch.cat([B, B.new_zeros(len(B), missing)], dim=1))
 
 
 LAYERWISE = Method("layerwise", layerwise, LayerwiseSettings, "ours", several=True)

@@ -35,6 +35,7 @@ METHODS = {
     "receler": "fade.methods.receler:RECELER",
     "adv-unlearn": "fade.methods.adv_unlearn:ADV_UNLEARN",
     "layerwise": "fade.methods.layerwise:LAYERWISE",
+    "layerwise-tuned": "fade.methods.layerwise_tuned:LAYERWISE_TUNED",
 }
 """Name to where the method lies; it is imported when it is asked for, so that no method's code is another's."""
 _SOLVED = {

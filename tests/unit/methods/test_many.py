@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from fade.errors import NoMatchingModulesError
 from fade.methods.fade.examples import Examples
 from fade.methods.fade.sparse_lora import adapter_tensors, adapters_disabled, lora_layers
 from fade.methods.layerwise import SEEN, UNTOLD, LayerwiseSettings, _Attended, cut, layerwise, noised_batch, reweighted
+from fade.methods.layerwise_tuned import TunedSettings, answered, layerwise_tuned, rate
 from fade.methods.mace import MaceSettings, alone, fused, mace
 from fade.methods.method import STUDENT, Material
 from fade.methods.registry import find_method
@@ -147,6 +148,71 @@ def test_without_a_concept_it_is_the_adapter_that_never_had_it_bit_for_bit(tiny_
     assert any(one[name].shape != both[name].shape or not torch.equal(one[name], both[name]) for name in one)
 
 
+TUNED = TunedSettings(forget=16, retain=16, energy=0.999999, rank=64, steps=40, batch=16, pool=32)
+
+
+def test_trained_on_as_a_whole_it_comes_nearer_on_pictures_that_nothing_was_made_of(
+    base: StableDiffusion, material: Material
+) -> None:
+    fresh = noised_batch(base, material, SMALL, seed=5)
+    aim, own = answered(base, fresh, "fp32"), answered(base, replace(fresh, taught=fresh.told), "fp32")
+
+    def left() -> tuple[float, float]:
+        with torch.no_grad():
+            apart = (base.denoiser.predict(fresh.noisy, fresh.t, fresh.told) - aim).square().flatten(1).mean(dim=1)
+        return float(apart[fresh.forget].mean()), float(apart[~fresh.forget].mean())
+
+    before = weights_sha256(base.network)
+    gap = float((own - aim).square().flatten(1).mean(dim=1)[fresh.forget].mean())
+    steps, solved = [], (0.0, 0.0)
+    for step in layerwise_tuned(base, material, TUNED, precision="fp32", seed=1):
+        steps.append(step.step)
+        solved = left() if step.step == 1 else solved
+    assert steps == list(range(1, TUNED.steps + 1))
+    gone, kept = left()
+    assert 0 < solved[0] < gap, "what is solved goes a part of the way"
+    assert gone < solved[0]
+    assert kept < 2 * solved[1], "and what is kept is not paid for it"
+    base.network.unload_lora()
+    assert weights_sha256(base.network) == before
+
+
+def test_trained_on_it_is_solved_first_and_comes_out_alike_each_time(tiny_base: Any) -> None:
+    from fade.models.family import load_base
+
+    def made(steps: int) -> dict[str, Tensor]:
+        base = load_base(tiny_base)
+        settings = TUNED.model_copy(update={"steps": steps})
+        list(layerwise_tuned(base, _material(base, {"cat": "horse"}), settings, precision="fp32", seed=1))
+        return adapter_tensors(base.denoiser, STUDENT)
+
+    def solved() -> dict[str, Tensor]:
+        base = load_base(tiny_base)
+        list(layerwise(base, _material(base, {"cat": "horse"}), SMALL, precision="fp32", seed=1))
+        return adapter_tensors(base.denoiser, STUDENT)
+
+    def products(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+        parts = ((name, tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"]) for name in names)
+        return {name: B.flatten(1) @ A.flatten(1) for name, B, A in parts}
+
+    first, whole = products(made(1)), products(solved())
+    assert first.keys() > whole.keys(), "all modules are there"
+    for name, change in first.items():
+        torch.testing.assert_close(change, whole.get(name, torch.zeros_like(change)), rtol=1e-4, atol=1e-6)
+    many, again = made(5), made(5)
+    assert all(bool((change != first[name]).any()) for name, change in products(many).items())
+    assert all(torch.equal(many[name], again[name]) for name in many)
+
+
+def test_the_learning_rate_rises_first_and_ends_at_zero() -> None:
+    rates = [rate(step, 100) for step in range(1, 101)]
+    assert rates[0] < rates[4] < rates[9]
+    assert max(rates) == rates[9]
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] < 1e-3
+
+
 def test_the_cut_holds_the_share_that_is_asked_in_the_metric_of_what_is_read() -> None:
     generator = torch.Generator().manual_seed(2)
     change = torch.randn(6, 8, generator=generator).double()
@@ -250,5 +316,5 @@ def test_baselines_for_many_move_the_texts_projections_alone(
 
 
 def test_methods_for_many_take_several_concepts() -> None:
-    assert all(find_method(name).several for name in ("layerwise", "speed", "mace", "uce", "rece"))
+    assert all(find_method(name).several for name in ("layerwise", "layerwise-tuned", "speed", "mace", "uce", "rece"))
     assert not find_method("esd-x").several
