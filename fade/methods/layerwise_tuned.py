@@ -46,7 +46,7 @@ class TunedSettings(LayerwiseSettings):
     """
 
     rank: int = 32
-    steps: int = 400
+    steps: int = 300
     learning_rate: float = 1e-3
     batch: int = 48
     pool: int = 768
