@@ -148,7 +148,7 @@ def test_without_a_concept_it_is_the_adapter_that_never_had_it_bit_for_bit(tiny_
     assert any(one[name].shape != both[name].shape or not torch.equal(one[name], both[name]) for name in one)
 
 
-TUNED = TunedSettings(forget=16, retain=16, energy=0.999999, rank=64, steps=40, batch=16, pool=32)
+TUNED = TunedSettings(forget=16, retain=16, energy=0.5, rank=64, steps=40, batch=16, pool=32, learning_rate=1e-4)
 
 
 def test_trained_on_as_a_whole_it_comes_nearer_on_pictures_that_nothing_was_made_of(
@@ -172,7 +172,7 @@ def test_trained_on_as_a_whole_it_comes_nearer_on_pictures_that_nothing_was_made
     gone, kept = left()
     assert 0 < solved[0] < gap, "what is solved goes a part of the way"
     assert gone < solved[0]
-    assert kept < 2 * solved[1], "and what is kept is not paid for it"
+    assert kept < 0.05 * gap, "and the rest stays where it was, but for little"
     base.network.unload_lora()
     assert weights_sha256(base.network) == before
 
@@ -188,7 +188,7 @@ def test_trained_on_it_is_solved_first_and_comes_out_alike_each_time(tiny_base: 
 
     def solved() -> dict[str, Tensor]:
         base = load_base(tiny_base)
-        list(layerwise(base, _material(base, {"cat": "horse"}), SMALL, precision="fp32", seed=1))
+        list(layerwise(base, _material(base, {"cat": "horse"}), TUNED, precision="fp32", seed=1))
         return adapter_tensors(base.denoiser, STUDENT)
 
     def products(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
