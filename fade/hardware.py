@@ -48,6 +48,19 @@ def compute_device() -> torch.device:
     return torch.device("cuda", index)
 
 
+@contextmanager
+def threads_at_most(count: int) -> Iterator[None]:
+    """Inside, torch computes on no more than ``count`` threads of the processor."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(count, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 _busy: Counter[int] = Counter()
 _choosing = threading.Lock()
 

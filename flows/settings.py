@@ -15,9 +15,9 @@ from pathlib import Path
 from fade.errors import ConfigError
 from fade.files import read_json
 from flows.cli.main import nearest_project
+from tasks.mlflow.embedded import SERVICES
 
 STATE = Path(".fade")
-SERVICES = STATE / "services.json"
 PREFECT_AUTH = STATE / "prefect-auth"
 """What Prefect's API asks for, USER:PASSWORD; also what a person types into its pages."""
 ERASURES = Path("data/erasures")
@@ -39,6 +39,9 @@ DEFAULTS = {
     "DIFFUSERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Threads that wait for each other turn in circles for milliseconds before they sleep, which beside any other work
+    # makes two of them ten times slower than one. A tenth of a millisecond costs nothing on idle cores.
+    "GOMP_SPINCOUNT": "2000",
 }
 """Variables of libraries, where nobody set them otherwise."""
 

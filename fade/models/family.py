@@ -21,7 +21,7 @@ from fade.hardware import compute_device
 from fade.models.base import Base, read_by
 from fade.models.prompts import readers
 from fade.models.registry import family
-from fade.models.sharing import shared
+from fade.models.sharing import is_shared, shared
 from fade.models.source import BaseSource, find_base, identity
 from fade.models.supported import read_config
 from fade.models.tensors import check_weights, empty_network
@@ -65,15 +65,16 @@ def load_base(
     """
     device = compute_device()  # what is wrong with it is said before a hash is computed
     found = find_base(source)
-    check_weights(found)
-    readers(found)
+    apart = prompts is not None and not found.path.is_file()
+    if not is_shared(lambda: (identity(found), weights, device, apart)):
+        check_weights(found)
+        readers(found)
     sha256 = identity(found)
     if expected_sha256 is not None and sha256 != expected_sha256:
         raise BaseModelError(
             f"The base model in {source} is another one: its hash is {sha256[:12]}, expected {expected_sha256[:12]}. "
             "An erasure holds for one base only; restore that base, or make a new request for this one."
         )
-    apart = prompts is not None and not found.path.is_file()
     base = shared(
         (sha256, weights, device, apart),
         lambda: _loaded(

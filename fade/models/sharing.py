@@ -41,6 +41,11 @@ class _Shelf:
                 self._bases[key], self._hashes[key] = base, weights_sha256(base.network)
         return _twin(self._bases[key])
 
+    def holds(self, key: Hashable) -> bool:
+        """Whether somebody asked for the base of this key."""
+        with self._loading:
+            return key in self._bases
+
     def check(self) -> None:
         """Raise BaseModelError if somebody wrote into weights that all read."""
         for key, base in self._bases.items():
@@ -76,6 +81,12 @@ def shared(key: Hashable, load: Callable[[], Base]) -> Base:
     """What ``load`` gives; inside ``bases_shared`` a twin of what it gave for this key."""
     shelf = _SHELF.get()
     return load() if shelf is None else shelf.take(key, load)
+
+
+def is_shared(key: Callable[[], Hashable]) -> bool:
+    """Whether ``shared`` has a base of this key at hand; outside ``bases_shared`` the key is not asked for."""
+    shelf = _SHELF.get()
+    return shelf is not None and shelf.holds(key())
 
 
 def own_stream(device: torch.device) -> Any:

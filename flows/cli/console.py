@@ -21,8 +21,17 @@ from flows.settings import configure
 if TYPE_CHECKING:
     from fade.project import Project, Projects
 
-# In a log or a pipe, whose width nobody knows, a table is not squeezed into 80 columns.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+console = Console()
+
+
+def look_at_streams() -> None:
+    """Fit the console to this process' streams: at the start, and in a process that was given other ones since."""
+    # In a log or a pipe, whose width nobody knows, a table is not squeezed into 80 columns.
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    vars(console).update(vars(Console(width=None if known else 160)))
+
+
+look_at_streams()
 Result = TypeVar("Result")
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")]
 SetOption = Annotated[

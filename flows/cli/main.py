@@ -25,7 +25,7 @@ FOLDER, NAME = ".fade/run", "commands.sock"
 ANSWERED = frozenset({"list", "show", "status", "live", "approve", "rollback", "generate"})
 """Commands that a service does; of these not what goes on until Ctrl-C."""
 NOT_ANSWERED = frozenset({"--help", "--watch"})
-LOADED = ("OMP_", "MKL_", "KMP_", "OPENBLAS_", "ATEN_", "TORCH", "PYTORCH_", "CUDA_", "HF_", "TRANSFORMERS_")
+LOADED = ("OMP_", "GOMP_", "MKL_", "KMP_", "OPENBLAS_", "ATEN_", "TORCH", "PYTORCH_", "CUDA_", "HF_", "TRANSFORMERS_")
 """Variables that libraries read as they are loaded, which is over in a service: it must have them as the caller has."""
 LENGTH = struct.Struct("!I")
 PACKAGES = ("fade", "tasks", "flows")

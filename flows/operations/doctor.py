@@ -26,7 +26,8 @@ from fade.requests.records import clock, utc_now
 from flows.operations import doctor_servers
 from flows.operations.findings import Finding
 from flows.services.local import HOST
-from flows.settings import PREFECT_AUTH, SERVICES, STATE
+from flows.settings import PREFECT_AUTH, STATE
+from tasks.mlflow.embedded import SERVICES
 
 PORTS = {"MLflow": 5000, "Prefect": 4200, "fade serve": 8080, "fade intake-http": 8700}
 DISK_FAIL_BYTES, DISK_WARN_BYTES = 1_000_000_000, 5_000_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,16 @@ from PIL import Image
 from fade.adapters.store import activate, apply_adapter
 from fade.errors import ConfigError, ResourceError
 from fade.files import writing
+from fade.hardware import threads_at_most
 from fade.models.base import Base
 from fade.models.family import load_base
 from fade.models.generate import generate_batch
 from tasks.mlflow import tracking
 
 STEPS, GUIDANCE = 25, 4.0
+SMALL = 50_000_000
+"""Parameters of a denoiser that draws a picture as fast on one thread as on several: its products are too small to be
+split, and threads that wait for each other take the cores from whatever else runs."""
 
 
 def load_with(base: str | Path, adapters: Sequence[tracking.AdapterVersion]) -> Base:
@@ -57,9 +62,11 @@ def draw(base: Base, prompts: Sequence[str], *, seed: int, steps: int = STEPS) -
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ConfigError("The prompt is empty. Give the words of a picture, e.g. 'a cat image in neon style.'")
-    return generate_batch(
-        base, list(prompts), [seed] * len(prompts), steps=steps, guidance=GUIDANCE, solver="ddim", precision="fp32"
-    )
+    small = sum(one.numel() for one in base.network.parameters()) <= SMALL
+    with threads_at_most(1) if small else nullcontext():
+        return generate_batch(
+            base, list(prompts), [seed] * len(prompts), steps=steps, guidance=GUIDANCE, solver="ddim", precision="fp32"
+        )
 
 
 def save_picture(pixels: NDArray[np.uint8], path: Path) -> None:

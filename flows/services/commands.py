@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,10 +37,10 @@ from flows.services.local import stop
 from flows.settings import DEFAULTS, STATE, configure
 
 PRELOADED = (
-    *("typer.rich_utils", "rich.table", "rich.live", "mlflow", "fade.requests.overview", "fade.steps.combine"),
+    *("typer.rich_utils", "rich.table", "rich.live", "mlflow", "mlflow.tracking.request_header.registry"),
+    *("fade.requests.overview", "fade.steps.combine"),
     *("flows.erasing.together", "flows.releasing.pictures", "flows.releasing.release"),
 )
-"""None of ``flows.cli``, which looks at the streams that it is imported with."""
 LOG = STATE / "commands.log"
 MOST = 8
 """Commands at once; more wait."""
@@ -65,6 +65,7 @@ def serve() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     code, loaded = code_now(), dict(os.environ)
     threads, children = preload(), set[int]()
+    command = described()
     lock = os.open(folder / "commands.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     while not _held(lock):  # a second service of a project waits until the first has ended
         time.sleep(LOOK_SECONDS)
@@ -81,7 +82,7 @@ def serve() -> None:
                     connection = listener.accept()[0]
                     if (child := os.fork()) == 0:
                         listener.close()
-                        answer(connection, code, loaded, threads)
+                        answer(connection, command, code, loaded, threads)
                     connection.close()
                     children.add(child)
         finally:
@@ -114,6 +115,15 @@ def preload() -> int:
     for name in PRELOADED:
         importlib.import_module(name)
     return threads
+
+
+def described() -> Callable[..., Any]:
+    """The command line as a whole, whose hundreds of options take as long to describe as a small command to be done."""
+    from typer.main import get_command
+
+    from flows.cli.app import app
+
+    return get_command(app)
 
 
 @contextmanager
@@ -154,7 +164,9 @@ def listening(folder: Path) -> socket.socket:
     return listener
 
 
-def answer(connection: socket.socket, code: str, loaded: Mapping[str, str], threads: int) -> NoReturn:
+def answer(
+    connection: socket.socket, command: Callable[..., Any], code: str, loaded: Mapping[str, str], threads: int
+) -> NoReturn:
     """In a process of its own: take one request, do the command, say how it ended."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -169,7 +181,7 @@ def answer(connection: socket.socket, code: str, loaded: Mapping[str, str], thre
     take_over(asked, streams, threads)
     ended = threading.Event()
     threading.Thread(target=_interrupt_without, args=(connection, ended), daemon=True).start()
-    status = done(asked["words"])
+    status = done(command, asked["words"])
     let_go()
     ended.set()
     with suppress(OSError):
@@ -239,14 +251,15 @@ def _interrupt_without(connection: socket.socket, ended: threading.Event) -> Non
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def done(words: list[str]) -> int:
+def done(command: Callable[..., Any], words: list[str]) -> int:
     """Do a command; its exit status."""
+    from flows.cli.console import look_at_streams
+
     sys.argv = ["fade", *words]
+    look_at_streams()
     status: Any = 1
     try:
-        from flows.cli.app import app
-
-        app(prog_name="fade")
+        command(prog_name="fade")
         status = 0
     except SystemExit as end:
         status = end.code

@@ -26,7 +26,8 @@ from types import FrameType
 from fade.environment import environment
 from fade.errors import ConfigError, ResourceError
 from fade.files import write_json
-from flows.settings import SERVICES, STATE, prefect_auth
+from flows.settings import STATE, prefect_auth
+from tasks.mlflow.embedded import DATABASE, SERVICES, SQLITE
 
 HOST = "127.0.0.1"
 START_SECONDS, STOP_SECONDS = 180, 20
@@ -95,7 +96,7 @@ def running(*, mlflow_port: int, prefect_port: int, ended: threading.Event | Non
         "mlflow": [
             *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"),
             *("--app-name", "fade", "--allowed-hosts", ",".join([*names, *environment().allowed_host_names])),
-            *("--backend-store-uri", f"sqlite:///{(STATE / 'mlflow.db').resolve()}"),
+            *("--backend-store-uri", f"{SQLITE}{DATABASE.resolve()}"),
             # Files are read and written in place, so that an experiment made with the server up can be
             # used with it down, and the other way round.
             *("--no-serve-artifacts", "--default-artifact-root", (STATE / "mlartifacts").resolve().as_uri()),

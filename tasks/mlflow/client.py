@@ -29,8 +29,9 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from fade.environment import environment
 from fade.errors import LineageError, RegistryError
+from fade.files import read_json
 from fade.temporary import temporary_folder
-from tasks.mlflow.embedded import SQLITE, EmbeddedRegistry, opened
+from tasks.mlflow.embedded import DATABASE, SERVICES, SQLITE, EmbeddedRegistry, opened
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,7 +49,18 @@ for _name in ("mlflow", "alembic", "mlflow.models.model"):
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or the embedded store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{Path('.fade/mlflow.db').resolve()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _database()
+
+
+def _database() -> str:
+    return f"{SQLITE}{DATABASE.resolve()}"
+
+
+def _reading_uri() -> str:
+    """Where what ``tracking_uri`` leads to is read: of this project's own server from the tables that it keeps."""
+    uri = tracking_uri()
+    own = SERVICES.is_file() and read_json(SERVICES).get("mlflow") == uri
+    return _database() if own else uri
 
 
 @contextmanager
@@ -79,13 +91,17 @@ def mlflow_client() -> Iterator[MlflowClient]:
 
 
 @contextmanager
-def registry() -> Iterator[MlflowClient | EmbeddedRegistry]:
+def registry(*, writing: bool = False) -> Iterator[MlflowClient | EmbeddedRegistry]:
     """Registered models and runs: of the embedded store by its tables, which takes no import of MLflow, else a client.
+
+    Args:
+        writing: a server writes itself, as it may have to tell others what was changed. What is only read comes from
+            the tables of the server that runs beside this project, which answer in a tenth of the time.
 
     Raises:
         RegistryError: as ``mlflow_client``.
     """
-    with opened(tracking_uri()) as embedded:
+    with opened(tracking_uri() if writing else _reading_uri()) as embedded:
         if embedded is not None:
             yield embedded
             return

@@ -2,7 +2,8 @@
 
 What is asked and written here is what ``MlflowClient`` asks and writes of the same database, by the same names: the
 project's registered models, their versions, aliases and tags, and what a run holds. It is only used where the tables
-are of the revision that is known here; with any other, and with a server, ``MlflowClient`` itself is asked.
+are of the revision that is known here; with any other ``MlflowClient`` itself is asked, and so is a server: but the one
+that ``fade up`` runs on these tables is only asked to write.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from fade.errors import RegistryError
 REVISION = "dc11669786a5"
 """Of the tables of MLflow 3.17, as Alembic calls it; the tests hold it against the MLflow that is installed."""
 SQLITE = "sqlite:///"
+DATABASE = Path(".fade/mlflow.db")
+SERVICES = Path(".fade/services.json")
+"""Addresses of the servers that run beside this project, as whoever starts them writes it."""
 WAIT_SECONDS = 60.0
 """For another program that writes."""
 _DELETED = "Deleted_Internal"

@@ -107,7 +107,7 @@ def offer(client: MlflowClient, model: str, number: int) -> None:
 
 def withdraw(version: AdapterVersion, reason: str) -> None:
     """Take a version off offer: its alias ``candidate`` goes, and its page says why."""
-    with registry() as client:
+    with registry(writing=True) as client:
         client.set_model_version_tag(version.model, str(version.version), RELEASE_TAG, f"{WITHDRAWN}: {reason}")
         client.delete_registered_model_alias(version.model, CANDIDATE)
 
@@ -215,7 +215,7 @@ def approve(name: str, number: int | None = None) -> AdapterVersion:
     with Ledger() as ledger:
         registration_of(ledger, version)
     fetch_adapter(version)
-    with registry() as client:
+    with registry(writing=True) as client:
         client.set_registered_model_alias(version.model, APPROVED, str(version.version))
     return find_version(version.model, version.version)
 
@@ -232,7 +232,7 @@ def rollback(name: str, to: int | None = None) -> AdapterVersion:
         raise RegistryError(f"Nothing to roll back: no version of {model} is approved.")
     if to is not None:
         return approve(model, to)
-    with registry() as client:
+    with registry(writing=True) as client:
         client.delete_registered_model_alias(model, APPROVED)
     return find_version(model, approved[0].version)
 

@@ -34,7 +34,7 @@ def refresh_page(version: AdapterVersion) -> None:
         LineageError: its run does not hold what a registered run holds.
     """
     content = run_file(version, "metrics.json")
-    with registry() as client:
+    with registry(writing=True) as client:
         run = client.get_run(version.run_id)
         tags = client.get_model_version(version.model, str(version.version)).tags
         try:
@@ -110,7 +110,7 @@ def record_verdict(version: AdapterVersion, verdict: str) -> None:
     details = {"version": version.version, "adapter_sha256": version.adapter_sha256, "verdict": verdict}
     with Ledger() as ledger:
         ledger.append(REJUDGED, actor="fade", erasure_id=version.erasure, details=details)
-    with registry() as client:
+    with registry(writing=True) as client:
         client.set_model_version_tag(version.model, str(version.version), "gate", verdict)
         if verdict == "passed":
             client.set_registered_model_alias(version.model, CANDIDATE, str(version.version))
@@ -120,14 +120,14 @@ def record_verdict(version: AdapterVersion, verdict: str) -> None:
 
 def tag_version(version: AdapterVersion, tags: Mapping[str, str]) -> None:
     """Set tags of a version."""
-    with registry() as client:
+    with registry(writing=True) as client:
         for name, value in tags.items():
             client.set_model_version_tag(version.model, str(version.version), name, value)
 
 
 def show_together(version: AdapterVersion, what: str) -> None:
     """Show on a version's page how it did together with everything live."""
-    with registry() as client:
+    with registry(writing=True) as client:
         if client.get_model_version(version.model, str(version.version)).tags.get(TOGETHER_TAG) == what:
             return
         client.set_model_version_tag(version.model, str(version.version), TOGETHER_TAG, what)
@@ -136,7 +136,7 @@ def show_together(version: AdapterVersion, what: str) -> None:
 
 def show_purged(version: AdapterVersion, what: str) -> None:
     """Show on a version's page that its data was purged, and nothing that is gone."""
-    with registry() as client:
+    with registry(writing=True) as client:
         client.set_model_version_tag(version.model, str(version.version), PURGED_TAG, what)
     try:
         refresh_page(version)

@@ -170,6 +170,25 @@ def test_tables_of_another_revision_are_left_to_mlflow(
     assert tracking.versions() == known
 
 
+def test_what_the_projects_own_server_keeps_is_read_from_its_tables_and_written_by_itself(
+    version: AdapterVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, nobody = tracking.versions(), "http://127.0.0.1:9"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", nobody)
+    with pytest.raises(RegistryError, match="cannot be reached"):
+        tracking.versions()
+    embedded.SERVICES.write_text(json.dumps({"pid": os.getpid(), "mlflow": "http://127.0.0.1:10"}), encoding="utf-8")
+    try:
+        with pytest.raises(RegistryError, match="cannot be reached"):  # another server is not this project's
+            tracking.versions()
+        embedded.SERVICES.write_text(json.dumps({"pid": os.getpid(), "mlflow": nobody}), encoding="utf-8")
+        assert tracking.versions() == known
+        with pytest.raises(RegistryError, match="cannot be reached"):
+            version_page.tag_version(version, {"said": "x"})
+    finally:
+        embedded.SERVICES.unlink()
+
+
 @pytest.fixture(scope="module")
 def service(workspace: Path, version: AdapterVersion) -> Iterator[subprocess.Popen[bytes]]:
     with (workspace / ".fade" / "commands.log").open("wb") as log:

@@ -129,3 +129,16 @@ def test_the_method_runs_on_a_device_that_is_not_the_cpu() -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/unit/pretend_gpu.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:]
+
+
+def test_fewer_threads_only_inside() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with hardware.threads_at_most(1):
+            assert torch.get_num_threads() == 1
+            with hardware.threads_at_most(4):
+                assert torch.get_num_threads() == 1, "at most is no more"
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -60,6 +61,24 @@ def test_twins_have_one_memory_and_an_adapter_each(tiny_base: Path, tmp_path: Pa
         assert torch.equal(answer, _predict(alone.network))
         assert not torch.equal(answer, plain)
     assert len(loads) == 3, "outside, every caller loads its own"
+
+
+def test_a_base_that_is_at_hand_is_not_read_again_until_a_file_of_it_changes(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied, checked = tmp_path / "copied", list[object]()
+    shutil.copytree(tiny_base, copied)
+    plain = family.check_weights
+    monkeypatch.setattr(family, "check_weights", lambda found: checked.append(found) or plain(found))
+    with bases_shared():
+        first, second = load_base(copied), load_base(copied)
+        assert (len(checked), first.sha256) == (1, second.sha256)
+        config = copied / "scheduler" / "scheduler_config.json"
+        config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+        assert load_base(copied).sha256 != first.sha256
+        assert len(checked) == 2
+        with pytest.raises(BaseModelError, match="is another one"):
+            load_base(copied, expected_sha256=first.sha256)
 
 
 def test_whoever_writes_into_shared_weights_is_found_out(tiny_base: Path) -> None:
