@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from fade.asking.prepare import AUTO, Wanted, asked_again
+from fade.asking.tables import read_table
 from fade.errors import ConfigError, listing
 from fade.names import name_key
 from fade.spec import Pair
@@ -31,13 +30,7 @@ def read_concepts(path: Path) -> list[Wanted]:
     Raises:
         ConfigError: it is no such table, a row has no concept, or rows contradict each other; names all of them.
     """
-    try:
-        if path.suffix == ".csv":
-            table = pd.read_csv(path, dtype=str)
-        else:
-            table = pd.read_json(path, dtype=False, lines=path.suffix == ".jsonl")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as a table (.csv, .json or .jsonl): {error}.") from None
+    table = read_table(path)
     if unknown := sorted(set(map(str, table.columns)) - set(COLUMNS)):
         raise ConfigError(f"{path} has the column {listing(unknown)}: known are {', '.join(COLUMNS)}.")
     if "concept" not in table or table.empty:

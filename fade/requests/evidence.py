@@ -62,13 +62,17 @@ def seal(folder: Path, content: Mapping[str, Any], key: Ed25519PrivateKey) -> st
     return write_signed(folder / JSON_NAME, json.loads(json.dumps(sealed)), EVIDENCE_KIND, key)
 
 
-def verify_evidence(folder: Path, key: Ed25519PublicKey) -> dict[str, Any]:
+def verify_evidence(place: Path, key: Ed25519PublicKey) -> dict[str, Any]:
     """Check a bundle with the public key alone; give its content.
+
+    Args:
+        place: the bundle's folder, or its ``evidence.json``.
 
     Raises:
         SignatureError: a file is missing or was changed, a row of the log does not have its hash, or the content says
             something else than the row that registered the erasure; says which.
     """
+    folder = place.parent if place.name == JSON_NAME and not place.is_dir() else place
     content = read_signed(folder / JSON_NAME, EVIDENCE_KIND, key)
     page = folder / PAGE_NAME
     if not page.is_file() or hashlib.sha256(page.read_bytes()).hexdigest() != content["page_sha256"]:

@@ -165,7 +165,8 @@ def erase(
 
     begun = time.perf_counter()
     from fade.asking.by_kind import of_its_kind
-    from fade.asking.prepare import prepare_spec, read_overwrite
+    from fade.asking.prepare import prepare_spec
+    from fade.asking.tables import read_overwrite
     from fade.config import load_settings
     from fade.models.family import family_of
     from fade.steps.catalog import ensure_catalog
@@ -302,6 +303,9 @@ def _refuse_with_many(**of_one: object) -> None:
 def _erase(spec: Spec, json_file: Path | None, *, begun: float) -> None:
     import time
 
+    from tasks.mlflow.client import tables_beside
+
+    tables_beside()
     from fade.evaluation.verdicts import TO_DECIDE
     from flows.erasing.by_name import judged_by
     from flows.erasing.demo import figures_row
@@ -412,6 +416,9 @@ def demo(json_file: JsonOption = None) -> None:
     import time
 
     begun = time.perf_counter()
+    from tasks.mlflow.client import tables_beside
+
+    tables_beside()
     from flows.erasing.demo import run_demo
 
     outcome = run_demo(chosen(None), lambda line: console.print(line, highlight=False))

@@ -375,7 +375,7 @@ def seal_evidence(
 
 @evidence.command("verify")
 def verify_evidence(
-    folder: Annotated[Path, typer.Argument(help="Folder with evidence.json and evidence.html.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder with evidence.json and evidence.html, or that evidence.json.")],
     public_key: Annotated[Path, typer.Option(help="PEM file of the key that signs.")] = Path(".fade/keys/public.pem"),
 ) -> None:
     """Check a bundle with the public key alone, offline; needs no project."""
@@ -384,7 +384,7 @@ def verify_evidence(
     from fade.signing import public_key as load_key
 
     try:
-        content = check(folder, load_key(public_key))
+        content = check(bundle, load_key(public_key))
     except FadeError as error:
         console.print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None

@@ -11,6 +11,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,6 +110,19 @@ def registry(*, writing: bool = False) -> Iterator[MlflowClient | EmbeddedRegist
             return
     with mlflow_client() as client:
         yield client
+
+
+def tables_beside() -> None:
+    """Have another process make the embedded store's tables, where there are none yet.
+
+    That takes seconds of one core. An erasure needs them at its end, and loads its libraries on one core until then.
+    """
+    uri = tracking_uri()
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
+        command = [sys.executable, "-c", "from tasks.mlflow.client import mlflow_client as made\nwith made(): pass"]
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        # Whether it succeeds is seen by whoever asks for the tables: they are then made there.
+        threading.Thread(target=subprocess.run, args=(command,), kwargs=quiet, daemon=True).start()
 
 
 @cache

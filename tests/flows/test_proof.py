@@ -311,7 +311,9 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     with pytest.raises(SignatureError, match=r"evidence\.html is missing or was changed"):
         verify_evidence(bundle, key)
     (bundle / "evidence.html").write_bytes(page)
-    assert _run("evidence", "verify", str(bundle)).exit_code == 0
+    for place in (bundle, bundle / "evidence.json"):
+        assert _run("evidence", "verify", str(place)).exit_code == 0
+    assert _run("evidence", "verify", str(bundle / "evidence.html")).exit_code == 1
     # The release does not need what was purged.
     assert _run("release").exit_code == 0
     manifest = read_manifest(released.release_folder(version.base_sha256), key)

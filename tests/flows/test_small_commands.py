@@ -24,9 +24,10 @@ from flows.releasing import manifests
 from flows.services import commands
 from flows.settings import DEFAULTS
 from tasks.mlflow import embedded, tracking, version_page
-from tasks.mlflow.client import tracking_uri
+from tasks.mlflow.client import mlflow_client, tables_beside, tracking_uri
 from tasks.mlflow.tracking import AdapterVersion
 from tests.registered import BASE, registered
+from tests.servers import wait_until
 
 HEAVY = (
     *("torch", "transformers", "diffusers", "peft", "pandas", "sklearn", "skimage", "matplotlib"),
@@ -187,6 +188,27 @@ def test_what_the_projects_own_server_keeps_is_read_from_its_tables_and_written_
             version_page.tag_version(version, {"said": "x"})
     finally:
         embedded.SERVICES.unlink()
+
+
+def test_tables_are_made_by_another_process_where_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[object] = []
+    plain = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *given, **named: begun.append(given) or plain(*given, **named))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    tables_beside()  # a server has its own
+    assert begun == []
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tables_beside()
+    assert wait_until(lambda: bool(begun))
+    with mlflow_client() as client:  # waits for the other, and finds what it made
+        assert list(client.search_registered_models()) == []
+    with embedded.opened(uri) as ours:
+        assert ours is not None
+    tables_beside()
+    assert len(begun) == 1, "they are there"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fade.asking.prepare import prepare_spec, read_overwrite
+from fade.asking.prepare import prepare_spec
+from fade.asking.tables import read_overwrite
 from fade.config import load_settings
 from fade.data.catalog import SCHEMA
 from fade.data.pictures import prepare
