@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from fade.errors import ConfigError, listing
-from flows.cli import adapters, benchmark, data, operations, project, queue, release, requests, studies, train
+from fade.errors import ConfigError
+from flows.cli import adapters, benchmark, data, erase, operations, project, queue, release, requests, studies, train
 from flows.cli.console import (
     BaseOption,
-    CatalogOption,
     JsonOption,
-    JudgesOption,
     ProjectOption,
-    SetOption,
     chosen,
     console,
     guarded,
-    pair,
-    setting,
     write_figures,
 )
+from flows.cli.erase import print_figures
 from flows.cli.release import named
-
-if TYPE_CHECKING:
-    from fade.spec import Spec
 
 app = typer.Typer(
     name="fade",
@@ -43,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(erase.app)
 app.add_typer(project.app)
 app.add_typer(adapters.app)
 app.add_typer(release.app)
@@ -53,283 +45,6 @@ app.add_typer(queue.app)
 app.add_typer(data.app)
 app.add_typer(train.app)
 app.add_typer(operations.app)
-
-
-@app.command()
-@guarded
-def erase(
-    concept: Annotated[
-        str | None, typer.Option(help="What to erase: an object or style of the catalog, e.g. astronaut.")
-    ] = None,
-    surrogate: Annotated[
-        str,
-        typer.Option(
-            help="What its prompts shall give instead, e.g. cameraman; nothing: what the empty prompt gives; "
-            "auto: the nearest that may."
-        ),
-    ] = "auto",
-    also: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[:SURROGATE]", help="A further concept for the same adapter; repeatable."),
-    ] = None,
-    concepts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Many at once, by one adapter: a table of concept and, where wanted, surrogate."
-        ),
-    ] = None,
-    of: Annotated[str | None, typer.Option(metavar="ID", help="An erasure of many, to --add to or take from.")] = None,
-    add: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[:SURROGATE]", help="With --of: one concept more; repeatable.")
-    ] = None,
-    without: Annotated[list[str] | None, typer.Option(help="With --of: one concept fewer; repeatable.")] = None,
-    preview: Annotated[
-        bool, typer.Option("--preview", help="Say what would be erased and which kept concepts that endangers.")
-    ] = False,
-    alias: Annotated[list[str] | None, typer.Option(help="Another name that brings it up; repeatable.")] = None,
-    image_id: Annotated[
-        list[str] | None, typer.Option(help="Picture of the concept that must be forgotten; repeatable.")
-    ] = None,
-    subject: Annotated[
-        list[str] | None, typer.Option(help="Subject reference whose pictures must be forgotten; repeatable.")
-    ] = None,
-    overwrite: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Pictures with surrogates of their own: a table of image_id and overwrite."),
-    ] = None,
-    data_free: Annotated[
-        bool, typer.Option("--data-free", help="No pictures are left: the base draws what is forgotten and kept.")
-    ] = False,
-    by_name: Annotated[
-        bool,
-        typer.Option("--by-name", help="No catalog, no judges: the name alone. So where a project has no catalog."),
-    ] = False,
-    kind: Annotated[
-        str | None, typer.Option(help="By name: style, person, object or notion; guessed where it is left out.")
-    ] = None,
-    keep: Annotated[
-        list[str] | None, typer.Option(help="By name: a name or prompt that must stay as it is; repeatable.")
-    ] = None,
-    keep_file: Annotated[
-        Path | None, typer.Option(metavar="PROMPTS", help="By name: a text file of such prompts, one a line.")
-    ] = None,
-    clip: Annotated[
-        str | None, typer.Option(help="By name: the CLIP that judges: a folder or a Hugging Face name; none: nobody.")
-    ] = None,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FOLDER[=CLASS]",
-            help="By name: a further judge, a classifier in transformers' layout: by one of its classes, or by how "
-            "like pictures are in what it sees; repeatable. It decides nothing.",
-        ),
-    ] = None,
-    pictures: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="By name: 5 to 50 pictures of it, where the base hardly knows it."),
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="By name: small or normal (the default): how many pictures are drawn.")
-    ] = None,
-    protect: Annotated[list[str] | None, typer.Option(help="Concept that auto must not choose; repeatable.")] = None,
-    project: ProjectOption = None,
-    base: BaseOption = None,
-    base_sha256: Annotated[str | None, typer.Option(help="Refuse a base of another hash.")] = None,
-    catalog: CatalogOption = None,
-    judges: JudgesOption = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="What makes the adapter: fade, fade-deep, esd-x, uce ..., or your own as module:NAME."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every draw instead of the one in params.yaml.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the method instead of those in params.yaml.")] = None,
-    settings: Annotated[
-        str | None,
-        typer.Option(
-            help="auto: the erasure finds its own, from the closed form on; fixed: those in params.yaml. Left out, "
-            "what params.yaml says, or fixed where a method or one of its settings is given."
-        ),
-    ] = None,
-    point: Annotated[
-        int | None,
-        typer.Option(min=0, help="Another point of those that the same request tried; nothing is trained anew."),
-    ] = None,
-    settings_given: SetOption = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Erase a concept: splits, validation, what the method takes to make an adapter, evaluation, registration.
-
-    Asking for the same thing again goes on where the last run ended, and gives the same adapter.
-    """
-    import time
-
-    begun = time.perf_counter()
-    from fade.asking.by_kind import of_its_kind
-    from fade.asking.prepare import prepare_spec
-    from fade.asking.tables import read_overwrite
-    from fade.config import load_settings
-    from fade.models.family import family_of
-    from fade.steps.catalog import ensure_catalog
-    from flows.cli.together import Together, spec_of
-    from flows.cli.together import preview as show_preview
-    from flows.erasing.points import other_point
-
-    changed = _changed(settings_given, method=method, seed=seed, steps=steps, settings=settings)
-    asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
-    many = Together(concepts, of, add or (), without or ())
-    if many.asked == (concept is not None):
-        raise ConfigError("Name what to erase: --concept NAME, or many at once by --concepts FILE or --of ID.")
-    named: dict[str, Any] = {
-        **{"kind": kind, "keep": keep, "keep_file": keep_file},
-        **{"clip": clip, "judge": judge, "pictures": pictures, "budget": budget},
-    }
-    if by_name or asked.by_name or any(given is not None for given in named.values()):
-        from flows.erasing.by_name import described, prepare
-
-        _refuse_by_name(also=also, image_id=image_id, subject=subject, overwrite=overwrite, concepts=many.asked)
-        prepared = prepare(
-            str(concept),
-            project=asked,
-            changes=changed,
-            surrogate=surrogate,
-            aliases=alias or (),
-            protected=protect or (),
-            expected_base_sha256=base_sha256,
-            **{**named, "keep": keep or (), "judge": judge or ()},
-        )
-        for line in described(prepared):
-            console.print(line, highlight=False)
-        _erase(prepared.spec, json_file, begun=begun)
-        return
-    if catalog is None:
-        ensure_catalog(asked)
-    if many.asked:
-        _refuse_with_many(also=also, alias=alias, image_id=image_id, subject=subject, overwrite=overwrite, point=point)
-        more = {"expected_base_sha256": base_sha256, "protected": protect or (), "data_free": data_free}
-        spec = spec_of(many, asked, changed, method=method, **more)
-    else:
-        spec = prepare_spec(
-            str(concept),
-            surrogate,
-            project=asked,
-            settings=load_settings(asked.params, changes=changed),
-            expected_base_sha256=base_sha256,
-            protected=protect or (),
-            also=[pair(given) for given in also or ()],
-            aliases=alias or (),
-            image_ids=image_id or (),
-            subjects=subject or (),
-            overwrite=None if overwrite is None else read_overwrite(overwrite),
-            data_free=data_free,
-        )
-    if point is not None:
-        spec = other_point(spec, point)
-    if preview:
-        show_preview(spec, json_file)
-        return
-    console.print(f"Settings: {'found by the erasure itself' if not spec.why_fixed else f'fixed ({spec.why_fixed})'}")
-    if given_by_kind := of_its_kind(spec, family_of(spec.base)):
-        console.print("Of the base's kind: " + ", ".join(f"{name}={value}" for name, value in given_by_kind.items()))
-    _erase(spec, json_file, begun=begun)
-
-
-@app.command()
-@guarded
-def consolidate(
-    names: Annotated[list[str], typer.Argument(metavar="ID...", help="Finished erasures.")],
-    steps: Annotated[int | None, typer.Option(help="Distillation steps; more than one erasure's by default.")] = None,
-    project: ProjectOption = None,
-    settings_given: SetOption = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Distil several erasures into one adapter, all their concepts at once.
-
-    It is an erasure of its own: judged, registered, approved and rolled back like any other.
-    """
-    import time
-
-    begun = time.perf_counter()
-    from fade.asking.prepare import prepare_spec
-    from fade.config import load_settings
-    from fade.spec import load_spec
-    from flows.erasing.erase import asked_together, find_folder, for_several
-
-    specs = [load_spec(find_folder(name)) for name in names]
-    pairs, data_free = asked_together(specs)
-    first = specs[0]
-    asked = chosen(project).at(base=first.base, catalog=first.catalog, judges=first.judges)
-    settings = load_settings(asked.params, changes=dict(setting(given) for given in settings_given or ()))
-    distill = for_several(settings.distill, len(pairs), steps=steps)
-    settings = settings.model_copy(update={"distill": distill})
-    spec = prepare_spec(
-        **{part.name: getattr(pairs[0], part.name) for part in fields(pairs[0])},
-        project=asked,
-        settings=settings,
-        expected_base_sha256=first.base_sha256,
-        also=pairs[1:],
-        data_free=data_free,
-    )
-    _erase(spec, json_file, begun=begun)
-
-
-def _changed(
-    given: list[str] | None, *, method: str | None, seed: int | None, steps: int | None, settings: str | None
-) -> dict[str, Any]:
-    """The settings that a command's options change, by their dotted names."""
-    from fade.config import one_seed
-    from fade.methods.registry import asking_for, steps_of
-
-    changes: dict[str, Any] = dict(setting(each) for each in given or ())
-    if seed is not None:
-        changes |= one_seed(seed)
-    if steps is not None:
-        changes |= steps_of(method, steps)
-    changed = changes if method is None else asking_for([method], changes)[0]
-    return changed if settings is None else {**changed, "settings": settings}
-
-
-def _refuse_by_name(**of_a_catalog: object) -> None:
-    """Nothing that is about a catalog's pictures is taken where a name is all there is."""
-    if refused := [f"--{name.replace('_', '-')}" for name, given in of_a_catalog.items() if given]:
-        raise ConfigError(f"By its name alone nothing is known that {listing(refused)} could be about: leave it out.")
-
-
-def _refuse_with_many(**of_one: object) -> None:
-    """What is said of one concept is not taken beside many."""
-    if refused := [f"--{name.replace('_', '-')}" for name, given in of_one.items() if given not in (None, [])]:
-        raise ConfigError(f"With many concepts each has its row: {listing(refused)} is about one. Put it there.")
-
-
-def _erase(spec: Spec, json_file: Path | None, *, begun: float) -> None:
-    import time
-
-    from tasks.mlflow.client import tables_beside
-
-    tables_beside()
-    from fade.evaluation.verdicts import TO_DECIDE
-    from flows.erasing.by_name import judged_by
-    from flows.erasing.demo import figures_row
-    from flows.erasing.erase import erase as erase_flow
-    from flows.erasing.erase import prepare_folder
-
-    folder = prepare_folder(spec)
-    for one in spec.pairs:
-        console.print(f"The prompts of {one.concept} shall give: {one.surrogate}")
-    console.print(f"Erasure [bold]{spec.id}[/bold], folder {folder}")
-    version = erase_flow(spec.id)
-    row = figures_row(spec, folder, version, seconds=time.perf_counter() - begun)
-    if said := judged_by(folder):
-        console.print(said, highlight=False)
-    _print_figures([row])
-    console.print(f"Before/after: {folder}/evaluation/sheet.png   Data Docs: {folder}/docs/index.html")
-    if version.gate == "passed":
-        console.print(f"Look at it, then: [bold]fade approve {spec.id}[/bold]")
-    elif version.gate in TO_DECIDE:
-        console.print(f"[bold yellow]{version.gate.capitalize()}[/bold yellow]: " + "; ".join(_reasons(folder)))
-        console.print(f"Read {folder}/evaluation/report.html, then: fade approve {spec.id} --because 'your reason'")
-    else:
-        console.print("[bold red]The gate failed[/bold red]: " + "; ".join(_reasons(folder)))
-    write_figures(json_file, row)
 
 
 @app.command()
@@ -367,48 +82,6 @@ def generate(
     write_figures(json_file, {"out": str(out), "adapters": names, "seed": seed, "seconds": time.perf_counter() - begun})
 
 
-@app.command("import")
-@guarded
-def import_foreign(
-    source: Annotated[
-        Path, typer.Argument(help="LoRA of diffusers, peft or kohya, or a difference: a .safetensors file or a folder.")
-    ],
-    concept: Annotated[str, typer.Option(help="What it is said to erase: an object or style of the catalog.")],
-    surrogate: Annotated[
-        str, typer.Option(help="What its prompts shall give instead; nothing if that is not known.")
-    ] = "nothing",
-    project: ProjectOption = None,
-    base: BaseOption = None,
-    catalog: CatalogOption = None,
-    judges: JudgesOption = None,
-    settings_given: SetOption = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Take in another tool's adapter: judged by the same gate, registered, approved and rolled back like any other."""
-    import tempfile
-    import time
-
-    begun = time.perf_counter()
-    from fade.asking.prepare import prepare_spec
-    from fade.config import load_settings
-    from fade.models.family import load_base
-    from fade.steps.catalog import ensure_catalog
-    from fade.steps.foreign import foreign_sha256, lay_foreign, take_in
-    from flows.erasing.erase import prepare_folder
-
-    imported = foreign_sha256(source)
-    asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
-    if catalog is None:
-        ensure_catalog(asked)
-    settings = load_settings(asked.params, changes=dict(setting(given) for given in settings_given or ()))
-    spec = prepare_spec(concept, surrogate, project=asked, settings=settings)
-    with tempfile.TemporaryDirectory() as place:  # a wrong one is refused here
-        take_in(source, load_base(asked.base, expected_sha256=spec.base_sha256), Path(place) / "adapter", {})
-    spec = spec.model_copy(update={"imported": imported})
-    lay_foreign(source, prepare_folder(spec))
-    _erase(spec, json_file, begun=begun)
-
-
 @app.command()
 @guarded
 def demo(json_file: JsonOption = None) -> None:
@@ -422,7 +95,7 @@ def demo(json_file: JsonOption = None) -> None:
     from flows.erasing.demo import run_demo
 
     outcome = run_demo(chosen(None), lambda line: console.print(line, highlight=False))
-    _print_figures(outcome["erasures"])
+    print_figures(outcome["erasures"])
     for row in outcome["erasures"]:
         console.print(f"{row['concept']}: {row['folder']}/evaluation/sheet.png, {row['folder']}/docs/index.html")
     console.print(f"approved and rolled back: {outcome['rollback_sheet']}")
@@ -451,36 +124,6 @@ def ui(
         console.print("Ctrl-C stops both.")
         ended.wait()
     console.print("Stopped.")
-
-
-def _reasons(folder: Path) -> tuple[str, ...]:
-    from fade.evaluation.measured import Evaluation
-    from fade.evaluation.records import load
-
-    return load(Evaluation, folder / "evaluation" / "metrics.json").gate.reasons
-
-
-def _print_figures(rows: list[dict[str, Any]]) -> None:
-    """A column an erasure, so that it fits a terminal of 80 characters."""
-    table = Table("", *(f"{row['concept']} -> {row['surrogate']}" for row in rows))
-    for name in ("ua", "ira", "cra"):
-        cells = []
-        for row in rows:
-            if row[name] is None:
-                cells.append("not judged")
-                continue
-            low, high = row["intervals"][name]
-            base = f", base {row[f'base_{name}']:.1%}" if f"base_{name}" in row else ""
-            cells.append(f"{row[name]:.1%} [{low:.1%}, {high:.1%}]{base}")
-        table.add_row(name.upper(), *cells)
-        if name == "ua":
-            table.add_row("inversion", *("not measured: fade attack" for _ in rows))
-    table.add_row("drift", *(f"{row['drift']:.4f}" for row in rows))
-    table.add_row("pictures judged", *(str(row["samples"]) for row in rows))
-    table.add_row("adapter made in", *(f"{row['distill_seconds']:.0f} s" for row in rows))
-    table.add_row("adapter", *(f"{row['adapter_bytes'] / 1000:.0f} kB" for row in rows))
-    table.add_row("gate", *(row["gate"] for row in rows))
-    console.print(table)
 
 
 if __name__ == "__main__":
