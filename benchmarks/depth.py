@@ -18,7 +18,8 @@ none of a training's. The base's own success, from beginnings without the name, 
 ``.fade/cache``. ``--judge development`` is for whoever chooses settings by it.
 
 Writes ``{"rows": [{"concept", "level", "space", "success": {"100": [hits, count], ...}, "base": {...}, "drift", "ira",
-"cra", "base_ira", "base_cra", "seconds", "adapter_bytes", "attack_seconds", ...}]}``, and the curves as PNG beside it.
+"cra", "base_ira", "base_cra", "seconds", "adapter_bytes", "attack_seconds", ...}]}``, and the curves as PNG beside
+it. A file that is there gains rows.
 """
 
 from __future__ import annotations
@@ -252,6 +253,15 @@ def rows_of(
         }
 
 
+def gaining(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows with one more, in the place of what was measured before of its concept, level and space by its judge."""
+
+    def of(one: Mapping[str, Any]) -> tuple[Any, ...]:
+        return *(one[name] for name in ("concept", "level", "space")), one["budget"]["judge"]
+
+    return [*(one for one in rows if of(one) != of(row)), row]
+
+
 def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Success against steps over all concepts, with Wilson's intervals: a line a level, a panel a space."""
     spaces = list(dict.fromkeys(row["space"] for row in rows if row["space"] in SEARCHED))
@@ -297,13 +307,13 @@ def main() -> None:
     if budget.restarts % len(TOKENS) or budget.batch % budget.restarts:
         parser.error(f"--restarts must be a multiple of {len(TOKENS)} and --batch of --restarts")
     changes = {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in given.set)}
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = read_json(given.json)["rows"] if given.json.is_file() else []
     for concept in given.concepts.split(","):
         for level in given.levels.split(","):
             for row in rows_of(
                 concept, level, given.spaces.split(","), project=project, budget=budget, changes=changes
             ):
-                rows.append(row)
+                rows = gaining(rows, row)
                 write_json(given.json, {"rows": rows, "made_on": made_on()})
                 if any(row["space"] in SEARCHED for row in rows):
                     curves_figure(rows).savefig(given.json.with_suffix(".png"), dpi=110, metadata={"Software": None})

@@ -40,3 +40,13 @@ def test_the_record_counts_every_picture_at_every_stop(
         assert {n: one["2"][1] for n, one in row["tokens"].items()} == {"1": 4, "4": 4}
     assert len(rows[2]["prompts"]) == 4
     assert (tmp_path / "depth.png").stat().st_size > 0
+
+
+def test_a_row_takes_the_place_of_what_was_measured_before_and_of_nothing_else() -> None:
+    def row(concept: str, space: str, hits: int, judge: str = "report") -> dict[str, object]:
+        measured = {"success": {"100": [hits, 16]}, "budget": {"judge": judge}}
+        return {"concept": concept, "level": "deep", "space": space, **measured}
+
+    before = [row("cat", "state", 3), row("cat", "word", 1), row("cat", "state", 5, judge="development")]
+    assert depth.gaining(before, row("oil", "state", 2)) == [*before, row("oil", "state", 2)]
+    assert depth.gaining(before, row("cat", "state", 9)) == [*before[1:], row("cat", "state", 9)]
