@@ -94,6 +94,8 @@ class DeepSettings(StrictModel):
     share: float = Field(0.5, ge=0, le=1, description="forget examples with such a state")
     empty_share: float = Field(0.1, ge=0, le=1, description="forget examples without caption")
     retain_share: float = Field(0.0, ge=0, le=1, description="retain examples with such a state")
+    deny_share: float = Field(0.0, ge=0, lt=1, description="forget examples that give way whatever is said")
+    deny_strength: float = Field(0.6, gt=0, le=1, description="how far, of the way to the surrogate's picture")
 
     @model_validator(mode="after")
     def _leave_some(self) -> DeepSettings:

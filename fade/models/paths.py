@@ -32,6 +32,9 @@ class NoisePath(Protocol):
     def clean(self, noisy: Tensor, answer: Tensor, t: Tensor) -> Tensor:
         """z_0 that an answer at z_t implies, (B, C, h, w)."""
 
+    def answer(self, noisy: Tensor, clean: Tensor, t: Tensor) -> Tensor:
+        """The answer at z_t that implies z_0, (B, C, h, w): what ``clean`` turns back; not defined at noise of none."""
+
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio at t, (B,) float32."""
 
@@ -82,6 +85,11 @@ class DiffusionPath:
             return (noisy - spread * answer) / signal
         return signal * noisy - spread * answer
 
+    def answer(self, noisy: Tensor, clean: Tensor, t: Tensor) -> Tensor:
+        """e or v."""
+        signal, spread = self._mix(noisy, t)
+        return self.target(clean, (noisy - signal * clean) / spread, t)
+
     def snr(self, t: Tensor) -> Tensor:
         """a_t / (1 - a_t)."""
         level = self.levels[t].float()
@@ -115,6 +123,10 @@ class FlowPath:
     def clean(self, noisy: Tensor, answer: Tensor, t: Tensor) -> Tensor:
         """z_0."""
         return noisy - self._share(noisy, t) * answer
+
+    def answer(self, noisy: Tensor, clean: Tensor, t: Tensor) -> Tensor:
+        """e - z_0 with the noise that z_t and z_0 have between them."""
+        return (noisy - clean) / self._share(noisy, t)
 
     def snr(self, t: Tensor) -> Tensor:
         """((1 - s) / s)^2; infinite at t = 0."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fade.errors import ConfigError, DataError
 from fade.methods.fade.adversary import Adversary
+from fade.methods.fade.denial import Denial
 from fade.methods.fade.examples import Examples, joined
 from fade.methods.fade.processes import ALONE, Processes
 from fade.methods.fade.sparse_lora import adapters_disabled
@@ -88,10 +89,11 @@ class Sets:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Forget examples first, then as many retain examples, with their draws.
+    """Forget examples first, the last of them denied, then as many retain examples, with their draws.
 
     Attributes:
         target: the teacher's answers, where they are known already.
+        towards: what the denied ones lead to, and how far.
     """
 
     examples: Examples
@@ -99,6 +101,8 @@ class _Batch:
     noisy: Tensor
     forget_count: int
     target: Tensor | None = None
+    towards: Tensor | None = None
+    denial: Denial | None = None
 
     def __getitem__(self, rows: Tensor) -> _Batch:
         """Some rows, as many of either half."""
@@ -126,9 +130,10 @@ class _Batches:
         batch: int,
         surrogate_share: float,
         empty_caption_share: float,
+        denial: Denial | None,
         seed: int,
     ) -> None:
-        self._sets, self._empty, self._path = sets, empty, path
+        self._sets, self._empty, self._path, self._denial = sets, empty, path, denial
         self._timesteps, self._batch, self._surrogate_share = timesteps, batch, surrogate_share
         self._empty_share = empty_caption_share
         self._generator = torch_generator(seed, "distill")
@@ -157,9 +162,11 @@ class _Batches:
         return self._pool[torch.cat([rows[0], rows[1] + count])]
 
     def _drawn(self, batch: int, adversary: Adversary | None, device: torch.device) -> _Batch:
-        generator, stand_ins = self._generator, round(batch * self._surrogate_share)
+        generator = self._generator
+        named = batch - (0 if self._denial is None else round(batch * self._denial.share))
+        stand_ins = round(named * self._surrogate_share)
         forget = joined(
-            self._sets.forget.drawn(batch - stand_ins, generator), self._sets.surrogate.drawn(stand_ins, generator)
+            self._sets.forget.drawn(named - stand_ins, generator), self._sets.surrogate.drawn(stand_ins, generator)
         )
         retain = self._sets.retain.drawn(batch, generator)
         # Some retain examples carry the empty prompt, so that guidance's other half stays the teacher's too.
@@ -169,16 +176,15 @@ class _Batches:
         )
         if adversary is not None:
             forget, retain = adversary.disturbed(forget, retain, generator)
+        times, towards = [draw_timesteps(self._timesteps, named, generator)], None
+        if self._denial is not None and adversary is not None and named < batch:
+            shown, seen, towards = self._denial.drawn(batch - named, adversary.known, generator)
+            forget, times, towards = joined(forget, shown), [*times, seen], towards.to(device)
         examples = joined(forget, retain)
-        timesteps = torch.cat(
-            [
-                draw_timesteps(self._timesteps, batch, generator),
-                torch.randint(self._path.steps, (batch,), generator=generator),
-            ]
-        )
+        timesteps = torch.cat([*times, torch.randint(self._path.steps, (batch,), generator=generator)])
         noise = torch.randn(examples.latents.shape, generator=generator)
         noisy = self._path.noised(examples.latents, noise, timesteps)
-        return _Batch(examples.to(device), timesteps.to(device), noisy.to(device), batch)
+        return _Batch(examples.to(device), timesteps.to(device), noisy.to(device), batch, None, towards, self._denial)
 
 
 def distill(
@@ -204,6 +210,7 @@ def distill(
     micro_batch: int | None = None,
     pool: int | None = None,
     adversary: Adversary | None = None,
+    denial: Denial | None = None,
     processes: Processes = ALONE,
 ) -> Iterator[DistillStep]:
     """Train the adapter's tensors; yields after each step.
@@ -229,6 +236,7 @@ def distill(
             once, before training, and then seen over and over (ours): the teacher's forwards are no longer
             one a step. Fresh ones every step if None, and always with an adversary, whose captions change.
         adversary: replaces captions by text states that bring the concept back (``depth: deep``, ours).
+        denial: with an adversary, what of the concept's pictures gives way whatever is said (ours).
         processes: share a batch's rows among them; each then yields the same steps.
 
     Raises:
@@ -247,6 +255,7 @@ def distill(
         batch=batch,
         surrogate_share=surrogate_share,
         empty_caption_share=empty_caption_share,
+        denial=denial if adversary is not None else None,
         seed=seed,
     )
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
@@ -288,12 +297,29 @@ def _losses(denoiser: Denoiser, drawn: _Batch, part: slice, precision: str) -> t
             target = _answers_of_teacher(denoiser, drawn, part, precision)
     else:
         target = drawn.target[part]
+    target, weight = _with_denial(denoiser, drawn, part, target)
     with autocast(precision, drawn.noisy.device.type):
         predicted = denoiser.predict(drawn.noisy[part], drawn.timesteps[part], drawn.examples.prompts[part])
-    error = (predicted.float() - target).square().mean(dim=(1, 2, 3))
+    error = (predicted.float() - target).square().mean(dim=(1, 2, 3)) * weight
     here = min(max(drawn.forget_count - part.start, 0), len(error))
     retain_count = len(drawn.noisy) - drawn.forget_count
     return error[:here].sum() / drawn.forget_count, error[here:].sum() / retain_count
+
+
+def _with_denial(denoiser: Denoiser, drawn: _Batch, part: slice, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Some rows' targets, those of denied rows moved, and how much each row's error counts."""
+    weight = torch.ones(len(target), device=target.device)
+    if drawn.denial is None or drawn.towards is None:
+        return target, weight
+    first = drawn.forget_count - len(drawn.towards)
+    rows = torch.arange(part.start, part.start + len(target))
+    here = ((rows >= first) & (rows < drawn.forget_count)).nonzero()[:, 0].to(target.device)
+    at = here + part.start
+    timesteps, towards = drawn.timesteps[at], drawn.towards[at - first]
+    moved = target.clone()
+    moved[here] = drawn.denial.moved(drawn.noisy[at], timesteps, target[here], towards)
+    weight[here] = drawn.denial.weights(timesteps)
+    return moved, weight
 
 
 def _answers_of_teacher(denoiser: Denoiser, drawn: _Batch, part: slice, precision: str) -> Tensor:

@@ -23,6 +23,7 @@ from fade.methods.closed_form import (
     weight_reaching,
 )
 from fade.methods.fade.adversary import Adversary
+from fade.methods.fade.denial import Denial, mean_pictures, seen_times
 from fade.methods.fade.distillation import DistillStep, Sets, distill
 from fade.methods.fade.examples import Examples, joined
 from fade.methods.fade.masks import Mask, narrowed
@@ -138,6 +139,7 @@ def train_student(
         sets = sets or training_sets(base, material, settings)
         probabilities = timestep_probabilities(base, sets, settings, material.notes)
     adversary = make_adversary(base, sets, settings) if settings.depth == "deep" else None
+    denial = make_denial(base, sets, settings) if settings.depth == "deep" else None
     if settings.gradient_checkpointing:
         base.network.enable_gradient_checkpointing()
     with computed_whole(base.network):
@@ -149,6 +151,7 @@ def train_student(
             timesteps=probabilities,
             surrogate_share={"forget": 0.0, "surrogate": 1.0}.get(settings.pictures, settings.surrogate_share),
             adversary=adversary,
+            denial=denial,
             processes=material.processes,
             **loop_settings(settings),
         )
@@ -281,7 +284,24 @@ def make_adversary(base: Base, sets: Sets, settings: DistillSettings) -> Adversa
         precision=settings.precision,
         device=base.device,
         seed=settings.seed,
-        **deep.model_dump(exclude={"steps", "retain_weight", "distill_batch"}),
+        **deep.model_dump(exclude={"steps", "retain_weight", "distill_batch", "deny_share", "deny_strength"}),
+    )
+
+
+def make_denial(base: Base, sets: Sets, settings: DistillSettings) -> Denial | None:
+    """What of the concept's pictures is denied; None where nothing is."""
+    deep, path = settings.deep, base.denoiser.path
+    if deep.deny_share == 0:
+        return None
+    return Denial(
+        sets.forget,
+        mean_pictures(sets.forget, sets.surrogate),
+        others=sets.retain.prompts,
+        empty=base.unconditional(),
+        path=path,
+        times=seen_times(path),
+        share=deep.deny_share,
+        strength=deep.deny_strength,
     )
 
 
