@@ -18,12 +18,16 @@ from fade.models.inversion import Search
 from fade.models.told import Told
 from fade.seeding import torch_generator
 
+GROWN = 1 / 3
+"""Of a lifetime, after which a state counts: before, it is still much like the caption where its search began, and who
+taught the surrogate under a retained caption would teach against what is retained."""
+
 
 class Adversary:
     """Text states under search against the student as it is now, and a bank of those found before.
 
     A state is searched for ``lifetime`` steps; then it goes to the bank, and another begins. Without the
-    bank the student would forget what it has learnt against the first ones.
+    bank the student would forget what it has learnt against the first ones. Before the first have grown there are none.
 
     Args:
         pictures: latents of the concept's pictures.
@@ -69,12 +73,14 @@ class Adversary:
         )
         self._lifetime = lifetime
         self._age = [lifetime * i // states for i in range(states)]
+        self._searched = [0] * states
         self._bank: Told | None = None
 
     @property
     def known(self) -> Told:
-        """The states under search and those of the bank, on the CPU."""
-        now = self._search.states.to("cpu")
+        """The states under search that have grown and those of the bank, on the CPU; at first none."""
+        grown = torch.tensor([steps >= GROWN * self._lifetime for steps in self._searched])
+        now = self._search.states.to("cpu")[grown]
         return now if self._bank is None else Told.join(now, self._bank)
 
     def advance(self, denoiser: Denoiser) -> None:
@@ -83,23 +89,30 @@ class Adversary:
         now = self._search.states.to("cpu")
         for i in range(len(self._age)):
             self._age[i] += 1
+            self._searched[i] += 1
             if self._age[i] >= self._lifetime:
                 found = now[i : i + 1]
                 self._bank = found if self._bank is None else Told.join(self._bank, found)[-self._size :]
                 row = torch.randint(len(self._starts), (1,), generator=self._generator)
                 self._search.restart(i, self._starts[row])
-                self._age[i] = 0
+                self._age[i] = self._searched[i] = 0
 
     def disturbed(self, forget: Examples, retain: Examples, generator: torch.Generator) -> tuple[Examples, Examples]:
-        """Some captions replaced by states, some forget captions by the empty prompt."""
+        """Some captions replaced by states, where there are any, some forget captions by the empty prompt."""
         known = self.known
         draws = torch.rand(len(forget), generator=generator)
-        states = known[torch.randint(len(known), (len(forget),), generator=generator)]
-        prompts = forget.prompts.replaced(draws < self._share, states)
+        prompts = forget.prompts.replaced(draws < self._share, drawn_from(known, forget.prompts, generator))
         unnamed = (draws >= self._share) & (draws < self._share + self._empty_share)
         forget = Examples(forget.latents, prompts.replaced(unnamed, self._empty), forget.targets)
         mixed = torch.rand(len(retain), generator=generator) < self._retain_share
-        states = known[torch.randint(len(known), (len(retain),), generator=generator)]
+        states = drawn_from(known, retain.prompts, generator)
         return forget, Examples(
             retain.latents, retain.prompts.replaced(mixed, states), retain.targets.replaced(mixed, states)
         )
+
+
+def drawn_from(known: Told, otherwise: Told, generator: torch.Generator) -> Told:
+    """As many of the known states as there are rows in ``otherwise``, with replacement; of none known, these."""
+    if len(known) == 0:
+        return otherwise
+    return known[torch.randint(len(known), (len(otherwise),), generator=generator)]

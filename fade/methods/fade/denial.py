@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fade.errors import ConfigError
+from fade.methods.fade.adversary import drawn_from
 from fade.methods.fade.examples import Examples
 from fade.models.paths import NoisePath
 from fade.models.told import Told
@@ -85,11 +86,11 @@ class Denial:
         """Examples, their timesteps (count,) and what they lead to (count, C, h, w).
 
         Args:
-            known: searched states.
+            known: searched states; where there are none yet, the name is said in their place.
         """
         rows = torch.randint(len(self.pictures), (count,), generator=generator)
         chosen, kind = self.pictures[rows], torch.rand(count, generator=generator)
-        searched = known[torch.randint(len(known), (count,), generator=generator)]
+        searched = drawn_from(known, chosen.prompts, generator)
         others = self.others[torch.randint(len(self.others), (count,), generator=generator)]
         told = chosen.prompts.replaced((kind >= NAMED) & (kind < NAMED + SEARCHED), searched)
         told = told.replaced((kind >= NAMED + SEARCHED) & (kind < NAMED + SEARCHED + UNNAMED), self.empty)
