@@ -84,17 +84,18 @@ class DeepSettings(StrictModel):
     """Training against inversion, for ``depth: deep`` (fade/methods/fade/adversary.py)."""
 
     steps: int = Field(240, ge=1, description="in the place of distill.steps")
-    retain_weight: float = Field(4.0, gt=0, description="in the place of distill.retain_weight")
-    distill_batch: int = Field(12, ge=2, description="in the place of distill.batch")
+    retain_weight: float = Field(2.0, gt=0, description="in the place of distill.retain_weight")
+    distill_batch: int = Field(16, ge=2, description="in the place of distill.batch")
     states: int = Field(4, ge=1, description="states searched at once")
     lifetime: int = Field(80, ge=1, description="steps of a state's search")
     batch: int = Field(16, ge=1, description="examples of each step of a search")
     learning_rate: float = Field(0.05, gt=0, description="of the search")
     size: int = Field(64, ge=1, description="states kept when their search is over")
-    share: float = Field(0.6, ge=0, le=1, description="forget examples with such a state, of those not denied")
-    empty_share: float = Field(0.0, ge=0, le=1, description="forget examples without caption, of those not denied")
+    share: float = Field(0.5, ge=0, le=1, description="forget examples with such a state, of those not denied")
+    empty_share: float = Field(0.1, ge=0, le=1, description="forget examples without caption, of those not denied")
     retain_share: float = Field(0.0, ge=0, le=1, description="retain examples with such a state")
-    deny_share: float = Field(0.4, ge=0, lt=1, description="forget examples that give way whatever is said")
+    grown: float = Field(0.0, ge=0, le=1, description="share of a lifetime from which on a state counts")
+    deny_share: float = Field(0.0, ge=0, lt=1, description="forget examples that give way whatever is said")
     deny_strength: float = Field(0.6, gt=0, le=1, description="how far, of the way to the surrogate's picture")
 
     @model_validator(mode="after")

@@ -48,6 +48,15 @@ _SOLVED = {
 PRESETS: dict[str, dict[str, Any]] = {
     "ours": {"settings": "auto"},
     "fade-deep": {"distill.depth": "deep"},
+    "fade-denied": {
+        "distill.depth": "deep",
+        "distill.deep.retain_weight": 4.0,
+        "distill.deep.distill_batch": 12,
+        "distill.deep.share": 0.6,
+        "distill.deep.empty_share": 0.0,
+        "distill.deep.grown": 0.33,
+        "distill.deep.deny_share": 0.4,
+    },
     "fade-closed-form": _SOLVED,
     "fade-shut": {**_SOLVED, "distill.rank": 2, "distill.closed_form.shut": 40},
     "plain-fade": PAPER_SETTINGS,

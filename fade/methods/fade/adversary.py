@@ -18,16 +18,12 @@ from fade.models.inversion import Search
 from fade.models.told import Told
 from fade.seeding import torch_generator
 
-GROWN = 1 / 3
-"""Of a lifetime, after which a state counts: before, it is still much like the caption where its search began, and who
-taught the surrogate under a retained caption would teach against what is retained."""
-
 
 class Adversary:
     """Text states under search against the student as it is now, and a bank of those found before.
 
     A state is searched for ``lifetime`` steps; then it goes to the bank, and another begins. Without the
-    bank the student would forget what it has learnt against the first ones. Before the first have grown there are none.
+    bank the student would forget what it has learnt against the first ones.
 
     Args:
         pictures: latents of the concept's pictures.
@@ -39,6 +35,8 @@ class Adversary:
         share: forget examples that carry such a state instead of their caption.
         empty_share: forget examples that carry the empty prompt: the concept's pictures without its name.
         retain_share: retain examples that carry such a state, and must give what the teacher gives for it.
+        grown: share of a lifetime from which on a state counts. Before, it is still much like the caption where its
+            search began, and teaching the surrogate under a retained caption is teaching against what is retained.
     """
 
     def __init__(
@@ -55,6 +53,7 @@ class Adversary:
         share: float,
         empty_share: float,
         retain_share: float,
+        grown: float = 0.0,
         precision: str,
         device: torch.device,
         seed: int,
@@ -71,15 +70,15 @@ class Adversary:
             device=device,
             pooled=True,
         )
-        self._lifetime = lifetime
+        self._lifetime, self._grown = lifetime, grown * lifetime
         self._age = [lifetime * i // states for i in range(states)]
         self._searched = [0] * states
         self._bank: Told | None = None
 
     @property
     def known(self) -> Told:
-        """The states under search that have grown and those of the bank, on the CPU; at first none."""
-        grown = torch.tensor([steps >= GROWN * self._lifetime for steps in self._searched])
+        """The states under search that have grown and those of the bank, on the CPU: none, until one has."""
+        grown = torch.tensor([steps >= self._grown for steps in self._searched])
         now = self._search.states.to("cpu")[grown]
         return now if self._bank is None else Told.join(now, self._bank)
 
