@@ -94,9 +94,27 @@ class DeepSettings(StrictModel):
     share: float = Field(0.5, ge=0, le=1, description="forget examples with such a state, of those not denied")
     empty_share: float = Field(0.1, ge=0, le=1, description="forget examples without caption, of those not denied")
     retain_share: float = Field(0.0, ge=0, le=1, description="retain examples with such a state")
-    grown: float = Field(0.0, ge=0, le=1, description="share of a lifetime from which on a state counts")
-    deny_share: float = Field(0.0, ge=0, lt=1, description="forget examples that give way whatever is said")
-    deny_strength: float = Field(0.6, gt=0, le=1, description="how far, of the way to the surrogate's picture")
+    grown: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of a lifetime from which on a state counts",
+        exclude_if=lambda grown: grown == 0,
+    )
+    deny_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="forget examples that give way whatever is said",
+        exclude_if=lambda share: share == 0,
+    )
+    deny_strength: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="how far, of the way to the surrogate's picture",
+        exclude_if=lambda strength: strength == 0.6,
+    )
 
     @model_validator(mode="after")
     def _leave_some(self) -> DeepSettings:
