@@ -177,7 +177,7 @@ def run_many_benchmark(name: str, entries: Sequence[Entry], *, say: Callable[[st
 
 def many_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """What is erased, kept and kept of the neighbours, against how many are erased at once; a line a method."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     shown = {"erased": "erased", "kept": "kept", "neighbours": "neighbours kept"}
     for place, (name, title) in enumerate(shown.items(), start=1):
         axes = figure.add_subplot(1, len(shown), place)
@@ -191,10 +191,13 @@ def many_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 [max(0.0, row[f"{name}_high"] - row[name]) for row in own],
             ]
             axes.errorbar(at, values, yerr=spread, marker="o", capsize=2, label=method)
-        axes.set(title=title, xlabel="concepts erased at once", ylim=(0, 1.02))
-        axes.set_xticks(sorted({row["at_once"] for row in rows}))
+        axes.set(title=title, xlabel="concepts erased at once", ylim=(0, 1.02), xscale="log")
+        counts = sorted({row["at_once"] for row in rows})
+        axes.set_xticks(counts, labels=[str(count) for count in counts])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="small")
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=6, fontsize="small")
     return figure
 
 
