@@ -9,7 +9,7 @@ moved from the teacher's towards the one that leads to the surrogate:
                                                                        surrogate's pictures of that caption
 
 Where noise hides the picture nothing is denied: there z_t of the concept is z_t of anything, and what is retained would
-move with it.
+move with it. What is painted at less noise still, as a style may be, is not reached.
 """
 
 from __future__ import annotations
