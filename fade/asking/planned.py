@@ -116,8 +116,8 @@ def make_plan(
     Args:
         known: the words of the vocabulary that the base reads.
         given: pictures of the concept (``fade.steps.given``).
-        trained: whether anything is learnt from pictures. If not, none is drawn of the prompts that ship: what is
-            solved keeps their captions alone (``told``).
+        trained: whether anything is learnt from pictures. If not, none is drawn of the prompts that ship, nor of the
+            concept alone: what is solved keeps captions (``told``), and the CLIP is asked about pairs.
 
     Raises:
         ConfigError: the base reads nothing that could stand in for the concept, or be kept beside it.
@@ -154,7 +154,7 @@ def make_plan(
         "kept": _kept(asked, names, reading, budget.kept if trained else 0),
         "told": _told(rest, near, names, reading),
         "told_away": [] if surrogate == NOTHING else _told_away([asked.concept, *spoken], surrogate, kind, rest),
-        "alone": budget.alone,
+        "alone": budget.alone if trained else 0,
         "neighbours": [word.name for word in near],
         **({} if given is None else {"given": dict(given)}),
     }

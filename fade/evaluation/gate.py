@@ -198,6 +198,12 @@ def undecided(figures: JudgeFigures, gate: Gate) -> list[str]:
     return list(dict.fromkeys(open_ + [one.name for one in _points(figures, gate) if not one.reached]))
 
 
+def surely_blind(figures: JudgeFigures, gate: Gate) -> bool:
+    """Whether the judge surely does not know an erased concept by its own name: of others it can say no more."""
+    checks = recognition_checks(figures, gate)
+    return any(one.state == "failed" and one.name.startswith("base: concept") for one in checks)
+
+
 def of_the_concept(name: str) -> bool:
     """Whether a check is of the erased concepts' own prompts."""
     return name.startswith(("ua", "surrogate", "unscrambled", "base: concept"))

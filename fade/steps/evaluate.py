@@ -33,7 +33,7 @@ from fade.evaluation.detectors import DETECTORS, AllCalibrated, shows
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.extractors import load_extractor
 from fade.evaluation.figures import Accuracies, JudgeFigures, Judges, OfDomains, judge_figures, rate
-from fade.evaluation.gate import verdict
+from fade.evaluation.gate import surely_blind, verdict
 from fade.evaluation.judges import JUDGES, PictureJudge
 from fade.evaluation.measured import ClipScores, Detected, Evaluation, FeatureDistances, Measured
 from fade.evaluation.neighbours import find_neighbours
@@ -176,7 +176,8 @@ def measured(
         wanted = rounds.next(judges.report)
     everything = everything[[name for name in everything if "_shuffled_" not in str(name)]].reset_index(drop=True)
     erased = [concept for concept, _ in pairs]
-    if names := given_names(erased, load_concepts(Path(spec.catalog))):
+    names = given_names(erased, load_concepts(Path(spec.catalog)))
+    if names and not surely_blind(judges.report, gate):
         asked = pd.unique(everything[everything[PART] == OWN]["seed"]).tolist()
         judges = yield from judge_names(sd, spec, names, switch_on, judges=judges, seeds=asked)
     features, clip = by_given_models(spec, everything, befores, afters, erased)
