@@ -73,7 +73,7 @@ def build(
     bits: int | None = None,
     strict: bool = False,
 ) -> Iterator[int]:
-    """Write a catalog; yields the number of pictures done now and then.
+    """Write a catalog; yields the number of pictures done.
 
     Args:
         size: side of the square every picture is cut to; None keeps sizes (then they must be equal to train on).
@@ -177,9 +177,15 @@ def _write(
         with pq.ParquetWriter(temporary / "catalog.parquet", SCHEMA) as writer:
             if before is not None:
                 _carry_over(before, temporary, writer)
-            for rows in _grouped(_rows(temporary, pictures, state, options)):
-                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+            group = []
+            for row in _rows(temporary, pictures, state, options):
+                group.append(row)
+                if len(group) == _ROW_GROUP:
+                    writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+                    group = []
                 yield state.rows
+            if group:
+                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
         reasons = [f"{entry['name']}: {entry['reason']}" for entry in state.rejected]
         if state.rows == 0:
             raise DataError(
@@ -202,11 +208,6 @@ def _carry_over(before: Path, temporary: Path, writer: pq.ParquetWriter) -> None
                 target = temporary / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(before / path, target)
-
-
-def _grouped(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while part := list(islice(rows, _ROW_GROUP)):
-        yield part
 
 
 def _rows(temporary: Path, pictures: PictureSet, state: Admission, options: _Options) -> Iterator[dict[str, Any]]:
@@ -235,6 +236,9 @@ def _mended(state: Admission, name: str) -> None:
 
 def _prepared(items: Iterator[Item], folder: Path, options: _Options) -> Iterator[tuple[Item, dict[str, Any] | str]]:
     """Each item with what ``_store`` gives, in order; at most a few batches a worker are under way."""
+    if options.workers == 1:  # each as it comes: a base may draw them, and takes its time
+        yield from ((item, _store([item], folder, options)[0]) for item in items)
+        return
     chunks: Iterator[Sequence[Item]] = iter(lambda: list(islice(items, _BATCH)), [])
     first = list(islice(chunks, 4))
     chunks = chain(first, chunks)
