@@ -2,12 +2,12 @@
 
     python -m benchmarks.by_looks --json FILE
 
-A person of the canvas (``--person``) stands for somebody private: she is erased under a word that means nothing (``--token``), from ten
-pictures that the base was not trained on, and none of the words that ship knows her. So nobody tells the erasure the
-names by which the base does draw her. Asked afterwards, of the judge ``report``: how many pictures by those names show
-her, how many that white-box inversion draws (a few steps of Adam from the empty prompt), and how many of all other
-subjects and styles are still what they are. ``development`` says the first two by the judge that settings are chosen
-by. A row before, one after; ``--json`` has a run for each ``--set``.
+A person of the canvas (``--person``) stands for somebody private: she is erased under a word that means nothing
+(``--token``), from ten pictures that the base was not trained on, and none of the words that ship knows her. So nobody
+tells the erasure the names by which the base does draw her. Asked afterwards, of the judge ``report``: how many
+pictures by those names show her, how many that white-box inversion draws (a few steps of Adam from the empty prompt),
+and how many of all other subjects and styles are still what they are. ``development`` says the first two by the judge
+that settings are chosen by. A row before, one after; ``--json`` has a run for each person and ``--set``.
 """
 
 from __future__ import annotations
@@ -122,7 +122,11 @@ def main() -> None:
         with switched_on(base, None if when == "before" else place / "adapter"):
             mine, drawn = (ended(draw(base, told, one, **further)) for one in (own, rest))
             again = inverted(base, spec, pictures, steps=given.inversion_steps)
-        named, found, others = showing(judges, mine, given.person), showing(judges, again, given.person), judge_pictures(judges["report"], drawn)
+        named, found, others = (
+            showing(judges, mine, given.person),
+            showing(judges, again, given.person),
+            judge_pictures(judges["report"], drawn),
+        )
         stays = (rest["object"] != given.person).to_numpy()
         rows.append({
             "when": when,
@@ -132,7 +136,13 @@ def main() -> None:
             "ira": float(np.mean(np.array(others.objects)[stays] == rest["object"].to_numpy()[stays])),
             "cra": float(np.mean(np.array(others.styles)[stays] == rest["style"].to_numpy()[stays])),
         })  # fmt: skip
-        said = {"person": given.person, "token": given.token, "surrogate": spec.surrogate, "seconds": round(seconds, 1), "set": given.set}
+        said = {
+            "person": given.person,
+            "token": given.token,
+            "surrogate": spec.surrogate,
+            "seconds": round(seconds, 1),
+            "set": given.set,
+        }
         counts = {"by_other_names": len(own), "by_inversion": 24, "kept": int(stays.sum())}
         write_json(given.json, {**kept, "runs": [*earlier, {**said, "pictures": counts, "rows": rows}]})
         print(rows[-1], flush=True)

@@ -132,6 +132,11 @@ class ClosedFormSettings(StrictModel):
     retain_weight: float = Field(3.0, gt=0, description="of the other texts against the concept's")
     ridge: float = Field(1e-3, gt=0, description="share of the mean square of a text state's entries")
     shut: int = Field(0, ge=0, description="directions of the text's states that are shut besides, without training")
+    whole: bool = Field(
+        False,
+        description="go the whole way in the mean, where the least squares fall short",
+        exclude_if=lambda on: not on,
+    )
 
 
 class DistillSettings(StrictModel):

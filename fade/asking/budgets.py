@@ -36,6 +36,7 @@ DOUBT: dict[str, Any] = {"gate.doubt": True}
 """A CLIP was never trained on what it judges: what it cannot tell it cannot find to have failed either."""
 SOLVED: dict[str, Any] = {
     "distill.start": "closed_form",
+    "distill.closed_form.whole": True,
     "distill.steps": 0,
     "distill.rank": 2,
     "mask.granularity": "none",

@@ -23,6 +23,11 @@ and P the projection on {y : N'y = 0} that changes W y least, over all projectio
 no state, of whatever length, gives any of them a value other than zero. What lies in the span of what is retained stays
 within reach. As many are shut as move the retained answers by ``MOST_MOVED`` at most: the more is retained, the fewer.
 
+The least squares fall short of the way from f to s, and the further the more the concept's captions differ from each
+other. Asked to go the ``whole`` way (ours) the change is multiplied by what makes its mean step along it one,
+
+    E |W (s - f)|^2 / E (W (s - f))' W D f,        at most ``MOST_LONGER``
+
 W D is cut to rank k where it is read: B A minimises E |(W D - B A) x|^2 over the same mixture of states x,
 whose second moment is M = L L'. With the singular values of W D L = U S V', A = V_k' L^-1 and B = U_k S_k.
 
@@ -53,6 +58,8 @@ RIDGE_OF_WEIGHTS = 1e-4
 """Share of the mean square of a projection's weights, by which what it does not read is told apart all the same."""
 MOST_MOVED = 0.08
 """By how much of themselves the answers to retained texts may move for what is shut."""
+MOST_LONGER = 2.0
+"""How many times as far a change may go as the least squares say."""
 SPREAD = 0.05
 """Of what an attacker may reach beside the concept's own states: directions that no text uses are shut too."""
 
@@ -73,12 +80,14 @@ class Moments:
         towards: E (s - f) f'.
         metric: M, positive definite.
         forget, retain: E ff' and E rr'.
+        apart: E (s - f) (s - f)'.
     """
 
     towards: Tensor
     metric: Tensor
     forget: Tensor
     retain: Tensor
+    apart: Tensor
 
 
 def text_moments(concept: Tensor, surrogate: Tensor, retain: Tensor, *, retain_weight: float, ridge: float) -> Moments:
@@ -99,7 +108,7 @@ def text_moments(concept: Tensor, surrogate: Tensor, retain: Tensor, *, retain_w
     unit = torch.eye(len(forget), dtype=forget.dtype)
     kept = _second_moment(retain, retain)
     metric = forget + retain_weight * kept + ridge * forget.diagonal().mean() * unit
-    return Moments(towards, metric, forget, kept)
+    return Moments(towards, metric, forget, kept, _second_moment(surrogate - concept, surrogate - concept))
 
 
 def weight_reaching(way: float, concept: Tensor, surrogate: Tensor, retain: Tensor, *, ridge: float) -> float:
@@ -180,7 +189,14 @@ def held(states: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def closed_form(
-    denoiser: Denoiser, moments: Moments, mask: Mask, *, rank: int, pooled: Moments | None = None, shut: int = 0
+    denoiser: Denoiser,
+    moments: Moments,
+    mask: Mask,
+    *,
+    rank: int,
+    pooled: Moments | None = None,
+    shut: int = 0,
+    whole: bool = False,
 ) -> dict[str, LowRank]:
     """The change of every projection through which text enters that the mask holds.
 
@@ -189,6 +205,7 @@ def closed_form(
             of their own.
         rank: of each change, at most; a projection with fewer rows or columns has fewer.
         shut: directions of a state that are shut besides, at most; each adds one to the rank.
+        whole: go the whole way in the mean; what is shut is as it is.
 
     Returns:
         Module name to its change.
@@ -221,7 +238,26 @@ def closed_form(
             solved[key] = _solved(entering[name], columns)
         change, root = solved[key]
         changes[name] = _cut(weight[rows] @ change, root, rank, rows=rows, columns=columns)
-    return changes
+    return _longer(modules, changes, entering) if whole else changes
+
+
+def _longer(
+    modules: Mapping[str, Any], changes: Mapping[str, LowRank], entering: Mapping[str, Moments]
+) -> dict[str, LowRank]:
+    """The changes of projections that read the same states, multiplied alike until they go the way in the mean."""
+    found: dict[str, LowRank] = {}
+    for moments in {id(entering[name]): entering[name] for name in changes}.values():
+        names = [name for name in changes if entering[name] is moments]
+        asked = gone = torch.zeros((), dtype=torch.float64)
+        for name in names:
+            change = changes[name]
+            rows = change.B.any(dim=1)  # a mask leaves others as they are
+            weight = modules[name].weight.detach().double().cpu()[rows]
+            asked = asked + (weight @ moments.apart * weight).sum()
+            gone = gone + (change.B[rows].double() @ change.A.double() @ moments.towards.T * weight).sum()
+        times = min(max(float(asked / gone), 1.0), MOST_LONGER) if gone > 0 else 1.0
+        found |= {name: LowRank(changes[name].A, times * changes[name].B) for name in names}
+    return found
 
 
 def _solved(moments: Moments, columns: Tensor) -> tuple[Tensor, Tensor]:

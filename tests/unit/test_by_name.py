@@ -285,6 +285,7 @@ def test_a_small_budget_solves_for_captions_and_trains_where_pictures_are_given(
     solved, trained = (budget_changes("small", pictures=given) for given in (False, True))
     assert (solved["distill.start"], solved["distill.steps"]) == ("closed_form", 0)
     assert set(solved) - set(trained) == set(SOLVED)
+    assert solved["split.forget_per_pair"] < trained["split.forget_per_pair"], "what is solved reads captions alone"
     assert budget_changes("normal", pictures=False) == budget_changes("normal", pictures=True)
     with pytest.raises(ConfigError, match="no budget 'tiny': expected one of small, normal"):
         budget_changes("tiny", pictures=False)

@@ -201,13 +201,21 @@ def closed_form_changes(
     Args:
         near_share: of what is retained, how much are the captions that ``material.near`` gives.
     """
-    given = settings.closed_form.model_dump(exclude={"shut"})
+    given = settings.closed_form.model_dump(include={"retain_weight", "ridge"})
     told = _told(base, material)
     pooled = None
     if base.denoiser.pooled_sites():
         pooled = _moments([one.others["pooled"][:, None] for one in told], **given, near_share=near_share)
     moments = _moments(_read(base, told), **given, near_share=near_share)
-    return closed_form(base.denoiser, moments, mask, rank=settings.rank, pooled=pooled, shut=settings.closed_form.shut)
+    return closed_form(
+        base.denoiser,
+        moments,
+        mask,
+        rank=settings.rank,
+        pooled=pooled,
+        shut=settings.closed_form.shut,
+        whole=settings.closed_form.whole,
+    )
 
 
 def closed_form_weight(

@@ -20,6 +20,7 @@ from fade.files import read_json
 from fade.lineage import ROOT
 from fade.methods.closed_form import (
     LEAST_WEIGHT,
+    MOST_LONGER,
     MOST_WEIGHT,
     LowRank,
     aligned,
@@ -319,3 +320,28 @@ def test_what_a_longer_name_moves_is_paired_with_itself() -> None:
     same = concept.clone()
     same[:, 1:2] = other
     assert torch.equal(aligned(concept, same), same)  # of as many words nothing is moved
+
+
+def test_the_whole_way_is_gone_in_the_mean_where_the_least_squares_fall_short(base: StableDiffusion) -> None:
+    mask, modules = _mask(base), dict(base.network.named_modules())
+    width = modules[mask.modules[0]].weight.shape[1]
+    f, s, _ = (part.flatten(0, 1).double() for part in _states(width))
+
+    def gone(changes: dict[str, LowRank]) -> float:
+        """Of the way from f to s, over all projections."""
+        asked = made = 0.0
+        for name, change in changes.items():
+            way = (s - f) @ modules[name].weight.detach().double().T
+            asked += float(way.square().sum())
+            made += float((way * (f @ (change.B.double() @ change.A.double()).T)).sum())
+        return made / asked
+
+    lightly = text_moments(*_states(width), retain_weight=0.01, ridge=RIDGE)
+    short = closed_form(base.denoiser, lightly, mask, rank=1000)
+    whole = closed_form(base.denoiser, lightly, mask, rank=1000, whole=True)
+    assert 1 / MOST_LONGER < gone(short) < 0.99
+    assert gone(whole) == pytest.approx(1.0, abs=1e-4)
+    far = closed_form(base.denoiser, _moments(width), mask, rank=4)  # type: ignore[arg-type]
+    most = closed_form(base.denoiser, _moments(width), mask, rank=4, whole=True)  # type: ignore[arg-type]
+    assert gone(far) < 1 / MOST_LONGER
+    assert gone(most) == pytest.approx(MOST_LONGER * gone(far), rel=1e-4)
