@@ -142,18 +142,22 @@ def make_plan(
         )
     spoken = [name for name in names[1:] if name in asked.aliases or not any(spelt_out(reading, [name]))]
     concepts = _concepts(asked.concept, kind, spoken, surrogate, [*near, *others, *across])
+    sentences = {
+        "both": _readable(templates("both"), reading, concepts, names) or [CAPTION_TEMPLATE],
+        "alone": _readable(templates(kind), reading, concepts, names),
+    }
+    away = [] if surrogate == NOTHING else _told_away([asked.concept, *spoken], surrogate, kind, rest)
+    if away and not trained:
+        away += _varied([asked.concept, *spoken], surrogate, kind, across, sentences=sentences, count=budget.alone)
     content = {
         "concepts": concepts,
         "templates": [CAPTION_TEMPLATE],
         "captions": "templates",
         "kind": kind,
-        "sentences": {
-            "both": _readable(templates("both"), reading, concepts, names) or [CAPTION_TEMPLATE],
-            "alone": _readable(templates(kind), reading, concepts, names),
-        },
+        "sentences": sentences,
         "kept": _kept(asked, names, reading, budget.kept if trained else 0),
         "told": _told(rest, near, names, reading),
-        "told_away": [] if surrogate == NOTHING else _told_away([asked.concept, *spoken], surrogate, kind, rest),
+        "told_away": [list(one) for one in dict.fromkeys(away)],
         "alone": budget.alone if trained else 0,
         "neighbours": [word.name for word in near],
         **({} if given is None else {"given": dict(given)}),
@@ -262,7 +266,7 @@ def _told(rest: Sequence[Word], near: Sequence[Word], names: Sequence[str], read
     return list(dict.fromkeys(found))
 
 
-def _told_away(names: Sequence[str], surrogate: str, kind: Kind, rest: Sequence[Word]) -> list[list[str]]:
+def _told_away(names: Sequence[str], surrogate: str, kind: Kind, rest: Sequence[Word]) -> list[tuple[str, ...]]:
     """Captions to forget without a picture, each with what it shall give.
 
     The concept stands beside every word of the other domain that the base reads, and one of its other names in turn.
@@ -271,9 +275,32 @@ def _told_away(names: Sequence[str], surrogate: str, kind: Kind, rest: Sequence[
     beside = [word.name for word in rest if word.kind != "notion" and domain_of(word.kind) == other]
     first, *aliases = names
     return [
-        [sentence(CAPTION_TEMPLATE, **{domain: said, other: word}) for said in (name, surrogate)]
+        tuple(sentence(CAPTION_TEMPLATE, **{domain: said, other: word}) for said in (name, surrogate))
         for number, word in enumerate(beside)
         for name in (first, *([aliases[number % len(aliases)]] if aliases else []))
+    ]
+
+
+def _varied(
+    names: Sequence[str],
+    surrogate: str,
+    kind: Kind,
+    beside: Sequence[Word],
+    *,
+    sentences: Mapping[str, Sequence[str]],
+    count: int,
+) -> list[tuple[str, ...]]:
+    """Further such captions of other forms: so many that name the concept alone, and twice as many beside a word."""
+    domain, other = ("style", "object") if kind == "style" else ("object", "style")
+    alone, both = sentences["alone"], sentences["both"]
+    forms = [(alone[i % len(alone)], "") for i in range(count if alone else 0)]
+    # Half of them by the sentence that is judged by.
+    forms += [
+        (both[0] if i % 2 == 0 else both[i // 2 % len(both)], beside[i % len(beside)].name) for i in range(2 * count)
+    ]
+    return [
+        tuple(sentence(form, **{domain: said, other: word}) for said in (names[i % len(names)], surrogate))
+        for i, (form, word) in enumerate(forms)
     ]
 
 
