@@ -1,6 +1,6 @@
 """Layer by layer, then as a whole: what was solved is trained on through all its layers together   (ours).
 
-Least squares mends each layer given those before it, and knows nothing of those after it (``fade.methods.layerwise``).
+Least squares mends each layer given those before it, and knows nothing of those after it (``fade.methods.layers``).
 Where a hundred concepts share what few layers can do, that is too little: what is solved is where training begins,
 
     L = (1 - retain_share) E_f |e_student(z_t, t, c) - e_teacher(z_t, t, c_s)|^2
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fade.methods.fade.sparse_lora import adapters_disabled
-from fade.methods.layerwise import Batch, LayerwiseSettings, noised_batch, placed, solved
+from fade.methods.layers import Batch, LayerwiseSettings, noised_batch, placed, solved
 from fade.methods.method import Material, Method
 from fade.methods.trained_difference import Losses
 from fade.models.base import Base

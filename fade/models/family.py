@@ -128,7 +128,9 @@ def _lay_out(*networks: torch.nn.Module) -> None:
     Otherwise each is copied at every step. Bases in float32 are left: what was drawn of them stays bit for bit.
     """
     for network in networks:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _encoders_alone(found: BaseSource, sha256: str, source: Path, device: torch.device) -> Base:

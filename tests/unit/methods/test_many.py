@@ -14,7 +14,8 @@ from torch import Tensor
 from fade.errors import NoMatchingModulesError
 from fade.methods.fade.examples import Examples
 from fade.methods.fade.sparse_lora import adapter_tensors, adapters_disabled, lora_layers
-from fade.methods.layerwise import SEEN, UNTOLD, LayerwiseSettings, _Attended, cut, layerwise, noised_batch, reweighted
+from fade.methods.layers import SEEN, UNTOLD, LayerwiseSettings, _Attended, cut, noised_batch, reweighted
+from fade.methods.layerwise import layerwise
 from fade.methods.layerwise_tuned import TunedSettings, answered, layerwise_tuned, rate
 from fade.methods.mace import MaceSettings, alone, fused, mace
 from fade.methods.method import STUDENT, Material
