@@ -22,7 +22,9 @@ standard error. Where the base knows both concepts these are ``gate.ua`` and ``g
 A judge that was never trained on what it judges (``gate.doubt``) errs on the base's own pictures too, on a share
 1 - r of them, and errs on others once a picture has moved a little. So of what IRA and CRA may lose, such a gate grants
 the standard error of the difference of two such shares beside ``gate.ira_loss`` and ``gate.cra_loss``. A judge that
-knows everything (r = 1) is granted nothing, and the bounds (``gate.sure``) are asked as they are.
+knows everything (r = 1) is granted nothing there. Of mush the standard error is that of the share (k + 1) / (n + 2)
+(Laplace's rule): of the few pictures that such a gate has, one that it cannot read is no failure, and a person decides.
+The bounds (``gate.sure``) are asked as they are.
 
 None of it says anything where the judge does not know what it looks at: a concept that it names in no picture is "gone"
 from every picture. So first the same is asked of what it recognises in the *base's own* pictures, those that the
@@ -283,7 +285,10 @@ def _points(figures: JudgeFigures, gate: Gate) -> list[_Point]:
     ]
     for one in _clear(figures):
         worst = one.base + one.granted
-        most = worst + gate.mush + _standard_error(worst, one.mush.count, one.mush.count)
+        count = one.mush.count
+        # No mush among a few of the base's pictures does not say that there is none.
+        known = (worst * count + 1) / (count + 2) if gate.doubt else worst
+        most = worst + gate.mush + _standard_error(known, count, count)
         found.append(_Point(one.name, 1 - one.mush.value, 1 - min(most, 1.0), pairs=one.pairs, base=1 - one.base))
     least = asked_of_rates(figures, gate)
     for name in ("ira", "cra"):

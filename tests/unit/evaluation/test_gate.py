@@ -315,6 +315,18 @@ def test_with_doubt_what_the_judge_errs_in_by_itself_is_granted_to_retention() -
     assert verdict(judged_figures({"it": (50, 0, 50)}, ira=(106, 100, 110)), doubt).verdict == "failed"
 
 
+def test_with_doubt_one_picture_of_a_few_that_cannot_be_read_is_no_failure() -> None:
+    def few(mush: int, of: int) -> JudgeFigures:
+        shown = {"surrogate": (0, of - mush, of), "mush": (0, mush, of)}
+        return judged_figures({"it": (of, 0, of)}, **shown, reachable=(of, of, of))
+
+    doubt = Gate(doubt=True, surrogate=0.5)
+    assert verdict(few(1, 9), Gate(surrogate=0.5)).verdict == "failed"
+    assert verdict(few(1, 9), doubt).passed, "by the figures alone: what is asked of their bounds is asked as before"
+    assert verdict(few(2, 9), doubt).verdict == "failed"
+    assert verdict(few(20, 180), doubt).verdict == "failed", "of many it is one"
+
+
 def test_what_the_judge_does_not_know_in_the_bases_own_pictures_is_unjudged() -> None:
     blind = _figures(50, 50, seen=0)
     assert verdict(blind, Gate(recognised=0.0)).passed  # UA 100 % of a concept that no picture ever showed
