@@ -78,7 +78,8 @@ class Adversary:
     @property
     def known(self) -> Told:
         """The states under search that have grown and those of the bank, on the CPU: none, until one has."""
-        grown = torch.tensor([steps >= self._grown for steps in self._searched])
+        # By their numbers: what a mask gives has no size before it is computed.
+        grown = torch.tensor([i for i, steps in enumerate(self._searched) if steps >= self._grown], dtype=torch.long)
         now = self._search.states.to("cpu")[grown]
         return now if self._bank is None else Told.join(now, self._bank)
 
