@@ -99,7 +99,7 @@ def registry(*, writing: bool = False) -> Iterator[MlflowClient | EmbeddedRegist
 
     Args:
         writing: a server writes itself, as it may have to tell others what was changed. What is only read comes from
-            the tables of the server that runs beside this project, which answer in a tenth of the time.
+            the tables of the server that runs beside this project: an approval asks twenty things.
 
     Raises:
         RegistryError: as ``mlflow_client``.
