@@ -98,7 +98,7 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
         print(f"{name}: {found[name]} s, peak {peak_gb():.1f} GB", flush=True)
         return result
 
-    base = timed("load", lambda: load_base(str(folder / "base"), weights="bf16"))
+    base = timed("load", lambda: load_base(str(folder / "base"), weights=fast_precision()))
     prompts = [f"a picture of a cat, number {number}" for number in range(16)]
     told = timed("encode 16 captions", lambda: base.encode_prompts(prompts))
     with torch.no_grad(), autocast(fast_precision()):

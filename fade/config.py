@@ -430,9 +430,9 @@ def by_hand(name: str) -> bool:
 def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Settings:
     """The section ``erasure`` of params.yaml.
 
-    A precision that is ``auto`` or left out becomes the one that is fast on this machine, so that a spec always
-    says in which it was computed. Of ``BY_KIND`` one that is ``auto`` is as if left out: a spec has what its base's
-    kind has.
+    ``weights: auto``, and a precision that is ``auto`` or left out, become what is fast on this machine, so that a
+    spec always says in which it was computed. Of ``BY_KIND`` one that is ``auto`` is as if left out: a spec has what
+    its base's kind has.
 
     Args:
         changes: settings by dotted name, e.g. ``mask.density``, that take the place of the file's. Whoever gives one
@@ -456,11 +456,18 @@ def load_settings(path: Path, *, changes: Mapping[str, Any] | None = None) -> Se
         step, _, part = name.partition(".")
         if isinstance(given := section.get(step), dict) and given.get(part) == "auto":
             del given[part]
-    for step in ("saliency", "distill", "evaluate"):
-        given = section.setdefault(step, {})
-        if isinstance(given, dict) and given.get("precision", AUTO_PRECISION) == AUTO_PRECISION:
-            given["precision"] = fast_precision()
+    _as_is_fast_here(section)
     try:
         return Settings(**section)
     except ValidationError as error:
         raise explained(error, f"Section 'erasure' of {path}") from None
+
+
+def _as_is_fast_here(section: dict[str, Any]) -> None:
+    """Put what this machine computes fast where ``auto`` stands, or no precision."""
+    for step in ("saliency", "distill", "evaluate"):
+        given = section.setdefault(step, {})
+        if isinstance(given, dict) and given.get("precision", AUTO_PRECISION) == AUTO_PRECISION:
+            given["precision"] = fast_precision()
+    if section.get("weights") == AUTO_PRECISION:
+        section["weights"] = fast_precision()

@@ -79,9 +79,9 @@ class SplitRows:
 def prompts_apart(spec: Spec, folder: Path) -> list[str] | None:
     """Every caption that is read, for encoders that are gone before the denoiser is loaded; None: they may stay.
 
-    They go where the weights are held in bfloat16, as large bases' are.
+    They go where memory is saved: weights held in bfloat16, or gradients checkpointed, as large bases are.
     """
-    if spec.weights != "bf16":
+    if spec.weights == "fp32" and not spec.saliency.gradient_checkpointing:
         return None
     tables = [pd.read_parquet(path) for path in sorted((folder / "splits").glob("*.parquet"))]
     columns = [table[name] for table in tables for name in ("caption", "surrogate_caption") if name in table]

@@ -21,7 +21,7 @@ SECTIONS = ("erasure", "judges", "base", "base_report")
 LARGE = 256
 """Pictures of this side or more ask for the settings below."""
 FOR_LARGE: dict[str, Any] = {
-    "weights": "bf16",
+    "weights": "auto",
     "saliency.gradient_checkpointing": True,
     "saliency.at_once": 1,
     "distill.gradient_checkpointing": True,
