@@ -19,6 +19,7 @@ from torch import Tensor
 from fade.models.base import Base
 from fade.models.denoiser import autocast
 from fade.models.generate import guided
+from fade.models.latents import to_pictures
 from fade.models.told import Told
 from fade.seeding import torch_generator
 
@@ -67,8 +68,7 @@ def draw_covered(
             noisy = torch.where(drawn_anew.to(base.device), noisy, seen.to(base.device))
             noisy = scheduler.step(answer(noisy, timestep), timestep, noisy).prev_sample
         decoded = base.decode(torch.where(drawn_anew.to(base.device), noisy, latents.to(base.device)))
-    pixels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return mirrored(pixels, half)
+    return mirrored(to_pictures(decoded), half)
 
 
 def mirrored(pictures: NDArray[np.uint8], half: Half) -> NDArray[np.uint8]:

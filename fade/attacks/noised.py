@@ -15,6 +15,7 @@ from torch import Tensor
 from fade.models.base import Base
 from fade.models.denoiser import autocast
 from fade.models.generate import guided
+from fade.models.latents import to_pictures
 from fade.models.told import Told
 from fade.seeding import torch_generator
 
@@ -47,5 +48,4 @@ def draw_from_noised(
         for timestep in taken:
             noisy = scheduler.step(answer(noisy, timestep), timestep, noisy).prev_sample
         decoded = base.decode(noisy)
-    pixels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
+    return to_pictures(decoded)

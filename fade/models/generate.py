@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fade.models.base import Base
 from fade.models.denoiser import autocast
+from fade.models.latents import to_pictures
 from fade.models.told import Told
 
 Solver = Literal["ddim", "dpm++"]
@@ -94,8 +95,7 @@ def generate_from(
     latents = sample_latents(base, told, seeds, steps=steps, guidance=guidance, solver=solver, precision=precision)
     with autocast(precision, base.device.type):
         decoded = base.decode(latents)
-    pixels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
+    return to_pictures(decoded)
 
 
 def generate_batch(

@@ -1,4 +1,4 @@
-"""Pictures to latents."""
+"""Pictures to latents, and what an autoencoder gives back to pictures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from torch import Tensor
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in -1..1, as the autoencoder takes them."""
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def to_pictures(decoded: Tensor) -> NDArray[np.uint8]:
+    """(B, 3, H, W) in -1..1, what lies outside cut off -> (B, H, W, 3) uint8."""
+    pixels = (decoded.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
 
 @torch.no_grad()

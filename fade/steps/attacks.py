@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from fade.adapters.store import activate, apply_adapter, restore_base
-from fade.attacks.inpainted import HALVES, draw_covered
+from fade.attacks.inpainted import HALVES, Half, draw_covered
 from fade.attacks.noised import draw_from_noised
 from fade.attacks.prompts import PROMPT_ATTACKS, Ask, of_whole_words, prompt_attacks
 from fade.attacks.relearning import relearn
@@ -33,6 +34,7 @@ from fade.evaluation.records import as_json, dump, load
 from fade.evaluation.zero_shot import open_judge
 from fade.files import sha256_file, writing
 from fade.lineage import content_hash
+from fade.methods.fade.examples import Examples
 from fade.methods.fade.sparse_lora import computed_whole
 from fade.models.base import Base
 from fade.models.family import load_base
@@ -43,6 +45,7 @@ from fade.steps.drawn import CACHE, domains
 from fade.steps.encoded import encode_split
 
 Pictures = NDArray[np.uint8]
+_Way = TypeVar("_Way", float, Half)
 
 
 def run(folder: Path, kind: str) -> Iterator[object]:
@@ -96,66 +99,51 @@ def _prompts(sd: Base, spec: Spec, folder: Path) -> AttackRun:
 
 
 def _noised(sd: Base, spec: Spec, folder: Path) -> AttackRun:
-    settings, drawing = spec.attacks, spec.evaluate
-    examples = encode_split(sd, spec, folder, "forget")[: settings.pictures]
+    def draw(strength: float, examples: Examples, drawing: dict[str, Any]) -> Pictures:
+        return draw_from_noised(sd, examples.latents, examples.prompts, strength=strength, **drawing)
 
-    def draw() -> Pictures:
-        parts = [
-            draw_from_noised(
-                sd,
-                examples.latents,
-                examples.prompts,
-                strength=strength,
-                steps=max(drawing.steps, 10),
-                guidance=drawing.guidance,
-                precision=drawing.precision,
-                seed=settings.seed,
-            )
-            for strength in settings.strengths
-        ]
-        return np.concatenate(parts)
-
-    pictures = sha256_file(folder / "splits" / "forget.parquet")
-    # Made from pictures to forget: they lie in the erasure's folder, where a purge finds them.
-    before = _kept(spec, "noised", [pictures, settings.seed], draw, place=folder / "attacks")
-    after = _with_adapter(sd, folder, draw)
-    by = _parts(spec, before, after, [str(strength) for strength in settings.strengths])
-    return _run_of(spec, before, after, by)
+    return _of_pictures(sd, spec, folder, "noised", ways=spec.attacks.strengths, draw=draw)
 
 
 def _inpainted(sd: Base, spec: Spec, folder: Path) -> AttackRun:
-    settings, drawing = spec.attacks, spec.evaluate
-    examples = encode_split(sd, spec, folder, "forget")[: settings.pictures]
+    def draw(half: Half, examples: Examples, drawing: dict[str, Any]) -> Pictures:
+        return draw_covered(sd, examples.latents, examples.prompts, half=half, **drawing)
 
-    def draw() -> Pictures:
-        parts = [
-            draw_covered(
-                sd,
-                examples.latents,
-                examples.prompts,
-                half=half,
-                steps=max(drawing.steps, 10),
-                guidance=drawing.guidance,
-                precision=drawing.precision,
-                seed=settings.seed,
-            )
-            for half in HALVES
-        ]
-        return np.concatenate(parts)
+    return _of_pictures(sd, spec, folder, "inpainted", ways=HALVES, draw=draw)
+
+
+def _of_pictures(
+    sd: Base,
+    spec: Spec,
+    folder: Path,
+    kind: str,
+    *,
+    ways: Sequence[_Way],
+    draw: Callable[[_Way, Examples, dict[str, Any]], Pictures],
+) -> AttackRun:
+    """An attack that begins at pictures to forget; each of ``ways`` to begin has its own rate."""
+    settings = spec.attacks
+    examples = encode_split(sd, spec, folder, "forget")[: settings.pictures]
+    drawing = {
+        "steps": max(spec.evaluate.steps, 10),
+        "guidance": spec.evaluate.guidance,
+        "precision": spec.evaluate.precision,
+        "seed": settings.seed,
+    }
+
+    def all_ways() -> Pictures:
+        return np.concatenate([draw(way, examples, drawing) for way in ways])
 
     pictures = sha256_file(folder / "splits" / "forget.parquet")
-    before = _kept(spec, "inpainted", [pictures, settings.seed], draw, place=folder / "attacks")
-    after = _with_adapter(sd, folder, draw)
-    return _run_of(spec, before, after, _parts(spec, before, after, HALVES))
-
-
-def _parts(spec: Spec, before: Pictures, after: Pictures, names: Sequence[str]) -> dict[str, Part]:
-    """What equal shares of the pictures show, in the order of names."""
-    pairs = zip(np.split(before, len(names)), np.split(after, len(names)), strict=True)
-    return {
-        name: Part(base=_shown(spec, one), erased=_shown(spec, other))
-        for name, (one, other) in zip(names, pairs, strict=True)
+    # Made from pictures to forget: they lie in the erasure's folder, where a purge finds them.
+    before = _kept(spec, kind, [pictures, settings.seed], all_ways, place=folder / "attacks")
+    after = _with_adapter(sd, folder, all_ways)
+    pairs = zip(np.split(before, len(ways)), np.split(after, len(ways)), strict=True)
+    by = {
+        str(way): Part(base=_shown(spec, one), erased=_shown(spec, other))
+        for way, (one, other) in zip(ways, pairs, strict=True)
     }
+    return _run_of(spec, before, after, by)
 
 
 def _relearning(sd: Base, spec: Spec, folder: Path) -> AttackRun:
