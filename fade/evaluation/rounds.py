@@ -37,7 +37,7 @@ class Rounds:
     Args:
         samples: the protocol of the seeds that are set: a row for every object, style and seed.
         further: seeds that may be drawn after these.
-        neighbours: names of the erased concepts' neighbours, in the order in which the gate numbers them.
+        neighbours: names of the erased concepts' neighbours, in any order; figures number them by their names.
         whole: all of ``samples`` come first, whatever the gate needs.
 
     Attributes:
@@ -57,7 +57,7 @@ class Rounds:
         once = samples[samples["seed"] == samples["seed"].iloc[0]]
         more = [once.assign(seed=seed) for seed in further]
         self._all = pd.concat([samples, *more], ignore_index=True)
-        self._gate, self._neighbours, self._whole = gate, tuple(neighbours), len(samples) if whole else 0
+        self._gate, self._neighbours, self._whole = gate, sorted(neighbours), len(samples) if whole else 0
         named = pd.Series(False, index=self._all.index)
         self._erased = []
         for concept, _ in pairs:

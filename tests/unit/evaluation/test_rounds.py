@@ -22,7 +22,8 @@ SAMPLES = canvas_protocol(OBJECTS, STYLES, (1, 2, 3, 4, 5))
 GATE = Gate(sure=GateBounds())
 OBJECT = (Concept("o0", "object"), Concept("o1", "object"))
 STYLE = (Concept("s0", "style"), Concept("s1", "style"))
-NEIGHBOURS = {"object": ["o2", "o3", "o4"], "style": ["s2", "s3", "s4"]}
+NEIGHBOURS = {"object": ["o4", "o2", "o3"], "style": ["s3", "s4", "s2"]}
+"""The nearest first, which is not the order in which figures tell them."""
 
 
 def rounds(pair: tuple[Concept, Concept] = OBJECT) -> Rounds:
@@ -33,17 +34,21 @@ def rounds(pair: tuple[Concept, Concept] = OBJECT) -> Rounds:
 
 @dataclass(frozen=True)
 class Erasure:
-    """How often its pictures show the concept still, lose what they should show, or are mush, of a base never wrong."""
+    """How often its pictures show the concept still, lose what they should show, or are mush, of a base never wrong.
+
+    ``unknown``: how many of the nearest neighbour's pictures the judge does not know, before as after.
+    """
 
     shows: float = 0.0
     loses: float = 0.0
     loses_near: float = 0.0
     mush: float = 0.0
+    unknown: float = 0.0
 
 
 def evaluated(erasure: Erasure, seed: int, pair: tuple[Concept, Concept] = OBJECT) -> tuple[pd.DataFrame, JudgeFigures]:
     """An evaluation from its first round to its last, with drawn answers of the judge instead of pictures."""
-    (concept, surrogate), luck = pair, np.random.default_rng(seed)
+    (concept, surrogate), luck, dim = pair, np.random.default_rng(seed), np.random.default_rng([seed, 1])
     kind, near = concept.kind, NEIGHBOURS[concept.kind]
     of, drawn = rounds(pair), pd.DataFrame()
     wanted: pd.DataFrame | None = of.first()
@@ -53,10 +58,12 @@ def evaluated(erasure: Erasure, seed: int, pair: tuple[Concept, Concept] = OBJEC
         now = wanted[kind].where(~own, surrogate.name).where(~(~own & fails), "other")
         now = now.where(~(own & (luck.random(len(wanted)) < erasure.shows)), concept.name)
         now = now.where(~(own & (luck.random(len(wanted)) < erasure.mush)), "scrambled")
-        drawn = pd.concat([drawn, wanted.assign(now=now)]).sort_index()
+        blind = (wanted[kind] == near[0]) & (dim.random(len(wanted)) < erasure.unknown)
+        seen = {"was": wanted[kind].where(~blind, "other"), "now": now.where(~blind, "other")}
+        drawn = pd.concat([drawn, wanted.assign(**seen)]).sort_index()
         drawn[PART] = drawn.index.map(of.parts)
         before = drawn.assign(seen_object=drawn["object"], seen_style=drawn["style"])
-        after = before.assign(**{f"seen_{kind}": drawn["now"]})
+        before, after = (before.assign(**{f"seen_{kind}": drawn[when]}) for when in ("was", "now"))
         named = [(concept, surrogate.name)]
         figures = judge_figures(
             before=summary(before, named, near),
@@ -129,6 +136,21 @@ def test_what_was_drawn_for_a_neighbour_is_of_the_rest_once_the_rest_comes_to_it
     rest = drawn[drawn[PART] == REST]
     assert len(rest) > least_counts(GATE)["ira"]  # it went on
     assert sorted(rest.index) == sorted(of._rest[: len(rest)])
+
+
+@pytest.mark.parametrize("pair", [OBJECT, STYLE])
+def test_of_a_neighbour_that_the_judge_knows_less_well_more_is_drawn_and_of_the_others_not(
+    pair: tuple[Concept, Concept],
+) -> None:
+    near = NEIGHBOURS[pair[0].kind]
+    assert near != sorted(near)
+    drawn, figures = evaluated(Erasure(unknown=0.22), 7, pair)
+    spread = drawn[pair[0].kind].value_counts()
+    known, _ = evaluated(Erasure(), 7, pair)
+    few = known[pair[0].kind].value_counts()
+    assert spread[near[0]] >= few[near[0]] + DOZEN
+    assert all(spread[name] < few[name] + DOZEN for name in near[1:])
+    assert verdict(figures, GATE).verdict == "passed"
 
 
 def test_all_seeds_come_first_where_it_is_asked_or_no_bound_is() -> None:
