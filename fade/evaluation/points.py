@@ -64,10 +64,12 @@ class Points(Record):
 
 
 def best_of(tried: Sequence[Point]) -> tuple[int, str]:
-    """The point that is taken, and why: the first without a fault, else the one of the highest score."""
-    for number, point in enumerate(tried):
-        if not point.faults:
-            return number, f"the first of {len(tried)} in which the pictures of its look show no fault"
+    """The point that is taken, and why: of those without a fault that of the least drift, else the highest score."""
+    good = {number: point.look.drift or 0.0 for number, point in enumerate(tried) if not point.faults}
+    if good:
+        number = min(good, key=lambda one: good[one])
+        least = ", and moved the others least" if len(good) > 1 else ""
+        return number, f"of {len(tried)} the one in which the pictures of its look show no fault{least}"
     number = max(range(len(tried)), key=lambda i: tried[i].standing)
     return number, (
         f"the highest score of {len(tried)}, in all of which the pictures show a fault (here: "

@@ -4,16 +4,17 @@ Settings that were fitted to one set of pictures need not fit another. So an era
 pictures (fade/evaluation/looks.py), moves along its controls as they say, and stops as soon as nothing is wrong:
 
 1. The closed form of a small rank, milliseconds: with so great a retain weight that the concept's text states go
-   ``WAYS[0]`` of the way to the surrogate's, and further while pictures still show the concept or lack the surrogate.
-   Every concept that shares the text's dimensions is taken along a little, in proportion: so the first that suffices
-   is the one that moves the others least, and what lies beyond it is not tried. Neighbours share most of them:
-   ``NEAR_SHARE`` of what is retained are theirs.
+   ``FAR`` of the way to the surrogate's. Where that moves the others by next to nothing (``FREE``) and shows no fault,
+   there is no reason to stop short of it. Elsewhere every concept that shares the text's dimensions is taken along, in
+   proportion: so it is tried ``WAYS[0]`` of the way, and further while pictures still show the concept or lack the
+   surrogate; the first that suffices is the one that moves the others least, and what lies beyond it is not tried.
+   Neighbours share most of them: ``NEAR_SHARE`` of what is retained are theirs.
 2. Where that one moved others, or none sufficed, distillation begins from the best of these, and goes on (it is not
    begun anew) to 60, 120, 240 and 480 steps in all. Where the concept shows, the weight of forgetting rises with them;
    where neighbours or others moved, that of retaining; where mush comes, first more of the forget examples show the
    surrogate, then timesteps are drawn where the teacher's answers differ.
 
-Taken is the first point without a fault, else the one of the highest score; all are kept with their adapters, so that a
+Taken is of the points without a fault the one that moves the others least, else the one of the highest score; all are kept with their adapters, so that a
 person can take another. What decides is counted in points, steps and pictures, never in seconds: equal requests give
 equal bytes. The judge of the looks is ``development``, and their seeds are none of an evaluation's.
 
@@ -75,8 +76,10 @@ from fade.steps.adapter import CURVE, check_changes, material
 from fade.steps.drawn import base_pictures, domains, ended, look_seeds, named_by, pictures_now
 from fade.steps.encoded import check_told_apart
 
-WAYS = (0.7, 0.8, 0.9)
-"""Shares of the way from the concept's text states to the surrogate's that closed forms go, in turn."""
+FAR, WAYS = 0.9, (0.7, 0.8)
+"""Shares of the way from the concept's text states to the surrogate's that closed forms go: the first, then in turn."""
+FREE = 0.02
+"""Drift of a look that nobody sees: a third of what an erasure may have."""
 LEAST_RETAINED = 1.0
 """Below this retain weight a closed form moves others by so much that distillation had better go on (measured)."""
 NEAR_SHARE = 0.35
@@ -224,28 +227,30 @@ def search(base: Base, given: Material, spec: Spec, looking: Looking) -> Iterato
             yield one
         best = max(tried, key=lambda one: one.point.standing).point
         start, faults = best.controls, best.faults
-    if (not tried or tried[-1].point.faults) and len(tried) < spec.tune.tries:
+    if all(one.point.faults for one in tried) and len(tried) < spec.tune.tries:
         controls = moved(start, faults).model_copy(update={"made": "distilled"})
         yield from _distilled(base, given, spec, looking, controls, left=spec.tune.tries - len(tried))
     restore_base(base)
 
 
 def _solved(base: Base, given: Material, spec: Spec, looking: Looking) -> Iterator[_Tried]:
-    """Closed forms, each going further, until one overwrites the concept: the next would move the others more."""
+    """The closed form that goes far; if it costs something, nearer ones until one overwrites the concept."""
     sites = _sites(base)
     mask = Mask("none", sites, len(sites), len(sites))
-    ways = WAYS[: min(spec.tune.solved, spec.tune.tries)]
-    for number, way in enumerate(ways, start=1):
+    weights: list[float] = []
+    for way in (FAR, *WAYS)[: min(spec.tune.solved, spec.tune.tries)]:
         weight = closed_form_weight(base, given, spec.distill, way=way, near_share=NEAR_SHARE)
         weight = max(weight, LEAST_RETAINED)
+        if weight in weights:
+            return  # it may not go so far: nothing lies between
+        weights.append(weight)
         controls = _controls(spec.distill, made="solved", rank=spec.tune.rank, solved_weight=weight)
         restore_base(base)
         _begin(base, given, spec.distill, controls, mask, room=spec.tune.rank)
-        # The last of all is looked at whole: it may be what is taken.
-        last = number == len(ways) or weight == LEAST_RETAINED
-        one = _point(base, controls, looking, short=not last or (bool(spec.tune.steps) and number < spec.tune.tries))
+        one = _point(base, controls, looking, short=way != FAR)
         yield one
-        if last or not {"shows", "surrogate"} & set(one.point.faults):
+        faults, drift = set(one.point.faults), one.point.look.drift or 0.0
+        if not faults and drift <= FREE if way == FAR else not {"shows", "surrogate"} & faults:
             return
 
 

@@ -43,7 +43,7 @@ def _run(spec: Spec, folder: Path, *names: str) -> None:
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks that say: the concept shows, in the second closed form others move, then neighbours moved, then nothing."""
+    """Looks that say: the concept shows, by the nearer closed form others move, then neighbours moved, then nothing."""
     said = [{"shown": 9}, {"rest_lost": 9}, {"near_lost": 9, "drift": 0.5}, {}]
     looks = iter([*said, *said])
     monkeypatch.setattr("fade.steps.tune.Looking.look", lambda _, short=False: Look(**{**GOOD, **next(looks)}))
@@ -62,8 +62,8 @@ def test_points_are_tried_until_one_has_no_fault_and_equal_requests_give_equal_b
     points = load(Points, folder / "points" / "points.json")
     assert [one.controls.made for one in points.tried] == ["solved", "solved", "distilled", "distilled"]
     assert [one.controls.steps for one in points.tried] == [0, 0, 2, 3]
-    gentle, further = (one.controls.solved_weight for one in points.tried[:2])
-    assert gentle > further > 0
+    far, nearer = (one.controls.solved_weight for one in points.tried[:2])
+    assert nearer > far > 0
     assert [one.controls.retain_weight for one in points.tried[2:]] == [2.0, 4.0]  # others had moved, then neighbours
     assert points.chosen == 3
     assert not set(points.seeds) & set(spec.evaluate.seeds)
@@ -76,6 +76,34 @@ def test_points_are_tried_until_one_has_no_fault_and_equal_requests_give_equal_b
     again = {path: path.read_bytes() for path in sorted((folder / "points").rglob("*")) if path.is_file()}
     _run(spec, folder, "tune")
     assert {path: path.read_bytes() for path in sorted((folder / "points").rglob("*")) if path.is_file()} == again
+
+
+@pytest.mark.parametrize(
+    ("said", "tried", "chosen"),
+    [
+        ([{"drift": 0.02}], 1, 0),  # it goes far and costs next to nothing
+        ([{"drift": 0.03}, {"drift": 0.01}], 2, 1),
+        ([{"drift": 0.03}, {"shown": 9}, {"drift": 0.02}], 3, 2),
+        ([{"drift": 0.03}, {"shown": 9}, {"shown": 9}], 3, 0),  # nearer is too near: what it costs is paid
+        ([{"rest_lost": 9, "drift": 0.03}, {"drift": 0.01}], 2, 1),
+    ],
+)
+@pytest.mark.usefixtures("workspace")
+def test_a_closed_form_goes_as_far_as_it_costs_nothing_and_no_further_than_it_must(
+    said: list[dict[str, Any]], tried: int, chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fade.steps.tune.LEAST_RETAINED", 0.0)
+    looks = iter(said)
+    monkeypatch.setattr("fade.steps.tune.Looking.look", lambda _, short=False: Look(**{**GOOD, **next(looks)}))
+    spec = _asked(**{"distill.seed": 7})
+    folder = prepare_folder(spec)
+    _run(spec, folder, "split", "saliency", "mask", "tune")
+    points = load(Points, folder / "points" / "points.json")
+    assert [one.controls.made for one in points.tried] == ["solved"] * tried
+    assert points.chosen == chosen
+    weights = [one.controls.solved_weight for one in points.tried]
+    assert weights[0] == min(weights)
+    assert weights[1:] == sorted(weights[1:], reverse=True)
 
 
 @pytest.mark.usefixtures("workspace")
