@@ -14,9 +14,10 @@ pictures (fade/evaluation/looks.py), moves along its controls as they say, and s
    where neighbours or others moved, that of retaining; where mush comes, first more of the forget examples show the
    surrogate, then timesteps are drawn where the teacher's answers differ.
 
-Taken is of the points without a fault the one that moves the others least, else the one of the highest score; all are kept with their adapters, so that a
-person can take another. What decides is counted in points, steps and pictures, never in seconds: equal requests give
-equal bytes. The judge of the looks is ``development``, and their seeds are none of an evaluation's.
+Taken is of the points without a fault the one that moves the others least, else the one of the highest score; all are
+kept with their adapters, so that a person can take another. What decides is counted in points, steps and pictures,
+never in seconds: equal requests give equal bytes. The judge of the looks is ``development``, and their seeds are none
+of an evaluation's.
 
 Why the gate's error rate need not be divided by the points that were tried: of all of them one is put before it, and
 which one was settled by another judge on other pictures. Given that choice the pictures that the gate counts are as
