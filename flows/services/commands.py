@@ -11,7 +11,9 @@ The parent computes nothing and has no threads of its own, as a fork of a proces
 
 from __future__ import annotations
 
+import atexit
 import fcntl
+import gc
 import importlib
 import logging
 import os
@@ -25,6 +27,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +40,7 @@ from flows.services.local import stop
 from flows.settings import DEFAULTS, STATE, configure
 
 PRELOADED = (
+    "sqlalchemy.dialects.sqlite",
     *("typer.rich_utils", "rich.table", "rich.live", "mlflow", "mlflow.tracking.request_header.registry"),
     *("fade.requests.overview", "fade.steps.combine"),
     *("flows.erasing.together", "flows.releasing.pictures", "flows.releasing.release"),
@@ -72,6 +76,9 @@ def serve() -> None:
         if os.getppid() != parent:
             return
     with base_at_hand():
+        # What is here stays until the end: a child that looks for garbage need not go through it, nor copy it so.
+        gc.collect()
+        gc.freeze()
         listener = listening(folder)
         try:
             while os.getppid() == parent:
@@ -82,7 +89,7 @@ def serve() -> None:
                     connection = listener.accept()[0]
                     if (child := os.fork()) == 0:
                         listener.close()
-                        answer(connection, command, code, loaded, threads)
+                        ending_quickly(partial(answer, connection, command, code, loaded, threads))
                     connection.close()
                     children.add(child)
         finally:
@@ -164,20 +171,37 @@ def listening(folder: Path) -> socket.socket:
     return listener
 
 
+def ending_quickly(work: Callable[[], int]) -> NoReturn:
+    """Do a forked child's work, and end it with the status that this gives.
+
+    Threads are waited for and what is registered for the end is done, as Python does it. But what the service imported
+    is not taken apart: Python spends seconds of a core on that, which the next command would have to share.
+    """
+    status = 1
+    try:
+        status = work()
+        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its children
+        atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
 def answer(
     connection: socket.socket, command: Callable[..., Any], code: str, loaded: Mapping[str, str], threads: int
-) -> NoReturn:
-    """In a process of its own: take one request, do the command, say how it ended."""
+) -> int:
+    """In a process of its own: take one request, do the command, say how it ended; the process' exit status."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         asked, streams = request(connection)
         if why := refusal(asked, code, loaded):
             send(connection, {"refused": why})
-            sys.exit(0)
+            return 0
         send(connection, {"begun": os.getpid()})
     except (OSError, ValueError, KeyError, TypeError):
-        sys.exit(1)  # nobody that can be answered
+        return 1  # nobody that can be answered
     take_over(asked, streams, threads)
     ended = threading.Event()
     threading.Thread(target=_interrupt_without, args=(connection, ended), daemon=True).start()
@@ -186,7 +210,7 @@ def answer(
     ended.set()
     with suppress(OSError):
         send(connection, {"exit": status})
-    sys.exit(status)
+    return status
 
 
 def request(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
