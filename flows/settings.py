@@ -73,7 +73,7 @@ def configure() -> None:
     own = None
     if SERVICES.is_file():
         running = read_json(SERVICES)
-        if _alive(running["pid"]):
+        if is_running(running["pid"]):
             own = running["prefect"] + "/api"
             defaults |= {"PREFECT_API_URL": own, "MLFLOW_TRACKING_URI": running["mlflow"]}
     if os.environ.get("PREFECT_API_URL") in (None, "", own):
@@ -108,11 +108,16 @@ def kept_secret(path: Path, *, prefix: str = "") -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def _alive(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process runs: one that has ended, and whose end its parent has not asked for yet, does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass  # another user's
+    try:
+        said = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return not Path("/proc/self").exists()  # it ended just now; or there is no such folder, as on macOS
+    return said.rpartition(")")[2].split()[0] != "Z"

@@ -22,7 +22,7 @@ from fade.lineage import ROOT
 from flows.cli import main
 from flows.releasing import manifests
 from flows.services import commands
-from flows.settings import DEFAULTS
+from flows.settings import DEFAULTS, is_running
 from tasks.mlflow import embedded, tracking, version_page
 from tasks.mlflow.client import mlflow_client, tables_beside, tracking_uri
 from tasks.mlflow.tracking import AdapterVersion
@@ -51,6 +51,17 @@ commands.PRELOADED, commands.base_at_hand = (), contextlib.nullcontext
 commands.main()
 """
 """A service that has nothing at hand but torch, and whose commands are long in ending, as those of libraries are."""
+ENDS = """
+import atexit, os, sys, threading, time
+from flows.services.commands import ending_quickly
+class Held:
+    def __del__(self, write=os.write): write(1, b"taken apart ")
+held = Held()
+def work():
+    atexit.register(os.write, 1, b"registered ")
+    threading.Thread(target=lambda: (time.sleep(0.3), os.write(1, b"thread "))).start()
+    return 3
+"""
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +315,29 @@ def test_whoever_reads_what_a_command_says_does_not_wait_for_what_is_done_at_its
         state = Path(f"/proc/{begun['begun']}/stat").read_text().rpartition(")")[2].split()[0]
         assert state in "RS", "it has not ended"
         assert main.receive(connection) == {"exit": 0}
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [("sys.exit(work())", "thread registered taken apart "), ("ending_quickly(work)", "thread registered ")],
+)
+def test_a_command_ends_as_python_does_but_for_taking_apart_what_the_service_holds(end: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS + end], env=_surroundings(), capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == (said, 3), done.stderr
+
+
+def test_a_server_that_ended_is_none_though_nobody_asked_for_its_end() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert is_running(process.pid)
+    assert process.stdin is not None
+    process.stdin.close()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended; its parent was not told yet
+    os.kill(process.pid, 0)  # and its number is still taken
+    assert not is_running(process.pid)
+    process.wait()
+    assert not is_running(process.pid)
 
 
 def test_only_its_owner_may_ask(
