@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fade.asking.budgets import find_budget
+from fade.asking.budgets import Budget, find_budget
 from fade.asking.prepare import AUTO
 from fade.concepts import CAPTION_TEMPLATE, Concept
 from fade.data.catalog import SCHEMA
@@ -129,12 +129,7 @@ def make_plan(
     ranked = _nearest(base, asked.concept, kind, rest)
     surrogate = _surrogate(asked, own, ranked, kind)
     ranked = [word for word in ranked if name_key(surrogate) not in word.keys]
-    near = [word for name in asked.keep if (word := _as_word(name, kind, rest)) is not None]
-    near += [word for word in ranked if word.kind == kind and word not in near][: max(0, budget.neighbours - len(near))]
-    far = [word for word in ranked if word not in near]
-    others = _spread(far, max(0, budget.others - len(near)))
-    across = _spread([word for word in rest if word.kind != "notion" and domain_of(word.kind) != domain_of(kind)],
-                     budget.across)  # fmt: skip
+    near, others, across = _kept_words(asked, kind, rest, ranked, budget)
     if not (near or others) or not across:
         raise ConfigError(
             f"Nothing of the shipped vocabulary can be kept beside {asked.concept!r}: the base's tokenizer reads "
@@ -198,6 +193,22 @@ def _surrogate(asked: Asked, own: Word | None, ranked: Sequence[Word], kind: Kin
             "for it. Name one with --surrogate."
         )
     return fitting[0].name
+
+
+def _kept_words(
+    asked: Asked, kind: Kind, rest: Sequence[Word], ranked: Sequence[Word], budget: Budget
+) -> tuple[list[Word], list[Word], list[Word]]:
+    """Words that are kept beside the concept: what is most at risk, others of its domain, and some of the other one.
+
+    Args:
+        rest: all that the base reads and that is not erased.
+        ranked: of the concept's domain, the nearest first.
+    """
+    near = [word for name in asked.keep if (word := _as_word(name, kind, rest)) is not None]
+    near += [word for word in ranked if word.kind == kind and word not in near][: max(0, budget.neighbours - len(near))]
+    others = _spread([word for word in ranked if word not in near], max(0, budget.others - len(near)))
+    elsewhere = [word for word in rest if word.kind != "notion" and domain_of(word.kind) != domain_of(kind)]
+    return near, others, _spread(elsewhere, budget.across)
 
 
 def _as_word(name: str, kind: Kind, rest: Sequence[Word]) -> Word | None:

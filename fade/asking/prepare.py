@@ -6,45 +6,33 @@ As a stage it writes the example erasure's spec from the section ``example`` of 
 from __future__ import annotations
 
 import argparse
-import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from fade.asking.by_kind import settings_of_kind
+from fade.asking.checks import check_attacks, check_captions, check_disk, check_size, checked_base
 from fade.asking.surrogate import surrogate_by_pictures
 from fade.concepts import Concept
 from fade.config import OUR_METHOD, Settings, load_settings
-from fade.data.catalog import (
-    find_concept,
-    known_concept,
-    load_catalog,
-    load_concepts,
-    load_pictures,
-    load_templates,
-)
+from fade.data.catalog import find_concept, known_concept, load_catalog, load_concepts
 from fade.data.splits import NOTHING
-from fade.errors import BaseModelError, ConfigError, DataError, ResourceError, listing
+from fade.errors import ConfigError, DataError
 from fade.evaluation.judges import check_known
 from fade.evaluation.neighbours import choose_surrogate, find_neighbours
-from fade.evaluation.power import without_power
 from fade.methods.registry import find_method
 from fade.models.family import load_base
-from fade.models.prompts import Reader, names_unread, readers
+from fade.models.prompts import Reader
 from fade.models.registry import family
-from fade.models.source import BaseSource, find_base, identity
-from fade.models.tensors import check_weights
+from fade.models.source import BaseSource
 from fade.names import name_key
 from fade.project import Project, load_project
 from fade.spec import Detector, Pair, Spec, make_spec, save_spec
 
 AUTO = "auto"
-NEEDED_BYTES = 200 * 2**20
-"""Free disk an erasure asks for: DVC's copies, MLflow's artifacts and the base's pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +88,50 @@ def prepare_spec(
     clip_sha256: str | None = None,
     detectors: Sequence[Detector] = (),
 ) -> Spec:
-    """Resolve names and check everything that can be checked without training.
+    """The spec of an erasure: names resolved, and everything checked that can be checked without training.
 
     Args:
         surrogate: a concept of the catalog, ``nothing`` for what the empty prompt gives, or ``auto`` for
             the nearest in text space that is neither a person nor ``protected`` nor erased; of an erasure that finds
             its own settings the best by its pictures (fade/asking/surrogate.py). The spec records which.
-        project: whose base, catalog and judges it is, and whose ``protected`` concepts count beside those given here.
-        settings: where they leave one of ``BY_KIND`` open, it is that of the base's kind.
         also: further concepts that the same adapter erases, each with its surrogate.
         aliases, kind, image_ids, subjects, overwrite: of ``concept``, as ``Wanted`` has them.
+        protected, data_free, by_name, clip_sha256, detectors: as ``prepare_wanted`` has them.
+
+    Raises:
+        As ``prepare_wanted``.
+    """
+    first = Wanted(concept, surrogate, tuple(aliases), kind, tuple(image_ids), tuple(subjects), overwrite or {})
+    return prepare_wanted(
+        [first, *(one if isinstance(one, Wanted) else Wanted(*one) for one in also)],
+        project=project,
+        settings=settings,
+        expected_base_sha256=expected_base_sha256,
+        protected=protected,
+        data_free=data_free,
+        by_name=by_name,
+        clip_sha256=clip_sha256,
+        detectors=detectors,
+    )
+
+
+def prepare_wanted(
+    asked: Sequence[Wanted],
+    *,
+    project: Project,
+    settings: Settings,
+    expected_base_sha256: str | None = None,
+    protected: Sequence[str] = (),
+    data_free: bool = False,
+    by_name: bool = False,
+    clip_sha256: str | None = None,
+    detectors: Sequence[Detector] = (),
+) -> Spec:
+    """The same of all that is wanted of one adapter.
+
+    Args:
+        project: whose base, catalog and judges it is, and whose ``protected`` concepts count beside those given here.
+        settings: where they leave one of ``BY_KIND`` open, it is that of the base's kind.
         data_free: the base draws the pictures, as the catalog has none left; it still says which concepts there are.
         by_name: the catalog is what was planned for a name alone (fade/asking/by_name.py), the judges the place of a
             CLIP of the identity ``clip_sha256``, or ``none``; ``detectors``: further judges.
@@ -120,23 +142,14 @@ def prepare_spec(
         BaseModelError: the base is missing, not supported, or not the expected one.
         ResourceError: too little free disk.
     """
-    first = Wanted(concept, surrogate, tuple(aliases), kind, tuple(image_ids), tuple(subjects), overwrite or {})
-    asked = [first, *(one if isinstance(one, Wanted) else Wanted(*one) for one in also)]
     catalog = _Catalog.read(project.catalog, data_free=data_free)
-    source = find_base(project.base)
-    check_weights(source)
-    reading = readers(source)
+    source, reading, sha256 = checked_base(project.base, expected_base_sha256)
     settings, by_kind = settings_of_kind(settings, family(source.pipeline))
-    sha256 = _checked_identity(source, expected_base_sha256)
     erased = [_asked_for(catalog.concepts, one, catalog.place) for one in asked]
-    if catalog.table is not None:
-        _check_size(source, _size_of(Path(catalog.place), catalog.table), catalog.place)
-        _check_captions(reading, catalog.table, erased, catalog.place)
+    catalog.check_pictures(source, reading, erased)
     spared = {find_concept(catalog.concepts, name).name for name in (*project.protected, *protected)}
     pairs, why = _pairs(erased, asked, catalog, spared, project=project, sha256=sha256, settings=settings)
-    near: tuple[str, ...] = ()
-    if settings.split.neighbour_factor > 1:
-        near = _neighbours(erased, pairs, catalog, project=project, sha256=sha256)
+    near = _neighbours(erased, pairs, catalog, project=project, sha256=sha256, settings=settings)
     _check_rest(settings, erased, catalog, judges=None if by_name else project.judges)
     method = find_method(settings.method)
     # The spec says all of its method's settings, whatever their defaults are later, and no other's.
@@ -173,6 +186,12 @@ class _Catalog:
     def read(cls, place: str, *, data_free: bool) -> _Catalog:
         concepts, table = load_concepts(Path(place)), load_catalog(Path(place))
         return cls(place, concepts, None if data_free else table)
+
+    def check_pictures(self, source: BaseSource, reading: Sequence[Reader], erased: Sequence[Concept]) -> None:
+        """Whether the base takes the pictures' size, and reads the concepts' names in their captions."""
+        if self.table is not None:
+            check_size(source, self.table, self.place)
+            check_captions(reading, self.table, erased, self.place)
 
 
 def _pairs(
@@ -216,8 +235,11 @@ def _neighbours(
     *,
     project: Project,
     sha256: str,
+    settings: Settings,
 ) -> tuple[str, ...]:
-    """What lies nearest to all that is erased, without that and what stands for it."""
+    """What lies nearest to all that is erased, without that and what stands for it; none unless more of it is kept."""
+    if settings.split.neighbour_factor <= 1:
+        return ()
     sd, near = load_base(project.base, expected_sha256=sha256), dict[str, None]()
     gone = {name for one in pairs for name in (one["concept"], one["surrogate"], *one["overwrite"].values())}
     for one, fields in zip(erased, pairs, strict=True):
@@ -234,7 +256,7 @@ def _check_rest(settings: Settings, erased: Sequence[Concept], catalog: _Catalog
             raise ConfigError(f"evaluate.{name} is {given}, which does not exist. Give its path, or null for none.")
     if judges is not None:
         check_known(Path(judges), catalog.concepts.values(), catalog=catalog.place, erased=erased)
-    _check_attacks(settings, erased)
+    check_attacks(settings, erased)
     check_disk(Path())
 
 
@@ -277,45 +299,6 @@ def _named(concepts: dict[str, Concept], name: str) -> Concept | None:
     return None if name_key(name) == NOTHING else find_concept(concepts, name)
 
 
-def gate_without_power(spec: Spec) -> list[str]:
-    """What the gate asks of an erasure that it can never decide, by the most pictures that it may draw; no names."""
-    names = Counter(concept.kind for concept in load_concepts(Path(spec.catalog)).values())
-    erased = Counter(pair.kind for pair in spec.pairs)
-    other: dict[str, Literal["object", "style"]] = {"object": "style", "style": "object"}
-    sure = spec.gate.sure
-    seeds = max(len(spec.evaluate.seeds), 0 if sure is None else sure.most)
-    rest = (names["object"] - erased["object"]) * (names["style"] - erased["style"])
-    counts = {
-        "ua": min(names[other[kind]] for kind in erased),
-        "ira": rest * len(erased),
-        "cra": rest * len(erased),
-        "neighbour": min(names[other[kind]] - erased[other[kind]] for kind in erased),
-    }
-    return without_power(spec.gate, {name: seeds * count for name, count in counts.items()})
-
-
-def _check_attacks(settings: Settings, erased: Sequence[Concept]) -> None:
-    """Before training: attacks that the gate asks for and that cannot be run."""
-    asked = settings.gate.attacks or {}
-    if asked and len(erased) > 1:
-        raise ConfigError(
-            f"gate.attacks asks for {listing(sorted(asked))}, and an attack is of one concept: {len(erased)} are "
-            "erased together. Erase each by itself, or leave gate.attacks out."
-        )
-    if "synonym" in asked and not (erased[0].aliases or settings.attacks.names):
-        raise ConfigError(
-            "gate.attacks asks for the attack synonym, and the concept has no other name. Give words: attacks.names."
-        )
-
-
-def _size_of(catalog: Path, table: pd.DataFrame) -> tuple[int, ...]:
-    if table.empty:
-        raise DataError(
-            f"{catalog} holds no pictures that are not deleted. Add some, or let the base draw: --data-free."
-        )
-    return load_pictures(catalog, table.head(1)).shape[1:3]
-
-
 def _pair(erased: Concept, instead: Concept | None, table: pd.DataFrame | None, catalog: str) -> dict[str, Any]:
     """Fields of a pair that can be erased; ``table`` is None where no pictures are needed."""
     if instead is not None and erased.name == instead.name:
@@ -340,49 +323,6 @@ def _pair(erased: Concept, instead: Concept | None, table: pd.DataFrame | None, 
         "person": erased.person,
         "aliases": erased.aliases,
     }
-
-
-def _check_size(source: BaseSource, found: tuple[int, ...], catalog: str) -> None:
-    if source.picture_size is not None and found != (source.picture_size, source.picture_size):
-        raise DataError(
-            f"The pictures of {catalog} are {found[0]} x {found[1]}; the base in {source.path} draws "
-            f"{source.picture_size} x {source.picture_size}. Resize the catalog to that, or take another base."
-        )
-
-
-def _check_captions(reading: Sequence[Reader], table: pd.DataFrame, erased: Sequence[Concept], catalog: str) -> None:
-    """Before training: captions of one's own that name the concept where no text encoder reads on."""
-    if load_templates(Path(catalog)) is not None:
-        return
-    for one in erased:
-        mine = table[table[one.kind] == one.name]
-        unread = names_unread(reading, mine["caption"].astype(str).tolist(), (one.name, *one.aliases))
-        if unread:
-            raise DataError(
-                f"{len(unread)} of {len(mine)} captions name the concept only after the {reading[0].length} tokens "
-                f"that the base reads, so that it would be taught nothing of it: pictures "
-                f"{listing(mine['image_id'].iloc[unread])} of {catalog}. Shorten them, or name the concept sooner."
-            )
-
-
-def _checked_identity(source: BaseSource, expected: str | None) -> str:
-    found = identity(source)
-    if expected is not None and found != expected:
-        raise BaseModelError(
-            f"The base model in {source.path} is another one: its hash is {found[:12]}, expected {expected[:12]}. "
-            "Restore that base, or ask for this one."
-        )
-    return found
-
-
-def check_disk(folder: Path, *, needed: int = NEEDED_BYTES) -> None:
-    """Raise ResourceError if less than ``needed`` bytes are free where ``folder`` lies."""
-    free = shutil.disk_usage(folder.resolve()).free
-    if free < needed:
-        raise ResourceError(
-            f"Too little free disk for an erasure: {free // 2**20} MiB free in {folder.resolve()}, "
-            f"{needed // 2**20} MiB needed. Free some, or move the project."
-        )
 
 
 def main() -> None:

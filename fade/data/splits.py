@@ -12,7 +12,7 @@ held_out    those of them that show the concept, with paired captions: they deci
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -90,39 +90,67 @@ def make_splits(
     erased = pd.concat(shown, axis=1).any(axis=1) if shown else pd.Series(False, index=train.index)
     parts: dict[str, list[pd.DataFrame]] = {"forget": [], "surrogate": [], "held_out": []}
     for concept, surrogate in pairs:
+        captioned = partial(_paired_captions, concept=concept, seed=seed, templates=templates)
+        parts["held_out"].append(captioned(holdout[holdout[concept.kind] == concept.name], pairs=pairs))
         own = dict(overwrite.get(concept.name, {}))
-        chosen = selected.get(concept.name, frozenset())
-        forget = _forget_rows(train, concept, chosen, frozenset(own), per_pair=forget_per_pair, seed=seed)
+        named = selected.get(concept.name, frozenset())
+        forget = _forget_rows(train, concept, named, frozenset(own), per_pair=forget_per_pair, seed=seed)
         surrogates = dict.fromkeys((surrogate, *(own[name] for name in sorted(own))))
         others = train[~erased] if templates is not None else _naming(train[~erased], concept.kind)
         stand_ins = _surrogate_rows(others, concept, surrogates, per_pair=forget_per_pair, seed=seed)
-        captioned = partial(_paired_captions, concept=concept, seed=seed, templates=templates)
-        learnt: dict[str, list[pd.DataFrame]] = {"forget": [], "surrogate": []}
-        parts["held_out"].append(captioned(holdout[holdout[concept.kind] == concept.name], pairs=pairs))
-        for instead, drawn in stand_ins.items():
-            changed = [(other, instead if other == concept else its) for other, its in pairs]
-            given = [own.get(name, surrogate) == instead for name in forget["image_id"]]
-            learnt["forget"].append(captioned(forget[given], pairs=changed))
-            learnt["surrogate"].append(captioned(drawn, pairs=changed))
-        for name, tables in learnt.items():
-            rows = pd.concat(tables, ignore_index=True)
+        for name, rows in _learnt(forget, stand_ins, concept, pairs, own=own, captioned=captioned).items():
             parts[name].append(_with_every_name(rows, concept, spoken.get(concept.name, ())))
     paired = {
         name: pd.concat(tables, ignore_index=True).drop_duplicates(["image_id", "caption"], ignore_index=True)
         for name, tables in parts.items()
     }
+    rest = _rest(train, erased, pairs, taken=paired["surrogate"])
+    retain = _draw(rest, retain_per_pair, seed, "retain", more_of=neighbours, factor=neighbour_factor)
+    retain = retain.reset_index(drop=True) if templates is None else _varied_captions(retain, seed, templates)
+    return {**paired, "retain": retain, "holdout": holdout.reset_index(drop=True)}
+
+
+def _learnt(
+    forget: pd.DataFrame,
+    stand_ins: Mapping[Concept | None, pd.DataFrame],
+    concept: Concept,
+    pairs: Sequence[tuple[Concept, Concept | None]],
+    *,
+    own: Mapping[str, Concept | None],
+    captioned: Callable[..., pd.DataFrame],
+) -> dict[str, pd.DataFrame]:
+    """Pictures of a concept and of what it gives way to, each with its captions before and after.
+
+    Args:
+        stand_ins: pictures of each surrogate of the concept.
+        own: picture ids to what each gives way to instead of the concept's surrogate.
+    """
+    tables: dict[str, list[pd.DataFrame]] = {"forget": [], "surrogate": []}
+    surrogate = dict(pairs)[concept]
+    for instead, drawn in stand_ins.items():
+        changed = [(other, instead if other == concept else its) for other, its in pairs]
+        given = [own.get(name, surrogate) == instead for name in forget["image_id"]]
+        tables["forget"].append(captioned(forget[given], pairs=changed))
+        tables["surrogate"].append(captioned(drawn, pairs=changed))
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+
+
+def _rest(
+    train: pd.DataFrame,
+    erased: pd.Series,
+    pairs: Sequence[tuple[Concept, Concept | None]],
+    *,
+    taken: pd.DataFrame,
+) -> pd.DataFrame:
+    """Training pictures that show nothing that is erased, without those that stand in for it.
+
+    Raises:
+        DataError: there are none.
+    """
     if erased.all():
         names = ", ".join(repr(concept.name) for concept, _ in pairs)
         raise DataError(f"The retain set is empty: every picture of the catalog shows {names}.")
-    rest = train[~erased & ~train["image_id"].isin(paired["surrogate"]["image_id"])]
-    retain = _draw(rest, retain_per_pair, seed, "retain", more_of=neighbours, factor=neighbour_factor)
-    return {
-        "forget": paired["forget"],
-        "surrogate": paired["surrogate"],
-        "retain": retain.reset_index(drop=True) if templates is None else _varied_captions(retain, seed, templates),
-        "holdout": holdout.reset_index(drop=True),
-        "held_out": paired["held_out"],
-    }
+    return train[~erased & ~train["image_id"].isin(taken["image_id"])]
 
 
 def _naming(rows: pd.DataFrame, kind: str) -> pd.DataFrame:

@@ -150,26 +150,13 @@ def measured(
     Returns:
         All samples with what the judges saw, the pictures of each, and what was measured with the gate's verdict.
     """
-    sure = gate.sure
-    most = len(spec.evaluate.seeds) if sure is None else max(sure.most, len(spec.evaluate.seeds))
-    rounds = Rounds(
-        samples,
-        further=further_seeds(spec.evaluate.seeds, most - len(spec.evaluate.seeds)),
-        pairs=pairs,
-        neighbours=neighbours,
-        gate=gate,
-        whole=sure is None or spec.evaluate.whole,
-    )
+    rounds = _rounds(spec, samples, pairs=pairs, neighbours=neighbours, gate=gate)
     everything, befores, afters = samples.iloc[:0], *([np.empty((0,), np.uint8)] * 2)
     opened = opened_judges(Path(spec.judges), samples)
     wanted: pd.DataFrame | None = rounds.first()
     while wanted is not None:
         if len(wanted) > 0:
-            before = yield from base_pictures(sd, spec, wanted)
-            switch_on()
-            with computed_whole(sd.network):
-                after = yield from pictures_now(sd, spec, wanted, done=len(before))
-            restore_base(sd)
+            before, after = yield from _before_and_after(sd, spec, wanted, switch_on)
             everything, befores, afters = _joined(everything, wanted, (befores, before), (afters, after))
         everything[PART] = everything.index.map(rounds.parts)
         judges = judged(opened, everything, befores, afters, pairs=pairs, neighbours=neighbours)
@@ -195,6 +182,39 @@ def measured(
     return everything, befores, afters, metrics
 
 
+def _rounds(
+    spec: Spec,
+    samples: pd.DataFrame,
+    *,
+    pairs: Sequence[tuple[Concept, Concept | None]],
+    neighbours: Sequence[str],
+    gate: Gate,
+) -> Rounds:
+    """Rounds over the protocol's seeds, and as many further ones as the gate may ask for."""
+    sure, seeds = gate.sure, spec.evaluate.seeds
+    most = len(seeds) if sure is None else max(sure.most, len(seeds))
+    return Rounds(
+        samples,
+        further=further_seeds(seeds, most - len(seeds)),
+        pairs=pairs,
+        neighbours=neighbours,
+        gate=gate,
+        whole=sure is None or spec.evaluate.whole,
+    )
+
+
+def _before_and_after(
+    base: Base, spec: Spec, samples: pd.DataFrame, switch_on: Callable[[], None]
+) -> Generator[tuple[int, int], None, tuple[Pictures, Pictures]]:
+    """Pictures of the base alone and with what ``switch_on`` puts on it, which is taken out again."""
+    before = yield from base_pictures(base, spec, samples)
+    switch_on()
+    with computed_whole(base.network):
+        after = yield from pictures_now(base, spec, samples, done=len(before))
+    restore_base(base)
+    return before, after
+
+
 def _joined(
     before: pd.DataFrame, new: pd.DataFrame, *pictures: tuple[Pictures, Pictures]
 ) -> tuple[pd.DataFrame, Pictures, Pictures]:
@@ -218,11 +238,7 @@ def judge_names(
     catalog = Path(spec.catalog)
     template = (load_templates(catalog) or (CAPTION_TEMPLATE,))[0]
     samples = alias_samples(names, *domains(load_concepts(catalog)), seeds, template=template)
-    before = yield from base_pictures(base, spec, samples)
-    switch_on()
-    with computed_whole(base.network):
-        after = yield from pictures_now(base, spec, samples, done=len(before))
-    restore_base(base)
+    before, after = yield from _before_and_after(base, spec, samples, switch_on)
     called = [concept.name for concept, _ in names]
 
     def named(name: str) -> JudgeFigures:

@@ -11,7 +11,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from prefect import flow
 
-from fade.asking.prepare import Wanted, asked_again, check_disk, gate_without_power
+from fade.asking.checks import check_disk, gate_without_power
+from fade.asking.prepare import Wanted, asked_again
 from fade.config import DistillSettings
 from fade.errors import ConfigError, RegistryError, ResourceError, listing, nearest
 from fade.models.source import base_sha256

@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel
 
 from fade import config
-from fade.asking.prepare import check_disk, gate_without_power, prepare_spec
+from fade.asking.checks import check_disk, gate_without_power
+from fade.asking.prepare import prepare_spec
 from fade.config import Settings, load_settings
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError, ResourceError
