@@ -7,6 +7,7 @@ brackets; ``#`` begins a remark.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -19,7 +20,8 @@ Kind = Literal["style", "person", "object", "notion"]
 KINDS: tuple[str, ...] = get_args(Kind)
 SCENE, PLAIN = "(scene)", "(plain)"
 """In the place of an object where a sentence names a style alone, and of a style where it names an object alone."""
-_VOWELS = "aeiou"
+_AN = re.compile(r"(?!eu|ewe|once|one\b|ufo|uk|uni(?![dmn])|us[aeu]|ute|uto)[aeiou]|heir|honest|hono|hour")
+"""Beginnings of words before which "a" is "an": vowels, but for those that are spoken otherwise, and a silent h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,18 @@ def sentence(template: str, *, object: str = "", style: str = "") -> str:
     for field, name in (("{object}", object), ("{style}", style)):
         if name[:1].isupper():
             said = said.replace(f"a {field}", name).replace(f"the {field}", name).replace(f"my {field}", name)
-        elif name[:1].lower() in _VOWELS and name:
+        elif _AN.match(name):
             said = said.replace(f"a {field}", f"an {name}")
         said = said.replace(field, name)
     return said
+
+
+def spoken(object_name: str, style_name: str, template: str) -> str:
+    """What ``fade.concepts.caption`` says, with the articles of ``sentence``: as erasures by name are drawn and judged.
+
+    The canvas' own captions, and UnlearnCanvas', say "a" before every name.
+    """
+    return sentence(template, object=object_name, style=style_name)
 
 
 def _sections(name: str) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ the same seeds, the generator re-seeded for each picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,20 @@ DOMAINS = ("object", "style")
 
 
 def canvas_protocol(
-    objects: Sequence[str], styles: Sequence[str], seeds: Sequence[int], *, template: str = CAPTION_TEMPLATE
+    objects: Sequence[str],
+    styles: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    template: str = CAPTION_TEMPLATE,
+    say: Callable[[str, str, str], str] = caption,
 ) -> pd.DataFrame:
-    """One row a picture to generate: object, style, seed, prompt."""
+    """One row a picture to generate: object, style, seed, prompt.
+
+    Args:
+        say: fills an object and a style into the template.
+    """
     rows = [
-        {"object": o, "style": s, "seed": seed, "prompt": caption(o, s, template)}
+        {"object": o, "style": s, "seed": seed, "prompt": say(o, s, template)}
         for seed in seeds
         for o in objects
         for s in styles

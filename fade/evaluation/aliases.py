@@ -6,7 +6,7 @@ the same seeds, and its UA stands by itself: pooled, one that the base never kne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
@@ -21,10 +21,14 @@ def alias_samples(
     seeds: Sequence[int],
     *,
     template: str,
+    say: Callable[[str, str, str], str] = caption,
 ) -> pd.DataFrame:
     """One row a picture, as the protocol's: object and style are what the picture must no longer show, or keep.
 
     ``concept`` and ``name`` say which of the names the prompt uses.
+
+    Args:
+        say: fills an object and a style into the template.
     """
     rows = []
     for concept, name in names:
@@ -32,7 +36,7 @@ def alias_samples(
             named = (name, other) if concept.kind == "object" else (other, name)
             shown = (concept.name, other) if concept.kind == "object" else (other, concept.name)
             rows += [
-                {"object": shown[0], "style": shown[1], "seed": seed, "prompt": caption(*named, template)}
+                {"object": shown[0], "style": shown[1], "seed": seed, "prompt": say(*named, template)}
                 | {"kind": concept.kind, "concept": concept.name, "name": name}
                 for seed in seeds
             ]

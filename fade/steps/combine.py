@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter
-from fade.concepts import CAPTION_TEMPLATE
+from fade.concepts import CAPTION_TEMPLATE, caption
 from fade.data.catalog import load_concepts, load_templates
 from fade.data.splits import find_pairs
 from fade.evaluation.accuracy import canvas_protocol
@@ -31,6 +31,7 @@ from fade.steps.alike import check_alike
 from fade.steps.calibrate import calibrate_together
 from fade.steps.drawn import domains
 from fade.steps.evaluate import measured, neighbours_of
+from fade.words import spoken
 
 
 def combine(folders: Sequence[Path], out: Path, *, adapters: Sequence[Path] | None = None) -> Iterator[tuple[int, int]]:
@@ -64,7 +65,8 @@ def _combine(
     pairs = find_pairs(concepts, [pair for spec in specs for pair in spec.pairs])
     base = load_base(first.base, expected_sha256=first.base_sha256, weights=first.weights)
     template = (load_templates(Path(first.catalog)) or (CAPTION_TEMPLATE,))[0]
-    samples = canvas_protocol(*domains(concepts), first.evaluate.seeds, template=template)
+    say = spoken if first.by_name else caption
+    samples = canvas_protocol(*domains(concepts), first.evaluate.seeds, template=template, say=say)
     chosen = adapters if adapters is not None else [folder / "adapter" for folder in folders]
     cards = [load_card(adapter) for adapter in chosen]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fade.adapters.card import load_card
 from fade.adapters.store import activate, apply_adapter, restore_base
-from fade.concepts import CAPTION_TEMPLATE, Concept
+from fade.concepts import CAPTION_TEMPLATE, Concept, caption
 from fade.config import Gate
 from fade.data.catalog import given_names, load_concepts, load_templates
 from fade.data.splits import find_pairs
@@ -51,6 +51,7 @@ from fade.models.denoiser import weights_sha256
 from fade.models.family import load_base
 from fade.spec import ATTACKED, POINTS, Spec, load_spec
 from fade.steps.drawn import base_pictures, domains, named_by, pictures_now
+from fade.words import spoken
 
 
 def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
@@ -73,7 +74,8 @@ def evaluate(folder: Path) -> Iterator[tuple[int, int]]:
     sd = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights)
     untouched = weights_sha256(sd.network)
     template = (load_templates(Path(spec.catalog)) or (CAPTION_TEMPLATE,))[0]
-    samples = canvas_protocol(*domains(concepts), settings.seeds, template=template)
+    say = spoken if spec.by_name else caption
+    samples = canvas_protocol(*domains(concepts), settings.seeds, template=template, say=say)
     neighbours = neighbours_of(sd, pairs, concepts)
     card = load_card(folder / "adapter")
 
@@ -237,7 +239,8 @@ def judge_names(
     """The judges' figures with ``names``: UA by every name that the spec brings, before and after."""
     catalog = Path(spec.catalog)
     template = (load_templates(catalog) or (CAPTION_TEMPLATE,))[0]
-    samples = alias_samples(names, *domains(load_concepts(catalog)), seeds, template=template)
+    say = spoken if spec.by_name else caption
+    samples = alias_samples(names, *domains(load_concepts(catalog)), seeds, template=template, say=say)
     before, after = yield from _before_and_after(base, spec, samples, switch_on)
     called = [concept.name for concept, _ in names]
 

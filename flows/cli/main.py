@@ -16,8 +16,10 @@ import socket
 import stat
 import struct
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fade import __version__
 
@@ -38,7 +40,46 @@ def main() -> None:
         sys.exit(code)
     from flows.cli.app import app
 
-    sys.exit(app())
+    ending_quickly(app)
+
+
+def ending_quickly(work: Callable[[], object]) -> NoReturn:
+    """Do this process' work, and end it with the status that it gives or exits with.
+
+    Threads are waited for and what is registered for the end is done, as Python does it. But what was imported is not
+    taken apart: of torch, MLflow and Great Expectations that takes seconds of a core, for which a person would wait,
+    and so would the next command.
+    """
+    import atexit
+    import threading
+    import traceback
+
+    status = status_of(work)
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its children
+        atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def status_of(work: Callable[[], object]) -> int:
+    """Do some work; the status with which a program that does nothing else would end."""
+    try:
+        status = work()
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        status = 1
+    if isinstance(status, str):
+        sys.stderr.write(f"{status}\n")
+    return 0 if status is None else status if isinstance(status, int) else 1
 
 
 def asked(words: list[str]) -> int | None:

@@ -11,7 +11,6 @@ The parent computes nothing and has no threads of its own, as a fork of a proces
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import gc
 import importlib
@@ -24,18 +23,28 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from fade import __version__
 from fade.environment import environment
 from fade.errors import FadeError, listing
 from fade.project import load_projects
-from flows.cli.main import FOLDER, LOADED, NAME, code_now, is_own, peer_uid, receive, send
+from flows.cli.main import (
+    FOLDER,
+    LOADED,
+    NAME,
+    code_now,
+    ending_quickly,
+    is_own,
+    peer_uid,
+    receive,
+    send,
+    status_of,
+)
 from flows.services.local import stop
 from flows.settings import DEFAULTS, STATE, configure
 
@@ -171,23 +180,6 @@ def listening(folder: Path) -> socket.socket:
     return listener
 
 
-def ending_quickly(work: Callable[[], int]) -> NoReturn:
-    """Do a forked child's work, and end it with the status that this gives.
-
-    Threads are waited for and what is registered for the end is done, as Python does it. But what the service imported
-    is not taken apart: Python spends seconds of a core on that, which the next command would have to share.
-    """
-    status = 1
-    try:
-        status = work()
-        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its children
-        atexit._run_exitfuncs()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
 def answer(
     connection: socket.socket, command: Callable[..., Any], code: str, loaded: Mapping[str, str], threads: int
 ) -> int:
@@ -281,20 +273,11 @@ def done(command: Callable[..., Any], words: list[str]) -> int:
 
     sys.argv = ["fade", *words]
     look_at_streams()
-    status: Any = 1
-    try:
-        command(prog_name="fade")
-        status = 0
-    except SystemExit as end:
-        status = end.code
-    except BaseException:
-        traceback.print_exc()
+    status = status_of(partial(command, prog_name="fade"))
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    if isinstance(status, str):
-        sys.stderr.write(f"{status}\n")
-    return 0 if status is None else status if isinstance(status, int) else 1
+    return status
 
 
 def let_go() -> None:

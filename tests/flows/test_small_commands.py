@@ -53,7 +53,7 @@ commands.main()
 """A service that has nothing at hand but torch, and whose commands are long in ending, as those of libraries are."""
 ENDS = """
 import atexit, os, sys, threading, time
-from flows.services.commands import ending_quickly
+from flows.cli.main import ending_quickly
 class Held:
     def __del__(self, write=os.write): write(1, b"taken apart ")
 held = Held()

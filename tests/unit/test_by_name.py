@@ -108,6 +108,9 @@ def test_the_canvas_is_part_of_the_words_so_that_it_needs_no_list_of_its_own() -
     [
         ("a photo of a {object}", {"object": "cat"}, "a photo of a cat"),
         ("a photo of a {object}", {"object": "owl"}, "a photo of an owl"),
+        ("a photo of a {object}", {"object": "unicorn"}, "a photo of a unicorn"),
+        ("a {style} photo of a {object}", {"object": "hour", "style": "ukiyo-e"}, "a ukiyo-e photo of an hour"),
+        ("a photo of a {object}", {"object": "umbrella"}, "a photo of an umbrella"),
         ("a photo of a {object}", {"object": "Ada Lovelace"}, "a photo of Ada Lovelace"),
         ("a {style} picture of a {object}", {"object": "cat", "style": "Monet"}, "Monet picture of a cat"),
     ],
