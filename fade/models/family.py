@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -66,10 +66,11 @@ def load_base(
     device = compute_device()  # what is wrong with it is said before a hash is computed
     found = find_base(source)
     apart = prompts is not None and not found.path.is_file()
-    if not is_shared(lambda: (identity(found), weights, device, apart)):
+    identified = cache(partial(identity, found))  # a hash over all its files, where it is needed first
+    if not is_shared(lambda: (identified(), weights, device, apart)):
         check_weights(found)
         readers(found)
-    sha256 = identity(found)
+    sha256 = identified()
     if expected_sha256 is not None and sha256 != expected_sha256:
         raise BaseModelError(
             f"The base model in {source} is another one: its hash is {sha256[:12]}, expected {expected_sha256[:12]}. "

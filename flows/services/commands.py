@@ -146,7 +146,7 @@ def described() -> Callable[..., Any]:
 def base_at_hand() -> Iterator[None]:
     """Inside, the only project's base is in memory, if it is small and lies where a fork can use it: not on a GPU.
 
-    A command that draws takes a twin of it, as long as the base's files are the same.
+    A command that draws takes its fork's, as long as the base's files are the same.
     """
     from fade.hardware import compute_device
     from fade.models.family import load_base
@@ -245,6 +245,9 @@ def take_over(asked: Mapping[str, Any], streams: list[int], threads: int) -> Non
     """Take the caller's streams, folder, environment and rights for new files."""
     import torch
 
+    from fade.models.sharing import give_bases_away
+
+    give_bases_away()  # this process does one command, and ends
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

@@ -18,7 +18,7 @@ from fade.errors import BaseModelError
 from fade.files import sha256_file
 from fade.models import family
 from fade.models.family import load_base
-from fade.models.sharing import bases_shared
+from fade.models.sharing import bases_shared, give_bases_away
 from fade.spec import Spec
 from fade.studies.trial import run_trial
 from tests.tiny import PROJECT
@@ -79,6 +79,26 @@ def test_a_base_that_is_at_hand_is_not_read_again_until_a_file_of_it_changes(
         assert len(checked) == 2
         with pytest.raises(BaseModelError, match="is another one"):
             load_base(copied, expected_sha256=first.sha256)
+
+
+def test_a_base_that_is_given_away_is_had_once_and_no_twin_of_it_after(
+    tiny_base: Path, tmp_path: Path, loads: list[object]
+) -> None:
+    folder = _adapter(tiny_base, tmp_path / "1", seed=1)
+    loads.clear()
+    with bases_shared():
+        twin = load_base(tiny_base)
+        plain = _predict(twin.network)
+        give_bases_away()
+        given = load_base(tiny_base)
+        assert len(loads) == 1
+        assert given.network.conv_in.weight is not twin.network.conv_in.weight
+        assert given.network.conv_in.weight.data_ptr() == twin.network.conv_in.weight.data_ptr()
+        apply_adapter(given, folder, name="a")
+        activate(given, {"a": 1.0})
+        assert not torch.equal(_predict(given.network), plain)
+        assert torch.equal(_predict(load_base(tiny_base).network), plain), "what was given away is changed"
+        assert len(loads) == 2
 
 
 def test_whoever_writes_into_shared_weights_is_found_out(tiny_base: Path) -> None:
