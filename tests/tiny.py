@@ -38,6 +38,7 @@ SETTINGS = {
     "split": {"forget_per_pair": 1, "retain_per_pair": 1, "holdout_per_pair": 1},
     "saliency": {"groups": 2, "group_size": 4},
     "distill": {"steps": 4, "batch": 4, "rank": 2, "alpha": 2.0},
+    "methods": {"layerwise-tuned": {"steps": 4, "batch": 8, "pool": 16}},
     "evaluate": {"seeds": [188], "steps": 2, "batch": 60},
     "inversion": {"steps": 2, "batch": 4, "restarts": 2, "seeds": [1, 2, 3]},
     "gate": {"ua": 0.0, "ira_loss": 1.0, "cra_loss": 1.0, "surrogate": 0.0, "mush": 1.0, "recognised": 0.0},

@@ -16,7 +16,7 @@ from fade.errors import ConfigError, listing
 from fade.names import name_key
 from fade.spec import Pair
 
-MANY = "layerwise"
+MANY = "layerwise-tuned"
 """The method that many concepts are erased by, unless another one is named."""
 COLUMNS = ("concept", "surrogate", "aliases", "kind")
 

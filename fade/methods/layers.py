@@ -15,10 +15,11 @@ layers before are changed already, so that every layer mends what those before l
 the last projection of its feed-forward is solved likewise, towards the output that the base's block gave: its input is
 no linear function of the text, so it tells apart what the text's states do not.
 
-One pass of the base and two of what becomes the adapter, over a few hundred noised pictures, is all: seconds. In the
-second, pictures that the first left further from their aim than the rest weigh more. Keys and queries stay. Each change
-is cut to the rank that holds ``energy`` of it, in the metric of what the layer reads. The sum over concepts knows no
-order, and nothing is trained: an adapter without one of them is the one that never had it.
+The base and what becomes the adapter answer a few hundred noised pictures side by side, in one pass that ends behind
+the last layer that is solved: seconds. Each layer is solved in ``rounds``: pictures that one left further from their
+aim than the rest weigh more in the next. Keys and queries stay. Each change is cut to the rank that holds ``energy`` of
+it, in the metric of what the layer reads. The sum over concepts knows no order, and nothing is trained: an adapter
+without one of them is the one that never had it.
 
 It is as shallow as any closed form: it overwrites what names give (see ``fade.attacks.inversion``).
 """
@@ -26,7 +27,7 @@ It is as shallow as any closed form: it overwrites what names give (see ``fade.a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,6 +53,10 @@ UNTOLD = 4
 """To so many retained pictures one of any half is shown with the empty prompt, whose answer guidance multiplies."""
 SEEN = 6
 """Of the retained pictures at least one in so many is looked at: the fewer are erased, the more there are to keep."""
+POSITIONS = 21
+"""About so many positions of each picture are solved for: those next to each other read much alike."""
+CHECKED = 8
+"""One in so many of the pictures is answered again, to say what is left."""
 
 
 class LayerwiseSettings(MethodSettings):
@@ -63,7 +68,7 @@ class LayerwiseSettings(MethodSettings):
         retain: likewise of what is kept, and one in six of the pictures that are retained where these are more.
         retain_weight: of each of these against each of those to forget.
         ridge, ridge_after: share of the mean square of what a head's values, and a feed-forward, read.
-        rounds: passes; after each what is left further apart than the rest weighs more in the next.
+        rounds: times that each layer is solved; what one leaves further apart than the rest weighs more in the next.
         energy: share of a change that its rank holds.
         timestep_power: of rows to forget, t = T u^power; less than 1 draws noisier, where it is settled what is drawn.
         retain_timestep_power: likewise of the others.
@@ -92,32 +97,23 @@ class Batch:
 
 
 class _Solver:
-    """Keeps the base's answers layer by layer, then solves each layer against them.
+    """Solves each layer as it answers: of all that it sees the first half is the base's, the other half is changed.
 
     Attributes:
-        weights: of each row of the batch, (B,), summing to 1; None while the base's answers are kept.
+        changes: by module what was solved, (out, in) float64, and E xx' of what the module reads.
     """
 
-    def __init__(self, settings: LayerwiseSettings) -> None:
-        self._settings = settings
-        self.weights: Tensor | None = None
-        self._answers: dict[str, Tensor] = {}
+    def __init__(self, settings: LayerwiseSettings, weights: Tensor, halves: Sequence[tuple[Tensor, float]]) -> None:
+        self._settings, self._weights, self._halves = settings, weights, halves
         self._read: dict[str, Tensor] = {}
         self.changes: dict[str, tuple[Tensor, Tensor]] = {}
 
     def attended(self, name: str, mixed: Tensor, answer: Tensor) -> Tensor:
-        """A head's turn, of all heads: ``mixed`` (B, heads, n, in) is what values read, ``answer`` (B, heads, n, d)."""
-        if self.weights is None:
-            self._answers[name] = answer
-            return answer
-        found = [
-            self._solved(mixed[:, head], self._answers[name][:, head] - answer[:, head], self._settings.ridge)
-            for head in range(mixed.shape[1])
-        ]
-        change = torch.stack([one for one, _ in found])
-        moment = torch.stack([one for _, one in found]).mean(dim=0)
-        self.changes[name] = change.flatten(0, 1), moment
-        return answer + torch.einsum("bhnd,hed->bhne", mixed, change.to(mixed))
+        """A layer's turn: ``mixed`` (2B, heads, n, in) is what values read, ``answer`` (2B, heads, n, d)."""
+        aim, before = answer.chunk(2)
+        changes, moments, now = self._solved(mixed.chunk(2)[1], aim, before, self._settings.ridge)
+        self.changes[name] = changes.flatten(0, 1), moments.mean(dim=0)
+        return torch.cat([aim, now])
 
     def read(self, name: str, module: nn.Module, given: tuple[Tensor, ...]) -> None:
         """What the last projection of a block's feed-forward reads."""
@@ -125,24 +121,57 @@ class _Solver:
         self._read[name] = given[0]
 
     def fed(self, name: str, block: Any, given: tuple[Tensor, ...], answer: Tensor) -> Tensor:
-        """A block's answer, (B, n, out), to which its feed-forward was added."""
+        """A block's answer, (2B, n, out), to which its feed-forward was added."""
         del given, block
-        if self.weights is None:
-            self._answers[name] = answer
-            return answer
-        read = self._read.pop(name)
-        change, moment = self._solved(read, self._answers[name] - answer, self._settings.ridge_after)
-        self.changes[f"{name}.ff.net.2"] = change, moment
-        return answer + read @ change.T.to(read)
+        aim, before = answer[:, None].chunk(2)
+        read = self._read.pop(name)[:, None].chunk(2)[1]
+        changes, moments, now = self._solved(read, aim, before, self._settings.ridge_after)
+        self.changes[f"{name}.ff.net.2"] = changes[0], moments[0]
+        return torch.cat([aim, now]).squeeze(1)
 
-    def _solved(self, read: Tensor, missing: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """The map (out, in) that takes what is read, (B, n, in), nearest to what is missing, (B, n, out); and E xx'."""
-        rows = torch.ones(len(read), device=read.device) if self.weights is None else self.weights
-        weights = (rows / read.shape[1]).repeat_interleave(read.shape[1]).double()[:, None]
-        x, y = read.flatten(0, 1).double(), missing.flatten(0, 1).double()
-        moment = x.T @ (weights * x)
-        moment += ridge * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-        return torch.linalg.solve(moment, x.T @ (weights * y)).T, moment
+    def _solved(self, read: Tensor, aim: Tensor, before: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each head the map (out, in) that takes what it reads nearest to what is missing, E xx', and its answer.
+
+        Args:
+            read: (B, heads, n, in).
+            aim, before: (B, heads, n, out).
+        """
+        weights = self._weights
+        for left in reversed(range(self._settings.rounds)):
+            heads = [
+                least_squares(read[:, head], (aim - before)[:, head], weights, ridge=ridge)
+                for head in range(read.shape[1])
+            ]
+            changes = torch.stack([change for change, _ in heads])
+            now = before + torch.einsum("bhni,hoi->bhno", read, changes.to(read))
+            if left:
+                weights = reweighted(self._weights, (aim - now).square().flatten(1).mean(dim=1), self._halves)
+        return changes, torch.stack([moment for _, moment in heads]), now
+
+
+def least_squares(read: Tensor, missing: Tensor, weights: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
+    """The map (out, in) that takes what is read nearest to what is missing, and E xx' with the ridge; float64.
+
+    Sums over positions are taken in the type of what is read, a part of the positions in each picture; what comes of
+    them is solved in float64.
+
+    Args:
+        read: (B, n, in).
+        missing: (B, n, out).
+        weights: of each row, (B,).
+        ridge: share of the mean square of what is read.
+    """
+    every = max(1, read.shape[1] // POSITIONS) | 1  # odd: from picture to picture others, where n is even
+    rows = weights.repeat_interleave(read.shape[1])[::every, None]
+    x, y = read.flatten(0, 1)[::every], missing.flatten(0, 1)[::every]
+    weighted = (rows / rows.sum() * x).T
+    moment, towards = (weighted @ x).double(), (weighted @ y).double()
+    moment += ridge * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return torch.linalg.solve(moment, towards).T, moment
+
+
+class _SolvedError(Exception):
+    """All is solved: the rest of the pass is not needed."""
 
 
 class _Attended:
@@ -166,32 +195,37 @@ class _Attended:
 
 def solved(
     base: Base, material: Material, settings: LayerwiseSettings, *, seed: int
-) -> tuple[dict[str, LowRank], Losses]:
-    """The change of each layer, by name, and what is left of both halves; the network stays as it is.
+) -> tuple[dict[str, LowRank], Batch]:
+    """The change of each layer, by name, and what was answered for it; the network stays as it is.
 
     Raises:
         NoMatchingModulesError: the base has no cross-attention of the stock kind.
     """
-    batch = noised_batch(base, material, settings, seed=seed)
     sites = cross_attentions(base.network)
+    batch = noised_batch(base, material, settings, seed=seed)
     weight = settings.retain_weight * float((~batch.forget).sum() / batch.forget.sum())
     share = weight / (1 + weight)
     halves = ((batch.forget, 1 - share), (~batch.forget, share))
     weights = sum((weight * rows / rows.sum() for rows, weight in halves), torch.zeros(())).to(base.device)
-    solver = _Solver(settings)
-    with torch.no_grad(), adapters_disabled(base.network):
-        with _watched(sites, solver):
-            instead = base.denoiser.predict(batch.noisy, batch.t, batch.taught)
-        for left in reversed(range(settings.rounds)):
-            with _watched(sites, solver, weights=weights):
-                answered = base.denoiser.predict(batch.noisy, batch.t, batch.told)
-            apart = (answered - instead).square().flatten(1).mean(dim=1)
-            if left:
-                weights = reweighted(weights, apart, halves)
+    solver = _Solver(settings, weights, halves)
+    noisy, t, told = torch.cat([batch.noisy] * 2), torch.cat([batch.t] * 2), Told.join(batch.taught, batch.told)
+    with torch.no_grad(), adapters_disabled(base.network), _watched(sites, solver), suppress(_SolvedError):
+        base.denoiser.predict(noisy, t, told)
     changes = {name: cut(*found, energy=settings.energy) for name, found in solver.changes.items()}
     material.notes.update(noised_pictures=len(batch.t))
-    losses = Losses(1, *(float(apart.cpu()[rows].mean()) for rows, _ in halves))
-    return {name: change for name, change in changes.items() if len(change.A)}, losses
+    return {name: change for name, change in changes.items() if len(change.A)}, batch
+
+
+def left(base: Base, batch: Batch) -> Losses:
+    """What an adapter that was just placed leaves of both halves, on one in a few of the pictures; the first step."""
+    some = torch.arange(0, len(batch.t), CHECKED, device=base.device)
+    noisy, t, forget = batch.noisy[some], batch.t[some], batch.forget[some.cpu()].to(base.device)
+    with torch.no_grad():
+        now = base.denoiser.predict(noisy, t, batch.told[some])
+        with adapters_disabled(base.network):
+            aim = base.denoiser.predict(noisy, t, batch.taught[some])
+    apart = (now - aim).float().square().flatten(1).mean(dim=1)
+    return Losses(1, float(apart[forget].mean()), float(apart[~forget].mean()))
 
 
 def placed(base: Base, changes: Mapping[str, LowRank], modules: Sequence[str], *, rank: int, seed: int) -> list[Tensor]:
@@ -261,7 +295,7 @@ def _strata(count: int, generator: torch.Generator) -> Tensor:
 
 
 def cross_attentions(network: nn.Module) -> dict[str, Any]:
-    """Blocks that attend to the text, by name, in the order in which they answer.
+    """Blocks that attend to the text, by name.
 
     Raises:
         NoMatchingModulesError: there is none of the stock kind, whose values read the text's states as they arrive.
@@ -285,16 +319,24 @@ def _stock(attn: Any) -> bool:
 
 
 @contextmanager
-def _watched(sites: dict[str, Any], solver: _Solver, *, weights: Tensor | None = None) -> Iterator[None]:
-    """Inside, blocks show what they read and answer; with weights each is solved as it answers, and answers anew."""
-    solver.weights = weights
+def _watched(sites: Mapping[str, Any], solver: _Solver) -> Iterator[None]:
+    """Inside, blocks are solved as they answer; behind the last of them the pass ends.
+
+    Raises:
+        _SolvedError: all have answered.
+    """
+
+    def end(*_: Any) -> None:
+        if len(solver.changes) == 2 * len(sites):
+            raise _SolvedError
+
     before = {name: block.attn2.processor for name, block in sites.items()}
     handles = []
     try:
         for name, block in sites.items():
             block.attn2.processor = _Attended(partial(solver.attended, f"{name}.attn2.to_v"))
             handles.append(block.ff.net[-1].register_forward_pre_hook(partial(solver.read, name)))
-            handles.append(block.register_forward_hook(partial(solver.fed, name)))
+            handles += [block.register_forward_hook(hook) for hook in (partial(solver.fed, name), end)]
         yield
     finally:
         for handle in handles:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fade.methods.layers import LayerwiseSettings, placed, solved
+from fade.methods.layers import LayerwiseSettings, left, placed, solved
 from fade.methods.method import Material, Method
 from fade.methods.trained_difference import Losses
 from fade.models.base import Base
@@ -13,17 +13,17 @@ from fade.models.base import Base
 def layerwise(
     base: Base, material: Material, settings: LayerwiseSettings, *, precision: str, seed: int
 ) -> Iterator[Losses]:
-    """Solve; one step, with what is left of both halves. It is computed in float64 from float32 answers.
+    """Solve; one step, with what is left of both halves. It is solved in float64 from float32 answers.
 
     Raises:
         NoMatchingModulesError: the base has no cross-attention of the stock kind.
     """
     del precision
-    changes, losses = solved(base, material, settings, seed=seed)
+    changes, batch = solved(base, material, settings, seed=seed)
     rank = max((len(one.A) for one in changes.values()), default=1)
     placed(base, changes, [*changes], rank=rank, seed=seed)
     material.notes.update(rank=rank)
-    yield losses
+    yield left(base, batch)
 
 
 LAYERWISE = Method("layerwise", layerwise, LayerwiseSettings, "ours", several=True)

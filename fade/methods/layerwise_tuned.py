@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fade.methods.fade.sparse_lora import adapters_disabled
-from fade.methods.layers import Batch, LayerwiseSettings, noised_batch, placed, solved
+from fade.methods.layers import Batch, LayerwiseSettings, left, noised_batch, placed, solved
 from fade.methods.method import Material, Method
 from fade.methods.trained_difference import Losses
 from fade.models.base import Base
@@ -61,10 +61,10 @@ def layerwise_tuned(
     Raises:
         NoMatchingModulesError: the base has no cross-attention of the stock kind.
     """
-    changes, losses = solved(base, material, settings, seed=seed)
+    changes, solved_for = solved(base, material, settings, seed=seed)
     parameters = placed(base, changes, base.denoiser.modules(), rank=settings.rank, seed=seed)
     material.notes.update(rank=settings.rank)
-    yield losses
+    yield left(base, solved_for)
     counts = {"forget": settings.pool, "retain": settings.pool}
     pool = noised_batch(base, material, settings.model_copy(update=counts), seed=derive_seed(seed, "tuned"))
     aims = answered(base, pool, precision)

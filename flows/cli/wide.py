@@ -65,6 +65,7 @@ def many_at_once(
     json_file: Path | None,
 ) -> None:
     """All concepts by one adapter of each method. Of one method the file is its row, of several a list of rows."""
+    from fade.asking.concepts import MANY
     from flows.studies.many import COLUMNS, drawn_together, plan_many, run_many_benchmark
 
     seed = listed(seeds, "--seeds")[0] if seeds else 0
@@ -74,7 +75,7 @@ def many_at_once(
         named = [one.strip() for one in concepts.split(",")]
         if len(named) != at_once:
             raise ConfigError(f"--at-once {at_once} with --concepts: got {len(named)} names. Give as many.")
-    compared = [name.strip() for name in (methods or "layerwise").split(",")]
+    compared = [name.strip() for name in (methods or MANY).split(",")]
     entries = plan_many(project, compared, named, changes=changes, stacked=sequential)
     asked = json.dumps(sorted(entry.folder.name for entry in entries))
     name = f"many-{project.name}-{at_once}-" + hashlib.sha256(asked.encode()).hexdigest()[:8]

@@ -26,7 +26,7 @@ from flows.erasing.erase import for_several
 
 
 def settings_for_many(project: Project, count: int, changes: Mapping[str, Any], method: str | None) -> Settings:
-    """The project's settings for so many concepts: solved layer by layer, unless another method is named.
+    """The project's settings for so many concepts: solved, then trained on as a whole, unless another method is named.
 
     Of our own distillation the batch grows with the concepts and the steps with the root of their number, unless a
     setting of it is given.

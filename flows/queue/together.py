@@ -1,10 +1,10 @@
 """``drain --together``: the requests of one night become one adapter, and each keeps its own outcome.
 
 All that is due is leased at once. What is wrong with one request is said of that one, and what is erased already is
-settled; the others are one erasure, solved layer by layer (``fade.methods.layers``), each concept once. Its gate
-judges the adapter as a whole; each request's outcome says besides what became of its own concept's prompts. A request
-that is withdrawn meanwhile is left out, and the adapter is made anew without it. Where together is impossible the
-requests go back, and are run one by one.
+settled; the others are one erasure, each concept once, by the method that many take (``fade.asking.concepts``). Its
+gate judges the adapter as a whole; each request's outcome says besides what became of its own concept's prompts. A
+request that is withdrawn meanwhile is left out, and the adapter is made anew without it. Where together is impossible
+the requests go back, and are run one by one.
 
 Rolling one of them back makes the adapter of the others, bit for bit the one that never had it
 (``flows.releasing.part``).

@@ -1,7 +1,7 @@
 """Roll one concept back of an adapter that erases several: the others stay in force.
 
-An adapter is one piece, so what is left is made again without that concept, as it was made: of a solved adapter it is,
-bit for bit, the one that never had it. It passes its own gate before anything changes; then the requests for the other
+An adapter is one piece, so what is left is made again without that concept, as it was made: on one machine it is, bit
+for bit, the one that never had it. It passes its own gate before anything changes; then the requests for the other
 concepts are its, and it goes live in the moment in which the old one goes out.
 """
 

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from fade.asking.assigned import assigned
-from fade.asking.concepts import changed, in_order, read_concepts
+from fade.asking.concepts import MANY, changed, in_order, read_concepts
 from fade.asking.interference import interference
 from fade.asking.prepare import Wanted
 from fade.concepts import Concept
@@ -187,7 +187,8 @@ def test_concepts_are_drawn_alike_each_time_and_some_are_kept(workspace: Path) -
 
 def test_no_surrogate_is_erased_and_one_taken_out_leaves_the_spec_that_never_had_it(workspace: Path) -> None:
     settings = settings_for_many(PROJECT, 3, {}, None)
-    assert settings.method == "layerwise"
+    assert settings.method == MANY == "layerwise-tuned"
+    assert settings_for_many(PROJECT, 3, {}, "layerwise").method == "layerwise"
     three = spec_for_many([Wanted(n) for n in ("cat", "coffee", "horse")], project=PROJECT, settings=settings)
     erased = {pair.concept for pair in three.pairs}
     assert not erased & {pair.surrogate for pair in three.pairs}
@@ -208,7 +209,7 @@ def test_the_preview_says_what_is_erased_and_makes_nothing(workspace: Path, tmp_
     found = json.loads(file.read_text())
     assert [row["concept"] for row in found["pairs"]] == ["cat", "coffee"]
     assert found["pairs"][0]["surrogate"] == "horse"
-    assert found["method"] == "layerwise"
+    assert found["method"] == MANY
     assert not {"cat", "coffee"} & {row["concept"] for row in found["kept"]}
     assert set(Path("data/erasures").glob("*")) == before
     for given, said in (
