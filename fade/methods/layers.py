@@ -16,8 +16,7 @@ the last projection of its feed-forward is solved likewise, towards the output t
 no linear function of the text, so it tells apart what the text's states do not.
 
 The base and what becomes the adapter answer a few hundred noised pictures side by side, in one pass that ends behind
-the last layer that is solved: seconds. Each layer is solved in ``rounds``: pictures that one left further from their
-aim than the rest weigh more in the next. Keys and queries stay. Each change is cut to the rank that holds ``energy`` of
+the last layer that is solved: seconds. Keys and queries stay. Each change is cut to the rank that holds ``energy`` of
 it, in the metric of what the layer reads. The sum over concepts knows no order, and nothing is trained: an adapter
 without one of them is the one that never had it.
 
@@ -47,16 +46,14 @@ from fade.models.base import Base
 from fade.models.told import Told
 from fade.seeding import torch_generator
 
-BOUNDS = 0.3, 4.0
-"""By what a row's weight may change from a round to the next."""
 UNTOLD = 4
 """To so many retained pictures one of any half is shown with the empty prompt, whose answer guidance multiplies."""
 SEEN = 6
 """Of the retained pictures at least one in so many is looked at: the fewer are erased, the more there are to keep."""
 POSITIONS = 21
 """About so many positions of each picture are solved for: those next to each other read much alike."""
-CHECKED = 8
-"""One in so many of the pictures is answered again, to say what is left."""
+CHECKED = 64
+"""About so many of the pictures are answered again, to say what is left."""
 
 
 class LayerwiseSettings(MethodSettings):
@@ -68,7 +65,6 @@ class LayerwiseSettings(MethodSettings):
         retain: likewise of what is kept, and one in six of the pictures that are retained where these are more.
         retain_weight: of each of these against each of those to forget.
         ridge, ridge_after: share of the mean square of what a head's values, and a feed-forward, read.
-        rounds: times that each layer is solved; what one leaves further apart than the rest weighs more in the next.
         energy: share of a change that its rank holds.
         timestep_power: of rows to forget, t = T u^power; less than 1 draws noisier, where it is settled what is drawn.
         retain_timestep_power: likewise of the others.
@@ -79,7 +75,6 @@ class LayerwiseSettings(MethodSettings):
     retain_weight: float = 0.25
     ridge: float = 1e-4
     ridge_after: float = 1e-2
-    rounds: int = 2
     energy: float = 0.999
     timestep_power: float = 0.25
     retain_timestep_power: float = 0.5
@@ -103,17 +98,19 @@ class _Solver:
         changes: by module what was solved, (out, in) float64, and E xx' of what the module reads.
     """
 
-    def __init__(self, settings: LayerwiseSettings, weights: Tensor, halves: Sequence[tuple[Tensor, float]]) -> None:
-        self._settings, self._weights, self._halves = settings, weights, halves
+    def __init__(self, settings: LayerwiseSettings, weights: Tensor) -> None:
+        self._settings, self._weights = settings, weights
         self._read: dict[str, Tensor] = {}
         self.changes: dict[str, tuple[Tensor, Tensor]] = {}
 
     def attended(self, name: str, mixed: Tensor, answer: Tensor) -> Tensor:
         """A layer's turn: ``mixed`` (2B, heads, n, in) is what values read, ``answer`` (2B, heads, n, d)."""
-        aim, before = answer.chunk(2)
-        changes, moments, now = self._solved(mixed.chunk(2)[1], aim, before, self._settings.ridge)
-        self.changes[name] = changes.flatten(0, 1), moments.mean(dim=0)
-        return torch.cat([aim, now])
+        read, (aim, before) = mixed.chunk(2)[1], answer.chunk(2)
+        heads = range(mixed.shape[1])
+        found = [self._solved(read[:, one], (aim - before)[:, one], self._settings.ridge) for one in heads]
+        change = torch.stack([one for one, _ in found])
+        self.changes[name] = change.flatten(0, 1), torch.stack([one for _, one in found]).mean(dim=0)
+        return torch.cat([aim, before + torch.einsum("bhnd,hed->bhne", read, change.to(read))])
 
     def read(self, name: str, module: nn.Module, given: tuple[Tensor, ...]) -> None:
         """What the last projection of a block's feed-forward reads."""
@@ -123,30 +120,13 @@ class _Solver:
     def fed(self, name: str, block: Any, given: tuple[Tensor, ...], answer: Tensor) -> Tensor:
         """A block's answer, (2B, n, out), to which its feed-forward was added."""
         del given, block
-        aim, before = answer[:, None].chunk(2)
-        read = self._read.pop(name)[:, None].chunk(2)[1]
-        changes, moments, now = self._solved(read, aim, before, self._settings.ridge_after)
-        self.changes[f"{name}.ff.net.2"] = changes[0], moments[0]
-        return torch.cat([aim, now]).squeeze(1)
+        read, (aim, before) = self._read.pop(name).chunk(2)[1], answer.chunk(2)
+        change, moment = self._solved(read, aim - before, self._settings.ridge_after)
+        self.changes[f"{name}.ff.net.2"] = change, moment
+        return torch.cat([aim, before + read @ change.T.to(read)])
 
-    def _solved(self, read: Tensor, aim: Tensor, before: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each head the map (out, in) that takes what it reads nearest to what is missing, E xx', and its answer.
-
-        Args:
-            read: (B, heads, n, in).
-            aim, before: (B, heads, n, out).
-        """
-        weights = self._weights
-        for left in reversed(range(self._settings.rounds)):
-            heads = [
-                least_squares(read[:, head], (aim - before)[:, head], weights, ridge=ridge)
-                for head in range(read.shape[1])
-            ]
-            changes = torch.stack([change for change, _ in heads])
-            now = before + torch.einsum("bhni,hoi->bhno", read, changes.to(read))
-            if left:
-                weights = reweighted(self._weights, (aim - now).square().flatten(1).mean(dim=1), self._halves)
-        return changes, torch.stack([moment for _, moment in heads]), now
+    def _solved(self, read: Tensor, missing: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        return least_squares(read, missing, self._weights, ridge=ridge)
 
 
 def least_squares(read: Tensor, missing: Tensor, weights: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
@@ -205,9 +185,8 @@ def solved(
     batch = noised_batch(base, material, settings, seed=seed)
     weight = settings.retain_weight * float((~batch.forget).sum() / batch.forget.sum())
     share = weight / (1 + weight)
-    halves = ((batch.forget, 1 - share), (~batch.forget, share))
-    weights = sum((weight * rows / rows.sum() for rows, weight in halves), torch.zeros(())).to(base.device)
-    solver = _Solver(settings, weights, halves)
+    forget, retain = (rows / rows.sum() for rows in (batch.forget, ~batch.forget))
+    solver = _Solver(settings, ((1 - share) * forget + share * retain).to(base.device))
     noisy, t, told = torch.cat([batch.noisy] * 2), torch.cat([batch.t] * 2), Told.join(batch.taught, batch.told)
     with torch.no_grad(), adapters_disabled(base.network), _watched(sites, solver), suppress(_SolvedError):
         base.denoiser.predict(noisy, t, told)
@@ -217,8 +196,8 @@ def solved(
 
 
 def left(base: Base, batch: Batch) -> Losses:
-    """What an adapter that was just placed leaves of both halves, on one in a few of the pictures; the first step."""
-    some = torch.arange(0, len(batch.t), CHECKED, device=base.device)
+    """What an adapter that was just placed leaves of both halves, on some of the pictures; the first step."""
+    some = torch.arange(0, len(batch.t), max(1, len(batch.t) // CHECKED), device=base.device)
     noisy, t, forget = batch.noisy[some], batch.t[some], batch.forget[some.cpu()].to(base.device)
     with torch.no_grad():
         now = base.denoiser.predict(noisy, t, batch.told[some])
@@ -237,22 +216,6 @@ def placed(base: Base, changes: Mapping[str, LowRank], modules: Sequence[str], *
     tensors = add_sparse_lora(base.network, mask, rank=rank, alpha=float(rank), seed=seed, name=STUDENT)
     begin_with(base.network, STUDENT, {name: _filled(change, rank) for name, change in changes.items()})
     return tensors
-
-
-def reweighted(weights: Tensor, apart: Tensor, halves: Sequence[tuple[Tensor, float]]) -> Tensor:
-    """Weights of the next round: rows that are left further apart than their half's mean count for more, within bounds.
-
-    Args:
-        apart: of each row how far its answer is from what it is to be.
-        halves: rows to forget and to retain, each with what its weights sum to.
-    """
-    found = weights.clone()
-    for rows, whole in halves:
-        mine = rows.to(weights.device)
-        factor = (apart[mine] / apart[mine].mean().clamp(min=torch.finfo(apart.dtype).tiny)).clamp(*BOUNDS)
-        found[mine] = weights[mine] * factor
-        found[mine] *= whole / found[mine].sum()
-    return found
 
 
 def noised_batch(base: Base, material: Material, settings: LayerwiseSettings, *, seed: int) -> Batch:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fade.errors import NoMatchingModulesError
 from fade.methods.fade.examples import Examples
 from fade.methods.fade.sparse_lora import adapter_tensors, adapters_disabled, lora_layers
-from fade.methods.layers import SEEN, UNTOLD, LayerwiseSettings, _Attended, cut, noised_batch, reweighted
+from fade.methods.layers import POSITIONS, SEEN, UNTOLD, LayerwiseSettings, _Attended, cut, least_squares, noised_batch
 from fade.methods.layerwise import layerwise
 from fade.methods.layerwise_tuned import TunedSettings, answered, layerwise_tuned, rate
 from fade.methods.mace import MaceSettings, alone, fused, mace
@@ -234,15 +234,26 @@ def test_the_cut_holds_the_share_that_is_asked_in_the_metric_of_what_is_read() -
     assert len(cut(torch.zeros(6, 8).double(), moment, energy=0.9).A) == 0
 
 
-def test_what_is_left_further_apart_weighs_more_in_the_next_round_within_its_half() -> None:
-    forget = torch.tensor([True, True, True, False, False])
-    weights = torch.tensor([0.2, 0.2, 0.2, 0.2, 0.2])
-    apart = torch.tensor([1.0, 1.0, 100.0, 3.0, 3.0])
-    found = reweighted(weights, apart, [(forget, 0.6), (~forget, 0.4)])
-    assert found[:3].sum() == pytest.approx(0.6)
-    assert found[3:].tolist() == pytest.approx([0.2, 0.2])
-    assert found[0] == found[1] < found[2]
-    assert found[2] / found[0] == pytest.approx(100 / 34 / 0.3, rel=1e-3), "no row is left out altogether"
+def test_least_squares_is_what_a_general_solver_finds_of_weighted_rows_and_a_part_of_the_positions_is_enough() -> None:
+    generator = torch.Generator().manual_seed(6)
+    read, aim = torch.randn(40, 16, 5, generator=generator), torch.randn(3, 5, generator=generator)
+    missing = read @ aim.T + 0.1 * torch.randn(40, 16, 3, generator=generator)
+    weights = torch.rand(40, generator=generator)
+    found, moment = least_squares(read, missing, weights, ridge=1e-2)
+    x, y = read.flatten(0, 1).double(), missing.flatten(0, 1).double()
+    rows = (weights / weights.sum() / 16).repeat_interleave(16).double()[:, None]
+    ridge = 1e-2 * (rows * x.square()).sum(dim=0).mean()
+    whole = torch.cat([rows.sqrt() * x, ridge.sqrt() * torch.eye(5).double()])
+    best = torch.linalg.lstsq(whole, torch.cat([rows.sqrt() * y, torch.zeros(5, 3).double()])).solution.T
+    torch.testing.assert_close(found, best, rtol=1e-4, atol=1e-5)
+    assert torch.linalg.eigvalsh(moment).min() > 0
+    plain = least_squares(read, missing, torch.ones(40), ridge=1e-2)[0]
+    assert (plain - found).abs().max() > 1e-4, "the weights count"
+    # Of many positions a part is taken, in every picture.
+    many = read.repeat_interleave(8, dim=1)
+    few = least_squares(many, missing.repeat_interleave(8, dim=1), weights, ridge=1e-2)[0]
+    assert many.shape[1] > 2 * POSITIONS
+    torch.testing.assert_close(few, found, rtol=0.1, atol=0.02)
 
 
 def test_layer_by_layer_refuses_a_base_without_stock_cross_attention(base: StableDiffusion, material: Material) -> None:
