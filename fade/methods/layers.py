@@ -70,9 +70,9 @@ class LayerwiseSettings(MethodSettings):
         retain_timestep_power: likewise of the others.
     """
 
-    forget: int = 256
-    retain: int = 256
-    retain_weight: float = 0.25
+    forget: int = 192
+    retain: int = 160
+    retain_weight: float = 0.4
     ridge: float = 1e-4
     ridge_after: float = 1e-2
     energy: float = 0.999
