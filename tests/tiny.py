@@ -38,12 +38,13 @@ SETTINGS = {
     "split": {"forget_per_pair": 1, "retain_per_pair": 1, "holdout_per_pair": 1},
     "saliency": {"groups": 2, "group_size": 4},
     "distill": {"steps": 4, "batch": 4, "rank": 2, "alpha": 2.0},
-    "methods": {"layerwise-tuned": {"steps": 4, "batch": 8, "pool": 16}},
     "evaluate": {"seeds": [188], "steps": 2, "batch": 60},
     "inversion": {"steps": 2, "batch": 4, "restarts": 2, "seeds": [1, 2, 3]},
     "gate": {"ua": 0.0, "ira_loss": 1.0, "cra_loss": 1.0, "surrogate": 0.0, "mush": 1.0, "recognised": 0.0},
 }
 """A tiny base draws noise, so that no figure can be asked of it: its gate lets everything pass."""
+FEW_STEPS = {"layerwise-tuned": {"steps": 4, "batch": 8, "pool": 16}}
+"""Settings under ``methods`` of what many concepts are erased by, for tests that erase some."""
 _JUDGE = {"seed": 1, "steps": 3, "batch": 8, "learning_rate": 1e-3, "scrambled_share": 0.25}
 JUDGES = {
     "threads": 1,

@@ -48,7 +48,7 @@ from fade.seeding import torch_generator
 
 UNTOLD = 4
 """To so many retained pictures one of any half is shown with the empty prompt, whose answer guidance multiplies."""
-SEEN = 6
+SEEN = 4
 """Of the retained pictures at least one in so many is looked at: the fewer are erased, the more there are to keep."""
 POSITIONS = 21
 """About so many positions of each picture are solved for: those next to each other read much alike."""
@@ -62,7 +62,7 @@ class LayerwiseSettings(MethodSettings):
     Attributes:
         forget: noised pictures under the captions of what is erased, spread evenly over the concepts, and as many as
             there are concepts where these are more. Half of them show the surrogate.
-        retain: likewise of what is kept, and one in six of the pictures that are retained where these are more.
+        retain: likewise of what is kept, and one in four of the pictures that are retained where these are more.
         retain_weight: of each of these against each of those to forget.
         ridge, ridge_after: share of the mean square of what a head's values, and a feed-forward, read.
         energy: share of a change that its rank holds.

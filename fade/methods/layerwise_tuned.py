@@ -41,7 +41,8 @@ class TunedSettings(LayerwiseSettings):
         steps: the first solves, each other one is a step of AdamW.
         learning_rate: at its highest; it ends at 0, by a cosine.
         batch: rows of a step, half of them to forget.
-        pool: noised pictures of each half, at least one for each concept.
+        pool: noised pictures of each half, at least one for each concept, and each that is retained at least once: of
+            few pictures of much that is kept these alone stay where they were.
         retain_share: of the loss.
     """
 
@@ -65,7 +66,7 @@ def layerwise_tuned(
     parameters = placed(base, changes, base.denoiser.modules(), rank=settings.rank, seed=seed)
     material.notes.update(rank=settings.rank)
     yield left(base, solved_for)
-    counts = {"forget": settings.pool, "retain": settings.pool}
+    counts = {"forget": settings.pool, "retain": max(settings.pool, len(material.rows("retain")))}
     pool = noised_batch(base, material, settings.model_copy(update=counts), seed=derive_seed(seed, "tuned"))
     aims = answered(base, pool, precision)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)

@@ -33,7 +33,7 @@ from flows.queue.together import drain_together
 from flows.releasing import approval, release
 from flows.releasing.part import roll_back_one, spec_without
 from flows.settings import ERASURES
-from tests.tiny import PROJECT, PROJECTS, save_judges, save_tiny_base, write_project
+from tests.tiny import FEW_STEPS, PROJECT, PROJECTS, save_judges, save_tiny_base, write_project
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -41,6 +41,7 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture
 def ledger(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
     monkeypatch.setenv("FADE_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
+    write_project(Path("params.yaml"), PROJECT, methods=FEW_STEPS)
     with Ledger() as found:
         yield found
 
@@ -147,7 +148,9 @@ def _noise(folder: Path, count: int) -> Project:
     project = Project(
         name=folder.name, catalog=str(folder / "catalog"), base=str(folder / "base"), judges=judges, render=None
     )
-    return load_project(write_project(folder / "params.yaml", project, evaluate={"seeds": [188], "steps": 1}))
+    return load_project(
+        write_project(folder / "params.yaml", project, evaluate={"seeds": [188], "steps": 1}, methods=FEW_STEPS)
+    )
 
 
 @pytest.mark.parametrize("count", [9, pytest.param(100, marks=pytest.mark.slow)])

@@ -25,7 +25,7 @@ from fade.studies.trial import TRIALS
 from flows.cli.app import app
 from flows.erasing.many import settings_for_many, spec_for_many
 from flows.studies.many import drawn_together, many_plot, plan_many
-from tests.tiny import PROJECT, plain_spec
+from tests.tiny import FEW_STEPS, PROJECT, plain_spec, write_project
 
 NAMES = (["cat", "dog", "cow", "hen", "owl"], ["photo", "ink", "oil", "wax"])
 CAT, DOG, COW = (Concept(name, "object") for name in ("cat", "dog", "cow"))
@@ -233,6 +233,7 @@ def test_one_taken_out_leaves_the_bits_of_an_adapter_made_without_it(workspace: 
         row: dict[str, str] = json.loads(file.read_text())
         return {**row, "erasure": Path(row["folder"]).name}
 
+    write_project(Path("params.yaml"), PROJECT, methods=FEW_STEPS)
     three, two = tmp_path / "three.csv", tmp_path / "two.csv"
     three.write_text("concept,surrogate\ncat,horse\ncoffee,rocket\nflower,rocket\n")
     two.write_text("concept,surrogate\nflower,rocket\ncat,horse\n")
