@@ -31,6 +31,8 @@ AT_ONCE = 128
 """Rows that the teacher answers at a time."""
 WARM = 10
 """Steps until the learning rate is whole: what is solved is not to be thrown about."""
+WIDER = 4
+"""Of what is kept the pool is at most so many times as large as it is set."""
 
 
 class TunedSettings(LayerwiseSettings):
@@ -41,8 +43,8 @@ class TunedSettings(LayerwiseSettings):
         steps: the first solves, each other one is a step of AdamW.
         learning_rate: at its highest; it ends at 0, by a cosine.
         batch: rows of a step, half of them to forget.
-        pool: noised pictures of each half, at least one for each concept, and each that is retained at least once: of
-            few pictures of much that is kept these alone stay where they were.
+        pool: noised pictures of each half, at least one for each concept; of what is kept as many as are retained, up
+            to four times as many: of few pictures of many concepts these alone stay where they were.
         retain_share: of the loss.
     """
 
@@ -66,7 +68,8 @@ def layerwise_tuned(
     parameters = placed(base, changes, base.denoiser.modules(), rank=settings.rank, seed=seed)
     material.notes.update(rank=settings.rank)
     yield left(base, solved_for)
-    counts = {"forget": settings.pool, "retain": max(settings.pool, len(material.rows("retain")))}
+    kept = len(material.rows("retain"))
+    counts = {"forget": settings.pool, "retain": min(max(settings.pool, kept), WIDER * settings.pool)}
     pool = noised_batch(base, material, settings.model_copy(update=counts), seed=derive_seed(seed, "tuned"))
     aims = answered(base, pool, precision)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
