@@ -68,8 +68,8 @@ def layerwise_tuned(
     parameters = placed(base, changes, base.denoiser.modules(), rank=settings.rank, seed=seed)
     material.notes.update(rank=settings.rank)
     yield left(base, solved_for)
-    kept = len(material.rows("retain"))
-    counts = {"forget": settings.pool, "retain": min(max(settings.pool, kept), WIDER * settings.pool)}
+    retained = len(material.rows("retain"))
+    counts = {"forget": settings.pool, "retain": min(max(settings.pool, retained), WIDER * settings.pool)}
     pool = noised_batch(base, material, settings.model_copy(update=counts), seed=derive_seed(seed, "tuned"))
     aims = answered(base, pool, precision)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
