@@ -113,13 +113,17 @@ def _surrogates(figures: JudgeFigures) -> list[tuple[str, Rate, float]]:
 
 @dataclass(frozen=True, slots=True)
 class _Clear:
-    """What of an erased concept's own prompts is no mush; ``granted``: more mush in the surrogate's own pictures."""
+    """What of an erased concept's own prompts is no mush.
+
+    ``granted``: more mush in the surrogate's own pictures, which are ``of`` so many where there is more.
+    """
 
     name: str
     base: float
     mush: Rate
     pairs: Paired
     granted: float
+    of: int
 
 
 def _clear(figures: JudgeFigures) -> list[_Clear]:
@@ -127,10 +131,10 @@ def _clear(figures: JudgeFigures) -> list[_Clear]:
     for name, (key, one) in _numbered("unscrambled", figures.after.erased):
         was = figures.before.erased[key].mush
         if was is not None and one.mush is not None:
-            best = figures.reachable[key].mush.value if key in figures.reachable else was.value
-            found.append(
-                _Clear(name, was.value, one.mush, figures.paired.clear[key], granted=max(best - was.value, 0.0))
-            )
+            best = figures.reachable[key].mush if key in figures.reachable else was
+            more, pairs = max(best.value - was.value, 0.0), figures.paired.clear[key]
+            count = best.count if more else was.count
+            found.append(_Clear(name, was.value, one.mush, pairs, granted=more, of=count))
     return found
 
 
@@ -288,7 +292,7 @@ def _points(figures: JudgeFigures, gate: Gate) -> list[_Point]:
         count = one.mush.count
         # No mush among a few of the base's pictures does not say that there is none.
         known = (worst * count + 1) / (count + 2) if gate.doubt else worst
-        most = worst + gate.mush + _standard_error(known, count, count)
+        most = worst + gate.mush + _standard_error(known, one.of, count)
         found.append(_Point(one.name, 1 - one.mush.value, 1 - min(most, 1.0), pairs=one.pairs, base=1 - one.base))
     least = asked_of_rates(figures, gate)
     for name in ("ira", "cra"):

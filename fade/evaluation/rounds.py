@@ -9,7 +9,9 @@ rest    those that name none of them, spread so that each few hold every object 
 near    further ones of the neighbours and surrogates, of each as many as the gate needs where the rest has too few
 
 A round draws what not even the best erasure could do without (``fade.evaluation.power``); after that some dozens of
-whatever the gate is not sure of, until it is, something is surely missed, or all seeds were drawn.
+whatever the gate is not sure of, until it is, something is surely missed, or all seeds were drawn. Where that is how
+much of the concept's prompts shows the surrogate, or is mush, as many of the surrogate's own, which say what can be
+reached.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class Rounds:
             self._erased.append(mine)
         self._own = self._all.index[named].tolist()
         self._rest = _spread(self._all[~named])
-        close = [*neighbours, *(instead.name for _, instead in pairs if instead is not None)]
+        self._surrogates = [instead.name for _, instead in pairs if instead is not None]
+        close = [*neighbours, *self._surrogates]
         # A concept that is erased itself is none of its own neighbours: what names it is not among the rest.
         self._near = {
             name: self._all.index[~named & ((self._all["object"] == name) | (self._all["style"] == name))].tolist()
@@ -104,13 +107,19 @@ class Rounds:
             what, _, number = name.removeprefix("base: ").partition(" ")
             if of_the_concept(name):
                 rows |= self._more_own()
+                if what in ("surrogate", "unscrambled"):  # asked of what the base's own pictures of the surrogate reach
+                    for surrogate in self._surrogates:
+                        rows |= self._more_near(surrogate, rows)
             elif what == "neighbour":
-                mine = self._near[self._neighbours[int(number) - 1]]
-                new = [label for label in mine if label not in self.parts and label not in rows]
-                rows |= dict.fromkeys(new[:DOZEN], NEAR)
+                rows |= self._more_near(self._neighbours[int(number) - 1], rows)
             else:
                 rows |= self._rest_to(self._count(REST) + self._could_do(figures))
         return self._taken(rows) if rows else None
+
+    def _more_near(self, name: str, rows: Mapping[int, str]) -> dict[int, str]:
+        """A dozen more prompts of a neighbour or a surrogate."""
+        new = [label for label in self._near[name] if label not in self.parts and label not in rows]
+        return dict.fromkeys(new[:DOZEN], NEAR)
 
     def _could_do(self, figures: JudgeFigures) -> int:
         """How many more of the rest would do if none of them changed sides: a dozen at least, ``round`` at most."""
