@@ -72,6 +72,14 @@ class Look(Record):
         return self.drift is not None
 
     @property
+    def short(self) -> bool:
+        """Whether fewer pictures show the surrogate, or more are mush, than the base's own of the surrogate."""
+        fewer = self.surrogate is not None and self.surrogate / self.erased < _share(
+            self.reached_surrogate, self.reached
+        )
+        return fewer or self.mush / self.erased > _share(self.reached_mush, self.reached)
+
+    @property
     def faults(self) -> tuple[Fault, ...]:
         """What is not as it should be, as far as these pictures can say."""
         best = _share(self.reached_shown, self.reached)

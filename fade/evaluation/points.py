@@ -12,6 +12,8 @@ from fade.evaluation.looks import Fault, Look
 from fade.evaluation.records import Count, Counted, Record
 
 POINTS_NAME = "points.json"
+FREE = 0.02
+"""Drift of a look that nobody sees: a third of what an erasure may have."""
 
 
 class Controls(Record):
@@ -48,6 +50,11 @@ class Point(Record):
         """By what points with faults are compared: one of which others were looked at too is known to be as good."""
         return self.look.whole, self.score
 
+    @property
+    def free(self) -> bool:
+        """Whether nothing is wrong with it, and it costs next to nothing."""
+        return not self.faults and self.look.drift is not None and self.look.drift <= FREE
+
 
 class Points(Record):
     """All that a search tried, in order: an erasure's ``points/points.json``.
@@ -64,12 +71,19 @@ class Points(Record):
 
 
 def best_of(tried: Sequence[Point]) -> tuple[int, str]:
-    """The point that is taken, and why: of those without a fault that of the least drift, else the highest score."""
-    good = {number: point.look.drift or 0.0 for number, point in enumerate(tried) if not point.faults}
+    """The point that is taken, and why.
+
+    Without a fault, of those that cost next to nothing that of the highest score, else that of the least drift; where
+    all have a fault, the highest score.
+    """
+    free = [number for number, point in enumerate(tried) if point.free]
+    good = [number for number, point in enumerate(tried) if not point.faults]
     if good:
-        number = min(good, key=lambda one: good[one])
-        least = ", and moved the others least" if len(good) > 1 else ""
-        return number, f"of {len(tried)} the one in which the pictures of its look show no fault{least}"
+        number = (
+            max(free, key=lambda i: tried[i].score) if free else min(good, key=lambda i: tried[i].look.drift or 0.0)
+        )
+        also = "" if len(good) == 1 else ", and that reached most" if free else ", and that moved the others least"
+        return number, f"of {len(tried)} the one in which the pictures of its look show no fault{also}"
     number = max(range(len(tried)), key=lambda i: tried[i].standing)
     return number, (
         f"the highest score of {len(tried)}, in all of which the pictures show a fault (here: "

@@ -4,20 +4,21 @@ Settings that were fitted to one set of pictures need not fit another. So an era
 pictures (fade/evaluation/looks.py), moves along its controls as they say, and stops as soon as nothing is wrong:
 
 1. The closed form of a small rank, milliseconds: with so great a retain weight that the concept's text states go
-   ``FAR`` of the way to the surrogate's. Where that moves the others by next to nothing (``FREE``) and shows no fault,
-   there is no reason to stop short of it. Elsewhere every concept that shares the text's dimensions is taken along, in
-   proportion: so it is tried ``WAYS[0]`` of the way, and further while pictures still show the concept or lack the
-   surrogate; the first that suffices is the one that moves the others least, and what lies beyond it is not tried.
-   Neighbours share most of them: ``NEAR_SHARE`` of what is retained are theirs.
+   ``FAR`` of the way to the surrogate's. Where that moves the others by next to nothing (``points.FREE``) and shows no
+   fault, there is no reason to stop short of it: with a quarter of that weight, and a quarter of this, it goes on while
+   it is free and less is reached than the surrogate's own pictures say. Elsewhere every concept that shares the text's
+   dimensions is taken along, in proportion: so it is tried ``WAYS[0]`` of the way, and further while pictures still
+   show the concept or lack the surrogate; the first that suffices is the one that moves the others least, and what lies
+   beyond it is not tried. Neighbours share most of them: ``NEAR_SHARE`` of what is retained are theirs.
 2. Where that one moved others, or none sufficed, distillation begins from the best of these, and goes on (it is not
    begun anew) to 60, 120, 240 and 480 steps in all. Where the concept shows, the weight of forgetting rises with them;
    where neighbours or others moved, that of retaining; where mush comes, first more of the forget examples show the
    surrogate, then timesteps are drawn where the teacher's answers differ.
 
-Taken is of the points without a fault the one that moves the others least, else the one of the highest score; all are
-kept with their adapters, so that a person can take another. What decides is counted in points, steps and pictures,
-never in seconds: equal requests give equal bytes. The judge of the looks is ``development``, and their seeds are none
-of an evaluation's.
+Taken is of the points without a fault the one that moves the others least (of those that are free the one that
+reached most), else the one of the highest score; all are kept with their adapters, so that a person can take another.
+What decides is counted in points, steps and pictures, never in seconds: equal requests give equal bytes. The judge of
+the looks is ``development``, and their seeds are none of an evaluation's.
 
 Why the gate's error rate need not be divided by the points that were tried: of all of them one is put before it, and
 which one was settled by another judge on other pictures. Given that choice the pictures that the gate counts are as
@@ -79,8 +80,8 @@ from fade.steps.encoded import check_told_apart
 
 FAR, WAYS = 0.9, (0.7, 0.8)
 """Shares of the way from the concept's text states to the surrogate's that closed forms go: the first, then in turn."""
-FREE = 0.02
-"""Drift of a look that nobody sees: a third of what an erasure may have."""
+FURTHER = 0.25
+"""By what the retain weight falls where going on is free."""
 LEAST_RETAINED = 1.0
 """Below this retain weight a closed form moves others by so much that distillation had better go on (measured)."""
 NEAR_SHARE = 0.35
@@ -235,23 +236,36 @@ def search(base: Base, given: Material, spec: Spec, looking: Looking) -> Iterato
 
 
 def _solved(base: Base, given: Material, spec: Spec, looking: Looking) -> Iterator[_Tried]:
-    """The closed form that goes far; if it costs something, nearer ones until one overwrites the concept."""
-    sites = _sites(base)
+    """The closed form that goes far, and on while that is free; if it costs something, nearer ones."""
+    sites, most = _sites(base), min(spec.tune.solved, spec.tune.tries)
     mask = Mask("none", sites, len(sites), len(sites))
-    weights: list[float] = []
-    for way in (FAR, *WAYS)[: min(spec.tune.solved, spec.tune.tries)]:
-        weight = closed_form_weight(base, given, spec.distill, way=way, near_share=NEAR_SHARE)
-        weight = max(weight, LEAST_RETAINED)
-        if weight in weights:
-            return  # it may not go so far: nothing lies between
-        weights.append(weight)
+
+    def weight_of(way: float) -> float:
+        return max(closed_form_weight(base, given, spec.distill, way=way, near_share=NEAR_SHARE), LEAST_RETAINED)
+
+    def at(weight: float, *, short: bool = False) -> _Tried:
         controls = _controls(spec.distill, made="solved", rank=spec.tune.rank, solved_weight=weight)
         restore_base(base)
         _begin(base, given, spec.distill, controls, mask, room=spec.tune.rank)
-        one = _point(base, controls, looking, short=way != FAR)
+        return _point(base, controls, looking, short=short)
+
+    weight = far = weight_of(FAR)
+    one = at(weight)
+    yield one
+    if one.point.free:
+        for _ in range(most - 1):
+            weight = max(FURTHER * weight, LEAST_RETAINED)
+            if not (one.point.free and one.point.look.short) or weight == one.point.controls.solved_weight:
+                return
+            one = at(weight)
+            yield one
+        return
+    for way in WAYS[: most - 1]:
+        if (weight := weight_of(way)) == far:
+            return  # it may not go further than this: nothing lies between
+        one = at(weight, short=True)
         yield one
-        faults, drift = set(one.point.faults), one.point.look.drift or 0.0
-        if not faults and drift <= FREE if way == FAR else not {"shows", "surrogate"} & faults:
+        if not {"shows", "surrogate"} & set(one.point.faults):
             return
 
 
