@@ -73,14 +73,18 @@ class Points(Record):
 def best_of(tried: Sequence[Point]) -> tuple[int, str]:
     """The point that is taken, and why.
 
-    Without a fault, of those that cost next to nothing that of the highest score, else that of the least drift; where
+    Without a fault, of those that cost next to nothing the one that reached most, else that of the least drift; where
     all have a fault, the highest score.
     """
+    drifts = [point.look.drift or 0.0 for point in tried]
     free = [number for number, point in enumerate(tried) if point.free]
     good = [number for number, point in enumerate(tried) if not point.faults]
     if good:
+        # What is free is compared without its drift.
         number = (
-            max(free, key=lambda i: tried[i].score) if free else min(good, key=lambda i: tried[i].look.drift or 0.0)
+            max(free, key=lambda i: (round(tried[i].score + drifts[i], 9), -drifts[i]))
+            if free
+            else min(good, key=lambda i: drifts[i])
         )
         also = "" if len(good) == 1 else ", and that reached most" if free else ", and that moved the others least"
         return number, f"of {len(tried)} the one in which the pictures of its look show no fault{also}"

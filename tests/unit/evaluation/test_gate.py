@@ -162,6 +162,18 @@ def test_an_erasure_is_judged_by_what_the_bases_own_pictures_of_the_surrogate_re
     assert alike.reasons[0].startswith("ua is at most")
 
 
+def test_of_few_pictures_of_the_surrogate_less_is_known() -> None:
+    """A sixth of the base's are mush, and a quarter of the erasure's: worse by many pictures, not by 24."""
+
+    def asked(count: int) -> list[str]:
+        of = {"surrogate": (0, 180, 240), "mush": (0, 60, 240), "reachable": (count, count * 5 // 6, count)}
+        reasons = verdict(judged_figures({"it": (240, 0, 240)}, **of), SURE).reasons
+        return [reason.split(" is ")[0] for reason in reasons if "at least" in reason and "surely" not in reason]
+
+    assert asked(240) == ["unscrambled"]
+    assert asked(24) == []
+
+
 def test_mush_that_was_never_counted_is_not_passed() -> None:
     figures = _shown(60, 0)
     bare = figures.model_copy(update={"after": figures.after.model_copy(update={

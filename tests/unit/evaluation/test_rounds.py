@@ -153,6 +153,16 @@ def test_of_a_neighbour_that_the_judge_knows_less_well_more_is_drawn_and_of_the_
     assert verdict(figures, GATE).verdict == "passed"
 
 
+@pytest.mark.parametrize("pair", [OBJECT, STYLE])
+def test_where_mush_decides_more_is_drawn_of_what_says_how_much_there_may_be(pair: tuple[Concept, Concept]) -> None:
+    drawn, _ = evaluated(Erasure(mush=0.03), 2, pair)
+    without, _ = evaluated(Erasure(), 2, pair)
+    own, few = ((one[PART] == OWN).sum() for one in (drawn, without))
+    assert own > few  # it was not sure
+    kind, surrogate = pair[0].kind, pair[1].name
+    assert (drawn[kind] == surrogate).sum() - (without[kind] == surrogate).sum() >= own - few
+
+
 def test_all_seeds_come_first_where_it_is_asked_or_no_bound_is() -> None:
     near = NEIGHBOURS["object"]
     for gate, whole in ((GATE, True), (Gate(), True)):
