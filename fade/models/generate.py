@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,6 +19,8 @@ from fade.models.latents import to_pictures
 from fade.models.told import Told
 
 Solver = Literal["ddim", "dpm++"]
+TOGETHER, TOGETHER_PIXELS = 12, 512 * 512
+"""How many pictures a processor draws at a time, and how many pixels: of 512 x 512 one. So many fit its cache."""
 
 
 def first_latents(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -114,20 +119,53 @@ def generate_batch(
     )
 
 
+def together(side: int) -> int:
+    """How many pictures of so many pixels a side a processor draws at a time."""
+    return min(TOGETHER, max(1, TOGETHER_PIXELS // side**2))
+
+
 def generate(
     base: Base,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
     batch: int,
+    part: int | None = None,
     steps: int,
     guidance: float,
     solver: Solver,
     precision: str = "fp32",
 ) -> Iterator[NDArray[np.uint8]]:
-    """The same in batches, in order."""
-    for start in range(0, len(prompts), batch):
-        part = slice(start, start + batch)
-        yield generate_batch(
-            base, prompts[part], seeds[part], steps=steps, guidance=guidance, solver=solver, precision=precision
-        )
+    """The same in parts, in order.
+
+    A processor draws small pictures in several parts side by side, each on one thread: what is computed for them gains
+    little from threads within an operation. How many are drawn beside a part changes no bit of it.
+
+    Args:
+        batch: pictures that are worked on at most.
+        part: pictures of a part; by default a GPU's is the batch, and a processor's what fits its cache (``together``).
+    """
+    few = together(base.picture_size)
+    on_processor = base.device.type == "cpu"
+    size = part or (min(batch, few) if on_processor else batch)
+    draw = partial(generate_from, base, steps=steps, guidance=guidance, solver=solver, precision=precision)
+    parts = [slice(start, start + size) for start in range(0, len(prompts), size)]
+    if not on_processor or few == 1:
+        for rows in parts:
+            yield draw(base.encode_prompts(prompts[rows]), seeds[rows])
+        return
+    threads = torch.get_num_threads()
+    beside = max(1, min(threads, batch // size))
+    with ThreadPoolExecutor(beside, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            under_way: deque[Future[NDArray[np.uint8]]] = deque()
+            for rows in parts:
+                if len(under_way) > beside:
+                    yield under_way.popleft().result()
+                # Read here, for a tokenizer serves one thread at a time.
+                under_way.append(pool.submit(draw, base.encode_prompts(prompts[rows]), seeds[rows]))
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # a thread's own number becomes that of threads begun later

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,11 @@ from fade.evaluation.judges import PictureJudge, judge_pictures
 from fade.files import writing
 from fade.lineage import content_hash
 from fade.models.base import Base
-from fade.models.generate import generate
+from fade.models.generate import generate, together
 from fade.seeding import derive_seed
 from fade.spec import Spec
 
 CACHE = Path(".fade/cache")
-TOGETHER, TOGETHER_PIXELS = 12, 512 * 512
-"""Of the base's pictures, how many are drawn at a time, and how many pixels: of 512 x 512 one."""
 Pictures = NDArray[np.uint8]
 
 
@@ -48,44 +46,43 @@ def base_pictures(sd: Base, spec: Spec, samples: pd.DataFrame) -> Generator[tupl
     folder = _kept_in(spec, count)
     places = [folder / f"{_key(prompt, seed)}.safetensors" for prompt, seed in samples[["prompt", "seed"]].to_numpy()]
     missing = [i for i in {place: i for i, place in enumerate(places)}.values() if not places[i].is_file()]
-    for start in range(0, len(missing), count):
-        part = missing[start : start + count]
-        filled = samples.iloc[part + part[-1:] * (count - len(part))]
-        drawn = yield from pictures_now(sd, spec, filled, done=start, of=2 * len(missing))
-        for i, picture in zip(part, drawn, strict=False):  # kept at once: whoever is stopped goes on from here
+    filled = samples.iloc[missing + missing[-1:] * (-len(missing) % count)]
+    done = 0
+    for drawn in _drawn(sd, spec, filled, part=count):
+        for i, picture in zip(
+            missing[done:], drawn, strict=False
+        ):  # kept at once: whoever is stopped goes on from here
             with writing(places[i]) as temporary:
                 save_file({"picture": torch.from_numpy(picture)}, temporary)
+        done += len(drawn)
+        yield min(done, len(missing)), 2 * len(missing)
     return np.stack([load_file(place)["picture"].numpy() for place in places])
 
 
 def pictures_now(
-    base: Base, spec: Spec, samples: pd.DataFrame, *, done: int, of: int | None = None
+    base: Base, spec: Spec, samples: pd.DataFrame, *, done: int
 ) -> Generator[tuple[int, int], None, NDArray[np.uint8]]:
-    """The protocol's pictures with the adapters that are on; yields (pictures done, of before and after).
-
-    Args:
-        of: how many there are in all, before and after, where these are a part that is drawn at once.
-    """
-    settings = spec.evaluate
+    """The protocol's pictures with the adapters that are on; yields (pictures done, of before and after)."""
     parts: list[NDArray[np.uint8]] = []
-    for drawn in generate(
+    for drawn in _drawn(base, spec, samples):
+        parts.append(drawn)
+        yield done + sum(map(len, parts)), 2 * len(samples)
+    return np.concatenate(parts)
+
+
+def _drawn(base: Base, spec: Spec, samples: pd.DataFrame, *, part: int | None = None) -> Iterator[NDArray[np.uint8]]:
+    settings = spec.evaluate
+    yield from generate(
         base,
         samples["prompt"].tolist(),
         samples["seed"].tolist(),
-        batch=settings.batch if of is None else len(samples),
+        batch=max(settings.batch, part or 1),
+        part=part,
         steps=settings.steps,
         guidance=settings.guidance,
         solver=settings.solver,
         precision=settings.precision,
-    ):
-        parts.append(drawn)
-        yield done + sum(map(len, parts)), of or 2 * len(samples)
-    return np.concatenate(parts)
-
-
-def together(side: int) -> int:
-    """How many of a base's pictures of so many pixels a side are drawn at a time."""
-    return min(TOGETHER, max(1, TOGETHER_PIXELS // side**2))
+    )
 
 
 def _kept_in(spec: Spec, count: int) -> Path:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fade.data.canvas import OBJECTS
 from fade.data.styles import STYLES
 from fade.errors import BaseModelError, ConfigError
 from fade.evaluation.judges import judge_pictures, load_judge
-from fade.hardware import fast_precision
+from fade.hardware import fast_precision, threads_at_most
 from fade.lineage import ROOT
 from fade.models.denoiser import weights_sha256
 from fade.models.families.stable_diffusion import StableDiffusion
@@ -125,6 +126,39 @@ def test_pictures_depend_on_seed_and_not_on_batches(base: StableDiffusion) -> No
     assert np.array_equal(whole[0], whole[1])
     assert not np.array_equal(whole[0], whole[2])
     assert np.abs(whole.astype(int) - parts.astype(int)).max() <= 1
+
+
+def test_parts_drawn_side_by_side_are_those_drawn_in_turn_bit_by_bit(base: StableDiffusion) -> None:
+    prompts, seeds = ["a cat image in neon style.", "a horse image in oil style."] * 4, list(range(8))
+    settings = {"part": 3, "steps": 3, "guidance": 3.0, "solver": "dpm++"}
+    drawn, begun = {}, threading.active_count()
+    with threads_at_most(2):
+        if torch.get_num_threads() < 2:
+            pytest.skip("needs two threads of a processor")
+        for batch in (3, 6, 8):
+            drawn[batch] = list(generate(base, prompts, seeds, batch=batch, **settings))
+            assert (torch.get_num_threads(), threading.active_count()) == (2, begun)
+        stopped = generate(base, prompts, seeds, batch=6, **settings)
+        assert np.array_equal(next(stopped), drawn[3][0])
+        stopped.close()
+        assert (torch.get_num_threads(), threading.active_count()) == (2, begun)
+    assert [len(part) for part in drawn[6]] == [3, 3, 2] == [len(part) for part in drawn[3]]
+    assert len(np.unique(np.concatenate(drawn[3]), axis=0)) == 8
+    for batch in (6, 8):
+        assert all(np.array_equal(one, other) for one, other in zip(drawn[3], drawn[batch], strict=True))
+
+
+def test_what_fails_beside_is_told_and_the_threads_are_put_back(
+    base: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise ConfigError("no such thing")
+
+    monkeypatch.setattr("fade.models.generate.generate_from", failing)
+    begun = threading.active_count()
+    with threads_at_most(2), pytest.raises(ConfigError, match="no such thing"):
+        list(generate(base, ["a cat"] * 4, [1, 2, 3, 4], batch=4, part=1, steps=2, guidance=3.0, solver="ddim"))
+    assert threading.active_count() == begun
 
 
 def test_equal_prompts_are_encoded_equally_and_different_ones_are_not(base: StableDiffusion) -> None:
