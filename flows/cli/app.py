@@ -89,8 +89,10 @@ def demo(json_file: JsonOption = None) -> None:
     import time
 
     begun = time.perf_counter()
+    from flows.prefect_beside import prefect_beside
     from tasks.mlflow.client import tables_beside
 
+    prefect_beside()
     tables_beside()
     from flows.erasing.demo import run_demo
 

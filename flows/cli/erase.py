@@ -140,6 +140,10 @@ def erase(
     import time
 
     begun = time.perf_counter()
+    if not preview:
+        from flows.prefect_beside import prefect_beside
+
+        prefect_beside()
     from fade.asking.by_kind import of_its_kind
     from fade.asking.prepare import prepare_spec
     from fade.asking.tables import read_overwrite

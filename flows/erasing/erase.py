@@ -20,6 +20,7 @@ from fade.pipeline import steps_of
 from fade.requests import leases
 from fade.requests.ledger import Ledger
 from fade.spec import Spec, load_spec, save_spec
+from flows.prefect_beside import beside_is_up
 from flows.settings import ERASURES
 from tasks import erasure
 from tasks.dvc.versioning import write_pipeline
@@ -104,6 +105,7 @@ def erase(
         LeaseLostError: the request is not this worker's any more; what is done is kept.
         ResourceError: another process has been at work on this erasure for ten minutes.
     """
+    beside_is_up()
     try:
         return erase_flow(erasure_id, request_id, fence, dict(requests or {}))
     except erasure.KeptBackError as error:

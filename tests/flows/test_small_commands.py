@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,24 @@ commands.PRELOADED, commands.base_at_hand = (), contextlib.nullcontext
 commands.main()
 """
 """A service that has nothing at hand but torch, and whose commands are long in ending, as those of libraries are."""
+BESIDE = """
+import sys
+from flows.cli.main import ending_quickly
+from flows.prefect_beside import beside_is_up, prefect_beside
+def work():
+    prefect_beside()
+    from prefect.server.api.server import SubprocessASGIServer
+    if sys.argv[1:] == ["flow"]:
+        beside_is_up()
+        print(SubprocessASGIServer().running, SubprocessASGIServer().server_process.pid)
+        from prefect.client.orchestration import get_client
+        with get_client(sync_client=True) as client:
+            print(client.api_healthcheck(), SubprocessASGIServer().server_process.pid, flush=True)
+    else:
+        print(bool(SubprocessASGIServer._instances), flush=True)
+ending_quickly(work)
+"""
+"""Begins Prefect's server beside it, and waits for it or ends at once."""
 ENDS = """
 import atexit, os, sys, threading, time
 from flows.cli.main import ending_quickly
@@ -220,6 +239,34 @@ def test_tables_are_made_by_another_process_where_there_are_none(
         assert ours is not None
     tables_beside()
     assert len(begun) == 1, "they are there"
+
+
+@pytest.mark.parametrize("until", ["flow", "an error", "a server elsewhere"])
+def test_prefects_server_is_begun_beside_and_never_left_behind(until: str, tmp_path: Path) -> None:
+    home = str(tmp_path / "prefect")
+    surroundings = {name: value for name, value in _surroundings().items() if not name.startswith("PREFECT_API")}
+    surroundings |= {"PREFECT_HOME": home, "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180"}
+    if until == "a server elsewhere":
+        surroundings["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    command = [sys.executable, "-c", BESIDE, *([until] if until == "flow" else [])]
+    done = subprocess.run(command, env=surroundings, cwd=ROOT, check=True, capture_output=True, text=True, timeout=240)
+    said = done.stdout.split()
+    if until == "flow":
+        assert said[0] == "True", done.stderr
+        assert said[2:] == ["None", said[1]], "the flow's client asks the same server, which answers"
+    else:
+        assert said == [str(until == "an error")]
+    assert wait_until(lambda: not _living_with(home)), "nobody is left"
+
+
+def _living_with(home: str) -> list[str]:
+    """Processes that were told this home of Prefect."""
+    found = []
+    for one in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"PREFECT_HOME={home}\0".encode() in one.read_bytes():
+                found.append(one.parent.name)
+    return found
 
 
 @pytest.fixture(scope="module")
