@@ -76,17 +76,24 @@ class SplitRows:
         return replace(self, table=self.table.iloc[rows.numpy()]).encoded()
 
 
-def prompts_apart(spec: Spec, folder: Path) -> list[str] | None:
+def prompts_apart(spec: Spec, folder: Path, *, splits: str = "*", further: bool = True) -> list[str] | None:
     """Every caption that is read, for encoders that are gone before the denoiser is loaded; None: they may stay.
 
-    They go where memory is saved: weights held in bfloat16, or gradients checkpointed, as large bases are.
+    They go where memory is saved: weights held in bfloat16, or gradients checkpointed, as large bases are. Reading is
+    what takes time there: a step names what it does not read.
+
+    Args:
+        splits: pattern of the splits whose captions are read.
+        further: whether those that have no pictures are.
     """
     if spec.weights == "fp32" and not spec.saliency.gradient_checkpointing:
         return None
-    tables = [pd.read_parquet(path) for path in sorted((folder / "splits").glob("*.parquet"))]
+    tables = [pd.read_parquet(path) for path in sorted((folder / "splits").glob(f"{splits}.parquet"))]
     columns = [table[name] for table in tables for name in ("caption", "surrogate_caption") if name in table]
     captions = pd.concat(columns, ignore_index=True).dropna().drop_duplicates().tolist()
-    return list(dict.fromkeys([*captions, *further_prompts(spec), *itertools.chain(*further_pairs(spec))]))
+    if further:
+        captions += [*further_prompts(spec), *itertools.chain(*further_pairs(spec))]
+    return list(dict.fromkeys(captions))
 
 
 def further_prompts(spec: Spec) -> list[str]:

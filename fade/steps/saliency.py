@@ -35,9 +35,9 @@ def saliency(folder: Path) -> dict[str, Tensor]:
     spec = load_spec(folder)
     settings, granularity = spec.saliency, spec.mask.granularity
     torch.set_num_threads(spec.threads)
-    base = load_base(
-        spec.base, expected_sha256=spec.base_sha256, weights=spec.weights, prompts=prompts_apart(spec, folder)
-    )
+    # Where nothing is ranked, what is forgotten is read, to see that the base tells it from its target.
+    read = prompts_apart(spec, folder, splits="forget" if settings.score == "random" else "*", further=False)
+    base = load_base(spec.base, expected_sha256=spec.base_sha256, weights=spec.weights, prompts=read)
     check_told_apart(base, spec, folder)
     if settings.gradient_checkpointing:
         base.network.enable_gradient_checkpointing()

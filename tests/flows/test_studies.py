@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -21,6 +22,7 @@ from fade.evaluation.tradeoff import means
 from fade.evaluation.verdicts import Verdict
 from fade.lineage import ROOT
 from fade.spec import Spec, load_spec, save_spec
+from fade.steps import saliency as saliency_step
 from fade.steps.adapter import make_adapter
 from fade.steps.mask import mask
 from fade.steps.saliency import saliency
@@ -199,6 +201,33 @@ def test_the_ladder_climbs_in_bytes(workspace: Path, tmp_path: Path) -> None:
         list(make_adapter(folder))
         sizes.append(sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors")))
     assert all(smaller < larger for smaller, larger in pairwise(sizes)), sizes
+
+
+def test_where_encoders_go_a_step_reads_no_more_captions_than_it_needs(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At full size reading a caption takes seconds; where nothing is ranked, those of what is forgotten suffice."""
+    read: list[set[str]] = []
+
+    def reading(*splits: str) -> set[str]:
+        tables = [pd.read_parquet(folder / "splits" / f"{name}.parquet") for name in splits]
+        return {text for table in tables for name in ("caption", "surrogate_caption") for text in table.get(name, ())}
+
+    plain = saliency_step.load_base
+    monkeypatch.setattr(
+        saliency_step, "load_base", lambda *given, **named: read.append(set(named["prompts"])) or plain(*given, **named)
+    )
+    scores = []
+    for score in ("random", "gain"):
+        request = _request(**{"saliency.score": score, "saliency.gradient_checkpointing": True})
+        folder = tmp_path / request.id
+        save_spec(request, folder)
+        split(folder)
+        scores.append(saliency(folder))
+    assert scores[0].keys() == scores[1].keys()
+    assert read[0] == reading("forget")
+    assert read[0] < read[1]
+    assert reading("forget", "surrogate", "retain") <= read[1]
 
 
 @pytest.fixture
