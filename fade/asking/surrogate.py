@@ -5,8 +5,8 @@ and of a surrogate that the base draws badly no erasure can be better. So the ba
 nearest, in the concept's place, and the judge ``development`` names them. Where none of them is told well, the next
 nearest are looked at too. Taken is the nearest of those
 
-- whose pictures are called by their own name, and not by the concept's, as often as the best candidate's are (but for
-  one standard error, or one picture),
+- whose pictures are called by their own name, not by the concept's, and no mush, as often as the best candidate's are
+  (but for one standard error, or one picture): mush by object or by style, as the gate counts it,
 - of which, among these, the fewest are called by the concept's name: under the surrogate they still count as it, and
 - that differ from the concept's at the same seeds by at least three quarters of what candidates differ in the middle.
 """
@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from fade.concepts import CAPTION_TEMPLATE, Concept, caption
 from fade.data.catalog import load_templates
-from fade.evaluation.accuracy import drift
+from fade.evaluation.accuracy import drift, is_mush
 from fade.evaluation.neighbours import surrogates
 from fade.evaluation.zero_shot import open_judge
 from fade.models.base import Base
@@ -42,13 +43,15 @@ class Candidate:
     """What was seen of a concept that may stand for another.
 
     Attributes:
-        own: of ``count`` pictures, those called by its own name; ``taken``, by the erased concept's.
+        own: of ``count`` pictures, those called by its own name that are no mush; ``taken``, by the erased concept's.
+        mush: those that the judge calls mush, by object or by style.
         apart: RMS distance to the concept's pictures, 0..1.
     """
 
     concept: Concept
     own: int
     taken: int
+    mush: int
     count: int
     apart: float
 
@@ -81,19 +84,28 @@ def surrogate_by_pictures(
         some = nearest[len(found) : len(found) + CANDIDATES]
         samples = _samples((concept, *some), beside, spec)
         pictures = ended(base_pictures(base, drawn_by, samples))
-        seen = named_by(judge, pictures, samples)[f"seen_{concept.kind}"]
-        of = {one.name: np.asarray(samples[concept.kind] == one.name) for one in (concept, *some)}
-        found += [
-            Candidate(
-                one,
-                own=int((seen[of[one.name]] == one.name).sum()),
-                taken=int((seen[of[one.name]] == concept.name).sum()),
-                count=int(of[one.name].sum()),
-                apart=drift(pictures[of[concept.name]], pictures[of[one.name]]),
-            )
-            for one in some
-        ]
+        named = named_by(judge, pictures, samples)
+        found += [candidate(concept, one, named, pictures) for one in some]
     return chosen(found)
+
+
+def candidate(concept: Concept, one: Concept, named: pd.DataFrame, pictures: NDArray[np.uint8]) -> Candidate:
+    """What was seen of one that may stand for ``concept``.
+
+    Args:
+        named: samples of both and of others, with what a judge saw (``seen_object``, ``seen_style``); ``pictures`` are
+            theirs.
+    """
+    of, seen = named[concept.kind], f"seen_{concept.kind}"
+    own, mush = named[of == one.name], is_mush(named[of == one.name])
+    return Candidate(
+        one,
+        own=int(((own[seen] == one.name) & ~mush).sum()),
+        taken=int((own[seen] == concept.name).sum()),
+        mush=int(mush.sum()),
+        count=len(own),
+        apart=drift(pictures[np.asarray(of == concept.name)], pictures[np.asarray(of == one.name)]),
+    )
 
 
 def chosen(candidates: Sequence[Candidate]) -> tuple[Concept, str]:
@@ -110,8 +122,9 @@ def chosen(candidates: Sequence[Candidate]) -> tuple[Concept, str]:
     return taken.concept, (
         f"of the {len(candidates)} nearest in text the {_ordinal(place)}"
         f"{'' if place == 1 else ', the first that is told apart and differs enough' if fit else ', told apart best'}: "
-        f"of {taken.count} pictures that the base drew of it the judge calls {taken.own} by its own name and "
-        f"{taken.taken} by the concept's; RMS distance to the concept's {taken.apart:.2f} (middle {middle:.2f})"
+        f"of {taken.count} pictures that the base drew of it the judge calls {taken.own} by its own name, "
+        f"{taken.taken} by the concept's and {taken.mush or 'none'} mush; RMS distance to the concept's "
+        f"{taken.apart:.2f} (middle {middle:.2f})"
     )
 
 

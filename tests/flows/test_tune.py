@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 from fade import pipeline
 from fade.adapters.card import load_card
@@ -188,3 +192,32 @@ def test_settings_that_somebody_gave_stay_as_they_are(changes: dict[str, Any], w
     found = load_settings(PROJECT.params, changes=changes).why_fixed
     assert why in found
     assert bool(why) == bool(found)
+
+
+@pytest.mark.parametrize("concept", ["neon", "cat"])
+@pytest.mark.parametrize("head", ["object", "style"])
+@pytest.mark.usefixtures("workspace")
+def test_a_surrogate_whose_own_pictures_are_mush_is_passed_over(
+    concept: str, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of its two names the judge gives up: the gate counts both."""
+    mush: list[str] = []
+
+    def named(_: Any, pictures: NDArray[np.uint8], samples: pd.DataFrame) -> pd.DataFrame:
+        seen = samples.assign(seen_object=samples["object"], seen_style=samples["style"])
+        hit = (samples["object"].isin(mush) | samples["style"].isin(mush)) & (np.arange(len(samples)) % 4 == 0)
+        return seen.assign(**{f"seen_{head}": seen[f"seen_{head}"].mask(hit, "scrambled")})
+
+    def drawn(*asked: Any) -> Generator[Any, None, NDArray[np.uint8]]:
+        yield 0
+        return np.random.default_rng(1).integers(0, 256, (len(asked[-1]), 8, 8, 3), dtype=np.uint8)
+
+    monkeypatch.setattr("fade.asking.surrogate.named_by", named)
+    monkeypatch.setattr("fade.asking.surrogate.base_pictures", drawn)
+    settings = load_settings(PROJECT.params, changes=AUTO)
+    nearest = prepare_spec(concept, "auto", project=PROJECT, settings=settings)
+    assert "the judge calls 16 by its own name" in nearest.surrogate_why
+    mush.append(nearest.pairs[0].surrogate)
+    other = prepare_spec(concept, "auto", project=PROJECT, settings=settings)
+    assert other.pairs[0].surrogate not in mush
+    assert "none mush" in other.surrogate_why

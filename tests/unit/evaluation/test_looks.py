@@ -141,8 +141,8 @@ def test_controls_move_as_the_pictures_say() -> None:
 
 
 def test_a_surrogate_is_one_that_is_told_from_the_concept() -> None:
-    def candidate(name: str, own: int, taken: int, apart: float) -> Candidate:
-        return Candidate(Concept(name, "object"), own=own, taken=taken, count=16, apart=apart)
+    def candidate(name: str, own: int, taken: int, apart: float, mush: int = 0) -> Candidate:
+        return Candidate(Concept(name, "object"), own=own, taken=taken, mush=mush, count=16, apart=apart)
 
     near, far = candidate("near", 16, 0, 0.2), candidate("far", 16, 0, 0.3)
     assert chosen([near, far])[0].name == "near"  # nearest in text, if its pictures are as good
