@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import depth
+from benchmarks import depth, never_seen
+from fade.errors import DataError
 from fade.files import read_json
+from fade.project import load_project
 
 
 def test_the_record_counts_every_picture_at_every_stop(
@@ -50,3 +52,30 @@ def test_a_row_takes_the_place_of_what_was_measured_before_and_of_nothing_else()
     before = [row("cat", "state", 3), row("cat", "word", 1), row("cat", "state", 5, judge="development")]
     assert depth.gaining(before, row("oil", "state", 2)) == [*before, row("oil", "state", 2)]
     assert depth.gaining(before, row("cat", "state", 9)) == [*before[1:], row("cat", "state", 9)]
+
+
+def test_what_a_base_never_saw_is_searched_for_by_the_judge_of_another_catalog(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = load_project()
+    asked = ["--base", project.base, "--catalog", project.catalog, "--judges", project.judges, "--steps", "1,2"]
+
+    def run(concept: str) -> None:
+        monkeypatch.setattr(
+            sys, "argv", ["never_seen", *asked, "--concepts", concept, "--json", str(tmp_path / "unseen.json")]
+        )
+        never_seen.main()
+
+    run("cat")
+    run("cat")
+    rows = read_json(tmp_path / "unseen.json")["rows"]
+    assert [row["concept"] for row in rows] == ["cat"], "a row that is measured again takes its place"
+    for row in rows:
+        assert list(row["success"]) == ["1", "2"]
+        assert all(count == 16 and 0 <= hits <= count for hits, count in row["success"].values())
+        assert row["success"]["1"][0] <= row["success"]["2"][0]
+        assert row["loss"]["1"] > 0
+        assert 0 <= row["judge"][0] <= row["judge"][1] > 0
+        assert list(tmp_path.glob(f"unseen-*-{row['concept']}.png"))
+    with pytest.raises(DataError, match="no training pictures of an object 'unicorn'"):
+        run("unicorn")
