@@ -129,10 +129,11 @@ def _rounded(network: Any, dtype: torch.dtype) -> Any:
 
 @torch.no_grad()
 def _answers(base: Base, denoiser: Denoiser) -> Tensor:
-    timesteps = torch.tensor([50, 300, 600, 900])
     latents = first_latents(range(4), denoiser.latent_shape).to(base.device)
-    told = base.encode_prompts(["a picture"]).expand(4).to(base.device)
-    return denoiser.predict(latents, timesteps.to(base.device), told).float().cpu()
+    told = base.encode_prompts(["a picture"]).to(base.device)
+    # One at a time: two models are held here, and of a large one the answers' own memory comes on top.
+    asked = zip(latents.split(1), torch.tensor([50, 300, 600, 900]).to(base.device).split(1), strict=True)
+    return torch.cat([denoiser.predict(noisy, timestep, told).float().cpu() for noisy, timestep in asked])
 
 
 def _stock_network(out: Path, layout: Layout, base: Path, component: str) -> Any:

@@ -131,7 +131,11 @@ def test_training_brings_the_concepts_answer_to_the_surrogates(base: StableDiffu
                 return float((named - base.denoiser.predict(forget.latents, times, forget.targets)).square().mean())
 
     before = apart()
-    list(in_rounds(base, masked, RoundsSettings(**FEW | {"steps": 120, "share": 0.2, "rounds": 1, "kept_weight": 0.1}), **HOW))
+    list(
+        in_rounds(
+            base, masked, RoundsSettings(**FEW | {"steps": 120, "share": 0.2, "rounds": 1, "kept_weight": 0.1}), **HOW
+        )
+    )
     assert before > 0
     assert apart() < 0.7 * before
 
