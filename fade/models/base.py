@@ -5,6 +5,7 @@ A family is one file in ``fade/models/families`` and one line in ``fade/models/r
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -27,6 +28,8 @@ Configs = Callable[[str], Config]
 """The configuration of a part, by the part's name."""
 T5_LENGTH = 256
 """Tokens that most stock pipelines give a T5."""
+_READING = threading.RLock()
+"""A tokenizer serves one thread at a time: what it cuts and fills up to is set in it, prompt by prompt."""
 ENCODED_PIXELS = 64 * 64 * 64
 """Of pictures that are encoded at a time: 64 of 64 x 64, one of 512 x 512, whose activations take about 2 GB."""
 
@@ -163,7 +166,8 @@ class Base(ABC):
         """What the denoiser is told for each prompt, on the CPU; equal prompts are encoded once."""
         unique = list(dict.fromkeys(prompts)) or [self.negative]  # of no prompts the shapes are still to be known
         at = {prompt: i for i, prompt in enumerate(unique)}
-        told = self.encoded(unique) if self.encoders is None else self._read_apart(unique)
+        with _READING:
+            told = self.encoded(unique) if self.encoders is None else self._read_apart(unique)
         return told[[at[prompt] for prompt in prompts]]
 
     def _read_apart(self, prompts: list[str]) -> Told:

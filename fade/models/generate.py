@@ -162,7 +162,6 @@ def generate(
             for rows in parts:
                 if len(under_way) > beside:
                     yield under_way.popleft().result()
-                # Read here, for a tokenizer serves one thread at a time.
                 under_way.append(pool.submit(draw, base.encode_prompts(prompts[rows]), seeds[rows]))
             while under_way:
                 yield under_way.popleft().result()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,19 @@ def test_parts_drawn_side_by_side_are_those_drawn_in_turn_bit_by_bit(base: Stabl
     assert len(np.unique(np.concatenate(drawn[3]), axis=0)) == 8
     for batch in (6, 8):
         assert all(np.array_equal(one, other) for one, other in zip(drawn[3], drawn[batch], strict=True))
+
+
+def test_prompts_that_are_read_by_several_threads_are_read_as_by_one() -> None:
+    """Of a flow base two tokenizers fill up to lengths of their own."""
+    base = load_base(ROOT / "data/base/canvas-flow")
+    prompts = [" ".join(["a", *["very"] * more, "big cat"]) for more in range(6)]
+    alone = [base.encode_prompts([prompt]) for prompt in prompts]
+    assert not torch.equal(alone[0].states, alone[1].states)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            together = list(pool.map(lambda prompt: base.encode_prompts([prompt]), prompts))
+            for one, other in zip(alone, together, strict=True):
+                assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in one.tensors().items())
 
 
 def test_what_fails_beside_is_told_and_the_threads_are_put_back(
