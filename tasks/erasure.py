@@ -219,7 +219,8 @@ class _Progress:
         self.bar.close()
 
     def at(self, done: int, total: int, note: str = "") -> None:
-        """Say how far the work is."""
+        """Say how far the work is; a search for settings may take more steps than were foreseen."""
+        total = max(total, done)
         self.bar.total = total
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(done - self.bar.n)
