@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from fade.evaluation.accuracy import canvas_protocol
+from fade.models import generate
 from fade.models.families.stable_diffusion import StableDiffusion
+from fade.models.told import Told
 from fade.steps import drawn
 from tests.tiny import plain_spec
 
@@ -18,16 +21,16 @@ SAMPLES = canvas_protocol(["cat", "dog", "hen"], ["oil", "neon", "photo"], (1, 2
 
 @pytest.fixture
 def draws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
-    """How many pictures were drawn, call by call, in a project of its own."""
+    """How many pictures were drawn, part by part, in a project of its own."""
     monkeypatch.chdir(tmp_path)
     found: list[int] = []
-    original = drawn.pictures_now
+    original = generate.generate_from
 
-    def counted(base: StableDiffusion, spec: object, samples: pd.DataFrame, **given: object) -> object:
-        found.append(len(samples))
-        return original(base, spec, samples, **given)  # type: ignore[arg-type]
+    def counted(base: StableDiffusion, told: Told, seeds: Sequence[int], **given: Any) -> Any:
+        found.append(len(told))
+        return original(base, told, seeds, **given)
 
-    monkeypatch.setattr(drawn, "pictures_now", counted)
+    monkeypatch.setattr(generate, "generate_from", counted)
     return found
 
 
@@ -60,9 +63,10 @@ def test_who_is_stopped_goes_on_from_the_last_pictures_that_were_drawn(sd: Stabl
     stopped = drawn.base_pictures(sd, spec, SAMPLES)
     assert [next(stopped), next(stopped)] == [(12, 54), (24, 54)]
     stopped.close()
+    begun = len(draws)
     again = drawn.base_pictures(sd, spec, SAMPLES)
-    assert list(again) == [(12, 30), (15 + 9, 30)], "of 27 the first 12 were kept"
-    assert draws == [12, 12, 12, 12]
+    assert list(again) == [(3, 6)], "of 27 the first 24 were kept"
+    assert draws[begun:] == [12]
 
 
 def test_other_settings_are_other_pictures(sd: StableDiffusion, draws: list[int]) -> None:
@@ -75,7 +79,7 @@ def test_other_settings_are_other_pictures(sd: StableDiffusion, draws: list[int]
 def test_large_pictures_are_drawn_alone_so_that_none_is_drawn_to_fill_up(
     sd: StableDiffusion, draws: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [drawn.together(side) for side in (64, 128, 256, 512, 1024)] == [12, 12, 4, 1, 1]
-    monkeypatch.setattr(drawn, "TOGETHER_PIXELS", sd.picture_size**2)
+    assert [generate.together(side) for side in (64, 128, 256, 512, 1024)] == [12, 12, 4, 1, 1]
+    monkeypatch.setattr(generate, "TOGETHER_PIXELS", sd.picture_size**2)
     assert len(drawn.ended(drawn.base_pictures(sd, plain_spec(evaluate={"steps": 2}), SAMPLES.iloc[:3]))) == 3
     assert draws == [1, 1, 1]
