@@ -40,10 +40,13 @@ from fade.models.told import Told
 from fade.seeding import derive_seed, torch_generator
 
 DRAWN_STEPS, DRAWN_GUIDANCE, DRAWN_TOGETHER = 10, 4.0, 12
+"""Of the base's drawing of what is kept: the solver's steps, its guidance, and how many captions go together."""
 SURROGATES_PICTURES = 0.25
+"""Of the forget examples, how many are pictures of the surrogate: either must lead to it."""
 UNSAID = 0.3
 """Of the kept places, how many are answered with nothing said: guidance draws by both answers."""
 AT_ONCE = 32
+"""Forget examples that the base answers at a time."""
 
 
 class RoundsSettings(MethodSettings):
@@ -96,6 +99,7 @@ class Places:
         noisy, timesteps: z_t, (N, C, h, w) float32, and what the network was told of the time, (N,).
         caption: whose drawing it was, (N,), a row of ``told``.
         answers, unsaid: of the base to the caption and to nothing, (N, C, h, w) float32.
+        told: the captions that were drawn, a row each.
     """
 
     noisy: Tensor
