@@ -4,6 +4,7 @@
     python -m benchmarks.by_name_size measure FOLDER     # its parts, each once: a picture, captions, the closed form
     python -m benchmarks.by_name_size erase FOLDER       # the commands of docs/how-to/own-checkpoint.md on it
     python -m benchmarks.by_name_size commands FOLDER    # the same on tiny bases, in SD 1.5's layout and FLUX.1's
+    python -m benchmarks.by_name_size export FOLDER      # an adapter's export alone, with the look at it afterwards
 
 Each adds what it found to ``--json`` under its own name: ``erase`` with peak memory and the seconds of each step, which
 are of this machine and of whatever else runs on it; ``measure`` in seconds of the processor, of one thread. Random
@@ -32,6 +33,9 @@ from dvc.repo import Repo
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from benchmarks.tiny.families import save_tiny
+from fade.adapters.exports import export_adapter
+from fade.adapters.stock import deviation
+from fade.adapters.store import save_adapter
 from fade.evaluation.clip_score import embedded_pictures, load_clip
 from fade.files import read_json, write_json
 from fade.hardware import fast_precision
@@ -116,6 +120,24 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
     return {**found, "a picture": round(picture, 1), "peak_gb": round(peak_gb(), 2)}
 
 
+def export(folder: Path) -> dict[str, Any]:
+    """Peak memory and seconds of an export that stock libraries load back, of an adapter of the text's projections."""
+    place, out = folder / "base", folder / "export.safetensors"
+    made, draw = folder / "adapter", torch.Generator().manual_seed(0)
+    base = load_base(str(place))
+    sites = {name: base.network.get_submodule(name).weight.shape for name in base.denoiser.text_sites()}
+    shapes = {f"{name}.lora_A.weight": (2, wide) for name, (_, wide) in sites.items()}
+    shapes |= {f"{name}.lora_B.weight": (high, 2) for name, (high, _) in sites.items()}
+    tensors = {f"unet.{name}": 0.1 * torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    save_adapter(made, tensors, {"base_sha256": base.sha256})
+    del base
+    begun, before = time.perf_counter(), peak_gb()
+    export_adapter(made, out, layout="kohya")
+    off = deviation(out, layout="kohya", adapter=made, base=place)
+    found = {"seconds": round(time.perf_counter() - begun, 1), "deviation": off}
+    return {**found, "peak_gb_loaded": round(before, 2), "peak_gb": round(peak_gb(), 2)}
+
+
 def commands(folder: Path, kind: str, threads: int) -> dict[str, Any]:
     """Seconds of each command of the how-to page, as it stands there, on a tiny base of a kind."""
     place = folder / kind
@@ -188,9 +210,9 @@ def peak_gb(whose: int = resource.RUSAGE_SELF) -> float:
 
 
 def main() -> None:
-    """Do one of the four."""
+    """Do one of the five."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["build", "measure", "erase", "commands"])
+    parser.add_argument("what", choices=["build", "measure", "erase", "commands", "export"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=10, help="of the solver")
     parser.add_argument("--threads", type=int, default=1)
@@ -204,6 +226,8 @@ def main() -> None:
         found = measure(given.folder, given.steps)
     elif given.what == "commands":
         found = {kind: commands(given.folder, kind, given.threads) for kind in ("epsilon", "flux-dev")}
+    elif given.what == "export":
+        found = export(given.folder)
     else:
         found = erase(given.folder, given.concept, given.threads)
     print(found)

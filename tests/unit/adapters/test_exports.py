@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fade.adapters import stock
 from fade.adapters.card import WEIGHTS_NAME, load_card, weights_path
 from fade.adapters.exports import Layout, export_adapter, import_adapter
 from fade.adapters.stock import deviation
@@ -164,6 +167,29 @@ def test_an_export_is_checked_by_loading_it_back_and_a_lost_part_is_found(
     save_file({**tensors, gone: torch.zeros_like(tensors[gone])}, file, metadata)
     with pytest.raises(AdapterFormatError, match="a tensor or a factor is lost"):
         deviation(out, strength=0.5, **given)
+
+
+def test_the_two_models_are_never_held_at_once(
+    tiny_base: Path, tmp_path: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, held = tmp_path / "out.safetensors", []
+    export_adapter(adapters["neuron"], out, layout="kohya")
+    load, theirs = stock.load_base, stock._stock_network
+
+    def remembered(base: Path) -> Any:
+        loaded = load(base)
+        held.append(weakref.ref(loaded.network))
+        assert held[-1]() is not None
+        return loaded
+
+    def alone(*given: Any) -> Any:
+        assert [one() for one in held] == [None]
+        return theirs(*given)
+
+    monkeypatch.setattr(stock, "load_base", remembered)
+    monkeypatch.setattr(stock, "_stock_network", alone)
+    assert stock.deviation(out, layout="kohya", adapter=adapters["neuron"], base=tiny_base) < 1e-3
+    assert len(held) == 1
 
 
 @pytest.mark.parametrize("layout", [*LORA_LAYOUTS, "difference", "merged"])

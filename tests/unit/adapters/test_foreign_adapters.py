@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.tiny.families import save_tiny
 from benchmarks.tiny.stock import stock_pipeline
 from fade.adapters.exports import PEFT_WEIGHTS, import_adapter
-from fade.adapters.stock import LIMIT, _answers, check_stored
+from fade.adapters.stock import LIMIT, Question, check_stored
 from fade.adapters.store import put_in, save_adapter
 from fade.errors import AdapterFormatError, FadeError
 from fade.models.base import Base
@@ -49,11 +49,12 @@ def _pairs(unet: Any, *, rank: int = 2, std: float = 0.2) -> dict[str, tuple[Ten
 
 def _off(base: Base, file: Path, folder: Path, stock: Any) -> float:
     """How far the imported adapter is from the stock pipeline that loaded the same file, in parts of its change."""
-    plain = _answers(base, base.denoiser)
+    ask = Question.of(base)
+    plain = ask(base.denoiser)
     take_in(file, base, folder, {})
     put_in(base, load_file(next(folder.glob("*.safetensors"))), name="a", origin="a test")
     base.network.enable_adapters()
-    ours, theirs = _answers(base, base.denoiser), _answers(base, base.denoiser.on(stock.unet.eval()))
+    ours, theirs = ask(base.denoiser), ask(base.denoiser.on(stock.unet.eval()))
     assert torch.linalg.vector_norm(theirs - plain) > 1e-2 * torch.linalg.vector_norm(plain)
     return float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs - plain))
 
