@@ -13,6 +13,10 @@ from scipy.optimize import brentq
 from scipy.special import betaln, gammaln, logsumexp, xlogy
 
 _EDGE = 1e-12
+RATE_PRIORS = ((0.5, (50.0, 0.5)), (0.5, (1.0, 1.0)))
+"""Shares and beta weights of hits and misses: of most erasures hardly a picture misses, of the others any number may.
+Under a uniform prior alone it takes 42 pictures without a miss to be sure of 85 %, under this 24; where one picture in
+fourteen misses it takes some twenty more. What is held to be true of every prior stays true."""
 
 
 def confidence_sequence(hits: int, count: int, error: float) -> tuple[float, float]:
@@ -20,15 +24,15 @@ def confidence_sequence(hits: int, count: int, error: float) -> tuple[float, flo
 
     After s hits of n it is the set
 
-        { p :  B(s + 1, n - s + 1) / (p^s (1 - p)^(n - s)) < 1 / error }
+        { p :  M / (p^s (1 - p)^(n - s)) < 1 / error }
 
-    B is the beta function: the average likelihood under a uniform prior against that of p, a martingale under p
-    (Ville's inequality; Robbins 1970, Howard et al. arXiv:1810.08240).
+    M, the average likelihood under the mixture ``RATE_PRIORS``, against that of p is a martingale under p (Ville's
+    inequality; Robbins 1970, Howard et al. arXiv:1810.08240).
     """
     if count == 0:
         return 0.0, 1.0
     misses = count - hits
-    bar = betaln(hits + 1, misses + 1) + math.log(error)
+    bar = log_average_rate(hits, misses) + math.log(error)
 
     def inside(rate: float) -> float:
         """Positive where the rate is in the set."""
@@ -38,6 +42,12 @@ def confidence_sequence(hits: int, count: int, error: float) -> tuple[float, flo
     low = 0.0 if hits == 0 or inside(_EDGE) > 0 else float(brentq(inside, _EDGE, best))
     high = 1.0 if misses == 0 or inside(1 - _EDGE) > 0 else float(brentq(inside, best, 1 - _EDGE))
     return low, high
+
+
+def log_average_rate(hits: int, misses: int) -> float:
+    """Logarithm of the average likelihood of so many hits and misses, in one order, under ``RATE_PRIORS``."""
+    parts = [math.log(share) + betaln(a + hits, b + misses) - betaln(a, b) for share, (a, b) in RATE_PRIORS]
+    return float(logsumexp(parts))
 
 
 PRIORS = ((0.9, (0.5, 0.5, 100.0)), (0.1, (0.5, 0.5, 1.0)))

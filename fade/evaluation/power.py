@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from fade.config import Gate
-from fade.evaluation.bounds import loss_bounds
+from fade.evaluation.bounds import log_average_rate, loss_bounds
 
 _MOST = 1 << 24
 """So many pictures nobody draws: what is open then is open for ever."""
@@ -23,9 +23,9 @@ ONE_LOOK_ERROR = 0.05
 def least_for_rate(asked: float, error: float) -> int | None:
     """Pictures after which a rate of 1 is surely at least ``asked``; None if no number is enough.
 
-    All hits: the lower bound of ``fade.evaluation.bounds.confidence_sequence`` is (error / (n + 1))^(1 / n).
+    All hits: of ``fade.evaluation.bounds.confidence_sequence`` the lower bound p has p^n = error M.
     """
-    return least(lambda n: math.log(error / (n + 1)) >= n * math.log(asked) if asked > 0 else True)
+    return least(lambda n: log_average_rate(n, 0) + math.log(error) >= n * math.log(asked) if asked > 0 else True)
 
 
 @cache

@@ -144,7 +144,7 @@ def test_of_a_neighbour_that_the_judge_knows_less_well_more_is_drawn_and_of_the_
 ) -> None:
     near = NEIGHBOURS[pair[0].kind]
     assert near != sorted(near)
-    drawn, figures = evaluated(Erasure(unknown=0.22), 7, pair)
+    drawn, figures = evaluated(Erasure(unknown=0.28), 7, pair)
     spread = drawn[pair[0].kind].value_counts()
     known, _ = evaluated(Erasure(), 7, pair)
     few = known[pair[0].kind].value_counts()
