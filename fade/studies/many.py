@@ -76,7 +76,7 @@ def run_many(spec: Spec, *, root: Path, say: Callable[[str], None] | None = None
 def run_stacked(folder: Path, *, say: Callable[[str], None] | None = None) -> dict[str, Any]:
     """The row of a spec's concepts, each erased by the adapter of a spec in ``alone``, all live together.
 
-    Seconds and bytes are the sums over the adapters.
+    Seconds, the processor's seconds and bytes are the sums over the adapters.
     """
     spec, root = load_spec(folder), folder / ALONE
     made = []
@@ -96,6 +96,7 @@ def run_stacked(folder: Path, *, say: Callable[[str], None] | None = None) -> di
         "at_once": len(spec.pairs),
         **judged(spec, *(root / one["erasure"] / "adapter" for one in made)),
         "seconds": round(sum(one["method_seconds"] for one in made), 2),
+        "cpu_seconds": round(sum(one["cpu_seconds"] for one in made), 2),
         "adapter_bytes": sum(one["adapter_bytes"] for one in made),
         "adapters": len(made),
         "erasure": folder.name,

@@ -150,14 +150,21 @@ def _only_what_is_read(spec: Spec, steps: Iterable[Step]) -> Spec:
 def timed(
     folder: Path, name: str, results: Iterable[Path], work: Callable[[], object], say: Callable[[str], None] | None
 ) -> None:
-    """Do a step unless its results are there; note its seconds, and the process' peak memory when it ended."""
+    """Do a step unless its results are there; note its seconds, and the process' peak memory when it ended.
+
+    ``cpu_seconds`` are those of the processor, all threads together: they count nobody who shares the machine.
+    """
     if all(path.exists() for path in results):
         return
     if say is not None:
         say(name)
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
     work()
-    spent = {"seconds": round(time.perf_counter() - begun, 3), "peak_mib": round(peak_mib(), 1)}
+    spent = {
+        "seconds": round(time.perf_counter() - begun, 3),
+        "cpu_seconds": round(time.process_time() - used, 3),
+        "peak_mib": round(peak_mib(), 1),
+    }
     write_json(folder / TIMINGS, {**_timings(folder), name: spent})
 
 

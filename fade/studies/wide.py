@@ -123,13 +123,18 @@ def _drawn(base: Base, spec: Spec, samples: pd.DataFrame) -> Any:
 
 
 def cost(folder: Path, making: list[str]) -> dict[str, Any]:
-    """What a trial's adapter cost: steps, points tried, seconds and peak memory (MiB) of what made it; bytes."""
+    """What a trial's adapter cost: steps, points tried, seconds and peak memory (MiB) of what made it; bytes.
+
+    ``cpu_seconds`` are the processor's, where all that made it noted them.
+    """
     card, timings = load_card(folder / "adapter"), read_json(folder / TIMINGS)
+    spent = [timings[name].get("cpu_seconds") for name in making]
     size = sum(path.stat().st_size for path in (folder / "adapter").glob("*.safetensors"))
     return {
         "steps": card["steps"],
         "tries": card.get("tries", 1),
         "method_seconds": round(sum(timings[name]["seconds"] for name in making), 2),
+        **({"cpu_seconds": round(sum(spent), 2)} if None not in spent else {}),
         "peak_mib": max(timings[name]["peak_mib"] for name in making),
         "adapter_bytes": min(size, card.get("dense_bytes", size)),
         "adapter_sha256": card["adapter_sha256"],

@@ -40,7 +40,7 @@ LEAST_KEPT = 20
 COLUMNS = (
     *("erased", "reachable", "surrogate_share", "reachable_surrogate", "mush", "kept", "base_kept"),
     *("neighbours", "base_neighbours", "others", "base_others", "beside", "base_beside", "drift", "harmonic"),
-    *("seconds", "adapter_bytes"),
+    *("seconds", "cpu_seconds", "adapter_bytes"),
 )
 
 

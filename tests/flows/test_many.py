@@ -259,8 +259,10 @@ def test_the_benchmark_of_many_writes_the_row_that_is_asked_for(workspace: Path,
     adapters = sorted((TRIALS / "many" / stacked["erasure"] / "alone").glob("*/adapter/*.safetensors"))
     assert stacked["adapter_bytes"] == sum(path.stat().st_size for path in adapters) > row["adapter_bytes"]
     wanted = {"erased", "reachable", "kept", "base_kept", "neighbours", "base_neighbours", "harmonic", "drift"}
-    wanted |= {"seconds", "adapter_bytes", "method", "at_once", "erased_low", "kept_count", "rank_correlation"}
+    wanted |= {"seconds", "cpu_seconds", "adapter_bytes", "method", "at_once", "erased_low", "kept_count"}
+    wanted |= {"rank_correlation"}
     assert wanted <= set(row)
+    assert 0 < row["cpu_seconds"] < stacked["cpu_seconds"]
     assert (row["method"], row["at_once"]) == ("layerwise", 2)
     # Asked for it alone the file is its row, and nothing is made again.
     assert CliRunner().invoke(app, [*asked, "--json", str(file)]).exit_code == 0
