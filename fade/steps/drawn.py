@@ -49,9 +49,8 @@ def base_pictures(sd: Base, spec: Spec, samples: pd.DataFrame) -> Generator[tupl
     filled = samples.iloc[missing + missing[-1:] * (-len(missing) % count)]
     done = 0
     for drawn in _drawn(sd, spec, filled, part=count):
-        for i, picture in zip(
-            missing[done:], drawn, strict=False
-        ):  # kept at once: whoever is stopped goes on from here
+        # Kept at once: whoever is stopped goes on from here. What fills up the last part is left.
+        for i, picture in zip(missing[done:], drawn, strict=False):
             with writing(places[i]) as temporary:
                 save_file({"picture": torch.from_numpy(picture)}, temporary)
         done += len(drawn)
