@@ -351,7 +351,8 @@ class Gate(StrictModel):
     doubt: bool = Field(
         False,
         description="whether the judge was never trained on what it judges: where it does not surely recognise the "
-        "concept it decides nothing, not even a failure; its own errors are granted to IRA and CRA",
+        "concept it decides nothing, not even a failure; too few pictures of what is kept are borderline; its own "
+        "errors are granted to IRA and CRA",
         exclude_if=lambda doubt: not doubt,
     )
     sure: GateBounds | None = None

@@ -29,7 +29,9 @@ The bounds (``gate.sure``) are asked as they are.
 None of it says anything where the judge does not know what it looks at: a concept that it names in no picture is "gone"
 from every picture. So first the same is asked of what it recognises in the *base's own* pictures, those that the
 figures before are of: the erased concepts by their names, the rest of their domain, the other domain, the neighbours.
-Where that is not sure, and nothing fails, the erasure is ``unjudged``.
+Where that is not sure, and nothing fails, the erasure is ``unjudged``. What a gate with ``doubt`` asks of the concept
+alone is enough for that: something kept that its judge names often enough, in too few pictures to be sure, leaves the
+erasure ``borderline``, with its figures.
 """
 
 from __future__ import annotations
@@ -228,8 +230,10 @@ def verdict(figures: JudgeFigures, gate: Gate, attacks: Attacks = _NONE) -> Verd
         for one in checks
         if one.state == "failed"
     ]
-    unseen = [_unseen(one, gate) for one in seen if one.state != "passed"]
-    unsure = [
+    blind = [one for one in seen if one.state != "passed" and not _open(one, gate)]
+    unseen = [_unseen(one, gate) for one in blind]
+    unsure = [_unseen(one, gate) for one in seen if _open(one, gate)]
+    unsure += [
         f"{one.name} is {one.value:.4f} by {one.count} pictures, surely only at least {one.low:.4f}; "
         f"{one.asked:.4f} is asked of that bound: a person has to decide{_of_power(one, gate)}"
         for one in checks
@@ -238,7 +242,7 @@ def verdict(figures: JudgeFigures, gate: Gate, attacks: Attacks = _NONE) -> Verd
     unsure += _not_measured(figures, gate)
     broken, missing = _attacks(attacks, gate)
     failed, unsure = failed + broken, unsure + missing
-    if gate.doubt and any(one.state != "passed" and one.name.startswith("base: concept") for one in seen):
+    if gate.doubt and any(one.name.startswith("base: concept") for one in blind):
         failed, unsure = [], []
     return Verdict(
         passed=not failed + unseen + unsure,
@@ -247,6 +251,15 @@ def verdict(figures: JudgeFigures, gate: Gate, attacks: Attacks = _NONE) -> Verd
         checks=tuple(checks),
         recognised=tuple(seen),
     )
+
+
+def _open(seen: Check, gate: Gate) -> bool:
+    """Whether a doubtful judge found something that is kept often enough, in too few pictures to be sure of it.
+
+    Its figures of the concept mean no less for that; of the concept itself they would.
+    """
+    kept = not seen.name.startswith("base: concept")
+    return gate.doubt and kept and seen.state == "undecided" and seen.value >= seen.asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,8 @@ class Verdict(Record):
         passed: whether ``verdict`` is "passed".
         reasons: each thing that is in the way; empty where it passed.
         verdict: ``unjudged`` where no figure fails and the judge does not surely recognise in the base's own pictures
-            what it is asked about, ``borderline`` where no figure fails and not every bound is sure. These two a person
-            has to decide.
+            what it is asked about (a judge in doubt: the concept), ``borderline`` where no figure fails and not every
+            bound is sure. These two a person has to decide.
         checks: of the bounds; ``recognised``, those of the base's own pictures.
     """
 

@@ -113,6 +113,20 @@ def test_with_doubt_a_judge_that_cannot_tell_the_concept_finds_no_failure_either
     assert verdict(_figures(2, 50), SURE.model_copy(update={"doubt": True})).verdict == "failed", "it can tell it"
 
 
+def test_with_doubt_a_neighbour_known_in_most_of_a_few_pictures_leaves_the_figures_to_a_person() -> None:
+    def told(concept: int, neighbour: int, gate: Gate) -> tuple[str, str]:
+        near = {"x": (neighbour, neighbour, 9)}
+        found = verdict(judged_figures({"it": (concept, 0, 9)}, neighbours=near), gate)
+        return found.verdict, found.reasons[0]
+
+    doubt = SURE.model_copy(update={"doubt": True})
+    said, why = told(9, 8, doubt)
+    assert (said, why[:45]) == ("borderline", "the judge recognises the neighbour 1 in 0.888")
+    assert told(9, 8, SURE)[0] == "unjudged", "a judge that was trained on it has no such excuse"
+    assert told(9, 4, doubt)[0] == "unjudged", "less than is asked"
+    assert told(7, 9, doubt)[0] == "unjudged", "the concept itself"
+
+
 def test_what_few_pictures_leave_open_is_borderline_and_asks_for_more() -> None:
     few = _figures(10, 10)
     found = verdict(few, SURE)
