@@ -15,15 +15,18 @@ import argparse
 import json
 import resource
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
-from sd15_memory import TOKENS, WIDTH, as_denoiser, build_unet
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks.sd15_memory import TOKENS, WIDTH, as_denoiser, build_unet
 from fade.config import ClosedFormSettings
 from fade.lineage import made_on
 from fade.methods.closed_form import closed_form, distinct, text_moments
@@ -41,7 +44,7 @@ def cross_attention(denoiser: Denoiser) -> Mask:
     return Mask("none", modules, len(modules), len(modules))
 
 
-def timed(denoiser: Denoiser, states: tuple[Tensor, Tensor, Tensor], rank: int, rounds: int) -> dict[str, Any]:
+def timed(denoiser: Denoiser, states: tuple[Tensor, ...], rank: int, rounds: int) -> dict[str, Any]:
     """Median seconds of equal captions set aside, moments, solution and factors."""
     mask, given, seconds = cross_attention(denoiser), ClosedFormSettings(), []
     for _ in range(rounds):

@@ -21,18 +21,21 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from scipy.optimize import nnls
-from step import begin, ours
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.step import begin, ours
 from fade.config import Settings, load_settings
 from fade.lineage import made_on
 from fade.models.family import load_base

@@ -27,7 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -133,7 +133,8 @@ def attacked(base: Base, spec: Spec, folder: Path, space: str, budget: Budget, *
         begin = beginnings(spec, budget.restarts, by_name=by_name)
         how |= {"restarts": budget.restarts, "batch": budget.batch, "prompts": begin}
         return {0: through(success_curve(invert_concept(base, latents, **how), shows, budget.steps))}
-    part, search = len(TOKENS), invert_words
+    part = len(TOKENS)
+    search: Callable[..., Iterator[InversionStep]] = invert_words
     how |= {"restarts": budget.restarts // part, "batch": budget.batch // part, "template": SENTENCES[spec.kind]}
     if space == "prompt":
         named = find_concept(load_concepts(Path(spec.catalog)), spec.concept)
@@ -150,7 +151,8 @@ def drawn_at_once(base: Base, spec: Spec, examples: Examples, space: str, budget
     """The pictures of an attack that searches nothing."""
     drawing = spec.evaluate
     if space == "inpaint":
-        few, like = examples[: budget.batch], {"guidance": drawing.guidance, "precision": drawing.precision}
+        few = examples[: budget.batch]
+        like: dict[str, Any] = {"guidance": drawing.guidance, "precision": drawing.precision}
         halves = [
             draw_covered(base, few.latents, few.prompts, half=half, steps=drawing.steps, seed=budget.seed, **like)
             for half in HALVES

@@ -29,7 +29,6 @@ from fade.config import EvaluateSettings, load_settings
 from fade.data.canvas import OBJECTS
 from fade.data.styles import STYLES
 from fade.evaluation.judges import judge_pictures, load_judge
-from fade.hardware import fast_precision
 from fade.lineage import made_on
 from fade.models.family import load_base
 from fade.models.generate import generate
@@ -83,8 +82,6 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     settings = load_settings(Path("params.yaml")).evaluate
-    if settings.precision == "auto":
-        settings = settings.model_copy(update={"precision": fast_precision()})
     pairs = [(o, s) for o in OBJECTS for s in STYLES]
     chosen = [pairs[i * len(pairs) // given.pictures] for i in range(given.pictures)]
     prompts, seeds = [caption(o, s) for o, s in chosen], [188] * given.pictures

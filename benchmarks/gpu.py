@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def built(size: Size, card: Card, toy: bool) -> Denoiser:
     torch.set_default_dtype(torch.bfloat16 if card.is_gpu else torch.float32)
     try:
         with card.device:
-            network = size.network(toy).requires_grad_(False).eval()
+            network: Any = size.network(toy).requires_grad_(False).eval()
     finally:
         torch.set_default_dtype(torch.float32)
     network.enable_gradient_checkpointing()
@@ -396,7 +397,7 @@ def main() -> None:
     if given.canvas:
         run.part("canvas", lambda: on_the_canvas(run.card, given.toy))
     for name in given.sizes:
-        run.part(name, lambda name=name: at_size(name, run.card, run.rate, given.toy))
+        run.part(name, partial(at_size, name, run.card, run.rate, given.toy))
     if given.parity:
         run.part("parity", lambda: parity(max(run.left(), 60.0), given.toy))
     said = f"{run.card.name}: {run.seconds():.0f} s in all; left out: {', '.join(run.found['left_out']) or 'nothing'}"

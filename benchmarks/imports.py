@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hand import project, small_erasure, surroundings
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.hand import project, small_erasure, surroundings
 from fade.files import write_json
 from fade.lineage import ROOT, made_on
 from fade.project import load_project

@@ -86,7 +86,12 @@ def searched_for(base: Base, catalog: Path, judges: Path, concept: str, budget: 
             yield step
 
     prompts = [BEGIN[i % len(BEGIN)] for i in range(budget.restarts)]
-    how = {"restarts": budget.restarts, "steps": max(budget.steps), "batch": budget.batch, "seed": budget.seed}
+    how: dict[str, Any] = {
+        "restarts": budget.restarts,
+        "steps": max(budget.steps),
+        "batch": budget.batch,
+        "seed": budget.seed,
+    }
     search = invert_concept(
         base, latents, prompts=prompts, learning_rate=budget.learning_rate, precision=precision, **how
     )

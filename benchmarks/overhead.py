@@ -91,7 +91,7 @@ class Clock:
                     return
             yield item
 
-    def count_curve(self, module: ModuleType) -> None:
+    def count_curve(self, module: Any) -> None:
         """The same of the curve that MLflow gets while it grows."""
         original: Callable[[str], Any] = module.live_curve
 

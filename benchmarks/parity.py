@@ -15,20 +15,23 @@ checkpoints are not compared: none is at hand.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
-from tiny.families import KINDS, save_tiny
-from tiny.stock import answers, draw, load_lora, stock_pipeline, stock_solver
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.tiny.families import KINDS, save_tiny
+from benchmarks.tiny.stock import answers, draw, load_lora, stock_pipeline, stock_solver
 from fade.adapters.exports import Layout, export_adapter
 from fade.adapters.store import activate, apply_adapter, save_adapter
 from fade.files import write_json

@@ -10,15 +10,18 @@ text encoders and autoencoder, which are gone before, are in neither.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from sd15_memory import peak_gb
-from sizes import RANK, SIZES, rows, told
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
+from benchmarks.sd15_memory import peak_gb
+from benchmarks.sizes import RANK, SIZES, rows, told
 from fade.files import write_json
 from fade.methods.fade.distillation import Sets, distill
 from fade.methods.fade.examples import Examples

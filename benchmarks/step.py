@@ -17,20 +17,24 @@ import argparse
 import json
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pandas as pd
 import torch
 import yaml
-from plain_loop import PUBLISHED, PlainSet, Recipe, loop, prepare
-from sd15_memory import TOKENS, WIDTH, as_denoiser, build_unet, examples, peak_gb
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.plain_loop import PUBLISHED, PlainSet, Recipe, loop, prepare
+from benchmarks.sd15_memory import TOKENS, WIDTH, as_denoiser, build_unet, examples, peak_gb
 from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.data.catalog import load_pictures
@@ -135,7 +139,7 @@ def on_the_canvas(threads: int, rounds: int, changes: dict[str, Any]) -> dict[st
         seconds: dict[str, list[float]] = {name: [] for name in loops}
         for turn in range(WARM_UP + rounds):
             for name, one in loops.items():
-                spent = timed(lambda one=one: next(one))
+                spent = timed(partial(next, one))
                 if turn >= WARM_UP:
                     seconds[name].append(spent)
     medians = {name: statistics.median(values) for name, values in seconds.items()}

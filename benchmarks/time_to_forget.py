@@ -23,19 +23,23 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pandas as pd
 import torch
 import yaml
-from plain_loop import PUBLISHED, Recipe, loop, prepare
-from step import plain_set, same_as_ours
 
+from benchmarks.plain_loop import PUBLISHED, Recipe, loop, prepare
+from benchmarks.step import plain_set, same_as_ours
 from fade.asking.prepare import AUTO, prepare_spec
 from fade.concepts import Concept
 from fade.config import load_settings
@@ -136,11 +140,17 @@ def ours(spec: Spec, folder: Path) -> Iterator[Any]:
         yield sd
 
 
+def told(name: str, program: str, said: str) -> None:
+    """How far a program is with a concept, on the terminal."""
+    print(f"{name:<12} {program:<10} {said}", flush=True)
+
+
 def seconds_to_pass(
     steps: Iterator[Any], check: Check, *, every: int, most: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Seconds of work until the check passes; without ``seconds`` if it does not within ``most``, or before the end."""
-    spent, count, reached = 0.0, 0, {}
+    spent, count = 0.0, 0
+    reached: dict[str, Any] = {}
     while True:
         begun = time.perf_counter()
         base = next(steps, None)
@@ -190,7 +200,7 @@ def compare(concept: str, arguments: argparse.Namespace, changes: dict[str, Any]
                 check,
                 every=arguments.every,
                 most=arguments.most,
-                say=lambda said, program=program: print(f"{name:<12} {program:<10} {said}", flush=True),
+                say=partial(told, name, program),
             )
             row |= {f"{program}_{key}": value for key, value in found.items()}
     for program, ratio in RATIOS.items():
