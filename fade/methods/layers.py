@@ -38,11 +38,12 @@ from torch import Tensor, nn
 from fade.errors import NoMatchingModulesError
 from fade.methods.closed_form import LowRank
 from fade.methods.fade.masks import Mask
-from fade.methods.fade.sparse_lora import adapters_disabled, add_sparse_lora, begin_with
+from fade.methods.fade.sparse_lora import adapters_disabled, add_sparse_lora, begin_with, computed_whole
 from fade.methods.fade.targeting import power_law
 from fade.methods.method import STUDENT, Material, MethodSettings
 from fade.methods.trained_difference import Losses
 from fade.models.base import Base
+from fade.models.denoiser import autocast
 from fade.models.told import Told
 from fade.seeding import torch_generator
 
@@ -120,10 +121,10 @@ class _Solver:
     def fed(self, name: str, block: Any, given: tuple[Tensor, ...], answer: Tensor) -> Tensor:
         """A block's answer, (2B, n, out), to which its feed-forward was added."""
         del given, block
-        read, (aim, before) = self._read.pop(name).chunk(2)[1], answer.chunk(2)
+        read, (aim, before) = self._read.pop(name).chunk(2)[1].float(), answer.float().chunk(2)
         change, moment = self._solved(read, aim - before, self._settings.ridge_after)
         self.changes[f"{name}.ff.net.2"] = change, moment
-        return torch.cat([aim, before + read @ change.T.to(read)])
+        return torch.cat([aim, before + read @ change.T.to(read)]).to(answer)
 
     def _solved(self, read: Tensor, missing: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         return least_squares(read, missing, self._weights, ridge=ridge)
@@ -161,6 +162,10 @@ class _Attended:
         self._see = see
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return self._answered(attn, hidden_states.float(), encoder_hidden_states.float()).to(hidden_states)
+
+    def _answered(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         query, key = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
         query, key = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (query, key))
         attention = (query @ key.transpose(-1, -2) * attn.scale).softmax(dim=-1)
@@ -174,7 +179,7 @@ class _Attended:
 
 
 def solved(
-    base: Base, material: Material, settings: LayerwiseSettings, *, seed: int
+    base: Base, material: Material, settings: LayerwiseSettings, *, precision: str, seed: int
 ) -> tuple[dict[str, LowRank], Batch]:
     """The change of each layer, by name, and what was answered for it; the network stays as it is.
 
@@ -188,22 +193,23 @@ def solved(
     forget, retain = (rows / rows.sum() for rows in (batch.forget, ~batch.forget))
     solver = _Solver(settings, ((1 - share) * forget + share * retain).to(base.device))
     noisy, t, told = torch.cat([batch.noisy] * 2), torch.cat([batch.t] * 2), Told.join(batch.taught, batch.told)
-    with torch.no_grad(), adapters_disabled(base.network), _watched(sites, solver), suppress(_SolvedError):
+    computing = autocast(precision, base.device.type)
+    with torch.no_grad(), computing, adapters_disabled(base.network), _watched(sites, solver), suppress(_SolvedError):
         base.denoiser.predict(noisy, t, told)
     changes = {name: cut(*found, energy=settings.energy) for name, found in solver.changes.items()}
     material.notes.update(noised_pictures=len(batch.t))
     return {name: change for name, change in changes.items() if len(change.A)}, batch
 
 
-def left(base: Base, batch: Batch) -> Losses:
+def left(base: Base, batch: Batch, precision: str) -> Losses:
     """What an adapter that was just placed leaves of both halves, on some of the pictures; the first step."""
     some = torch.arange(0, len(batch.t), max(1, len(batch.t) // CHECKED), device=base.device)
     noisy, t, forget = batch.noisy[some], batch.t[some], batch.forget[some.cpu()].to(base.device)
-    with torch.no_grad():
+    with torch.no_grad(), autocast(precision, base.device.type), computed_whole(base.network):
         now = base.denoiser.predict(noisy, t, batch.told[some])
         with adapters_disabled(base.network):
             aim = base.denoiser.predict(noisy, t, batch.taught[some])
-    apart = (now - aim).float().square().flatten(1).mean(dim=1)
+    apart = (now.float() - aim.float()).square().flatten(1).mean(dim=1)
     return Losses(1, float(apart[forget].mean()), float(apart[~forget].mean()))
 
 

@@ -13,17 +13,16 @@ from fade.models.base import Base
 def layerwise(
     base: Base, material: Material, settings: LayerwiseSettings, *, precision: str, seed: int
 ) -> Iterator[Losses]:
-    """Solve; one step, with what is left of both halves. It is solved in float64 from float32 answers.
+    """Solve; one step, with what is left of both halves. It is solved in float64, of answers in ``precision``.
 
     Raises:
         NoMatchingModulesError: the base has no cross-attention of the stock kind.
     """
-    del precision
-    changes, batch = solved(base, material, settings, seed=seed)
+    changes, batch = solved(base, material, settings, precision=precision, seed=seed)
     rank = max((len(one.A) for one in changes.values()), default=1)
     placed(base, changes, [*changes], rank=rank, seed=seed)
     material.notes.update(rank=rank)
-    yield left(base, batch)
+    yield left(base, batch, precision)
 
 
 LAYERWISE = Method("layerwise", layerwise, LayerwiseSettings, "ours", several=True)

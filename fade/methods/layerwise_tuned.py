@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fade.methods.fade.sparse_lora import adapters_disabled
+from fade.methods.fade.sparse_lora import adapters_disabled, computed_whole
 from fade.methods.layers import Batch, LayerwiseSettings, left, noised_batch, placed, solved
 from fade.methods.method import Material, Method
 from fade.methods.trained_difference import Losses
@@ -64,10 +64,10 @@ def layerwise_tuned(
     Raises:
         NoMatchingModulesError: the base has no cross-attention of the stock kind.
     """
-    changes, solved_for = solved(base, material, settings, seed=seed)
+    changes, solved_for = solved(base, material, settings, precision=precision, seed=seed)
     parameters = placed(base, changes, base.denoiser.modules(), rank=settings.rank, seed=seed)
     material.notes.update(rank=settings.rank)
-    yield left(base, solved_for)
+    yield left(base, solved_for, precision)
     retained = len(material.rows("retain"))
     counts = {"forget": settings.pool, "retain": min(max(settings.pool, retained), WIDER * settings.pool)}
     pool = noised_batch(base, material, settings.model_copy(update=counts), seed=derive_seed(seed, "tuned"))
@@ -83,7 +83,7 @@ def layerwise_tuned(
         rows = chosen.to(base.device)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate(step - 1, settings.steps - 1)
-        with autocast(precision, base.device.type):
+        with autocast(precision, base.device.type), computed_whole(base.network):
             answers = base.denoiser.predict(pool.noisy[rows], pool.t[rows], pool.told[rows])
         apart = (answers.float() - aims[rows]).square().flatten(1).mean(dim=1)
         gone, kept = apart[:half].mean(), apart[half:].mean()

@@ -15,7 +15,7 @@ from torch import Tensor
 from fade.data.catalog import load_pictures, read_concepts_file
 from fade.errors import DataError
 from fade.methods.fade.examples import Examples
-from fade.models.base import Base
+from fade.models.base import READ_AT_ONCE, Base
 from fade.models.denoiser import autocast
 from fade.models.told import Told
 from fade.seeding import numpy_generator
@@ -46,10 +46,11 @@ class SplitRows:
 
     def whose(self) -> list[str]:
         """Of the split ``forget``: the erased concept that each row shows, the first where it shows several."""
-        return [
-            next(pair.concept for pair in self.spec.pairs if row[pair.kind] == pair.concept)
-            for row in self.table[["object", "style"]].to_dict("records")
-        ]
+        pairs = self.spec.pairs
+        place = {(pair.kind, pair.concept): number for number, pair in enumerate(pairs)}
+        shown = zip(self.table["object"], self.table["style"], strict=True)
+        kinds = ((("object", one), ("style", style)) for one, style in shown)
+        return [pairs[min(place[one] for one in both if one in place)].concept for both in kinds]
 
     def encoded(self, most: int | None = None) -> Examples:
         """All of them; of more than ``most`` so many, drawn by the splits' seed."""
@@ -120,21 +121,33 @@ def check_told_apart(sd: Base, spec: Spec, folder: Path) -> None:
         DataError: of a concept no caption differs from its target; says how many there are, and what to do.
     """
     table = split_rows(sd, spec, folder, "forget").table
+    said = list(zip(table["caption"], table["surrogate_caption"], strict=True))
+    known = _read_alike(sd, list(dict.fromkeys(said)))
+    shown = {kind: table[kind].tolist() for kind in ("object", "style")}
     for number, pair in enumerate(spec.pairs, start=1):
-        rows = table[table[pair.kind] == pair.concept][["caption", "surrogate_caption"]].drop_duplicates()
-        if rows.empty:
+        own = {both for both, name in zip(said, shown[pair.kind], strict=True) if name == pair.concept}
+        if not own:
             continue
-        told, taught = (sd.encode_prompts(rows[name].tolist()) for name in ("caption", "surrogate_caption"))
-        alike = int(_equal(told, taught).sum())
-        if alike == len(rows):
+        alike = sum(known[both] for both in own)
+        if alike == len(own):
             which = f"concept {number}" if spec.also else "the concept"
             raise DataError(
-                f"The base's text encoder reads all {len(rows)} captions of {which} as it reads their targets: there "
+                f"The base's text encoder reads all {len(own)} captions of {which} as it reads their targets: there "
                 "is nothing to overwrite, and training would change nothing. Put the name early in the caption (the "
                 "encoder reads so many tokens and no more), or name a surrogate that the encoder tells from it."
             )
         if alike:
-            logger.warning("%d of %d captions of concept %d read as their targets do", alike, len(rows), number)
+            logger.warning("%d of %d captions of concept %d read as their targets do", alike, len(own), number)
+
+
+def _read_alike(sd: Base, said: list[tuple[str, str]]) -> dict[tuple[str, str], bool]:
+    """Whether the base reads both captions of a pair alike; many pairs at a time, as a call takes longer than it."""
+    found: dict[tuple[str, str], bool] = {}
+    for start in range(0, len(said), READ_AT_ONCE):
+        part = said[start : start + READ_AT_ONCE]
+        read = sd.encode_prompts([both[i] for i in (0, 1) for both in part])
+        found |= zip(part, _equal(read[: len(part)], read[len(part) :]).tolist(), strict=True)
+    return found
 
 
 def _equal(one: Told, other: Told) -> Tensor:

@@ -55,7 +55,9 @@ def token_ids(pipeline: Any, prompts: Sequence[str], *, encoder: str = "") -> Te
     """
     tokenizer, text_encoder = (getattr(pipeline, f"{name}{encoder}") for name in ("tokenizer", "text_encoder"))
     length = read_length(tokenizer, text_encoder.config)
-    told = [pipeline.maybe_convert_prompt(prompt, tokenizer) for prompt in prompts]
+    told, added = list(prompts), tokenizer.added_tokens_encoder
+    if any(f"{token}_1" in added for token in added):  # else all stay as they are, and to find that out takes long
+        told = [pipeline.maybe_convert_prompt(prompt, tokenizer) for prompt in told]
     # Cut and padded here: a fast tokenizer would keep in itself how, and threads share it.
     rows: list[list[int]] = tokenizer(told, verbose=False).input_ids
     if (longest := max(map(len, rows), default=0)) > length:

@@ -135,6 +135,24 @@ def test_layer_by_layer_comes_nearer_to_the_surrogates_answers_and_leaves_the_re
     assert weights_sha256(base.network) == before
 
 
+def test_answers_in_bfloat16_are_solved_for_as_well(base: StableDiffusion, material: Material) -> None:
+    batch = noised_batch(base, material, SMALL, seed=1)
+    aim, own = answered(base, batch, "fp32"), answered(base, replace(batch, taught=batch.told), "fp32")
+
+    def apart(answers: Tensor, rows: Tensor) -> float:
+        return float((answers - aim).square()[rows].mean())
+
+    left = {}
+    for precision in ("fp32", "bf16"):
+        list(layerwise(base, material, SMALL, precision=precision, seed=1))
+        with torch.no_grad():
+            now = base.denoiser.predict(batch.noisy, batch.t, batch.told)
+        left[precision] = [apart(now, rows) for rows in (batch.forget, ~batch.forget)]
+        base.network.unload_lora()
+    gap = apart(own, batch.forget)
+    assert max(abs(one - other) for one, other in zip(*left.values(), strict=True)) < 0.02 * gap, "of what there was"
+
+
 def test_without_a_concept_it_is_the_adapter_that_never_had_it_bit_for_bit(tiny_base: Any) -> None:
     from fade.models.family import load_base
 
