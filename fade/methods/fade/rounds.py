@@ -16,6 +16,7 @@ pictures of the student will pass. Besides, at the same places:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ UNSAID = 0.3
 """Of the kept places, how many are answered with nothing said: guidance draws by both answers."""
 AT_ONCE = 32
 """Forget examples that the base answers at a time."""
+SAID_EVERY = 50
+"""Steps of the searches between students after which the log says how far they are."""
+
+logger = logging.getLogger(__name__)
 
 
 class RoundsSettings(MethodSettings):
@@ -271,41 +276,18 @@ def in_rounds(
         MaskMismatchError: there is no mask, or training moved what it leaves out.
         DataError: a set is empty, or a loss is not finite.
     """
-    if material.mask is None:
-        raise MaskMismatchError("This method trains inside a mask: got none. Run the steps saliency and mask before.")
-    forget, surrogate = (material.rows(name).encoded(settings.pool) for name in ("forget", "surrogate"))
-    retained = material.retain_prompts
-    if 0 in (len(forget), len(surrogate), len(retained)):
-        raise DataError(
-            f"Got {len(forget)} pictures of the concept, {len(surrogate)} of its surrogate and {len(retained)} "
-            "retained captions: this method needs some of each."
-        )
+    mask, forget, surrogate, retained = _needed(material, settings)
     generator = torch_generator(seed, "rounds")
     chosen = retained[torch.randperm(len(retained), generator=generator)[: settings.captions]]
     places = places_passed(base, chosen, seed=seed, precision=precision)
     forgotten = answered(base, forget, surrogate, count=settings.pool, seed=seed, precision=precision)
-    empty = base.unconditional()
-    starts = Told.join(forget.prompts, retained, empty.expand(len(forget)))
+    starts = Told.join(forget.prompts, retained, base.unconditional().expand(len(forget)))
     found: Told | None = None
     number = 0
     for turn in range(settings.rounds):
-        parameters = _student(base, material.mask, settings, seed)
-        adversary = Adversary(
-            forget.latents,
-            starts=starts,
-            empty=empty,
-            states=settings.states,
-            lifetime=settings.lifetime,
-            batch=4 * settings.states,
-            learning_rate=settings.search_rate,
-            size=settings.size,
-            share=settings.share,
-            empty_share=0.0,
-            retain_share=0.0,
-            grown=settings.grown,
-            precision=precision,
-            device=base.device,
-            seed=derive_seed(seed, "rounds", turn),
+        parameters = _student(base, mask, settings, seed)
+        adversary = _adversary(
+            base, forget, starts, settings, seed=derive_seed(seed, "rounds", turn), precision=precision
         )
         student = _Student(
             base, parameters, settings, forgotten, places, adversary, found, generator=generator, precision=precision
@@ -322,9 +304,51 @@ def in_rounds(
                     base, forget, starts, settings, seed=derive_seed(seed, "search", turn), precision=precision
                 )
                 found = more if found is None else Told.join(found, more)
-        check_inside_mask(base.network, material.mask, STUDENT)
+        check_inside_mask(base.network, mask, STUDENT)
     material.notes.update(
-        granularity=material.mask.granularity, rank=settings.rank, found_states=0 if found is None else len(found)
+        granularity=mask.granularity, rank=settings.rank, found_states=0 if found is None else len(found)
+    )
+
+
+def _needed(material: Material, settings: RoundsSettings) -> tuple[Mask, Examples, Examples, Told]:
+    """The mask, pictures of the concept and of its surrogate, and what is retained.
+
+    Raises:
+        MaskMismatchError: there is no mask.
+        DataError: a set is empty.
+    """
+    if material.mask is None:
+        raise MaskMismatchError("This method trains inside a mask: got none. Run the steps saliency and mask before.")
+    forget, surrogate = (material.rows(name).encoded(settings.pool) for name in ("forget", "surrogate"))
+    retained = material.retain_prompts
+    if 0 in (len(forget), len(surrogate), len(retained)):
+        raise DataError(
+            f"Got {len(forget)} pictures of the concept, {len(surrogate)} of its surrogate and {len(retained)} "
+            "retained captions: this method needs some of each."
+        )
+    return material.mask, forget, surrogate, retained
+
+
+def _adversary(
+    base: Base, forget: Examples, starts: Told, settings: RoundsSettings, *, seed: int, precision: str
+) -> Adversary:
+    """A new one for each student."""
+    return Adversary(
+        forget.latents,
+        starts=starts,
+        empty=base.unconditional(),
+        states=settings.states,
+        lifetime=settings.lifetime,
+        batch=4 * settings.states,
+        learning_rate=settings.search_rate,
+        size=settings.size,
+        share=settings.share,
+        empty_share=0.0,
+        retain_share=0.0,
+        grown=settings.grown,
+        precision=precision,
+        device=base.device,
+        seed=seed,
     )
 
 
@@ -357,6 +381,8 @@ def _searched(
     kept = []
     for step in range(1, settings.search_steps + 1):
         search.step(base.denoiser, batch=2 * settings.searches, generator=generator)
+        if step % SAID_EVERY == 0:
+            logger.info("searching against the student: step %d of %d", step, settings.search_steps)
         if step in (settings.search_steps // 2, settings.search_steps):
             kept.append(search.states.to("cpu"))
     return Told.join(*kept)
