@@ -15,7 +15,7 @@ from fade.concepts import CAPTION_TEMPLATE
 from fade.config import OUR_METHOD, Settings, load_settings
 from fade.data.catalog import known_concept, load_concepts, load_templates
 from fade.data.splits import find_pairs
-from fade.methods.registry import asking_for
+from fade.methods.registry import asking_for, find_method
 from fade.models.family import load_base
 from fade.models.sharing import bases_shared
 from fade.names import name_key
@@ -28,14 +28,20 @@ from flows.erasing.erase import for_several
 def settings_for_many(project: Project, count: int, changes: Mapping[str, Any], method: str | None) -> Settings:
     """The project's settings for so many concepts: solved, then trained on as a whole, unless another method is named.
 
-    Of our own distillation the batch grows with the concepts and the steps with the root of their number, unless a
-    setting of it is given.
+    The project may name one too (``erasure.method``), of those that erase several at once. Of our own distillation the
+    batch grows with the concepts and the steps with the root of their number, unless a setting of it is given.
     """
-    asked = dict(changes) if method is not None else asking_for([MANY], dict(changes))[0]
+    asked = dict(changes) if method is not None else asking_for([_method_for_many(project)], dict(changes))[0]
     settings = load_settings(project.params, changes=asked)
     if settings.method != OUR_METHOD or any(name.startswith("distill.") for name in asked):
         return settings
     return settings.model_copy(update={"distill": for_several(settings.distill, count)})
+
+
+def _method_for_many(project: Project) -> str:
+    """What the project names instead of our own for one, if it erases several at once."""
+    named = load_settings(project.params).method
+    return named if named != OUR_METHOD and find_method(named).several else MANY
 
 
 def spec_for_many(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from fade.asking.assigned import assigned
@@ -197,6 +198,16 @@ def test_no_surrogate_is_erased_and_one_taken_out_leaves_the_spec_that_never_had
     assert without.id == spec_for_many(in_order(named), project=PROJECT, settings=settings).id != three.id
     own = settings_for_many(PROJECT, 9, {}, "fade")
     assert own.distill.batch == 4 * settings.distill.batch
+
+
+@pytest.mark.parametrize(("named", "taken"), [("fade", MANY), ("layerwise", "layerwise"), ("esd-x", MANY)])
+def test_the_method_that_a_project_names_is_taken_where_it_erases_several(
+    workspace: Path, named: str, taken: str
+) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["erasure"]["method"] = named
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    assert settings_for_many(PROJECT, 3, {}, None).method == taken
 
 
 def test_the_preview_says_what_is_erased_and_makes_nothing(workspace: Path, tmp_path: Path) -> None:
