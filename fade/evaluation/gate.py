@@ -217,6 +217,15 @@ def of_the_concept(name: str) -> bool:
     return name.startswith(("ua", "surrogate", "unscrambled", "base: concept"))
 
 
+def failed_concepts(figures: JudgeFigures, gate: Gate) -> list[str]:
+    """Erased concepts that fail what is asked of their own prompts, in their order."""
+    failed = {one.name for one in _points(figures, gate) if not one.reached}
+    failed |= {one.name for one in bound_checks(figures, gate) if one.state == "failed"}
+    asked = [_numbered(what, figures.after.erased) for what in ("ua", "surrogate", "unscrambled")]
+    amiss = {name for numbered in asked for label, (name, _) in numbered if label in failed}
+    return [name for name in figures.after.erased if name in amiss]
+
+
 def verdict(figures: JudgeFigures, gate: Gate, attacks: Attacks = _NONE) -> Verdict:
     """Whether a judge's figures pass, and every reason if not. UA is asked of each erased concept by itself.
 

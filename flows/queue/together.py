@@ -3,8 +3,8 @@
 All that is due is leased at once. What is wrong with one request is said of that one, and what is erased already is
 settled; the others are one erasure, each concept once, by the method that many take (``fade.asking.concepts``). Its
 gate judges the adapter as a whole; each request's outcome says besides what became of its own concept's prompts. A
-request that is withdrawn meanwhile is left out, and the adapter is made anew without it. Where together is impossible
-the requests go back, and are run one by one.
+request that is withdrawn meanwhile is left out, and the adapter is made anew without it. So are those whose own
+prompts fail the gate; they go back, and are run one by one, as all are where together is impossible.
 
 Rolling one of them back makes the adapter of the others, bit for bit the one that never had it
 (``flows.releasing.part``).
@@ -25,6 +25,7 @@ from fade.asking.concepts import in_order
 from fade.asking.prepare import AUTO, Wanted
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError, LeaseLostError
+from fade.evaluation.gate import failed_concepts
 from fade.evaluation.measured import Evaluation
 from fade.evaluation.records import load
 from fade.names import name_key
@@ -44,6 +45,8 @@ from flows.settings import STATE
 logger = logging.getLogger(__name__)
 MOST = 1000
 """Requests of one night."""
+REMADE = 3
+"""How often a night's adapter is made anew without those that fail by themselves; each costs its making and judging."""
 
 
 @dataclass
@@ -198,8 +201,13 @@ def _spec(wanted: Sequence[Wanted], group: Group) -> Spec:
 def _erased(
     ledger: Ledger, group: Group, settings: DrainSettings, at: dict[str, Any], sign: Callable[[], None]
 ) -> list[tuple[Lease, dict[str, Any]]]:
-    """The outcomes of a group's requests: one erasure, made anew without those that were withdrawn meanwhile."""
+    """The outcomes of a group's requests: one erasure, made anew without those that were withdrawn meanwhile.
+
+    So it is, at most ``REMADE`` times, without those whose own prompts fail the gate: each goes back and is run by
+    itself, as what is impossible together is. One concept that is not forgotten is not to keep back a hundred that are.
+    """
     lost: list[tuple[Lease, dict[str, Any]]] = []
+    remade = 0
     while group.wanted:
         try:
             spec = _spec(list(group.wanted.values()), group)
@@ -215,17 +223,30 @@ def _erased(
         except ConfigError as error:
             # Together it is impossible, alone it may be: each goes back, and is run by itself.
             logger.warning("these requests are run one by one: %s", error)
-            back = {"after": State.SCHEDULED, "reason": f"not together: {error}"[:1000], "retry_seconds": 0.0}
-            back["logged"] = "not together with others of this night"
-            return [*lost, *((lease, back) for lease in group.held)]
+            return [*lost, *((lease, _alone(str(error))) for lease in group.held)]
         except Exception as error:  # the process boundary of an erasure: the ledger keeps what it was
             return [*lost, *((lease, failure(lease.request, error, settings)) for lease in group.held)]
         metrics = load(Evaluation, folder / "evaluation" / "metrics.json")
+        amiss = failed_concepts(metrics.report, spec.gate) if version.gate == "failed" else []
+        if amiss and len(group.wanted) > 1 and remade < REMADE:
+            gone = [lease for name in amiss for lease in group.leases[name]]
+            logger.warning("made anew without %d of %d concepts, which fail the gate", len(amiss), len(group.wanted))
+            lost += [(lease, _alone("with the others of this night its own prompts failed the gate")) for lease in gone]
+            group.drop(gone)
+            group.spared |= {*amiss}  # erased yet, by themselves: nothing may give way to them
+            remade += 1
+            continue
         return [
             *lost,
             *((lease, _outcome(spec, version, metrics, name)) for name, some in group.leases.items() for lease in some),
         ]
     return lost
+
+
+def _alone(why: str) -> dict[str, Any]:
+    """The outcome of a request that goes back and is run by itself."""
+    back = {"after": State.SCHEDULED, "reason": f"not together: {why}"[:1000], "retry_seconds": 0.0}
+    return {**back, "logged": "not together with others of this night"}
 
 
 def _held(ledger: Ledger, lease: Lease) -> bool:

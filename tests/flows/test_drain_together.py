@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,31 @@ def test_a_nights_requests_become_one_adapter_and_each_has_its_own_outcome(
     assert ledger.get(taken_back).state is State.CANCELLED
     assert ledger.get(held).state is State.ON_HOLD
     assert drain(together=True) == {}
+    ledger.verify()
+
+
+def test_one_that_fails_by_itself_is_made_by_itself_and_does_not_keep_back_the_others(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[set[str]] = []
+    erase = together.erase
+
+    def failed_at_first(erasure: str, *, requests: dict[str, int]) -> Any:
+        made.append(set(requests))
+        version = erase(erasure, requests=requests)
+        return replace(version, gate="failed") if len(made) == 1 else version
+
+    monkeypatch.setattr(together, "erase", failed_at_first)
+    monkeypatch.setattr(together, "failed_concepts", lambda *_: ["coffee"])
+    cat, coffee, flower = (ask(ledger, name) for name in ("cat", "coffee", "flower"))
+    assert drain(together=True) == {"candidate": 3}
+    assert made == [{cat, coffee, flower}, {cat, flower}]
+    pairs = {name: load_spec(ERASURES / str(ledger.get(name).erasure_id)).pairs for name in (cat, coffee, flower)}
+    assert [pair.concept for pair in pairs[coffee]] == ["coffee"]
+    assert pairs[cat] == pairs[flower]
+    assert {pair.concept for pair in pairs[cat]} == {"cat", "flower"}
+    assert "coffee" not in {pair.surrogate for pair in pairs[cat]}, "it is erased too, by another adapter"
+    assert any("not together with others" in str(row.reason) for row in ledger.history(request_id=coffee))
     ledger.verify()
 
 

@@ -23,7 +23,16 @@ from fade.evaluation.accuracy import canvas_protocol, summary
 from fade.evaluation.bounds import PRIORS, confidence_sequence, loss_bounds
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.figures import JudgeFigures, rate
-from fade.evaluation.gate import asked_of_rates, bound_checks, check, strictest, surely_missed, undecided, verdict
+from fade.evaluation.gate import (
+    asked_of_rates,
+    bound_checks,
+    check,
+    failed_concepts,
+    strictest,
+    surely_missed,
+    undecided,
+    verdict,
+)
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.evaluation.paired import mcnemar, paired_retention
 from fade.evaluation.power import least_counts, without_power
@@ -147,6 +156,16 @@ def test_a_failure_is_sure_too_and_asks_for_nothing_more() -> None:
     hurt = verdict(judged_figures({"it": (50, 0, 50)}, neighbours={"x": (200, 80, 200)}), SURE)
     assert hurt.verdict == "failed"
     assert hurt.reasons[0].startswith("neighbour 1 is at most 0.57")
+
+
+def test_of_many_those_are_named_whose_own_prompts_fail() -> None:
+    some = judged_figures({"one": (50, 0, 50), "two": (50, 20, 50), "three": (50, 0, 50)})
+    assert verdict(some, SURE).verdict == "failed"
+    assert failed_concepts(some, SURE) == ["two"]
+    assert failed_concepts(_figures(20, 50), SURE) == ["it"], "of one too"
+    hurt = judged_figures({"one": (50, 0, 50), "two": (50, 0, 50)}, neighbours={"x": (200, 80, 200)})
+    assert verdict(hurt, SURE).verdict == "failed"
+    assert failed_concepts(hurt, SURE) == [], "what is kept is nobody's own"
 
 
 def test_a_refusal_needs_more_evidence_the_more_is_asked() -> None:
