@@ -58,16 +58,17 @@ def deviation(out: Path, *, layout: Layout, adapter: Path, base: Path, strength:
     restore_base(sd)
     # A merged model is held in the precision of its base: of a small change that may be much.
     dtype = _precision(out / sd.denoiser.component) if layout == "merged" else torch.float32
-    _round(sd.network, dtype)
-    rounding = _norm(ask(sd.denoiser) - plain)
+    denoiser = sd.denoiser
+    del sd  # encoders and decoder, which are asked no more
+    rounding = _rounding(ask, denoiser, plain, dtype)
     # Two models of today are more than many machines hold: this one goes before the other is loaded.
-    shell = sd.denoiser.on(nn.Identity())
-    del sd
+    shell = denoiser.on(nn.Identity())
+    del denoiser
     gc.collect()
     theirs = ask(shell.on(_stock_network(out, layout, base, shell.component).to(ask.latents.device)))
     change, off = _norm(ours - plain), _norm(ours - theirs)
     found = off / change if change else float(off > 0)
-    if not off <= LIMIT * change + 2 * rounding:  # NaN too
+    if not off <= LIMIT * change + rounding:  # NaN too
         raise AdapterFormatError(
             f"The export {out} is not what was exported: loaded back by stock libraries it is off by {found:.1%} of "
             "the adapter's change. Do not use it; a tensor or a factor is lost in this layout."
@@ -105,10 +106,7 @@ def check_stored(sd: Base, tensors: Mapping[str, Tensor], folder: Path) -> float
     change, off = _norm(read - plain), _norm(read - stored)
     if not change > 0:
         raise AdapterFormatError("The adapter changes nothing of what the base predicts: there is nothing to import.")
-    copied = copy.deepcopy(sd.network)
-    _round(copied, torch.float32)
-    rounding = _norm(ask(sd.denoiser.on(copied)) - plain)
-    if lost or not off <= LIMIT * change + 2 * rounding:
+    if lost or not off <= LIMIT * change + _rounding(ask, sd.denoiser, plain, torch.float32):
         raise AdapterFormatError(
             f"The adapter as it was stored is off by {off / change:.1%} of its change; at most {LIMIT:.0%} is taken"
             f"{f' ({listing(lost)} differ)' if lost else ''}. Save it anew in float32 with the tool that made it."
@@ -126,13 +124,22 @@ def _precision(weights: Path) -> torch.dtype:
     return max((tensor.dtype for tensor in tensors if tensor.is_floating_point()), key=lambda one: torch.finfo(one).eps)
 
 
+def _rounding(ask: Question, denoiser: Denoiser, plain: Tensor, dtype: torch.dtype) -> float:
+    """How far apart two answers may be by rounding of the weights in this type alone."""
+    return 2 * _norm(ask(denoiser.on(_rounded(denoiser.network, dtype))) - plain)
+
+
 @torch.no_grad()
-def _round(network: nn.Module, dtype: torch.dtype) -> None:
-    """Put every weight off by at most half a unit in its last place of this type, at random, in place."""
-    draw = torch.Generator().manual_seed(0)
-    for weight in network.parameters():
+def _rounded(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy with every weight off by at most half a unit in its last place, at random.
+
+    A copy, since others may read these weights (``fade.models.sharing``).
+    """
+    copied, draw = copy.deepcopy(network), torch.Generator().manual_seed(0)
+    for weight in copied.parameters():
         shift = (torch.rand(weight.shape, generator=draw) - 0.5) * torch.finfo(dtype).eps
         weight.mul_(1 + shift.to(weight.device))
+    return copied
 
 
 @dataclass(frozen=True, slots=True)

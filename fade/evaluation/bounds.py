@@ -16,7 +16,8 @@ _EDGE = 1e-12
 RATE_PRIORS = ((0.5, (50.0, 0.5)), (0.5, (1.0, 1.0)))
 """Shares and beta weights of hits and misses: of most erasures hardly a picture misses, of the others any number may.
 Under a uniform prior alone it takes 42 pictures without a miss to be sure of 85 %, under this 24; where one picture in
-fourteen misses it takes some twenty more. What is held to be true of every prior stays true."""
+fourteen misses it takes some twenty more. Whatever the prior, the set misses the true rate no more often than is
+stated."""
 
 
 def confidence_sequence(hits: int, count: int, error: float) -> tuple[float, float]:

@@ -29,9 +29,8 @@ The bounds (``gate.sure``) are asked as they are.
 None of it says anything where the judge does not know what it looks at: a concept that it names in no picture is "gone"
 from every picture. So first the same is asked of what it recognises in the *base's own* pictures, those that the
 figures before are of: the erased concepts by their names, the rest of their domain, the other domain, the neighbours.
-Where that is not sure, and nothing fails, the erasure is ``unjudged``. What a gate with ``doubt`` asks of the concept
-alone is enough for that: something kept that its judge names often enough, in too few pictures to be sure, leaves the
-erasure ``borderline``, with its figures.
+Where that is not sure, and nothing fails, the erasure is ``unjudged``. With ``doubt``, something kept that the judge
+names often enough, in too few pictures to be sure of it, leaves the erasure ``borderline`` instead, with its figures.
 """
 
 from __future__ import annotations
