@@ -95,6 +95,8 @@ def listing(names: Iterable[object], limit: int = 5) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that suggests the known names most alike ``name``."""
     options = sorted(known)
+    if not options:
+        return "There is none yet."
     folded = {option.casefold(): option for option in options}
     close = get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
     if close:

@@ -60,13 +60,19 @@ def explained(error: BaseException, scheme: str) -> ConfigError | RegistryError:
     while link is not None:
         if said := _REFUSALS.get(type(link).__name__):
             return ConfigError(
-                f"The queue's broker ({scheme}) {said}: {link}. Correct FADE_QUEUE_URL, or the broker's settings."
+                f"The queue's broker ({scheme}) {said}: {_words(link)}. Correct FADE_QUEUE_URL, or the broker's "
+                "settings."
             )
         link = link.__cause__ or link.__context__
     return RegistryError(
-        f"The queue ({scheme}) cannot be reached: {error}. Nothing was lost: what was not acknowledged "
+        f"The queue ({scheme}) cannot be reached: {_words(error)}. Nothing was lost: what was not acknowledged "
         "comes again. Check FADE_QUEUE_URL and that the broker runs."
     )
+
+
+def _words(error: BaseException) -> str:
+    """An error's words, without the stop that ours go on after."""
+    return str(error).rstrip(". ") or type(error).__name__
 
 
 def is_declared(connection: Any, queue: Any) -> bool:

@@ -59,7 +59,10 @@ def secret() -> bytes:
     """
     found = environment().webhook_secret
     if found is None:
-        raise ConfigError("FADE_WEBHOOK_SECRET must hold at least 16 characters: webhooks are never sent unsigned.")
+        raise ConfigError(
+            "FADE_WEBHOOK_SECRET must hold at least 16 characters, and is not set: webhooks are never sent unsigned. "
+            "Make one: export FADE_WEBHOOK_SECRET=$(python -c 'import secrets; print(secrets.token_urlsafe(24))')"
+        )
     return found.get_secret_value().encode()
 
 
@@ -90,6 +93,18 @@ def deliver(ledger: Ledger, *, key: bytes, limit: int = 100, now: datetime | Non
         _note(ledger, letter, error, now=now or utc_now())
     failed = sum(error is not None for error in errors)
     return len(errors) - failed, failed
+
+
+def waiting(ledger: Ledger) -> tuple[dict[str, int], datetime | None]:
+    """What stands in the way of the letters that wait, with how many of them, and when the next is tried again.
+
+    A letter that was not tried yet has the reason ``not tried yet``; None where no letter waits.
+    """
+    unsent = outbox.c.sent_at.is_(None)
+    with ledger.reading() as connection:
+        asked = sa.select(outbox.c.error, sa.func.count()).where(unsent).group_by(outbox.c.error)
+        reasons = {str(error or "not tried yet"): int(count) for error, count in connection.execute(asked)}
+        return reasons, connection.scalar(sa.select(sa.func.min(outbox.c.next_at)).where(unsent))
 
 
 def permitted(found: Sequence[Address], networks: Sequence[Network]) -> list[Address]:

@@ -18,6 +18,7 @@ from flows.cli.console import (
     chosen,
     console,
     guarded,
+    styled,
     write_figures,
 )
 from flows.cli.erase import print_figures
@@ -103,7 +104,7 @@ def demo(json_file: JsonOption = None) -> None:
     console.print(f"approved and rolled back: {outcome['rollback_sheet']}")
     proof = "equal" if outcome["rollback_bits_equal"] else "NOT equal"
     console.print(f"After the rollback, weights and pictures are {proof} to the base's, bit for bit.")
-    console.print(f"{time.perf_counter() - begun:.0f} s in all. The pages: [bold]fade ui[/bold]")
+    console.print(styled(f"{time.perf_counter() - begun:.0f} s in all. The pages: ", ("fade ui", "bold")))
     write_figures(json_file, outcome)
     if not outcome["rollback_bits_equal"] or any(row["gate"] != "passed" for row in outcome["erasures"]):
         raise typer.Exit(1)

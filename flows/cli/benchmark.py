@@ -23,6 +23,7 @@ from flows.cli.console import (
     listed,
     setting,
     show_training,
+    styled,
     write_figures,
 )
 
@@ -183,9 +184,9 @@ def _contest(
     )
     asked = json.dumps([sorted(str(entry.folder) for entry in entries), attacks, sequential])
     name = "contest-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
-    console.print(f"{len(entries)} erasures, contest [bold]{name}[/bold]")
+    console.print(styled(f"{len(entries)} erasures, contest ", (name, "bold")))
     found = run_contest(name, entries, attacks=attacks, parallel=parallel, dask=dask, sequential=sequential)
-    console.print(found.markdown, soft_wrap=True, markup=False)
+    console.print(found.markdown, soft_wrap=True)
     console.print(f"Kept: {found.folder}/table.md, rows.parquet, scatter.png" + ", sequence.png" * sequential)
     whole = concepts is None and not set(changes) - {"threads"} and not found.failures and not sequential
     if whole and project.render == "canvas":
@@ -194,7 +195,7 @@ def _contest(
         console.print(f"Kept: {kept}")
     write_figures(json_file, {"rows": found.rows, "failures": found.failures, "folder": str(found.folder)})
     for erasure, reason in found.failures.items():
-        console.print(f"[bold red]{erasure}[/bold red]: {reason}", soft_wrap=True)
+        console.print(styled((erasure, "bold red"), f": {reason}"), soft_wrap=True)
     if found.failures:
         raise typer.Exit(1)
 
@@ -310,7 +311,8 @@ def _print_benchmark(report: dict[str, Any]) -> None:
             for name in ("ua", "ira", "cra")
         ]
         table.add_row(
-            *(f"[bold]{label}[/bold]", "", rates[0], *depth, *rates[1:]),
+            styled((label, "bold")),
+            *("", rates[0], *depth, *rates[1:]),
             *(f"{summary['drift'][key]:.3f}", f"{summary['seconds'][key]:.0f}"),
             f"{summary['adapter_bytes'][key] / 1000:.0f}",
         )
@@ -322,6 +324,6 @@ def _print_benchmark(report: dict[str, Any]) -> None:
 def end_study(study: Study) -> None:
     """Say what failed; a study with failures ends with status 1."""
     for erasure, reason in study.failures.items():
-        console.print(f"[bold red]{erasure}[/bold red]: {reason}", soft_wrap=True)
+        console.print(styled((erasure, "bold red"), f": {reason}"), soft_wrap=True)
     if study.failures:
         raise typer.Exit(1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from fade import logs
 from fade.errors import ConfigError, FadeError, listing
@@ -21,14 +22,19 @@ from flows.settings import configure
 if TYPE_CHECKING:
     from fade.project import Project, Projects
 
-console = Console()
+plain = functools.partial(Console, markup=False, emoji=False)
+"""What is shown may be a stranger's (a request's number, a file's name): brackets and colons in it are shown as they
+are, and never read as styles. Our own styles are said by `styled`."""
+console = plain()
+styled = Text.assemble
+"""A line from strings, and from pairs of a string and its style."""
 
 
 def look_at_streams() -> None:
     """Fit the console to this process' streams: at the start, and in a process that was given other ones since."""
     # In a log or a pipe, whose width nobody knows, a table is not squeezed into 80 columns.
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    vars(console).update(vars(Console(width=None if known else 160)))
+    vars(console).update(vars(plain(width=None if known else 160)))
 
 
 look_at_streams()
@@ -76,10 +82,15 @@ def guarded(command: Callable[..., Result]) -> Callable[..., Result]:
             logs.set_up(command.__name__.replace("_", "-"))
             return command(*arguments, **options)
         except FadeError as error:
-            Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+            show_error(error)
             raise typer.Exit(1) from None
 
     return run
+
+
+def show_error(error: FadeError) -> None:
+    """One line on standard error."""
+    plain(stderr=True).print(styled(("Error:", "bold red"), f" {error}"), soft_wrap=True)
 
 
 def served(given: list[Path] | None = None) -> Projects:

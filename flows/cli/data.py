@@ -203,5 +203,5 @@ def _taken_in(folder: Path, done: Iterator[int], json_file: Path | None) -> None
         console.print(f"DVC: {folder}.dvc has its hash. Commit it; fade data push sends the pictures.", highlight=False)
     if rejected:
         shown = listing([f"{entry['name']}: {entry['reason']}" for entry in rejected])
-        console.print(f"{folder}/rejected.json: {shown}", highlight=False, markup=False)
+        console.print(f"{folder}/rejected.json: {shown}", highlight=False)
     write_figures(json_file, {"pictures": total, "set_aside": len(rejected), "folder": str(folder)})

@@ -22,6 +22,7 @@ from flows.cli.console import (
     guarded,
     pair,
     setting,
+    styled,
     write_figures,
 )
 
@@ -295,7 +296,7 @@ def _run(spec: Spec, json_file: Path | None, *, begun: float) -> None:
     folder = prepare_folder(spec)
     for one in spec.pairs:
         console.print(f"The prompts of {one.concept} shall give: {one.surrogate}")
-    console.print(f"Erasure [bold]{spec.id}[/bold], folder {folder}")
+    console.print(styled("Erasure ", (spec.id, "bold"), f", folder {folder}"))
     version = erase_flow(spec.id)
     row = figures_row(spec, folder, version, seconds=time.perf_counter() - begun)
     if said := judged_by(folder):
@@ -303,12 +304,12 @@ def _run(spec: Spec, json_file: Path | None, *, begun: float) -> None:
     print_figures([row])
     console.print(f"Before/after: {folder}/evaluation/sheet.png   Data Docs: {folder}/docs/index.html")
     if version.gate == "passed":
-        console.print(f"Look at it, then: [bold]fade approve {spec.id}[/bold]")
+        console.print(styled("Look at it, then: ", (f"fade approve {spec.id}", "bold")))
     elif version.gate in TO_DECIDE:
-        console.print(f"[bold yellow]{version.gate.capitalize()}[/bold yellow]: " + "; ".join(_reasons(folder)))
+        console.print(styled((version.gate.capitalize(), "bold yellow"), ": " + "; ".join(_reasons(folder))))
         console.print(f"Read {folder}/evaluation/report.html, then: fade approve {spec.id} --because 'your reason'")
     else:
-        console.print("[bold red]The gate failed[/bold red]: " + "; ".join(_reasons(folder)))
+        console.print(styled(("The gate failed", "bold red"), ": " + "; ".join(_reasons(folder))))
     write_figures(json_file, row)
 
 

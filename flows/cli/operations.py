@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fade.errors import FadeError
-from flows.cli.console import JsonOption, console, guarded, write_figures
+from flows.cli.console import JsonOption, console, guarded, styled, write_figures
 from flows.settings import configure
 
 app = typer.Typer()
@@ -37,11 +37,12 @@ def doctor(
         # The rest is still worth looking at, from where the command was given.
         found.append(Finding("project", "fail", str(error)))
     found += examine() if base is None else examine_base(base)
+    width = max(len(one.check) for one in found)
     for one in found:
-        colour = _COLOUR[one.verdict]
-        console.print(f"[{colour}]{one.verdict:4}[/{colour}] {one.check:12}{one.said}", highlight=False, soft_wrap=True)
+        verdict = (f"{one.verdict:4}", _COLOUR[one.verdict])
+        console.print(styled(verdict, f" {one.check:{width}} {one.said}"), soft_wrap=True)
         if one.do:
-            console.print(f"                 -> {one.do}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"{'':{width + 5}} -> {one.do}", highlight=False, soft_wrap=True)
     write_figures(json_file, {"findings": [asdict(one) for one in found]})
     if any(one.verdict == "fail" for one in found):
         raise typer.Exit(1)
@@ -71,8 +72,8 @@ def reconcile(
         found = compare(ledger)
     for one in found:
         colour = "bold red" if one.live else "yellow"
-        console.print(f"[{colour}]{one.name}[/{colour}] {one.said}", highlight=False, soft_wrap=True)
-        console.print(f"    -> {one.do}", highlight=False, soft_wrap=True, markup=False)
+        console.print(styled((one.name, colour), f" {one.said}"), soft_wrap=True)
+        console.print(f"    -> {one.do}", highlight=False, soft_wrap=True)
     console.print("Ledger, manifests and MLflow say the same." if not found else f"{len(found)} differences.")
     write_figures(json_file, {"differences": [asdict(one) for one in found]})
     if found:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import JsonOption, console, guarded, write_figures
+from flows.cli.console import JsonOption, console, guarded, styled, write_figures
 
 app = typer.Typer()
 
@@ -41,9 +41,11 @@ def init(
         clip=clip,
         protected=protect or (),
     )
-    console.print(f"Project [bold]{project.name}[/bold] in {folder / PARAMS}: look through it, then commit it.")
+    console.print(
+        styled("Project ", (project.name, "bold"), f" in {folder / PARAMS}: look through it, then commit it.")
+    )
     if settings:
         console.print("Settings for a large base: " + ", ".join(f"{key}={value}" for key, value in settings.items()))
     for command in next_commands(project, folder, size=picture_size(base)):
-        console.print(f"    {command}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"    {command}", highlight=False, soft_wrap=True)
     write_figures(json_file, {**project.model_dump(mode="json"), "params": str(project.params), "settings": settings})

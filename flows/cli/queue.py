@@ -27,7 +27,7 @@ def intake(
     import time
 
     from fade.errors import RegistryError
-    from fade.requests.intake import take_in, transport
+    from fade.requests.intake import DEAD, take_in, transport
     from fade.requests.ledger import Ledger
 
     known = served(projects)
@@ -47,6 +47,8 @@ def intake(
     except KeyboardInterrupt:
         pass
     console.print(f"{sums['new']} new, {sums['known']} known already, {sums['dead']} dead letters")
+    if sums["dead"]:
+        console.print(f"What is no request lies in {DEAD} (of a folder: in its folder dead), with the reason.")
     write_figures(json_file, sums)
 
 
@@ -186,5 +188,11 @@ def webhooks(
                     time.sleep(2)
         except KeyboardInterrupt:
             pass
-    console.print(f"{sent} sent, {failed} to be tried again")
-    write_figures(json_file, {"sent": sent, "failed": failed})
+        reasons, next_at = outbox.waiting(ledger)
+    console.print(
+        f"{sent} sent, {sum(reasons.values())} wait"
+        + (f", the next is tried {next_at:%Y-%m-%d %H:%M:%S} UTC" if next_at else "")
+    )
+    for reason, count in sorted(reasons.items()):
+        console.print(f"  {count}: {reason}", highlight=False, soft_wrap=True)
+    write_figures(json_file, {"sent": sent, "failed": failed, "waiting": reasons})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -19,6 +19,8 @@ from flows.cli.console import (
     console,
     guarded,
     rated,
+    show_error,
+    styled,
     write_figures,
 )
 
@@ -52,7 +54,7 @@ def approve(
     live = version.version in live_versions(version.model)
     _print_changes(changes)
     if live:
-        console.print(f"{version.model} version {version.version} is [bold green]live[/bold green].")
+        console.print(styled(f"{version.model} version {version.version} is ", ("live", "bold green"), "."))
     write_figures(json_file, asdict(version))
     together.wait_for_consolidations()
     if not live:
@@ -134,6 +136,8 @@ def release(
     if not watch:
         changes = reconcile()
         _print_changes(changes)
+        if not changes:
+            console.print("Nothing is approved and nothing is live. Approve a candidate: fade approve ID")
         together.wait_for_consolidations()
         write_figures(json_file, {"releases": [{**asdict(one), "folder": str(one.folder)} for one in changes]})
         if any(one.refused for one in changes):
@@ -199,7 +203,8 @@ def live(json_file: JsonOption = None) -> None:
     out = [one for one in tracking.versions() if one.live and f"{one.model}/{one.version}" not in names]
     for version in out:
         said = "not looked at yet: fade release" if version.release in ("", "live") else version.release
-        console.print(f"[bold red]Approved, not live[/bold red] {version.model} version {version.version}: {said}")
+        name = f" {version.model} version {version.version}"
+        console.print(styled(("Approved, not live", "bold red"), f"{name}: {said}"), soft_wrap=True)
     write_figures(
         json_file,
         {
@@ -256,8 +261,10 @@ def serve(
     key = load_key(public_key) if public_key else verifying_key(KEYS)
     app_ = make_app(Runtime(loaded, folder, public_key=key), token=token, compare=compare)
     console.print(
-        f"http://{host}:{port}/  release {folder}, key {key_id(key)}"
-        + ("  [bold]with the base's pictures[/bold]" * compare)
+        styled(
+            f"http://{host}:{port}/  release {folder}, key {key_id(key)}",
+            ("  with the base's pictures" * compare, "bold"),
+        )
     )
     with answering() if commands else nullcontext():
         uvicorn.run(app_, host=host, port=port, log_config=None, access_log=False)
@@ -284,7 +291,7 @@ def audit(
     for row in report["rows"]:
         if not row["equal"] and row["path"] not in report["catalog_changed"]:
             much = f", by at most {row['largest_difference']:.3g}" if row.get("largest_difference") else ""
-            console.print(f"[bold red]differs[/bold red] {row['path']}{much}")
+            console.print(styled(("differs", "bold red"), f" {row['path']}{much}"))
     if not report["commit_holds_all_the_code"]:
         console.print("The adapter was made with changes that its commit does not hold.")
     console.print(f"Report: {AUDITS}/{report['erasure']}/report.md")
@@ -317,12 +324,15 @@ def purge(
     from flows.proving.purge import purged_before
     from flows.settings import ERASURES
 
+    asked = names or purged_before()
+    if not asked:
+        console.print("Nothing was purged yet. See what would go: fade purge ID --dry-run")
     if scan:
-        _scan(names or purged_before(), json_file)
+        _scan(asked, json_file)
         return
     found = {}
     with Ledger() as ledger:
-        for name in names or purged_before():
+        for name in asked:
             version = named(name)
             erasure = version.model.removeprefix("erasure-")
             report = AUDITS / erasure / "report.json"
@@ -347,7 +357,7 @@ def _scan(names: list[str], json_file: Path | None) -> None:
     for name, left in found.items():
         console.print(f"{name}: {len(left)} findings outside the places that docs/security.md lists")
         for one in left:
-            console.print(f"  {one.what}: {one.where}", highlight=False, markup=False)
+            console.print(f"  {one.what}: {one.where}", highlight=False)
     write_figures(json_file, {"left": {name: [asdict(one) for one in left] for name, left in found.items()}})
     if any(found.values()):
         raise typer.Exit(1)
@@ -386,7 +396,7 @@ def verify_evidence(
     try:
         content = check(bundle, load_key(public_key))
     except FadeError as error:
-        console.print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        show_error(error)
         raise typer.Exit(1) from None
     chain = content["chain"]
     console.print(f"Genuine and unchanged: erasure {content['erasure']['id']}, sealed {content['sealed_at']}.")
@@ -407,7 +417,7 @@ def rebase(
     table = Table("live", "on the new base", "gate", "UA", "IRA", "CRA")
     for one in found:
         if one.new is None:
-            table.add_row(one.old, f"[red]{one.reason}[/red]", "", "", "", "")
+            table.add_row(one.old, styled((one.reason, "red")), "", "", "", "")
         else:
             rates = [rated(value) for value in (one.new.ua, one.new.ira, one.new.cra)]
             table.add_row(one.old, f"{one.new.model}/{one.new.version}", one.new.gate, *rates)
@@ -415,7 +425,7 @@ def rebase(
     failed = [one.old for one in found if not one.passed]
     write_figures(json_file, {"rebased": [{**asdict(one), "passed": one.passed} for one in found], "failed": failed})
     if failed:
-        console.print(f"[bold red]Do not switch yet[/bold red]: {len(failed)} of {len(found)} did not pass.")
+        console.print(styled(("Do not switch yet", "bold red"), f": {len(failed)} of {len(found)} did not pass."))
         raise typer.Exit(1)
 
 
@@ -431,15 +441,15 @@ def named(name: str) -> AdapterVersion:
 
 def _print_changes(changes: list[Change]) -> None:
     for one in changes:
-        table: list[tuple[str, str, Any]] = [
-            *(("[green]live[/green]", name, "") for name in one.added),
-            *(("out", name, "") for name in one.removed),
-            *(("[red]refused[/red]", name, reason) for name, reason in one.refused.items()),
-            *(("[yellow]waiting[/yellow]", name, reason) for name, reason in one.waiting.items()),
-            *(("[yellow]live all the same[/yellow]", name, reason) for name, reason in one.kept.items()),
+        table = [
+            *(("live", "green", name, "") for name in one.added),
+            *(("out", "", name, "") for name in one.removed),
+            *(("refused", "red", name, reason) for name, reason in one.refused.items()),
+            *(("waiting", "yellow", name, reason) for name, reason in one.waiting.items()),
+            *(("live all the same", "yellow", name, reason) for name, reason in one.kept.items()),
         ]
-        for what, name, reason in table:
-            console.print(f"{what} {name}" + (f": {reason}" if reason else ""), soft_wrap=True)
+        for what, style, name, reason in table:
+            console.print(styled((what, style), f" {name}", f": {reason}" if reason else ""), soft_wrap=True)
         if not one.counter:
             continue
         console.print(

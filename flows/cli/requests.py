@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.console import Group
+from rich.table import Column, Table
+from rich.text import Text
 
-from fade.errors import ConfigError
+from fade.errors import ConfigError, listing
 from flows.account import this_user
-from flows.cli.console import JsonOption, console, guarded, served, write_figures
+from flows.cli.console import JsonOption, console, guarded, served, styled, write_figures
 
 if TYPE_CHECKING:
     from fade.requests.overview import Overview
@@ -38,10 +40,12 @@ def actor() -> str:
 @guarded
 def submit(
     file: Annotated[Path | None, typer.Argument(help="A request as JSON; instead of the options.")] = None,
-    kind: Annotated[str | None, typer.Option(help="object, style, person or pictures.")] = None,
+    kind: Annotated[str | None, typer.Option(help="object, style, person or pictures; object if left out.")] = None,
     concept: Annotated[str | None, typer.Option(help="What is erased, as the catalog calls it.")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Another name of it; repeatable.")] = None,
-    surrogate: Annotated[str, typer.Option(help="What its prompts shall give instead; auto; nothing.")] = "auto",
+    surrogate: Annotated[
+        str | None, typer.Option(help="What its prompts shall give instead; nothing; auto, as if left out.")
+    ] = None,
     project: Annotated[
         str | None, typer.Option(help="Which of the projects of FADE_PROJECT it is for; the only one if left out.")
     ] = None,
@@ -49,9 +53,9 @@ def submit(
         str | None, typer.Option("--id", help="UUID, the idempotency key; a new one if left out.")
     ] = None,
     external_id: Annotated[str | None, typer.Option(help="Your own number of it; no name.")] = None,
-    regulation: Annotated[str, typer.Option(help="gdpr, ccpa, lgpd or other.")] = "gdpr",
+    regulation: Annotated[str | None, typer.Option(help="gdpr, as if left out; ccpa, lgpd or other.")] = None,
     legal_basis: Annotated[str | None, typer.Option(help="e.g. 'GDPR Art. 17(1)(b)'.")] = None,
-    priority: Annotated[int, typer.Option(help="0 to 9, the most urgent.")] = 5,
+    priority: Annotated[int | None, typer.Option(help="0 to 9, the most urgent; 5 if left out.")] = None,
     callback_url: Annotated[str | None, typer.Option(help="Signed webhooks go there.")] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -59,32 +63,24 @@ def submit(
     from fade.requests.ledger import Ledger
     from fade.requests.messages import make_message, read_message
 
+    fields = {
+        **{"id": request_id, "kind": kind, "concept": concept, "aliases": alias, "surrogate": surrogate},
+        **{"project": project, "external_id": external_id, "regulation": regulation, "legal_basis": legal_basis},
+        **{"priority": priority, "callback_url": callback_url},
+    }
+    given = {name: value for name, value in fields.items() if value not in (None, [])}
     if file is not None:
-        if kind or concept:
-            raise ConfigError("Give a file, or --kind and --concept; not both.")
+        if given:
+            raise ConfigError(f"A file is the whole request: {listing(given)} must stand in it, not beside it.")
         if not file.is_file():
             raise ConfigError(f"There is no file {file}: expected a request as JSON there.")
         message = read_message(file.read_bytes())
     else:
-        message = make_message(
-            id=request_id or str(uuid.uuid4()),
-            kind=kind or "object",
-            concept=concept,
-            aliases=tuple(alias or ()),
-            surrogate=surrogate,
-            project=project,
-            external_id=external_id,
-            regulation=regulation,
-            legal_basis=legal_basis,
-            priority=priority,
-            callback_url=callback_url,
-        )
+        message = make_message(**{"id": str(uuid.uuid4()), "kind": "object", **given})
     with Ledger() as ledger:
         record, new = ledger.submit(message, served().chosen(message.project), actor=actor())
-    console.print(
-        f"{record.id} is [bold]{record.state}[/bold], due {record.due_at:%Y-%m-%d}"
-        + ("" if new else " (it was here already)")
-    )
+    known = "" if new else " (it was here already)"
+    console.print(styled(f"{record.id} is ", (record.state, "bold"), f", due {record.due_at:%Y-%m-%d}{known}"))
     if record.reason not in (None, "complete"):
         console.print(str(record.reason))
     write_figures(json_file, {**as_json(record), "new": new})
@@ -107,13 +103,19 @@ def list_requests(
             raise ConfigError(f"There is no state {name!r}. {nearest(name, [str(one) for one in State])}")
     with Ledger() as ledger:
         found = ledger.find(states=[State(name) for name in state] if state else None, limit=limit)
-    table = Table("id", "project", "external id", "kind", "state", "due", "erasure")
-    for record in found:
-        table.add_row(
-            *(record.id, record.project, record.external_id, record.kind),
-            *(record.state, f"{record.due_at:%Y-%m-%d}", record.erasure_id),
-        )
-    console.print(table if found else "No request is in the ledger. Begin with: fade request submit")
+    several = len({record.project for record in found}) > 1
+    rows = [
+        {
+            **{"id": record.id, "project": record.project * several, "external id": record.external_id},
+            **{"kind": record.kind, "state": record.state, "due": f"{record.due_at:%Y-%m-%d}"},
+            "erasure": record.erasure_id,
+        }
+        for record in found
+    ]
+    none = f"No request is {' or '.join(state or ())}." if state else "No request is in the ledger."
+    console.print(_table(rows) if found else f"{none} Begin with: fade request submit")
+    if len(found) == limit:
+        console.print(f"The first {limit}; --limit shows more.")
     write_figures(json_file, {"requests": [as_json(record) for record in found]})
 
 
@@ -227,14 +229,14 @@ def status(
     with Ledger() as ledger:
         found = overview(ledger, limit=limit)
         if watch is None:
-            console.print(_status_table(found))
+            console.print(_status(found))
         else:
-            with Live(_status_table(found), console=console, auto_refresh=False) as live:
+            with Live(_status(found), console=console, auto_refresh=False) as live:
                 try:
                     while True:
                         time.sleep(watch)
                         found = overview(ledger, limit=limit)
-                        live.update(_status_table(found), refresh=True)
+                        live.update(_status(found), refresh=True)
                 except KeyboardInterrupt:
                     pass
     write_figures(
@@ -249,18 +251,30 @@ def status(
     )
 
 
-def _status_table(found: Overview) -> Table:
+def _status(found: Overview) -> Group:
     counts = "  ".join(f"{state} {count}" for state, count in sorted(found.counts.items())) or "no request yet"
-    table = Table("id", "project", "kind", "state", "step", "age", "due in", "attempts", title=counts)
-    table.caption = f"{found.overdue} overdue, {found.webhooks} webhooks wait, {found.at:%Y-%m-%d %H:%M:%S} UTC"
+    several = len({record.project for record in found.urgent}) > 1
+    rows = []
     for record in found.urgent:
         left = (record.due_at - found.at).total_seconds()
-        table.add_row(
-            *(record.id, record.project, record.kind, record.state, record.step or ""),
-            _span((found.at - record.received_at).total_seconds()),
-            f"[red]-{_span(-left)}[/red]" if left < 0 else _span(left),
-            str(record.attempts),
+        rows.append(
+            {
+                **{"id": record.id, "project": record.project * several, "kind": record.kind, "state": record.state},
+                **{"step": record.step, "age": _span((found.at - record.received_at).total_seconds())},
+                "due in": styled((f"-{_span(-left)}", "red")) if left < 0 else _span(left),
+                "attempts": str(record.attempts or ""),
+            }
         )
+    waits = f"{found.overdue} overdue, {found.webhooks} webhooks wait, {found.at:%Y-%m-%d %H:%M:%S} UTC"
+    return Group(counts, *([_table(rows)] if rows else []), waits)
+
+
+def _table(rows: Sequence[Mapping[str, str | Text | None]]) -> Table:
+    """A table of those columns that say something, so that it fits a terminal; ids are never cut."""
+    said = [name for name in rows[0] if any(row[name] for row in rows)]
+    table = Table(*(Column(name, no_wrap=name == "id", overflow="fold") for name in said))
+    for row in rows:
+        table.add_row(*(row[name] for name in said))
     return table
 
 
@@ -284,5 +298,5 @@ def _steer(request_id: str, json_file: Path | None, act: Callable[[Any], Record]
 
     with Ledger() as ledger:
         record = act(ledger)
-    console.print(f"{request_id} is [bold]{record.state}[/bold], due {record.due_at:%Y-%m-%d}")
+    console.print(styled(f"{request_id} is ", (record.state, "bold"), f", due {record.due_at:%Y-%m-%d}"))
     write_figures(json_file, as_json(record))

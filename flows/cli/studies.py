@@ -25,6 +25,7 @@ from flows.cli.console import (
     listed,
     pair,
     setting,
+    styled,
     write_figures,
 )
 
@@ -64,7 +65,7 @@ def sweep(
     cells = plan([pair(given) for given in concepts.split(",")], vary=varied, changes=changes, project=chosen(project))
     asked = json.dumps([[cell.spec.id, attack] for cell in cells])
     name = name or "sweep-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
-    console.print(f"{len(cells)} erasures, study [bold]{name}[/bold]")
+    console.print(styled(f"{len(cells)} erasures, study ", (name, "bold")))
     attacks = ["inversion"] * attack
     study = run_study(name, cells, attacks=attacks, parallel=parallel, dask=dask, one_base=one_base)
     _print_means(study, list(varied))
@@ -187,7 +188,7 @@ def calibrate(
         )
     console.print(table)
     if not found.ended:
-        console.print("[bold]The budget ran out[/bold]: something smaller may pass too.")
+        console.print(styled(("The budget ran out", "bold"), ": something smaller may pass too."))
     given = " ".join(f"--set {name}={value}" for name, value in {**changes, **(found.best or {})}.items())
     console.print(
         f"fade erase --concept {shlex.quote(concept)} --surrogate {shlex.quote(surrogate)} {given}", soft_wrap=True

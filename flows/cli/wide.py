@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from fade.errors import ConfigError
-from flows.cli.console import console, listed, write_figures
+from flows.cli.console import console, listed, styled, write_figures
 
 if TYPE_CHECKING:
     from fade.project import Project
@@ -39,7 +39,7 @@ def one_by_one(
     entries = plan_wide(project, compared, named, changes=changes)
     asked = json.dumps(sorted(entry.spec.id for entry in entries))
     name = f"wide-{project.name}-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
-    console.print(f"{len(entries)} erasures, study [bold]{name}[/bold]")
+    console.print(styled(f"{len(entries)} erasures, study ", (name, "bold")))
     found = run_wide_benchmark(name, entries, parallel=parallel, say=lambda line: console.print(line, highlight=False))
     table = Table("method", "erasures", *(column for column in COLUMNS if column in found.table))
     for row in found.table.to_dict("records"):
@@ -49,7 +49,7 @@ def one_by_one(
     console.print(f"Kept: {found.folder}/rows.json, table.md")
     write_figures(json_file, {"rows": found.rows, "failures": found.failures, "folder": str(found.folder)})
     for erasure, reason in found.failures.items():
-        console.print(f"[bold red]{erasure}[/bold red]: {reason}", soft_wrap=True)
+        console.print(styled((erasure, "bold red"), f": {reason}"), soft_wrap=True)
     if found.failures:
         raise typer.Exit(1)
 
@@ -79,7 +79,7 @@ def many_at_once(
     entries = plan_many(project, compared, named, changes=changes, stacked=sequential)
     asked = json.dumps(sorted(entry.folder.name for entry in entries))
     name = f"many-{project.name}-{at_once}-" + hashlib.sha256(asked.encode()).hexdigest()[:8]
-    console.print(f"{at_once} concepts at once by {len(entries)} methods, study [bold]{name}[/bold]")
+    console.print(styled(f"{at_once} concepts at once by {len(entries)} methods, study ", (name, "bold")))
     found = run_many_benchmark(name, entries, say=lambda line: console.print(line, highlight=False))
     lines = found.table.to_dict("records")
     table = Table("", *(str(line["method"]) for line in lines))
@@ -90,6 +90,6 @@ def many_at_once(
     kept = {"failures": found.failures, "folder": str(found.folder), "drawn_by": seed}
     write_figures(json_file, {**(found.rows[0] if len(found.rows) == 1 else {"rows": found.rows}), **kept})
     for method, reason in found.failures.items():
-        console.print(f"[bold red]{method}[/bold red]: {reason}", soft_wrap=True)
+        console.print(styled((method, "bold red"), f": {reason}"), soft_wrap=True)
     if found.failures:
         raise typer.Exit(1)

@@ -51,7 +51,10 @@ def token() -> str:
     """
     found = environment().intake_token
     if found is None:
-        raise ConfigError("FADE_INTAKE_TOKEN must hold at least 16 characters: the intake is never open to everyone.")
+        raise ConfigError(
+            "FADE_INTAKE_TOKEN must hold at least 16 characters, and is not set: the intake is never open to everyone. "
+            "Make one: export FADE_INTAKE_TOKEN=$(python -c 'import secrets; print(secrets.token_urlsafe(24))')"
+        )
     return found.get_secret_value()
 
 

@@ -131,6 +131,8 @@ def _make_tables(uri: str) -> None:
     from filelock import FileLock
     from mlflow import MlflowClient
 
+    # It tells on standard error of what nobody asked about, before what a first command has to say.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     with FileLock(".fade/mlflow.lock", timeout=WAIT_SECONDS):
         client = MlflowClient(uri, uri)
         client.search_experiments(max_results=1)

@@ -373,8 +373,18 @@ def test_each_state_reaches_its_callback_signed_and_none_is_lost(
 def test_a_receiver_that_is_down_is_tried_again(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FADE_WEBHOOK_NETWORKS", "127.0.0.1/32")
     ask(ledger, callback_url="http://127.0.0.1:9/hook")
+    assert webhooks.waiting(ledger)[0] == {"not tried yet": 2}
     assert webhooks.deliver(ledger, key=KEY) == (0, 2)
     assert overview(ledger).webhooks == 2
+    reasons, next_at = webhooks.waiting(ledger)
+    assert reasons == {"ConnectError": 2}
+    assert next_at is not None
+    assert next_at > utc_now()
+    monkeypatch.delenv("FADE_WEBHOOK_NETWORKS")
+    webhooks.deliver(ledger, key=KEY, now=utc_now() + timedelta(minutes=1))
+    assert [*webhooks.waiting(ledger)[0]] == [
+        "The callback's address is not public: name its network in FADE_WEBHOOK_NETWORKS."
+    ]
 
 
 def test_auto_takes_for_a_surrogate_nothing_that_another_request_has_erased(

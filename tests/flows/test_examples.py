@@ -180,4 +180,4 @@ def test_no_webhook_waits_in_an_empty_ledger(workspace: Path, tmp_path: Path, mo
     assert "FADE_WEBHOOK_SECRET" in CliRunner().invoke(app, ["webhooks"]).output
     monkeypatch.setenv("FADE_WEBHOOK_SECRET", "a-secret-for-this-test")
     assert "has version" in CliRunner().invoke(app, ["ledger", "upgrade"]).output
-    assert "0 sent, 0 to be tried again" in CliRunner().invoke(app, ["webhooks"]).output
+    assert "0 sent, 0 wait" in CliRunner().invoke(app, ["webhooks"]).output

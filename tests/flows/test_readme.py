@@ -21,6 +21,7 @@ from markdown_it import MarkdownIt
 
 from fade.environment import INFRA_NAMES, variables
 from fade.lineage import ROOT
+from fade.requests import webhooks
 from fade.requests.messages import read_message
 from flows.cli.app import app
 from tests.databases import missing
@@ -220,9 +221,13 @@ def test_a_wrong_command_would_be_seen() -> None:
 
 
 def test_the_programs_on_the_pages_run() -> None:
-    """The one that there is sends a request to RabbitMQ: here to a queue of its own."""
+    """One sends a request to RabbitMQ, here to a queue of its own; one is what a receiver of webhooks does."""
     found = [one.content for page in PAGES for one in MarkdownIt().parse(page.read_text()) if one.info == "python"]
-    (program,) = found
+    program, receiver = found
+    exec(receiver, receiving := {})  # type: ignore[var-annotated]  # noqa: S102 (the page's own program)
+    headers = {"X-Fade-Timestamp": "1", "X-Fade-Signature": webhooks.sign(b"{}", timestamp=1, key=b"secret")}
+    assert receiving["is_genuine"](headers, b"{}", "secret")
+    assert not receiving["is_genuine"](headers, b"{ }", "secret")
     name = f"fade.test.{uuid.uuid4().hex}"
     assert '"fade.requests"' in program
     sent: dict[str, Any] = {}

@@ -32,6 +32,7 @@ from fade.requests.ledger import Ledger
 from fade.requests.messages import Message, make_message, read_message
 from fade.requests.states import TRANSITIONS, State, check_transition
 from flows.cli.app import app
+from flows.cli.console import look_at_streams
 from tests.databases import database
 from tests.tiny import PROJECT
 
@@ -509,6 +510,36 @@ def test_a_request_is_steered_from_the_command_line(
     assert "6 rows" in fade("ledger", "verify")
     assert "Did you mean 'on_hold'" in fade("request", "list", "--state", "onhold", status=1)
     assert "concept is missing" in fade("request", "submit", "--kind", "style", status=1)
+
+
+def test_what_a_stranger_wrote_is_shown_as_it_is_and_no_id_is_cut(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FADE_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
+    name, number = str(uuid.uuid4()), "[/b] :cat: [red]5[/red]"
+    message = tmp_path / "request.json"
+    message.write_text(json.dumps({"id": name, "kind": "object", "concept": "cat", "external_id": number}))
+
+    def fade(*arguments: str, columns: int = 160) -> str:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        look_at_streams()
+        return CliRunner().invoke(app, [*arguments]).output
+
+    try:
+        assert "no request yet" in fade("status")
+        fade("request", "submit", str(message))
+        beside = fade("request", "submit", str(message), "--priority", "9", "--surrogate", "dog")
+        assert "surrogate, priority must stand in it" in beside
+        fade("request", "hold", name, "--reason", number)
+        for asked in (["request", "list"], ["request", "show", name]):
+            assert number in fade(*asked), asked
+        for asked in (["request", "list"], ["status"]):
+            assert name in fade(*asked, columns=80), asked
+        assert "No request is live." in fade("request", "list", "--state", "live")
+        assert "--limit shows more" in fade("request", "list", "--limit", "1")
+    finally:
+        monkeypatch.undo()
+        look_at_streams()
 
 
 def test_a_messages_faults_are_named_without_their_values() -> None:
