@@ -83,14 +83,14 @@ def check_stored(sd: Base, tensors: Mapping[str, Tensor], folder: Path) -> float
 
     Args:
         sd: the base, without adapters.
-        tensors: what ``import_adapter`` gave, float32.
+        tensors: what ``import_adapter`` gave: float32, and a difference's positions.
         folder: where ``save_adapter`` wrote them.
 
     Raises:
         AdapterFormatError: further off, or it changes nothing.
     """
     written = load_file(weights_path(folder, load_card(folder)))
-    lost = [name for name, one in tensors.items() if _norm(one - written[name].to(one)) > LIMIT * _norm(one)]
+    lost = [name for name, one in tensors.items() if _is_lost(one, written[name].to(one))]
     ask = Question.of(sd)
     plain = ask(sd.denoiser)
     try:
@@ -112,6 +112,13 @@ def check_stored(sd: Base, tensors: Mapping[str, Tensor], folder: Path) -> float
             f"{f' ({listing(lost)} differ)' if lost else ''}. Save it anew in float32 with the tool that made it."
         )
     return off / change
+
+
+def _is_lost(read: Tensor, stored: Tensor) -> bool:
+    """Whether a tensor was stored as another one; positions are whole numbers, of which none may differ."""
+    if not read.is_floating_point():
+        return not torch.equal(read, stored)
+    return _norm(read - stored) > LIMIT * _norm(read)
 
 
 def _norm(tensor: Tensor) -> float:

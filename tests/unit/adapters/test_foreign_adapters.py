@@ -158,6 +158,22 @@ def test_a_small_alpha_beside_a_high_rank_loses_nothing(base: StableDiffusion, t
         check_stored(base, tensors, tmp_path / "b")
 
 
+def test_a_difference_is_taken_in_and_a_place_that_was_lost_is_found(base: StableDiffusion, tmp_path: Path) -> None:
+    dense = torch.randn(base.network.get_submodule(QUERY).weight.shape, generator=torch.Generator().manual_seed(3))
+    dense[0] = 0
+    save_file({f"unet.{QUERY}.weight": dense}, tmp_path / "d.safetensors")
+    take_in(tmp_path / "d.safetensors", base, tmp_path / "a", {})
+    stored = load_file(next((tmp_path / "a").glob("*.safetensors")))
+    places, values = stored[f"unet.{QUERY}.positions"].long(), stored[f"unet.{QUERY}.values"].float()
+    torch.testing.assert_close(torch.zeros(dense.numel()).index_put((places,), values).view_as(dense), dense,
+                               rtol=1e-3, atol=0)  # fmt: skip
+    tensors = import_adapter(tmp_path / "d.safetensors", base)
+    one = f"unet.{QUERY}.positions"
+    save_adapter(tmp_path / "b", {**tensors, one: tensors[one] - 1}, {"base_sha256": base.sha256})
+    with pytest.raises(AdapterFormatError, match=re.escape(f"({one} differ)")):
+        check_stored(base, tensors, tmp_path / "b")
+
+
 def test_an_adapter_that_changes_nothing_is_no_import_and_leaves_nothing(base: StableDiffusion, tmp_path: Path) -> None:
     zero = {f"unet.{QUERY}.lora_A.weight": torch.ones(2, 32), f"unet.{QUERY}.lora_B.weight": torch.zeros(32, 2)}
     save_file(zero, tmp_path / "zero.safetensors")
