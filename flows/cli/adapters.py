@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from flows.cli.console import JsonOption, ProjectOption, chosen, console, guarded, rated, write_figures
+from flows.cli.console import (
+    JsonOption,
+    ProjectOption,
+    chosen,
+    console,
+    detailed,
+    guarded,
+    listed_rows,
+    rated,
+    write_figures,
+)
 from flows.cli.release import named
 
 app = typer.Typer()
@@ -22,16 +31,19 @@ def list_adapters(json_file: JsonOption = None) -> None:
     from tasks.mlflow import tracking
 
     found = tracking.versions()
-    table = Table("adapter", "version", "kind", "gate", "seen", "UA", "inversion", "IRA", "CRA", "drift", "aliases")
+    rows = []
     for version in found:
         depth = "not measured" if version.inversion is None else f"{version.inversion:.0%}"
         seen = "not measured" if version.recognised is None else f"{version.recognised:.0%}"
-        table.add_row(
-            *(version.model, str(version.version), version.kind, version.gate, seen),
-            *(rated(version.ua), depth, rated(version.ira), rated(version.cra)),
-            *(f"{version.drift:.4f}", ", ".join(version.aliases)),
+        rows.append(
+            {
+                **{"adapter": version.model, "version": str(version.version), "kind": version.kind},
+                **{"gate": version.gate, "seen": seen, "UA": rated(version.ua), "inversion": depth},
+                **{"IRA": rated(version.ira), "CRA": rated(version.cra), "drift": f"{version.drift:.4f}"},
+                "aliases": ", ".join(version.aliases),
+            }
         )
-    console.print(table if found else "No adapter is registered yet. Begin with: fade demo")
+    console.print(listed_rows(rows) if found else "No adapter is registered yet. Begin with: fade demo")
     write_figures(json_file, {"adapters": [asdict(version) for version in found]})
 
 
@@ -45,10 +57,9 @@ def show(name: Annotated[str, typer.Argument(help="Erasure id, or id:version.")]
     version = named(name)
     folder = ERASURES / version.model.removeprefix(MODEL_PREFIX)
     details = {**asdict(version), "folder": str(folder) if folder.is_dir() else "not on this machine"}
-    table = Table("", "", show_header=False)
-    for key, value in details.items():
-        table.add_row(key, ", ".join(value) if isinstance(value, tuple) else str(value))
-    console.print(table)
+    console.print(
+        detailed({key: ", ".join(one) if isinstance(one, tuple) else str(one) for key, one in details.items()})
+    )
     write_figures(json_file, details)
 
 

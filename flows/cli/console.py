@@ -6,12 +6,15 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Column, Table
 from rich.text import Text
 
 from fade import logs
@@ -86,6 +89,35 @@ def guarded(command: Callable[..., Result]) -> Callable[..., Result]:
             raise typer.Exit(1) from None
 
     return run
+
+
+def listed_rows(rows: Sequence[Mapping[str, str | Text | None]]) -> RenderableType:
+    """A table of those columns that say something; a paragraph a row where the console is too narrow for it.
+
+    Nothing is cut: the first column names what other commands ask for.
+    """
+    said = [name for name in rows[0] if any(row[name] for row in rows)]
+    table = Table(*said)
+    for row in rows:
+        table.add_row(*(row[name] for name in said))
+    whole = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    if whole <= console.width:
+        return table
+    return Group(*(part for row in rows for part in _paragraph(row, said)))
+
+
+def _paragraph(row: Mapping[str, str | Text | None], said: Sequence[str]) -> tuple[Text, Padding]:
+    """The first column's value, and under it the others by name."""
+    parts = [part for name in said[1:] if (value := row[name]) for part in (", ", f"{name} ", value)]
+    return Text(str(row[said[0]]), "bold"), Padding(Text.assemble(*parts[1:]), (0, 0, 0, 4))
+
+
+def detailed(content: Mapping[str, str]) -> Table:
+    """Names and values under one another; of a long value nothing is cut."""
+    table = Table(Column(), Column(overflow="fold"), show_header=False)
+    for name, value in content.items():
+        table.add_row(name, value)
+    return table
 
 
 def show_error(error: FadeError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
-from rich.table import Column, Table
-from rich.text import Text
+from rich.table import Table
 
 from fade.errors import ConfigError, listing
 from flows.account import this_user
-from flows.cli.console import JsonOption, console, guarded, served, styled, write_figures
+from flows.cli.console import JsonOption, console, detailed, guarded, listed_rows, served, styled, write_figures
 
 if TYPE_CHECKING:
     from fade.requests.overview import Overview
@@ -113,7 +112,7 @@ def list_requests(
         for record in found
     ]
     none = f"No request is {' or '.join(state or ())}." if state else "No request is in the ledger."
-    console.print(_table(rows) if found else f"{none} Begin with: fade request submit")
+    console.print(listed_rows(rows) if found else f"{none} Begin with: fade request submit")
     if len(found) == limit:
         console.print(f"The first {limit}; --limit shows more.")
     write_figures(json_file, {"requests": [as_json(record) for record in found]})
@@ -127,11 +126,10 @@ def show(request_id: IdArgument, json_file: JsonOption = None) -> None:
 
     with Ledger() as ledger:
         record, entries = ledger.get(request_id), ledger.history(request_id=request_id)
-    table = Table("", "", show_header=False)
-    for key, value in as_json(record).items():
-        if value not in (None, [], ""):
-            table.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
-    console.print(table)
+    content = {key: value for key, value in as_json(record).items() if value not in (None, [], "")}
+    console.print(
+        detailed({key: ", ".join(one) if isinstance(one, list) else str(one) for key, one in content.items()})
+    )
     log = Table("row", "when (UTC)", "event", "by", "reason")
     for entry in entries:
         said = f"{entry.before or ''} -> {entry.after}" if entry.after else entry.event
@@ -266,16 +264,7 @@ def _status(found: Overview) -> Group:
             }
         )
     waits = f"{found.overdue} overdue, {found.webhooks} webhooks wait, {found.at:%Y-%m-%d %H:%M:%S} UTC"
-    return Group(counts, *([_table(rows)] if rows else []), waits)
-
-
-def _table(rows: Sequence[Mapping[str, str | Text | None]]) -> Table:
-    """A table of those columns that say something, so that it fits a terminal; ids are never cut."""
-    said = [name for name in rows[0] if any(row[name] for row in rows)]
-    table = Table(*(Column(name, no_wrap=name == "id", overflow="fold") for name in said))
-    for row in rows:
-        table.add_row(*(row[name] for name in said))
-    return table
+    return Group(counts, *([listed_rows(rows)] if rows else []), waits)
 
 
 def _span(seconds: float) -> str:

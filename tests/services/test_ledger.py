@@ -534,7 +534,9 @@ def test_what_a_stranger_wrote_is_shown_as_it_is_and_no_id_is_cut(
         for asked in (["request", "list"], ["request", "show", name]):
             assert number in fade(*asked), asked
         for asked in (["request", "list"], ["status"]):
-            assert name in fade(*asked, columns=80), asked
+            narrow = fade(*asked, columns=60)
+            assert f"\n{name}\n    " in f"\n{narrow}", narrow
+            assert all(len(line) <= 60 for line in narrow.splitlines())
         assert "No request is live." in fade("request", "list", "--state", "live")
         assert "--limit shows more" in fade("request", "list", "--limit", "1")
     finally:
