@@ -36,6 +36,7 @@ names often enough, in too few pictures to be sure of it, leaves the erasure ``b
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -193,16 +194,33 @@ def surely_missed(figures: JudgeFigures, gate: Gate) -> list[str]:
     return failed + [one.name for one in points if not one.reached and one.surely_not(gate, len(points))]
 
 
-def undecided(figures: JudgeFigures, gate: Gate) -> list[str]:
-    """Names of the checks for which more pictures are worth drawing; none once one has failed, or without ``sure``.
+def lost_concepts(figures: JudgeFigures, gate: Gate) -> frozenset[int]:
+    """Numbers, from 1, of the erased concepts of whose own prompts something is surely missed."""
+    return frozenset(number for name in surely_missed(figures, gate) if (number := concept_of(name)) is not None)
 
-    A figure that is not reached is one of them as long as its bound leaves it open, and ends it once it does not.
+
+def hopeless(figures: JudgeFigures, gate: Gate) -> bool:
+    """Whether no picture more is worth drawing: something kept is surely missed, or every erased concept is lost.
+
+    One of several that is lost says nothing of the others, of which somebody may want to know all the same.
     """
-    if gate.sure is None or surely_missed(figures, gate):
+    missed = [concept_of(name) for name in surely_missed(figures, gate)]
+    return None in missed or len(set(missed)) == len(figures.after.erased)
+
+
+def undecided(figures: JudgeFigures, gate: Gate) -> list[str]:
+    """Names of the checks for which more pictures are worth drawing; none where it is hopeless, or without ``sure``.
+
+    A figure that is not reached is one of them as long as its bound leaves it open, and ends it once it does not. Where
+    one of several concepts is lost no adapter passes that has it, and only the others' own prompts are still asked.
+    """
+    if gate.sure is None or hopeless(figures, gate):
         return []
     checks = bound_checks(figures, gate) + recognition_checks(figures, gate)
     open_ = [one.name for one in checks if one.state == "undecided"]
-    return list(dict.fromkeys(open_ + [one.name for one in _points(figures, gate) if not one.reached]))
+    open_ += [one.name for one in _points(figures, gate) if not one.reached]
+    lost = lost_concepts(figures, gate)
+    return [name for name in dict.fromkeys(open_) if not lost or concept_of(name) not in {None, *lost}]
 
 
 def surely_blind(figures: JudgeFigures, gate: Gate) -> bool:
@@ -211,18 +229,22 @@ def surely_blind(figures: JudgeFigures, gate: Gate) -> bool:
     return any(one.state == "failed" and one.name.startswith("base: concept") for one in checks)
 
 
-def of_the_concept(name: str) -> bool:
-    """Whether a check is of the erased concepts' own prompts."""
-    return name.startswith(("ua", "surrogate", "unscrambled", "base: concept"))
+def concept_of(name: str) -> int | None:
+    """The number, from 1, of the erased concept whose own prompts a check is of; None where it is of what is kept.
+
+    Further names are of no one concept.
+    """
+    found = re.fullmatch(r"(?:ua|surrogate|unscrambled)(?: of concept (\d+))?|base: concept (\d+)", name)
+    return None if found is None else int(found[1] or found[2] or 1)
 
 
-def failed_concepts(figures: JudgeFigures, gate: Gate) -> list[str]:
-    """Erased concepts that fail what is asked of their own prompts, in their order."""
-    failed = {one.name for one in _points(figures, gate) if not one.reached}
-    failed |= {one.name for one in bound_checks(figures, gate) if one.state == "failed"}
-    asked = [_numbered(what, figures.after.erased) for what in ("ua", "surrogate", "unscrambled")]
-    amiss = {name for numbered in asked for label, (name, _) in numbered if label in failed}
-    return [name for name in figures.after.erased if name in amiss]
+def amiss(figures: JudgeFigures, gate: Gate) -> list[str]:
+    """Erased concepts that do not pass by their own prompts, in their order: they fail, or a person had to decide."""
+    open_ = [one.name for one in _points(figures, gate) if not one.reached]
+    checks = bound_checks(figures, gate) + recognition_checks(figures, gate)
+    open_ += [one.name for one in checks if one.state != "passed"]
+    numbers = {concept_of(name) for name in open_}
+    return [name for number, name in enumerate(figures.after.erased, start=1) if number in numbers]
 
 
 def verdict(figures: JudgeFigures, gate: Gate, attacks: Attacks = _NONE) -> Verdict:

@@ -11,12 +11,13 @@ near    further ones of the neighbours and surrogates, of each as many as the ga
 A round draws what not even the best erasure could do without (``fade.evaluation.power``); after that some dozens of
 whatever the gate is not sure of, until it is, something is surely missed, or all seeds were drawn. Where that is how
 much of the concept's prompts shows the surrogate, or is mush, as many of the surrogate's own, which say what can be
-reached.
+reached. Where one of several concepts is surely lost the others' own prompts are still followed to their end, and
+those alone: no adapter that has it passes, but whoever makes another one without it wants to know which to leave out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from fade.concepts import Concept
 from fade.config import Gate
 from fade.evaluation.bounds import loss_bounds
 from fade.evaluation.figures import JudgeFigures, Paired
-from fade.evaluation.gate import of_the_concept, surely_missed, undecided
+from fade.evaluation.gate import concept_of, hopeless, lost_concepts, undecided
 from fade.evaluation.power import least, least_counts
 
 PART, OWN, REST, NEAR = "part", "own", "rest", "near"
@@ -61,15 +62,14 @@ class Rounds:
         self._all = pd.concat([samples, *more], ignore_index=True)
         self._gate, self._neighbours, self._whole = gate, sorted(neighbours), len(samples) if whole else 0
         named = pd.Series(False, index=self._all.index)
-        self._erased = []
+        self._own: list[list[int]] = []
         for concept, _ in pairs:
             mine = self._all[concept.kind] == concept.name
             named |= mine
-            self._erased.append(mine)
-        self._own = self._all.index[named].tolist()
+            self._own.append(self._all.index[mine].tolist())
         self._rest = _spread(self._all[~named])
-        self._surrogates = [instead.name for _, instead in pairs if instead is not None]
-        close = [*neighbours, *self._surrogates]
+        self._surrogates = [None if instead is None else instead.name for _, instead in pairs]
+        close = [*neighbours, *(name for name in self._surrogates if name is not None)]
         # A concept that is erased itself is none of its own neighbours: what names it is not among the rest.
         self._near = {
             name: self._all.index[~named & ((self._all["object"] == name) | (self._all["style"] == name))].tolist()
@@ -82,22 +82,29 @@ class Rounds:
         if self._whole:
             known = set(range(self._whole))
             rows = dict.fromkeys([label for label in self._rest if label in known], REST)
-            rows |= dict.fromkeys([label for label in self._own if label in known], OWN)
+            rows |= dict.fromkeys([label for own in self._own for label in own if label in known], OWN)
         else:
-            rows = self._more_own() | dict.fromkeys(self._rest[:DOZEN], REST)
-        return self._taken(rows | self._missing_near(rows, 1))
+            rows = self._more_own(self._own) | dict.fromkeys(self._rest[:DOZEN], REST)
+        return self._taken(rows | self._missing_near(rows, self._near, 1))
 
     def next(self, figures: JudgeFigures) -> pd.DataFrame | None:
         """The next round after what was seen of all so far; None once no more pictures are worth drawing."""
-        if surely_missed(figures, self._gate):
+        if hopeless(figures, self._gate):
             return None
         needed = {name: count or 0 for name, count in least_counts(self._gate).items()}
-        own = max(needed.get(name, 0) for name in ("ua", "surrogate", "unscrambled", "base"))
-        there = list(self.parts)
-        if any(mine[there].sum() < min(own, mine.sum()) for mine in self._erased):
-            return self._taken(self._more_own())
-        rows = self._rest_to(max(needed.get(name, 0) for name in ("ira", "cra", "base")))
-        rows |= self._missing_near(rows, needed.get("neighbour", 1))
+        asked = max(needed.get(name, 0) for name in ("ua", "surrogate", "unscrambled", "base"))
+        lost = lost_concepts(figures, self._gate)
+        followed = [number for number in range(len(self._own)) if number + 1 not in lost]
+        few = [own for number in followed if self._drawn(own := self._own[number]) < min(asked, len(own))]
+        if few:
+            return self._taken(self._more_own(few))
+        if lost:  # no adapter that has them passes: what else is kept decides nothing any more
+            rows: dict[int, str] = {}
+            near = [name for number in followed if (name := self._surrogates[number]) is not None]
+        else:
+            rows = self._rest_to(max(needed.get(name, 0) for name in ("ira", "cra", "base")))
+            near = list(self._near)
+        rows |= self._missing_near(rows, near, needed.get("neighbour", 1))
         return self._taken(rows) if rows else self._unsure(figures)
 
     def _unsure(self, figures: JudgeFigures) -> pd.DataFrame | None:
@@ -105,11 +112,12 @@ class Rounds:
         rows: dict[int, str] = {}
         for name in undecided(figures, self._gate):
             what, _, number = name.removeprefix("base: ").partition(" ")
-            if of_the_concept(name):
-                rows |= self._more_own()
-                if what in ("surrogate", "unscrambled"):  # asked of what the base's own pictures of the surrogate reach
-                    for surrogate in self._surrogates:
-                        rows |= self._more_near(surrogate, rows)
+            if (of := concept_of(name)) is not None:
+                rows |= self._more_own([self._own[of - 1]])
+                surrogate = self._surrogates[of - 1]
+                # These are asked of what the base's own pictures of the surrogate reach.
+                if what in ("surrogate", "unscrambled") and surrogate is not None:
+                    rows |= self._more_near(surrogate, rows)
             elif what == "neighbour":
                 rows |= self._more_near(self._neighbours[int(number) - 1], rows)
             else:
@@ -133,19 +141,23 @@ class Rounds:
     def _count(self, part: str) -> int:
         return sum(one == part for one in self.parts.values())
 
-    def _more_own(self) -> dict[int, str]:
-        new = [label for label in self._own if label not in self.parts]
-        return dict.fromkeys(new[: DOZEN * len(self._erased)], OWN)
+    def _drawn(self, labels: Sequence[int]) -> int:
+        return sum(label in self.parts for label in labels)
+
+    def _more_own(self, some: Sequence[Sequence[int]]) -> dict[int, str]:
+        """A dozen more of the prompts of each of these concepts."""
+        new = [[label for label in own if label not in self.parts][:DOZEN] for own in some]
+        return dict.fromkeys([label for own in new for label in own], OWN)
 
     def _rest_to(self, count: int) -> dict[int, str]:
         """The rest as far as ``count`` of them; what was drawn already for a neighbour's sake is then of the rest."""
         new = [label for label in self._rest[:count] if self.parts.get(label) != REST]
         return dict.fromkeys(new, REST)
 
-    def _missing_near(self, rows: Mapping[int, str], count: int) -> dict[int, str]:
-        """Further prompts of each neighbour and surrogate of which there would be fewer than ``count``."""
+    def _missing_near(self, rows: Mapping[int, str], names: Iterable[str], count: int) -> dict[int, str]:
+        """Further prompts of each of these neighbours and surrogates of which there would be fewer than ``count``."""
         found: dict[int, str] = {}
-        for mine in self._near.values():
+        for mine in (self._near[name] for name in dict.fromkeys(names)):
             new = [label for label in mine if not {label} & (self.parts.keys() | rows.keys() | found.keys())]
             found |= dict.fromkeys(new[: max(count - (len(mine) - len(new)), 0)], NEAR)
         return found

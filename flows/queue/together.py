@@ -4,7 +4,7 @@ All that is due is leased at once. What is wrong with one request is said of tha
 settled; the others are one erasure, each concept once, by the method that many take (``fade.asking.concepts``). Its
 gate judges the adapter as a whole; each request's outcome says besides what became of its own concept's prompts. A
 request that is withdrawn meanwhile is left out, and the adapter is made anew without it. So are those whose own
-prompts fail the gate; they go back, and are run one by one, as all are where together is impossible.
+prompts do not pass the gate; they go back, and are run one by one, as all are where together is impossible.
 
 Rolling one of them back makes the adapter of the others, bit for bit the one that never had it
 (``flows.releasing.part``).
@@ -25,7 +25,7 @@ from fade.asking.concepts import in_order
 from fade.asking.prepare import AUTO, Wanted
 from fade.data.catalog import load_concepts
 from fade.errors import ConfigError, DataError, LeaseLostError
-from fade.evaluation.gate import failed_concepts
+from fade.evaluation.gate import amiss
 from fade.evaluation.measured import Evaluation
 from fade.evaluation.records import load
 from fade.names import name_key
@@ -45,7 +45,7 @@ from flows.settings import STATE
 logger = logging.getLogger(__name__)
 MOST = 1000
 """Requests of one night."""
-REMADE = 3
+REMADE = 4
 """How often a night's adapter is made anew without those that fail by themselves; each costs its making and judging."""
 
 
@@ -203,8 +203,9 @@ def _erased(
 ) -> list[tuple[Lease, dict[str, Any]]]:
     """The outcomes of a group's requests: one erasure, made anew without those that were withdrawn meanwhile.
 
-    So it is, at most ``REMADE`` times, without those whose own prompts fail the gate: each goes back and is run by
-    itself, as what is impossible together is. One concept that is not forgotten is not to keep back a hundred that are.
+    So it is, at most ``REMADE`` times, without those whose own prompts do not pass the gate: each goes back and is run
+    by itself, as what is impossible together is. One concept that is not forgotten, or that a person had to judge, is
+    not to keep back a hundred that are. What fails together for all that is run one by one: by itself each may pass.
     """
     lost: list[tuple[Lease, dict[str, Any]]] = []
     remade = 0
@@ -227,15 +228,18 @@ def _erased(
         except Exception as error:  # the process boundary of an erasure: the ledger keeps what it was
             return [*lost, *((lease, failure(lease.request, error, settings)) for lease in group.held)]
         metrics = load(Evaluation, folder / "evaluation" / "metrics.json")
-        amiss = failed_concepts(metrics.report, spec.gate) if version.gate == "failed" else []
-        if amiss and len(group.wanted) > 1 and remade < REMADE:
-            gone = [lease for name in amiss for lease in group.leases[name]]
-            logger.warning("made anew without %d of %d concepts, which fail the gate", len(amiss), len(group.wanted))
-            lost += [(lease, _alone("with the others of this night its own prompts failed the gate")) for lease in gone]
+        left = amiss(metrics.report, spec.gate) if version.gate != "passed" else []
+        if left and len(left) < len(group.wanted) and remade < REMADE:
+            logger.warning("made anew without %d of %d concepts, which do not pass", len(left), len(group.wanted))
+            gone = [lease for name in left for lease in group.leases[name]]
+            lost += [(lease, _alone("with the others of this night its own prompts did not pass")) for lease in gone]
             group.drop(gone)
-            group.spared |= {*amiss}  # erased yet, by themselves: nothing may give way to them
+            group.spared |= {*left}  # erased yet, by themselves: nothing may give way to them
             remade += 1
             continue
+        if version.gate == "failed" and len(group.wanted) > 1:
+            logger.warning("%d concepts fail the gate together: they are run one by one", len(group.wanted))
+            return [*lost, *((lease, _alone("with the others of this night the gate failed")) for lease in group.held)]
         return [
             *lost,
             *((lease, _outcome(spec, version, metrics, name)) for name, some in group.leases.items() for lease in some),

@@ -94,6 +94,24 @@ def test_a_nights_requests_become_one_adapter_and_each_has_its_own_outcome(
     ledger.verify()
 
 
+def test_what_fails_together_is_nobodys_rejection_but_run_one_by_one(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erase = together.erase
+
+    def failed_together(erasure: str, *, requests: dict[str, int]) -> Any:
+        version = erase(erasure, requests=requests)
+        return replace(version, gate="failed")
+
+    monkeypatch.setattr(together, "erase", failed_together)
+    monkeypatch.setattr(together, "amiss", lambda *_: [])
+    asked = [ask(ledger, name) for name in ("cat", "coffee")]
+    assert drain(together=True) == {"candidate": 2}
+    pairs = [load_spec(ERASURES / str(ledger.get(one).erasure_id)).pairs for one in asked]
+    assert [[pair.concept for pair in some] for some in pairs] == [["cat"], ["coffee"]]
+    assert all("the gate failed" in str([row.reason for row in ledger.history(request_id=one)]) for one in asked)
+
+
 def test_one_that_fails_by_itself_is_made_by_itself_and_does_not_keep_back_the_others(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +124,7 @@ def test_one_that_fails_by_itself_is_made_by_itself_and_does_not_keep_back_the_o
         return replace(version, gate="failed") if len(made) == 1 else version
 
     monkeypatch.setattr(together, "erase", failed_at_first)
-    monkeypatch.setattr(together, "failed_concepts", lambda *_: ["coffee"])
+    monkeypatch.setattr(together, "amiss", lambda *_: ["coffee"])
     cat, coffee, flower = (ask(ledger, name) for name in ("cat", "coffee", "flower"))
     assert drain(together=True) == {"candidate": 3}
     assert made == [{cat, coffee, flower}, {cat, flower}]

@@ -24,10 +24,11 @@ from fade.evaluation.bounds import PRIORS, confidence_sequence, loss_bounds
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.figures import JudgeFigures, rate
 from fade.evaluation.gate import (
+    amiss,
     asked_of_rates,
     bound_checks,
     check,
-    failed_concepts,
+    concept_of,
     strictest,
     surely_missed,
     undecided,
@@ -158,14 +159,34 @@ def test_a_failure_is_sure_too_and_asks_for_nothing_more() -> None:
     assert hurt.reasons[0].startswith("neighbour 1 is at most 0.57")
 
 
-def test_of_many_those_are_named_whose_own_prompts_fail() -> None:
+def test_of_many_those_are_named_whose_own_prompts_do_not_pass() -> None:
     some = judged_figures({"one": (50, 0, 50), "two": (50, 20, 50), "three": (50, 0, 50)})
     assert verdict(some, SURE).verdict == "failed"
-    assert failed_concepts(some, SURE) == ["two"]
-    assert failed_concepts(_figures(20, 50), SURE) == ["it"], "of one too"
+    assert amiss(some, SURE) == ["two"]
+    assert amiss(_figures(20, 50), SURE) == ["it"], "of one too"
     hurt = judged_figures({"one": (50, 0, 50), "two": (50, 0, 50)}, neighbours={"x": (200, 80, 200)})
     assert verdict(hurt, SURE).verdict == "failed"
-    assert failed_concepts(hurt, SURE) == [], "what is kept is nobody's own"
+    assert amiss(hurt, SURE) == [], "what is kept is nobody's own"
+    open_ = judged_figures({"one": (50, 0, 50), "two": (8, 0, 8)})
+    assert verdict(open_, SURE).verdict == "borderline"
+    assert amiss(open_, SURE) == ["two"], "a person had to decide"
+    unseen = judged_figures({"one": (50, 0, 50), "two": (2, 0, 50)})
+    assert verdict(unseen, SURE).verdict == "unjudged"
+    assert amiss(unseen, SURE) == ["two"], "nobody can see what became of it"
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("ua", 1),
+        ("surrogate of concept 12", 12),
+        ("unscrambled of concept 2", 2),
+        ("base: concept 3", 3),
+        *[(name, None) for name in ("ua of name 2", "ira", "base: ira", "neighbour 4", "base: neighbour 4", "cra")],
+    ],
+)
+def test_a_check_says_of_which_concept_it_is(name: str, number: int | None) -> None:
+    assert concept_of(name) == number
 
 
 def test_a_refusal_needs_more_evidence_the_more_is_asked() -> None:

@@ -12,7 +12,7 @@ from fade.concepts import Concept
 from fade.config import Gate, GateBounds
 from fade.evaluation.accuracy import canvas_protocol, reachable, summary
 from fade.evaluation.figures import JudgeFigures, OfDomains, judge_figures, rate
-from fade.evaluation.gate import verdict
+from fade.evaluation.gate import amiss, verdict
 from fade.evaluation.paired import paired_retention
 from fade.evaluation.power import least_counts
 from fade.evaluation.rounds import DOZEN, NEAR, OWN, PART, REST, Rounds
@@ -26,10 +26,10 @@ NEIGHBOURS = {"object": ["o4", "o2", "o3"], "style": ["s3", "s4", "s2"]}
 """The nearest first, which is not the order in which figures tell them."""
 
 
-def rounds(pair: tuple[Concept, Concept] = OBJECT) -> Rounds:
+def rounds(*pairs: tuple[Concept, Concept]) -> Rounds:
     """Of eight seeds at most, where twenty may be drawn: enough to see where they end, and sooner through."""
-    near = NEIGHBOURS[pair[0].kind]
-    return Rounds(SAMPLES, further=(6, 7, 8), pairs=[pair], neighbours=near, gate=GATE, whole=False)
+    near = NEIGHBOURS[pairs[0][0].kind]
+    return Rounds(SAMPLES, further=(6, 7, 8), pairs=pairs, neighbours=near, gate=GATE, whole=False)
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,38 @@ class Erasure:
 
 def evaluated(erasure: Erasure, seed: int, pair: tuple[Concept, Concept] = OBJECT) -> tuple[pd.DataFrame, JudgeFigures]:
     """An evaluation from its first round to its last, with drawn answers of the judge instead of pictures."""
-    (concept, surrogate), luck, dim = pair, np.random.default_rng(seed), np.random.default_rng([seed, 1])
-    kind, near = concept.kind, NEIGHBOURS[concept.kind]
-    of, drawn = rounds(pair), pd.DataFrame()
+    return evaluated_together({pair: erasure}, seed)
+
+
+def evaluated_together(
+    erasures: dict[tuple[Concept, Concept], Erasure], seed: int
+) -> tuple[pd.DataFrame, JudgeFigures]:
+    """The same of several concepts of one kind by one adapter; of what is kept the first one's faults count."""
+    luck, dim = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    pairs, erasure = list(erasures), next(iter(erasures.values()))
+    kind, near = pairs[0][0].kind, NEIGHBOURS[pairs[0][0].kind]
+    of, drawn = rounds(*pairs), pd.DataFrame()
     wanted: pd.DataFrame | None = of.first()
     while wanted is not None:
-        own, close = wanted[kind] == concept.name, wanted[kind].isin(near)
+        close, any_own = wanted[kind].isin(near), wanted[kind].isin([concept.name for concept, _ in pairs])
         fails = luck.random(len(wanted)) < np.where(close, max(erasure.loses_near, erasure.loses), erasure.loses)
-        now = wanted[kind].where(~own, surrogate.name).where(~(~own & fails), "other")
-        now = now.where(~(own & (luck.random(len(wanted)) < erasure.shows)), concept.name)
-        now = now.where(~(own & (luck.random(len(wanted)) < erasure.mush)), "scrambled")
+        now = wanted[kind].where(~(~any_own & fails), "other")
+        for (concept, surrogate), one in erasures.items():
+            own = wanted[kind] == concept.name
+            now = now.where(~own, surrogate.name)
+            now = now.where(~(own & (luck.random(len(wanted)) < one.shows)), concept.name)
+            now = now.where(~(own & (luck.random(len(wanted)) < one.mush)), "scrambled")
         blind = (wanted[kind] == near[0]) & (dim.random(len(wanted)) < erasure.unknown)
         seen = {"was": wanted[kind].where(~blind, "other"), "now": now.where(~blind, "other")}
         drawn = pd.concat([drawn, wanted.assign(**seen)]).sort_index()
         drawn[PART] = drawn.index.map(of.parts)
         before = drawn.assign(seen_object=drawn["object"], seen_style=drawn["style"])
         before, after = (before.assign(**{f"seen_{kind}": drawn[when]}) for when in ("was", "now"))
-        named = [(concept, surrogate.name)]
+        named = [(concept, surrogate.name) for concept, surrogate in pairs]
         figures = judge_figures(
             before=summary(before, named, near),
             after=summary(after, named, near),
-            paired=paired_retention(before, after, [concept], near),
+            paired=paired_retention(before, after, [concept for concept, _ in pairs], near),
             shuffled=OfDomains(object=rate(0, 1), style=rate(0, 1)),
             reachable=reachable(before, named),
         )
@@ -99,8 +110,30 @@ def test_a_bad_one_is_refused_after_a_handful() -> None:
     assert len(hurt) < 250
 
 
+def test_of_several_the_others_are_judged_to_their_end_where_one_is_lost() -> None:
+    second, third = (
+        (Concept("o5", "object"), Concept("o6", "object")),
+        (Concept("o7", "object"), Concept("o8", "object")),
+    )
+    drawn, figures = evaluated_together({OBJECT: Erasure(), second: Erasure(shows=0.7), third: Erasure(shows=0.06)}, 7)
+    assert verdict(figures, GATE).verdict == "failed"
+    needed = {name: count or 0 for name, count in least_counts(GATE).items()}
+    own = {name: int((drawn["object"] == name).sum()) for name in ("o0", "o5", "o7")}
+    assert own["o5"] == DOZEN, "it is lost after the first look"
+    assert own["o0"] >= needed["ua"]
+    assert own["o7"] > own["o0"], "where it is not sure it goes on, for this one alone"
+    assert amiss(figures, GATE) == ["o5", "o7"]
+    assert (drawn[PART] == REST).sum() == DOZEN < needed["ira"], "no adapter with it passes, whatever else it keeps"
+    passed, figures = evaluated_together({OBJECT: Erasure(), third: Erasure()}, 7)
+    assert verdict(figures, GATE).verdict == "passed"
+    assert amiss(figures, GATE) == []
+    assert (passed[PART] == REST).sum() >= needed["ira"]
+    none, _ = evaluated_together({OBJECT: Erasure(shows=0.7), second: Erasure(shows=0.7)}, 7)
+    assert (none[PART] == OWN).sum() == 2 * DOZEN, "nothing is left to know"
+
+
 def test_the_concepts_own_prompts_come_first_and_no_picture_twice() -> None:
-    of = rounds()
+    of = rounds(OBJECT)
     first = of.first()
     own = first[first["object"] == "o0"]
     assert len(own) == DOZEN
@@ -132,7 +165,7 @@ def test_what_was_drawn_for_a_neighbour_is_of_the_rest_once_the_rest_comes_to_it
     """Else the rest would hold fewer of the neighbours, which lose first, the longer it is drawn."""
     drawn, _ = evaluated(Erasure(loses=0.012), 5)
     assert (drawn[PART] == NEAR).any()
-    of = rounds()
+    of = rounds(OBJECT)
     rest = drawn[drawn[PART] == REST]
     assert len(rest) > least_counts(GATE)["ira"]  # it went on
     assert sorted(rest.index) == sorted(of._rest[: len(rest)])
