@@ -24,9 +24,10 @@ import pandas as pd
 
 from fade.concepts import Concept
 from fade.config import Gate
+from fade.evaluation.asked import concept_of
 from fade.evaluation.bounds import loss_bounds
 from fade.evaluation.figures import JudgeFigures, Paired
-from fade.evaluation.gate import concept_of, hopeless, lost_concepts, undecided
+from fade.evaluation.gate import hopeless, lost_concepts, undecided
 from fade.evaluation.power import least, least_counts
 
 PART, OWN, REST, NEAR = "part", "own", "rest", "near"

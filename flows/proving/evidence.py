@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fade.errors import DataError, LineageError, listing
+from fade.evaluation.asked import asked_of_rates, asked_of_ua
 from fade.evaluation.attacked import Attacks
 from fade.evaluation.figures import Rate
-from fade.evaluation.gate import asked_of_rates, asked_of_ua
 from fade.evaluation.measured import Evaluation
 from fade.requests.evidence import chain_rows, seal
 from fade.requests.ledger import Ledger

@@ -20,15 +20,12 @@ from fade.config import Gate, GateBounds
 from fade.data.canvas import render_all
 from fade.errors import DataError, RefusedError
 from fade.evaluation.accuracy import canvas_protocol, summary
+from fade.evaluation.asked import asked_of_rates, bound_checks, check, concept_of
 from fade.evaluation.bounds import PRIORS, confidence_sequence, loss_bounds
 from fade.evaluation.distances import fid, judge_features, kid, perceptual_drift, scaled, shuffled_patches
 from fade.evaluation.figures import JudgeFigures, rate
 from fade.evaluation.gate import (
     amiss,
-    asked_of_rates,
-    bound_checks,
-    check,
-    concept_of,
     strictest,
     surely_missed,
     undecided,
