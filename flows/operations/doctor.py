@@ -278,7 +278,9 @@ def files(given: Sequence[Path] | None = None) -> Finding:
             f"missing: {listing(missing)}",
             "Bring them back (git checkout -- data, dvc pull), or mend project: in params.yaml",
         )
-    return Finding("files", "ok", f"base, judges and catalog are there: {listing(one.name for one in projects)}")
+    later = [one.catalog for one in projects if one.render is not None and not Path(one.catalog).exists()]
+    said = f"what params.yaml names is there: {listing(one.name for one in projects)}"
+    return Finding("files", "ok", said + (f"; rendered at first use: {listing(later)}" if later else ""))
 
 
 def programs() -> Finding:

@@ -33,8 +33,8 @@ def _old_ledger(folder: Path, revision: str) -> str:
     return url
 
 
-def _project(folder: Path) -> Path:
-    places = {"name": "lost", "catalog": str(folder), "base": "no/base/there", "judges": "no/judges"}
+def _project(folder: Path, **changes: str) -> Path:
+    places = {"name": "lost", "catalog": str(folder), "base": "no/base/there", "judges": "no/judges", **changes}
     (folder / "params.yaml").write_text(yaml.safe_dump({"project": places}))
     return folder
 
@@ -75,6 +75,10 @@ def _recorded(folder: Path) -> Path:
         (lambda _: doctor.queue("kafka://host"), "warn", "not checked", ""),
         (lambda t: doctor.queue(f"folder:{t}"), "ok", "folder", ""),
         (lambda t: doctor.files([_project(t)]), "fail", "missing: no/judges of project lost, no/base", "git checkout"),
+        (
+            lambda t: doctor.files([_project(t, base=str(t), judges=str(t), catalog=f"{t}/later", render="canvas")]),
+            *("ok", "names is there: lost; rendered at first use: .*later", ""),
+        ),
         (doctor.recorded, "ok", "none are kept", ""),
         (lambda t: doctor.recorded(_recorded(t), ["x86_64", "avx2"]), "ok", "of this kind", ""),
         (lambda t: doctor.recorded(_recorded(t), ["arm64"]), "warn", "made on x86_64, avx2, this is arm64", "Audit"),
