@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from fade.errors import ConfigError
-from flows.cli import adapters, benchmark, data, erase, operations, project, queue, release, requests, studies, train
+from flows.cli import (
+    adapters,
+    benchmark,
+    data,
+    erase,
+    operations,
+    project,
+    proving,
+    queue,
+    release,
+    requests,
+    studies,
+    train,
+)
 from flows.cli.console import (
     BaseOption,
     JsonOption,
@@ -39,6 +52,7 @@ app.add_typer(erase.app)
 app.add_typer(project.app)
 app.add_typer(adapters.app)
 app.add_typer(release.app)
+app.add_typer(proving.app)
 app.add_typer(studies.app)
 app.add_typer(benchmark.app)
 app.add_typer(requests.app)

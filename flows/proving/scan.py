@@ -67,6 +67,7 @@ def scan(
     contents: Iterable[bytes] = (),
     *,
     places: Collection[str] = (),
+    kept: Collection[str] = (),
 ) -> list[Finding]:
     """What is found of names and pictures in the project; empty if nothing is.
 
@@ -75,6 +76,8 @@ def scan(
         hashes: SHA-256 or MD5 of files that must be gone.
         contents: bytes that must be gone, also from within other files.
         places: catalogs, bases and judges of projects, where a name may stand as it may in ``LISTED``.
+        kept: SHA-256 or MD5 of files that stay, since another erasure needs the same bytes; no picture of
+            ``hashes`` is looked for in them.
     """
     pattern = _pattern(names)
     needles = {hashlib.sha256(one).hexdigest()[:16]: (one, base64.b64encode(one)) for one in contents}
@@ -87,7 +90,8 @@ def scan(
         if pattern and not listed and (pattern.search(shown.encode()) or pattern.search(content)):
             found.append(Finding(_unnamed(shown, pattern), "name"))
         digests = {sha256_file(path), md5_of(path)} if hashes else set()
-        found += [Finding(_unnamed(shown, pattern), f"picture {one[:16]}") for one in sorted(digests & set(hashes))]
+        digests = set() if digests & set(kept) else digests & set(hashes)
+        found += [Finding(_unnamed(shown, pattern), f"picture {one[:16]}") for one in sorted(digests)]
         inside = [name for name, forms in needles.items() if any(content.find(form) >= 0 for form in forms)]
         found += [Finding(_unnamed(shown, pattern), f"picture {one}") for one in inside]
     return [*found, *_in_the_log(pattern)]
@@ -105,10 +109,18 @@ def scan_erasure(folder: Path) -> list[Finding]:
     _, receipts = state_of(folder)
     kept = {one["hash"] for one in receipts if not one["removed"]}
     names = [name for pair in spec.pairs if pair.person for name in pair.names]
+    # Styles, fonts and some pages of Data Docs are the same for several erasures, and DVC does not keep them.
+    kept |= {sha256_file(one) for one in folder.parent.glob("*/docs/**/*") if one.is_file() and _stays(one, folder)}
     gone = {one["hash"] for one in receipts if one["removed"] and one["hash"] and one["name"] != UNFINISHED}
     served = load_projects(environment().projects).served
     places = {getattr(one, name) for one in (spec, *served) for name in PLACES}
-    return scan(names, gone - kept, places=places)
+    return scan(names, gone - kept, places=places, kept=kept)
+
+
+def _stays(page: Path, purged: Path) -> bool:
+    """Whether a page of Data Docs is of another erasure, of which nothing was purged."""
+    other = purged.parent / page.relative_to(purged.parent).parts[0]
+    return other != purged and state_of(other)[0] == "not purged"
 
 
 def _pattern(names: Collection[str]) -> re.Pattern[bytes] | None:

@@ -34,6 +34,7 @@ from fade.spec import load_spec
 from fade.steps.attack import reference_path
 from fade.studies.trial import TRIALS
 from flows.cli.app import app
+from flows.cli.proving import _print_receipts
 from flows.erasing.erase import erase_flow, prepare_folder
 from flows.erasing.rebase import on_base, rebase
 from flows.proving import audit as audits
@@ -320,6 +321,21 @@ def test_the_log_the_evidence_and_the_purge_belong_together(  # noqa: PLR0915
     assert f"{version.model}/{version.version}" in manifest.names
     with Ledger() as ledger:
         assert ledger.verify().rows >= 4
+
+
+def test_a_purge_says_by_folders_what_goes_and_why_the_rest_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    common = {"hash": "0" * 64, "bytes": 1, "at": "2026-01-01"}
+    pictures = [f"data/erasures/a/evaluation/beside/{number}.jpg" for number in range(90)]
+    gone = [Receipt("work tree", name, removed=True, reason="", **common) for name in pictures]
+    other = "another erasure needs the same picture"
+    kept = [Receipt("work tree", f"picture {i}", removed=False, reason=other, **common) for i in range(40)]
+    one = Receipt("mlflow", "run/sheet.png", removed=True, reason="", **common)
+    _print_receipts([*kept, *gone, one])
+    assert capsys.readouterr().out.splitlines() == [
+        f"  kept  work tree: 40: picture 0, picture 1 and 38 more; {other}",
+        "  out   work tree: 90 in data/erasures/a/evaluation/beside/: 0.jpg, 1.jpg and 88 more",
+        "  out   mlflow: run/sheet.png",
+    ]
 
 
 def test_nobody_is_named_where_names_may_not_stand(erased: tuple[Path, tracking.AdapterVersion]) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from fade.errors import ConfigError, LineageError
-from fade.files import read_yaml
+from fade.files import read_yaml, sha256_file
 from fade.lineage import ROOT
 from fade.requests import leases
 from fade.requests.ledger import Ledger
@@ -24,7 +24,7 @@ from fade.temporary import abandoned, remove_abandoned, temporary_folder
 from flows.proving import scan as scanning
 from flows.proving import traces
 from flows.queue.drain import DrainSettings, failure
-from tasks.dvc.objects import stores
+from tasks.dvc.objects import md5_of, stores
 from tasks.dvc.versioning import read_lock
 from tests.chaos.purge import Children, Place, make_erasure, one_round
 from tests.tiny import PROJECT
@@ -68,6 +68,18 @@ def test_the_scan_finds_names_and_pictures_wherever_they_are_put(place: Place, m
     assert len(found) == len(planted)
     assert sorted(one.what.split()[0] for one in found) == ["name", "name", "name", "picture"]
     assert not any("roh" in one.where.lower() for one in found), "the finding itself names nobody"
+
+
+def test_what_another_erasure_needs_is_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base's own pictures of a prompt are the same for all; DVC knows them by another hash than the work tree."""
+    monkeypatch.chdir(tmp_path)
+    picture = tmp_path / "data/erasures/other/evaluation/beside/other-00-base.jpg"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"the base's picture")
+    gone = [sha256_file(picture)]
+    (found,) = scanning.scan(hashes=gone)
+    assert found.what == f"picture {gone[0][:16]}"
+    assert scanning.scan(hashes=gone, kept=[md5_of(picture)]) == []
 
 
 def test_the_places_that_may_hold_names_are_those_of_the_page() -> None:
