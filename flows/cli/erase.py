@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -167,7 +168,8 @@ def erase(
     if by_name or asked.by_name or any(given is not None for given in named.values()):
         from flows.erasing.by_name import described, prepare
 
-        _refuse_by_name(also=also, image_id=image_id, subject=subject, overwrite=overwrite, concepts=many.asked)
+        of_pictures = {"image_id": image_id, "subject": subject, "overwrite": overwrite}
+        _refuse_by_name(also=also, concepts=many.asked, point=point is not None, **of_pictures)
         prepared = prepare(
             str(concept),
             project=asked,
@@ -180,7 +182,7 @@ def erase(
         )
         for line in described(prepared):
             console.print(line, highlight=False)
-        _run(prepared.spec, json_file, begun=begun)
+        (_preview_one if preview else partial(_run, begun=begun))(prepared.spec, json_file)
         return
     if catalog is None:
         ensure_catalog(asked)
@@ -279,6 +281,15 @@ def _refuse_with_many(**of_one: object) -> None:
     """What is said of one concept is not taken beside many."""
     if refused := [f"--{name.replace('_', '-')}" for name, given in of_one.items() if given not in (None, [])]:
         raise ConfigError(f"With many concepts each has its row: {listing(refused)} is about one. Put it there.")
+
+
+def _preview_one(spec: Spec, json_file: Path | None) -> None:
+    for one in spec.pairs:
+        console.print(f"The prompts of {one.concept} would give: {one.surrogate}")
+    write_figures(
+        json_file,
+        {"id": spec.id, "pairs": [{"concept": one.concept, "surrogate": one.surrogate} for one in spec.pairs]},
+    )
 
 
 def _run(spec: Spec, json_file: Path | None, *, begun: float) -> None:

@@ -60,9 +60,10 @@ def prepare(
         pictures=pictures,
         budget=budget or USUAL,
     )
-    settings = load_settings(
-        project.params, changes={**budget_changes(asked.budget, pictures=pictures is not None), **changes}
-    )
+    of_budget = budget_changes(asked.budget, pictures=pictures is not None)
+    if load_settings(project.params).gate.sure is None:  # nothing is drawn further there, so there is no most
+        of_budget = {name: value for name, value in of_budget.items() if not name.startswith("gate.sure.")}
+    settings = load_settings(project.params, changes={**of_budget, **changes})
     prepared = prepare_by_name(asked, project=project, settings=settings)
     if expected_base_sha256 not in (None, prepared.spec.base_sha256):
         raise BaseModelError(

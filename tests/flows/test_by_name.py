@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -19,12 +20,15 @@ from fade.evaluation.beside import BESIDE
 from fade.files import read_json
 from fade.lineage import ROOT
 from fade.pipeline import steps_of
+from fade.project import load_project
 from fade.spec import load_spec
 from flows.cli.app import app
+from flows.erasing import by_name
+from flows.settings import ERASURES
 from tasks.dvc import versioning
 from tasks.erasure import lineage_of
 from tasks.mlflow import tracking
-from tests.tiny import SETTINGS, save_tiny_base
+from tests.tiny import PROJECT, SETTINGS, save_tiny_base, write_project
 from tests.unit.evaluation.test_detectors import save_classifier
 from tests.unit.test_by_name import save_clip
 
@@ -45,6 +49,14 @@ def fade(*arguments: str) -> str:
     done = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, arguments)
     assert done.exit_code == 0, done.output
     return done.output
+
+
+def previewed(asked: list[str]) -> list[str]:
+    """The command, after its preview has said what would be done and made nothing."""
+    known = set(ERASURES.glob("*"))
+    assert "The prompts of cat would give: " in fade(*asked, "--preview")
+    assert set(ERASURES.glob("*")) == known
+    return asked
 
 
 def check_unjudged(erasure: str, row: dict[str, Any], output: str) -> None:
@@ -73,6 +85,19 @@ def check_articles(judged: pd.DataFrame) -> None:
     vowels = judged[judged["object"].str.match("[aeio]")]
     assert len(vowels) > 0
     assert vowels["prompt"].str.startswith("an ").all()
+
+
+def test_a_small_budget_leaves_alone_a_gate_that_draws_nothing_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_project(tmp_path / "params.yaml", PROJECT, gate={**SETTINGS["gate"], "sure": None})
+    spec = SimpleNamespace(base_sha256="0")
+    monkeypatch.setattr(
+        by_name, "prepare_by_name", lambda _, *, settings, **__: SimpleNamespace(settings=settings, spec=spec)
+    )
+    found: Any = by_name.prepare("cat", project=load_project(file), changes={}, budget="small")
+    assert found.settings.gate.sure is None
+    assert tuple(found.settings.evaluate.seeds) == (188, 288)
 
 
 @pytest.mark.timeout(300)
@@ -112,7 +137,7 @@ def test_the_commands_of_the_page_lead_from_a_checkpoint_and_a_name_to_a_lora_fi
     model = save_classifier(tmp_path / "faces")
     further = [f"--judge={model}", f"--judge={model}=nude"] if judge == "clip" else []
     output = fade(
-        *words(said[1]), *TINY, *nobody, *further, "--set", "threads=1", "--budget", "small", "--json", str(out)
+        *previewed([*words(said[1]), *TINY, *nobody, *further, "--set=threads=1", "--budget=small", f"--json={out}"])
     )
     row = read_json(out)
     folder = Path(row["folder"])
