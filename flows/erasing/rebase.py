@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from fade.asking.by_kind import settings_asked
 from fade.asking.prepare import asked_again, prepare_spec
 from fade.errors import ConfigError, FadeError
+from fade.models.source import find_base
 from fade.project import Project
 from fade.spec import Spec, load_spec
 from flows.erasing.erase import erase, prepare_folder
@@ -37,12 +38,14 @@ def rebase(project: Project, base: str, say: Callable[[str], None]) -> list[Reba
 
     Raises:
         ConfigError: nothing is approved on the project's base.
+        BaseModelError: there is no other base that could be loaded.
     """
     approved = [version for version in tracking.versions() if version.live]
     specs = [load_spec(ERASURES / version.model.removeprefix(MODEL_PREFIX)) for version in approved]
     live = [(version, spec) for version, spec in zip(approved, specs, strict=True) if spec.base == project.base]
     if not live:
         raise ConfigError(f"Nothing is approved on the base {project.base}, so nothing has to be made again.")
+    find_base(base)
     found = []
     for version, before in live:
         say(f"{version.model} version {version.version} ...")

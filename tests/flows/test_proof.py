@@ -25,7 +25,7 @@ from fade.adapters.manifest import read_manifest
 from fade.asking.prepare import prepare_spec
 from fade.config import load_settings
 from fade.data.deletion import delete
-from fade.errors import ConfigError, SignatureError
+from fade.errors import BaseModelError, ConfigError, SignatureError
 from fade.files import read_json, sha256_file, write_json
 from fade.requests.evidence import verify_evidence
 from fade.requests.ledger import Ledger
@@ -394,6 +394,8 @@ def test_live_erasures_are_made_again_on_another_base_and_none_is_approved(
         if model != f"erasure-{folder.name}":
             tracking.rollback(model)
     save_tiny_base(Path("data/base/other"), seed=7)
+    with pytest.raises(BaseModelError, match="No base model in nowhere/at/all"):
+        rebase(PROJECT, "nowhere/at/all", lambda _: None)
     (one,) = rebase(PROJECT, "data/base/other", lambda _: None)
     assert one.passed, one.reason
     assert one.new is not None
