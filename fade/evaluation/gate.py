@@ -95,11 +95,14 @@ def surely_blind(figures: JudgeFigures, gate: Gate) -> bool:
 
 
 def amiss(figures: JudgeFigures, gate: Gate) -> list[str]:
-    """Erased concepts that do not pass by their own prompts, in their order: they fail, or a person had to decide."""
-    open_ = [one.name for one in points_of(figures, gate) if not one.reached]
-    checks = bound_checks(figures, gate) + recognition_checks(figures, gate)
-    open_ += [one.name for one in checks if one.state != "passed"]
-    numbers = {concept_of(name) for name in open_}
+    """Erased concepts whose own prompts fail, or that the judge does not surely know in the base's, in their order.
+
+    What only a person can decide is not among them: it leaves an adapter borderline, and costs it nothing else.
+    """
+    names = [one.name for one in points_of(figures, gate) if not one.reached]
+    names += [one.name for one in bound_checks(figures, gate) if one.state == "failed"]
+    names += [one.name for one in recognition_checks(figures, gate) if one.state != "passed"]
+    numbers = {concept_of(name) for name in names}
     return [name for number, name in enumerate(figures.after.erased, start=1) if number in numbers]
 
 

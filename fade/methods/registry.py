@@ -23,6 +23,7 @@ from fade.methods.plain_fade import PAPER_SETTINGS
 METHODS = {
     OUR_METHOD: "fade.methods.fade.training:FADE",
     "fade-rounds": "fade.methods.fade.rounds:ROUNDS",
+    "fade-retained": "fade.methods.fade.retained:RETAINED",
     "esd-x": "fade.methods.esd:ESD_X",
     "esd-u": "fade.methods.esd:ESD_U",
     "uce": "fade.methods.uce:UCE",

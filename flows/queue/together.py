@@ -4,7 +4,7 @@ All that is due is leased at once. What is wrong with one request is said of tha
 settled; the others are one erasure, each concept once, by the method that many take (``fade.asking.concepts``). Its
 gate judges the adapter as a whole; each request's outcome says besides what became of its own concept's prompts. A
 request that is withdrawn meanwhile is left out, and the adapter is made anew without it. So are those whose own
-prompts do not pass the gate; they go back, and are run one by one, as all are where together is impossible.
+prompts fail the gate or cannot be seen; they go back, and are run one by one, as all are where together is impossible.
 
 Rolling one of them back makes the adapter of the others, bit for bit the one that never had it
 (``flows.releasing.part``).
@@ -203,9 +203,9 @@ def _erased(
 ) -> list[tuple[Lease, dict[str, Any]]]:
     """The outcomes of a group's requests: one erasure, made anew without those that were withdrawn meanwhile.
 
-    So it is, at most ``REMADE`` times, without those whose own prompts do not pass the gate: each goes back and is run
-    by itself, as what is impossible together is. One concept that is not forgotten, or that a person had to judge, is
-    not to keep back a hundred that are. What fails together for all that is run one by one: by itself each may pass.
+    So it is, at most ``REMADE`` times, without those whose own prompts fail the gate or cannot be seen: each goes back
+    and is run by itself, as what is impossible together is. One concept that is not forgotten is not to keep back a
+    hundred that are. What fails together for all that is run one by one: by itself each may pass.
     """
     lost: list[tuple[Lease, dict[str, Any]]] = []
     remade = 0
@@ -230,9 +230,14 @@ def _erased(
         metrics = load(Evaluation, folder / "evaluation" / "metrics.json")
         left = amiss(metrics.report, spec.gate) if version.gate != "passed" else []
         if left and len(left) < len(group.wanted) and remade < REMADE:
-            logger.warning("made anew without %d of %d concepts, which do not pass", len(left), len(group.wanted))
+            logger.warning(
+                "made anew without %d of %d concepts, which fail or cannot be seen", len(left), len(group.wanted)
+            )
             gone = [lease for name in left for lease in group.leases[name]]
-            lost += [(lease, _alone("with the others of this night its own prompts did not pass")) for lease in gone]
+            lost += [
+                (lease, _alone("with the others of this night its own prompts failed or could not be seen"))
+                for lease in gone
+            ]
             group.drop(gone)
             group.spared |= {*left}  # erased yet, by themselves: nothing may give way to them
             remade += 1

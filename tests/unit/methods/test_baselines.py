@@ -207,9 +207,9 @@ def test_settings_are_checked_by_name_type_and_range() -> None:
             find_method(method).checked(changes)
 
 
-OWN = ("fade-rounds", "layerwise", "layerwise-tuned")
+OWN = ("fade-rounds", "fade-retained", "layerwise", "layerwise-tuned")
 """Of no paper."""
-LOW_RANK = (*OWN, "spm", "receler")
+LOW_RANK = ("fade-rounds", "layerwise", "layerwise-tuned", "spm", "receler")
 """What such a method leaves is a LoRA, where the others leave a difference of whole weights."""
 
 

@@ -10,15 +10,9 @@ from torch import Tensor
 
 from fade.errors import DataError, MaskMismatchError
 from fade.methods.fade import rounds
+from fade.methods.fade.known_answers import DRAWN_GUIDANCE, DRAWN_STEPS, answered, places_passed
 from fade.methods.fade.masks import Mask
-from fade.methods.fade.rounds import (
-    DRAWN_GUIDANCE,
-    DRAWN_STEPS,
-    RoundsSettings,
-    answered,
-    in_rounds,
-    places_passed,
-)
+from fade.methods.fade.rounds import RoundsSettings, in_rounds
 from fade.methods.fade.sparse_lora import adapter_tensors, adapters_disabled
 from fade.methods.method import STUDENT, Material
 from fade.methods.trained_difference import modules_of
