@@ -195,14 +195,15 @@ def _component(tensors: Mapping[str, Tensor]) -> str:
     return next(iter(tensors)).partition(".")[0]
 
 
-def _modules(tensors: Mapping[str, Tensor]) -> list[str]:
+def modules_changed(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the modules that an adapter's tensors, as this library stores them, are of, sorted."""
     return sorted({re.sub(r"\.(positions|values|lora_[AB]\.weight)$", "", key.partition(".")[2]) for key in tensors})
 
 
 def _write_lora(path: Path, tensors: Mapping[str, Tensor], layout: Layout, strength: float, *, pipeline: str) -> None:
     """Alpha is the rank everywhere, so the scaling is 1, also for tools that lose alpha."""
     component = _component(tensors)
-    ranks = {module: len(tensors[f"{component}.{module}{_A}"]) for module in _modules(tensors)}
+    ranks = {module: len(tensors[f"{component}.{module}{_A}"]) for module in modules_changed(tensors)}
     rank = max(ranks.values())
     # peft reads the keys as expressions that may match in the middle of a name; ^ and escapes make them exact.
     others = {f"^{re.escape(module)}": value for module, value in ranks.items() if value != rank}
@@ -254,7 +255,9 @@ def _write_difference(path: Path, tensors: Mapping[str, Tensor], base: Path | No
     for file in sorted((base / _component(tensors)).glob("*.safetensors")) if base else ():
         with safe_open(file, framework="pt") as stored:
             shapes |= {key: torch.Size(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
-    dense = {module: _dense(tensors, module, shapes.get(f"{module}.weight"), strength) for module in _modules(tensors)}
+    dense = {
+        module: _dense(tensors, module, shapes.get(f"{module}.weight"), strength) for module in modules_changed(tensors)
+    }
     if not (
         changed := {
             f"{_component(tensors)}.{module}.weight": tensor for module, tensor in dense.items() if tensor.any()
@@ -269,10 +272,10 @@ def _write_merged(path: Path, tensors: Mapping[str, Tensor], base: Path, strengt
     # Safetensors beside the folders are whole models in one file.
     single = {file.name for file in base.glob("*.safetensors")}
     shutil.copytree(base, path, ignore=lambda at, names: _STALE(at, names) | (single if Path(at) == base else set()))
-    waiting = set(_modules(tensors))
+    waiting = set(modules_changed(tensors))
     for file in sorted((path / _component(tensors)).glob("*.safetensors")):
         weights = load_file(file)
-        here = [module for module in _modules(tensors) if f"{module}.weight" in weights]
+        here = [module for module in modules_changed(tensors) if f"{module}.weight" in weights]
         for module in here:
             old = weights[f"{module}.weight"]
             weights[f"{module}.weight"] = (old.float() + _dense(tensors, module, old.shape, strength)).to(old.dtype)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fade.adapters.card import WEIGHTS_NAME
-from fade.adapters.exports import PEFT_CONFIG, PEFT_WEIGHTS, import_adapter
+from fade.adapters.exports import PEFT_CONFIG, PEFT_WEIGHTS, import_adapter, modules_changed
 from fade.adapters.stock import check_stored
 from fade.adapters.store import save_adapter
 from fade.errors import AdapterFormatError, LineageError
@@ -85,8 +85,8 @@ def take_in(source: Path, base: Base, folder: Path, card: Mapping[str, Any]) -> 
         AdapterFormatError: as ``import_adapter`` and ``check_stored``; nothing was left there.
     """
     tensors = import_adapter(source, base)
-    modules = len({key.removeprefix(f"{base.denoiser.component}.").partition(".lora_")[0] for key in tensors})
-    bound = {"base_sha256": base.sha256, "pipeline": type(base.pipeline).__name__, "modules": modules}
+    bound: dict[str, Any] = {"base_sha256": base.sha256, "pipeline": type(base.pipeline).__name__}
+    bound["modules"] = len(modules_changed(tensors))
     sha256 = save_adapter(folder, tensors, {**card, **bound})
     try:
         check_stored(base, tensors, folder)

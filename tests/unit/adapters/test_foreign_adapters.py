@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.tiny.families import save_tiny
 from benchmarks.tiny.stock import stock_pipeline
+from fade.adapters.card import load_card
 from fade.adapters.exports import PEFT_WEIGHTS, import_adapter
 from fade.adapters.stock import LIMIT, Question, check_stored
 from fade.adapters.store import put_in, save_adapter
@@ -163,6 +164,7 @@ def test_a_difference_is_taken_in_and_a_place_that_was_lost_is_found(base: Stabl
     dense[0] = 0
     save_file({f"unet.{QUERY}.weight": dense}, tmp_path / "d.safetensors")
     take_in(tmp_path / "d.safetensors", base, tmp_path / "a", {})
+    assert load_card(tmp_path / "a")["modules"] == 1, "its places and its values are of one"
     stored = load_file(next((tmp_path / "a").glob("*.safetensors")))
     places, values = stored[f"unet.{QUERY}.positions"].long(), stored[f"unet.{QUERY}.values"].float()
     torch.testing.assert_close(torch.zeros(dense.numel()).index_put((places,), values).view_as(dense), dense,
