@@ -166,7 +166,7 @@ def test_a_look_draws_its_own_seeds_and_a_bad_erasure_is_soon_refused(monkeypatc
     assert min(look_seeds(spec)) > 2**30
     # Judged: where the first pictures say that it is surely bad, no more are drawn, and the page is whole.
     _run(spec, folder, "choose")
-    monkeypatch.setattr("fade.evaluation.rounds.surely_missed", lambda *_: ["ua"])
+    monkeypatch.setattr("fade.evaluation.rounds.hopeless", lambda *_: True)
     _run(spec, folder, "evaluate")
     found = load(Evaluation, folder / "evaluation" / "metrics.json")
     assert 8 + 12 <= found.samples < 32  # of 96: the concept's own, and a few of the rest
