@@ -26,7 +26,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fade.errors import ConfigError, DataError
-from fade.methods.fade.adversary import Adversary, drawn_from
+from fade.methods.fade.adversary import drawn_from
+from fade.methods.fade.against_searches import check_finite, going_along
 from fade.methods.fade.distillation import DistillStep
 from fade.methods.fade.examples import Examples
 from fade.methods.fade.known_answers import (
@@ -242,7 +243,9 @@ def towards_retained(
         DataError: a set is empty, or a loss is not finite.
     """
     lessons = _lessons(base, material, settings, precision=precision, seed=seed)
-    adversary = _adversary(base, lessons, settings, precision=precision, seed=seed)
+    forget, retained = lessons.forget.prompts, lessons.retained.prompts
+    starts = Told.join(forget, retained, lessons.empty.expand(len(forget)))
+    adversary = going_along(base, lessons.forget, starts, settings, share=SEARCHED, seed=seed, precision=precision)
     parameters = list(trained_difference(base.network, sorted(plain_modules(base.network))).values())
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
     weights = torch.tensor(
@@ -259,7 +262,9 @@ def towards_retained(
         norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
         halves = (losses * weights).detach().view(2, 2).sum(dim=1)
-        yield _checked(DistillStep(step, halves, norm.detach()))
+        done = DistillStep(step, halves, norm.detach())
+        check_finite(done, "fade-retained")
+        yield done
 
 
 def _lessons(base: Base, material: Material, settings: RetainedSettings, *, precision: str, seed: int) -> _Lessons:
@@ -297,27 +302,6 @@ def _lessons(base: Base, material: Material, settings: RetainedSettings, *, prec
     )
 
 
-def _adversary(base: Base, lessons: _Lessons, settings: RetainedSettings, *, precision: str, seed: int) -> Adversary:
-    forget, empty = lessons.forget, lessons.empty
-    return Adversary(
-        forget.latents,
-        starts=Told.join(forget.prompts, lessons.retained.prompts, empty.expand(len(forget))),
-        empty=empty,
-        states=settings.states,
-        lifetime=settings.lifetime,
-        batch=4 * settings.states,
-        learning_rate=settings.search_rate,
-        size=settings.size,
-        share=SEARCHED,
-        empty_share=0.0,
-        retain_share=0.0,
-        grown=settings.grown,
-        precision=precision,
-        device=base.device,
-        seed=seed,
-    )
-
-
 def _losses(base: Base, parts: tuple[_Asked, ...], precision: str) -> Tensor:
     """Mean errors of each part, (4,)."""
     device = base.device
@@ -328,15 +312,6 @@ def _losses(base: Base, parts: tuple[_Asked, ...], precision: str) -> Tensor:
         answer = base.denoiser.predict(noisy, times, Told.join(*(part.told for part in parts)).to(device))
     errors = (answer.float() - target).square().mean(dim=(1, 2, 3)) * counts
     return torch.stack([part.mean() for part in errors.split([len(part.noisy) for part in parts])])
-
-
-def _checked(step: DistillStep) -> DistillStep:
-    if step.at_hand and not all(map(math.isfinite, (step.forget_loss, step.retain_loss, step.gradient_norm))):
-        raise DataError(
-            f"Training broke off in step {step.step}: forget loss {step.forget_loss}, retain loss {step.retain_loss}, "
-            f"gradient norm {step.gradient_norm}; all must be finite. Lower fade-retained.learning_rate."
-        )
-    return step
 
 
 RETAINED = Method("fade-retained", towards_retained, RetainedSettings, "ours")

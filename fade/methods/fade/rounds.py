@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from fade.errors import DataError, MaskMismatchError
 from fade.methods.fade.adversary import Adversary, drawn_from
+from fade.methods.fade.against_searches import check_finite, going_along
 from fade.methods.fade.distillation import DistillStep
 from fade.methods.fade.examples import Examples
 from fade.methods.fade.known_answers import UNSAID, Forgotten, Places, answered, places_passed
@@ -198,8 +199,9 @@ def in_rounds(
     number = 0
     for turn in range(settings.rounds):
         parameters = _student(base, mask, settings, seed)
-        adversary = _adversary(
-            base, forget, starts, settings, seed=derive_seed(seed, "rounds", turn), precision=precision
+        own_seed = derive_seed(seed, "rounds", turn)
+        adversary = going_along(
+            base, forget, starts, settings, share=settings.share, seed=own_seed, precision=precision
         )
         student = _Student(
             base, parameters, settings, forgotten, places, adversary, found, generator=generator, precision=precision
@@ -209,7 +211,7 @@ def in_rounds(
             for losses, norm in student.steps(share):
                 number += 1
                 step = DistillStep(number, losses, norm)
-                _check(step)
+                check_finite(step, "fade-rounds")
                 yield step
             if turn + 1 < settings.rounds:
                 more = _searched(
@@ -239,29 +241,6 @@ def _needed(material: Material, settings: RoundsSettings) -> tuple[Mask, Example
             "retained captions: this method needs some of each."
         )
     return material.mask, forget, surrogate, retained
-
-
-def _adversary(
-    base: Base, forget: Examples, starts: Told, settings: RoundsSettings, *, seed: int, precision: str
-) -> Adversary:
-    """A new one for each student."""
-    return Adversary(
-        forget.latents,
-        starts=starts,
-        empty=base.unconditional(),
-        states=settings.states,
-        lifetime=settings.lifetime,
-        batch=4 * settings.states,
-        learning_rate=settings.search_rate,
-        size=settings.size,
-        share=settings.share,
-        empty_share=0.0,
-        retain_share=0.0,
-        grown=settings.grown,
-        precision=precision,
-        device=base.device,
-        seed=seed,
-    )
 
 
 def _student(base: Base, mask: Mask, settings: RoundsSettings, seed: int) -> list[Tensor]:
@@ -298,14 +277,6 @@ def _searched(
         if step in (settings.search_steps // 2, settings.search_steps):
             kept.append(search.states.to("cpu"))
     return Told.join(*kept)
-
-
-def _check(step: DistillStep) -> None:
-    if step.at_hand and not all(map(math.isfinite, (step.forget_loss, step.retain_loss, step.gradient_norm))):
-        raise DataError(
-            f"Training broke off in step {step.step}: forget loss {step.forget_loss}, retain loss {step.retain_loss}, "
-            f"gradient norm {step.gradient_norm}; all must be finite. Lower fade-rounds.learning_rate."
-        )
 
 
 ROUNDS = Method("fade-rounds", in_rounds, RoundsSettings, "ours; after STEREO, arXiv:2408.16807", masked=True)
