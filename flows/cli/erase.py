@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -142,6 +143,18 @@ def erase(
     import time
 
     begun = time.perf_counter()
+    # What is wrong in the words is said before anything heavy is imported, which takes most of ten seconds.
+    from fade.config import load_settings
+
+    changed = _changed(settings_given, method=method, seed=seed, steps=steps, settings=settings)
+    asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
+    load_settings(asked.params, changes=changed)
+    named: dict[str, Any] = {
+        **{"kind": kind, "keep": keep, "keep_file": keep_file},
+        **{"clip": clip, "judge": judge, "pictures": pictures, "budget": budget},
+    }
+    by_name = by_name or asked.by_name or any(given is not None for given in named.values())
+    _check_known([] if by_name else [concept, *(protect or ())], asked.catalog)
     if not preview:
         from flows.prefect_beside import prefect_beside
 
@@ -149,23 +162,16 @@ def erase(
     from fade.asking.by_kind import of_its_kind
     from fade.asking.prepare import prepare_spec
     from fade.asking.tables import read_overwrite
-    from fade.config import load_settings
     from fade.models.family import family_of
     from fade.steps.catalog import ensure_catalog
     from flows.cli.together import Together, spec_of
     from flows.cli.together import preview as show_preview
     from flows.erasing.points import other_point
 
-    changed = _changed(settings_given, method=method, seed=seed, steps=steps, settings=settings)
-    asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
     many = Together(concepts, of, add or (), without or ())
     if many.asked == (concept is not None):
         raise ConfigError("Name what to erase: --concept NAME, or many at once by --concepts FILE or --of ID.")
-    named: dict[str, Any] = {
-        **{"kind": kind, "keep": keep, "keep_file": keep_file},
-        **{"clip": clip, "judge": judge, "pictures": pictures, "budget": budget},
-    }
-    if by_name or asked.by_name or any(given is not None for given in named.values()):
+    if by_name:
         from flows.erasing.by_name import described, prepare
 
         of_pictures = {"image_id": image_id, "subject": subject, "overwrite": overwrite}
@@ -260,15 +266,17 @@ def _changed(
 ) -> dict[str, Any]:
     """The settings that a command's options change, by their dotted names."""
     from fade.config import one_seed
-    from fade.methods.registry import asking_for, steps_of
 
     changes: dict[str, Any] = dict(setting(each) for each in given or ())
     if seed is not None:
         changes |= one_seed(seed)
-    if steps is not None:
-        changes |= steps_of(method, steps)
-    changed = changes if method is None else asking_for([method], changes)[0]
-    return changed if settings is None else {**changed, "settings": settings}
+    if steps is not None or method is not None:
+        from fade.methods.registry import asking_for, steps_of  # late: it loads torch
+
+        if steps is not None:
+            changes |= steps_of(method, steps)
+        changes = changes if method is None else asking_for([method], changes)[0]
+    return changes if settings is None else {**changes, "settings": settings}
 
 
 def _refuse_by_name(**of_a_catalog: object) -> None:
@@ -290,6 +298,16 @@ def _preview_one(spec: Spec, json_file: Path | None) -> None:
         json_file,
         {"id": spec.id, "pairs": [{"concept": one.concept, "surrogate": one.surrogate} for one in spec.pairs]},
     )
+
+
+def _check_known(names: Sequence[str | None], catalog: str) -> None:
+    """Whether a catalog that is there knows the names; one that is not is made, or missed, later."""
+    from fade.data.catalog import find_concept, load_concepts
+
+    concepts = load_concepts(Path(catalog)) if Path(catalog).is_dir() else {}
+    for name in names if concepts else ():
+        if name is not None:
+            find_concept(concepts, name)
 
 
 def _run(spec: Spec, json_file: Path | None, *, begun: float) -> None:

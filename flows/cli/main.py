@@ -10,6 +10,7 @@ here.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -29,6 +30,9 @@ ANSWERED = frozenset({"list", "show", "status", "live", "approve", "rollback", "
 NOT_ANSWERED = frozenset({"--help", "--watch"})
 LOADED = ("OMP_", "GOMP_", "MKL_", "KMP_", "OPENBLAS_", "ATEN_", "TORCH", "PYTORCH_", "CUDA_", "HF_", "TRANSFORMERS_")
 """Variables that libraries read as they are loaded, which is over in a service: it must have them as the caller has."""
+COLLECTED = (10_000, 10, 10)
+"""Of Python's collector of cycles: after how many new objects it looks, for 700. What is imported is never garbage, and
+to look through it so often takes an eighth of the ten seconds in which a command that draws loads its libraries."""
 LENGTH = struct.Struct("!I")
 PACKAGES = ("fade", "tasks", "flows")
 
@@ -38,6 +42,7 @@ def main() -> None:
     code = asked(sys.argv[1:])
     if code is not None:
         sys.exit(code)
+    gc.set_threshold(*COLLECTED)
     from flows.cli.app import app
 
     ending_quickly(app)
