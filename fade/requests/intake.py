@@ -78,14 +78,19 @@ def transport(url: str | None = None) -> Iterator[Transport]:
     """The transport of an address; FADE_QUEUE_URL, or the folder ``.fade/queue``, if None.
 
     Raises:
-        ConfigError: nothing is known for such an address, or the broker refuses what it names: user, password,
-            virtual host, a queue that is another program's alone.
+        ConfigError: nothing is known for such an address, the folder that a queue's folder is in is not there, or the
+            broker refuses what it names: user, password, virtual host, a queue that is another program's alone.
         RegistryError: the broker cannot be reached, or ended the connection.
     """
     url = url or environment().queue_url or DEFAULT_QUEUE
     scheme = urlsplit(url).scheme
     if scheme == "folder":
-        yield Folder(Path(unquote(urlsplit(url).path)))
+        folder = Path(unquote(urlsplit(url).path))
+        if url != DEFAULT_QUEUE and not folder.parent.is_dir():  # a share that is not mounted is no empty queue
+            raise ConfigError(
+                f"The queue {url} is in no folder: {folder.parent} is not there. Mount it, or correct FADE_QUEUE_URL."
+            )
+        yield Folder(folder)
     elif scheme in ("amqp", "amqps", "redis", "rediss", "sqs"):
         with brokers.connected(url) as connection:
             yield Broker(connection)

@@ -35,9 +35,10 @@ def foreign_files(source: Path) -> list[Path]:
         return [source]
     found = [source / name for name in (PEFT_CONFIG, PEFT_WEIGHTS, WEIGHTS_NAME) if (source / name).is_file()]
     if not found:
+        missing = "" if source.exists() else ", which is not there"
         raise AdapterFormatError(
-            f"No adapter in {source}: expected a .safetensors file, or a folder with {PEFT_WEIGHTS} and {PEFT_CONFIG} "
-            f"or with {WEIGHTS_NAME}."
+            f"No adapter in {source}{missing}: expected a .safetensors file, or a folder with {PEFT_WEIGHTS} and "
+            f"{PEFT_CONFIG} or with {WEIGHTS_NAME}."
         )
     return sorted(found)
 

@@ -238,6 +238,9 @@ def consolidate(
     import time
 
     begun = time.perf_counter()
+    from flows.prefect_beside import prefect_beside
+
+    prefect_beside()
     from fade.asking.prepare import prepare_spec
     from fade.config import load_settings
     from fade.spec import load_spec
@@ -371,14 +374,18 @@ def import_foreign(
     import time
 
     begun = time.perf_counter()
+    from fade.steps.foreign import foreign_sha256, lay_foreign, take_in
+
+    imported = foreign_sha256(source)
+    from flows.prefect_beside import prefect_beside
+
+    prefect_beside()
     from fade.asking.prepare import prepare_spec
     from fade.config import load_settings
     from fade.models.family import load_base
     from fade.steps.catalog import ensure_catalog
-    from fade.steps.foreign import foreign_sha256, lay_foreign, take_in
     from flows.erasing.erase import prepare_folder
 
-    imported = foreign_sha256(source)
     asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
     if catalog is None:
         ensure_catalog(asked)

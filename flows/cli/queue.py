@@ -68,13 +68,18 @@ def drain(
 
     With --cron also `fade deadlines`, every hour.
     """
+    from flows.prefect_beside import beside_is_up, prefect_beside
+
+    files = [one.params for one in served(projects).served]
+    if cron is None:
+        prefect_beside()
     from flows.queue.drain import drain as drain_flow
     from flows.queue.drain import serve_schedule
 
-    files = [one.params for one in served(projects).served]
     if cron is not None:
         serve_schedule(cron, timezone, projects=files, together=together)
         return
+    beside_is_up()
     ended = drain_flow(limit, files, together)
     console.print(", ".join(f"{count} {state}" for state, count in sorted(ended.items())) or "Nothing is due.")
     write_figures(json_file, ended)
@@ -87,8 +92,14 @@ def deadlines(
     json_file: JsonOption = None,
 ) -> None:
     """Tell of requests whose deadline is near or over, each once: log, Prefect event, webhook to FADE_ALERT_URL."""
+    from fade.requests.deadlines import alert_url
+    from flows.prefect_beside import beside_is_up, prefect_beside
+
+    alert_url()  # a wrong one is said before a server is started for the flow
+    prefect_beside()
     from flows.queue.deadlines import deadlines as flow
 
+    beside_is_up()
     told = flow(days)
     for one in told:
         console.print(f"{one.event}: {one.request.id} is {one.request.state}, due {one.request.due_at:%Y-%m-%d %H:%M}")

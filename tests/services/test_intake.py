@@ -237,6 +237,12 @@ def test_what_is_no_file_in_the_folder_holds_up_nothing(tmp_path: Path, ledger: 
     assert sorted(reason.split()[1] for reason in reasons) == ["is", "is", "is", "is", "request"]
 
 
+def test_a_queue_on_a_share_that_is_not_mounted_is_no_empty_queue(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not there"), transport(f"folder:{tmp_path}/mounted/queue"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_request_pushed_into_redis_without_an_envelope_is_taken(ledger: Ledger, url: str) -> None:
     if not url.startswith("redis"):
         pytest.skip("a list of Redis is meant")
