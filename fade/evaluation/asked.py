@@ -232,5 +232,5 @@ def concept_of(name: str) -> int | None:
 
     Further names are of no one concept.
     """
-    found = re.fullmatch(r"(?:ua|surrogate|unscrambled)(?: of concept (\d+))?|base: concept (\d+)", name)
+    found = re.fullmatch(r"(?:ua|surrogate|unscrambled)(?: of concept (\d+))?|base: concept(?: (\d+))?", name)
     return None if found is None else int(found[1] or found[2] or 1)

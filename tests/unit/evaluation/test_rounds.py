@@ -36,7 +36,8 @@ def rounds(*pairs: tuple[Concept, Concept]) -> Rounds:
 class Erasure:
     """How often its pictures show the concept still, lose what they should show, or are mush, of a base never wrong.
 
-    ``unknown``: how many of the nearest neighbour's pictures the judge does not know, before as after.
+    ``unknown``: how many of the nearest neighbour's pictures the judge does not know, before as after; ``strange``: of
+    the concept's own, before.
     """
 
     shows: float = 0.0
@@ -44,6 +45,7 @@ class Erasure:
     loses_near: float = 0.0
     mush: float = 0.0
     unknown: float = 0.0
+    strange: float = 0.0
 
 
 def evaluated(erasure: Erasure, seed: int, pair: tuple[Concept, Concept] = OBJECT) -> tuple[pd.DataFrame, JudgeFigures]:
@@ -55,7 +57,7 @@ def evaluated_together(
     erasures: dict[tuple[Concept, Concept], Erasure], seed: int
 ) -> tuple[pd.DataFrame, JudgeFigures]:
     """The same of several concepts of one kind by one adapter; of what is kept the first one's faults count."""
-    luck, dim = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    luck, dim, eye = (np.random.default_rng([seed, *which]) for which in ([], [1], [2]))
     pairs, erasure = list(erasures), next(iter(erasures.values()))
     kind, near = pairs[0][0].kind, NEIGHBOURS[pairs[0][0].kind]
     of, drawn = rounds(*pairs), pd.DataFrame()
@@ -70,7 +72,9 @@ def evaluated_together(
             now = now.where(~(own & (luck.random(len(wanted)) < one.shows)), concept.name)
             now = now.where(~(own & (luck.random(len(wanted)) < one.mush)), "scrambled")
         blind = (wanted[kind] == near[0]) & (dim.random(len(wanted)) < erasure.unknown)
-        seen = {"was": wanted[kind].where(~blind, "other"), "now": now.where(~blind, "other")}
+        own_blind = wanted[kind].map({concept.name: one.strange for (concept, _), one in erasures.items()}).fillna(0)
+        was = wanted[kind].where(~blind & ~(eye.random(len(wanted)) < own_blind), "other")
+        seen = {"was": was, "now": now.where(~blind, "other")}
         drawn = pd.concat([drawn, wanted.assign(**seen)]).sort_index()
         drawn[PART] = drawn.index.map(of.parts)
         before = drawn.assign(seen_object=drawn["object"], seen_style=drawn["style"])
@@ -184,6 +188,23 @@ def test_of_a_neighbour_that_the_judge_knows_less_well_more_is_drawn_and_of_the_
     assert spread[near[0]] >= few[near[0]] + DOZEN
     assert all(spread[name] < few[name] + DOZEN for name in near[1:])
     assert verdict(figures, GATE).verdict == "passed"
+
+
+@pytest.mark.parametrize("also", [{}, {(Concept("o5", "object"), Concept("o6", "object")): Erasure()}])
+def test_where_the_judge_hardly_knows_the_concept_more_of_its_own_is_drawn_and_nothing_else(
+    also: dict[tuple[Concept, Concept], Erasure],
+) -> None:
+    def counts(strange: float, seed: int) -> tuple[int, int, str]:
+        drawn, figures = evaluated_together({OBJECT: Erasure(strange=strange), **also}, seed)
+        return (drawn["object"] == "o0").sum(), (drawn[PART] == REST).sum(), verdict(figures, GATE).verdict
+
+    unsure = 0
+    for seed in range(8):
+        (few, rest, said), (own, other, _) = counts(0.0, seed), counts(0.28, seed)
+        assert said == "passed"
+        assert other == rest, "what is kept says nothing of it"
+        unsure += own > few
+    assert unsure >= 4
 
 
 @pytest.mark.parametrize("pair", [OBJECT, STYLE])
