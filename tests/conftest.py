@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -20,8 +21,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Prefect reads it when it is imported, which is before a workspace is there.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+from flows.cli.main import COLLECTED
 from tests.servers import PREFECT_AUTH
 
+gc.set_threshold(*COLLECTED)  # as in the program: a worker holds all libraries at once
 os.environ["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_SERVER_API_AUTH_STRING"] = PREFECT_AUTH
 
 # One key for the ledgers of all tests, wherever they are run from.
