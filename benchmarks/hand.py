@@ -44,7 +44,9 @@ FADE = [str(Path(sys.executable).with_name("fade"))]
 ERASED = (("astronaut", "cameraman"), ("neon", "photo"))
 UP_SECONDS = 240.0
 TWO_ERASURES = """
-import sys, time
+import gc, sys, time
+from flows.cli.main import COLLECTED
+gc.set_threshold(*COLLECTED)
 from flows.cli.app import app
 for concept, surrogate in (pair.split(":") for pair in sys.argv[1:]):
     begun = time.perf_counter()

@@ -1,12 +1,14 @@
 """The server for a command's flow where none runs: begun while the command loads its libraries.
 
 Prefect would start the same by itself, but only once the flow runs, and this process would have to import the whole
-server to do so: seconds of it. So it is begun from here, as Prefect begins it, and Prefect is told where it answers.
+server to do so. A server takes seconds to start, twice as many where it makes its tables first. So it is begun from
+here, as Prefect begins it, before anything is imported, and Prefect is told where it answers.
 """
 
 from __future__ import annotations
 
 import atexit
+import http.client
 import os
 import socket
 import subprocess
@@ -14,8 +16,11 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
+HOST = "127.0.0.1"
+STARTS_WITHIN = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 ASKED_EVERY = 0.1
 """Seconds between two questions to a server that is starting."""
 TO_END = 5.0
@@ -24,26 +29,31 @@ TO_END = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Beside:
-    """A server that was begun, and the thread that waits until it answers."""
+    """A server that was begun."""
 
     process: subprocess.Popen[bytes]
-    url: str
+    port: int
     answers: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}/api"
 
     def wait(self, seconds: float) -> None:
         """Ask it until it answers, has ended, or time is over."""
-        import httpx
-
         until = time.monotonic() + seconds
-        with httpx.Client() as client:
-            while time.monotonic() < until and self.process.poll() is None:
-                try:
-                    if client.get(f"{self.url}/health").status_code == httpx.codes.OK:
-                        self.answers.set()
-                        return
-                except httpx.HTTPError:
-                    pass  # it does not listen yet
-                time.sleep(ASKED_EVERY)
+        while time.monotonic() < until and self.process.poll() is None:
+            asked = http.client.HTTPConnection(HOST, self.port, timeout=TO_END)
+            try:
+                asked.request("GET", "/api/health")
+                if asked.getresponse().status == http.client.OK:
+                    self.answers.set()
+                    return
+            except (OSError, http.client.HTTPException):
+                pass  # it does not listen yet
+            finally:
+                asked.close()
+            time.sleep(ASKED_EVERY)
 
     def stop(self) -> None:
         """End it."""
@@ -63,32 +73,35 @@ def prefect_beside() -> None:
 
     It takes seconds of one core, in which a command that erases loads its libraries on another.
     """
-    import prefect
-    from prefect.settings import (
-        PREFECT_API_URL,
-        PREFECT_SERVER_EPHEMERAL_ENABLED,
-        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
-        get_current_settings,
-    )
-
-    if _BEGUN or PREFECT_API_URL.value() or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
+    found = find_spec("prefect")
+    if _BEGUN or found is None or found.origin is None or not _wanted():
         return
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((HOST, 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(prefect.__file__).parent)]
-    command += ["--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(found.origin).parents[1])]
+    command += ["--factory", "prefect.server.api.server:create_app", "--host", HOST, "--port", str(port)]
     told = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    settings = get_current_settings().to_environment_variables(exclude_unset=True)
-    process = subprocess.Popen(
-        [*command, "--log-level", "error", "--lifespan", "on"], env={**os.environ, **told, **settings}
-    )
-    beside = _Beside(process, f"http://127.0.0.1:{port}/api")
+    process = subprocess.Popen([*command, "--log-level", "error", "--lifespan", "on"], env={**os.environ, **told})
+    beside = _Beside(process, port)
     atexit.register(beside.stop)
-    seconds = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+    # It imports nothing: modules that import each other must not be loaded by two threads at once.
+    seconds = float(os.environ.get(STARTS_WITHIN, "180"))
     thread = threading.Thread(target=beside.wait, args=(seconds,), name="prefect-beside", daemon=True)
     thread.start()
     _BEGUN.append((beside, thread))
+
+
+def _wanted() -> bool:
+    """Whether Prefect would start a server. Where nobody configured it, it would, and is not imported to say so."""
+    home = os.environ.get("PREFECT_HOME")
+    told = {"PREFECT_PROFILE", "PREFECT_SERVER_EPHEMERAL_ENABLED"} & {*os.environ}
+    files = (Path(home or "", "profiles.toml"), Path("prefect.toml"), Path(".env"))
+    if home and not told and not any(map(Path.is_file, files)):
+        return not os.environ.get("PREFECT_API_URL")
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
+
+    return not PREFECT_API_URL.value() and bool(PREFECT_SERVER_EPHEMERAL_ENABLED.value())
 
 
 def beside_is_up() -> None:

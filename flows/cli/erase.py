@@ -143,6 +143,10 @@ def erase(
     import time
 
     begun = time.perf_counter()
+    if not preview:
+        from flows.prefect_beside import prefect_beside
+
+        prefect_beside()
     # What is wrong in the words is said before anything heavy is imported, which takes most of ten seconds.
     from fade.config import load_settings
 
@@ -155,10 +159,6 @@ def erase(
     }
     by_name = by_name or asked.by_name or any(given is not None for given in named.values())
     _check_known([] if by_name else [concept, *(protect or ())], asked.catalog)
-    if not preview:
-        from flows.prefect_beside import prefect_beside
-
-        prefect_beside()
     from fade.asking.by_kind import of_its_kind
     from fade.asking.prepare import prepare_spec
     from fade.asking.tables import read_overwrite
