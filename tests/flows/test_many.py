@@ -204,10 +204,14 @@ def test_no_surrogate_is_erased_and_one_taken_out_leaves_the_spec_that_never_had
 def test_the_method_that_a_project_names_is_taken_where_it_erases_several(
     workspace: Path, named: str, taken: str
 ) -> None:
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    before = Path("params.yaml").read_text()
+    params = yaml.safe_load(before)
     params["erasure"]["method"] = named
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    assert settings_for_many(PROJECT, 3, {}, None).method == taken
+    try:
+        assert settings_for_many(PROJECT, 3, {}, None).method == taken
+    finally:
+        Path("params.yaml").write_text(before)  # others share this workspace
 
 
 def test_the_preview_says_what_is_erased_and_makes_nothing(workspace: Path, tmp_path: Path) -> None:
