@@ -307,9 +307,10 @@ def _check_known(names: Sequence[str | None], catalog: str) -> None:
     """Whether a catalog that is there knows the names; one that is not is made, or missed, later."""
     from fade.data.catalog import find_concept, load_concepts
 
-    concepts = load_concepts(Path(catalog)) if Path(catalog).is_dir() else {}
-    for name in names if concepts else ():
-        if name is not None:
+    asked = [name for name in names if name is not None]
+    if asked and Path(catalog).is_dir():
+        concepts = load_concepts(Path(catalog))
+        for name in asked:
             find_concept(concepts, name)
 
 
