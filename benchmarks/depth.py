@@ -3,8 +3,10 @@
     python benchmarks/depth.py --base data/base/canvas --concepts cat,neon --levels name,deep --json FILE
 
 A level is ``name`` (what an erasure finds by itself), ``deep`` (``distill.depth=deep``), or any name that
-``fade benchmark canvas --methods`` takes; ``--set`` changes settings of all. Each is erased once, as a trial in
-``data/trials/depth``, and attacked in spaces (``fade/attacks/inversion.py``, ``vocabulary.py``):
+``fade benchmark canvas --methods`` takes; behind an ``@`` stand settings of that method alone
+(``uce@erase_scale=10``), so that a method may be there at several strengths; ``--set`` changes settings of all. Each is
+erased once, as a trial in ``data/trials/depth``, and attacked in spaces (``fade/attacks/inversion.py``,
+``vocabulary.py``):
 
     state   the text's states are free; half of the searches begin at the concept's own name
     word    new tokens before the text encoder: half of the searches have one, half four
@@ -18,8 +20,8 @@ none of a training's. The base's own success, from beginnings without the name, 
 ``.fade/cache``. ``--judge development`` is for whoever chooses settings by it.
 
 Writes ``{"rows": [{"concept", "level", "space", "success": {"100": [hits, count], ...}, "base": {...}, "drift", "ira",
-"cra", "base_ira", "base_cra", "seconds", "adapter_bytes", "attack_seconds", ...}]}``, and the curves as PNG beside
-it. A file that is there gains rows.
+"cra", "base_ira", "base_cra", "seconds", "adapter_bytes", "attack_seconds", ...}]}``, and as PNG beside it the curves
+and, ``-price``, success after the most steps against drift. A file that is there gains rows.
 """
 
 from __future__ import annotations
@@ -222,7 +224,7 @@ def rows_of(
     concept: str, level: str, spaces: Sequence[str], *, project: Project, budget: Budget, changes: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Erase a concept at a level, then a row a space."""
-    (asked,) = asking_for([LEVELS.get(level, level)], changes)
+    (asked,) = asking_for([method_of(level)], {**changes, **settings_of(level)})
     spec = prepare_spec(concept, AUTO, project=project, settings=load_settings(project.params, changes=asked))
     figures = run_trial(spec, root=OUT, say=partial(print, f"{concept} {level}:", flush=True))
     kept = {name: figures[name] for name in ("ua", "ira", "cra", "base_ira", "base_cra", "drift", "adapter_bytes")}
@@ -255,6 +257,18 @@ def rows_of(
         }
 
 
+def method_of(level: str) -> str:
+    """The method that a level names."""
+    name = level.partition("@")[0]
+    return LEVELS.get(name, name)
+
+
+def settings_of(level: str) -> dict[str, Any]:
+    """The settings behind a level's ``@``, by their dotted names."""
+    given = (one.partition("=") for one in level.split("@")[1:])
+    return {f"{method_of(level)}.{name}": yaml.safe_load(value) for name, _, value in given}
+
+
 def gaining(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows with one more, in the place of what was measured before of its concept, level and space by its judge."""
 
@@ -283,6 +297,24 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set(title=f"{space} space", xlabel="steps of the search", xscale="log", ylim=(-0.02, 1.02))
         axes.legend(frameon=False)
     figure.axes[0].set_ylabel("brought back")
+    return figure
+
+
+def price_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Success after the most steps against drift, a panel a space: a line a method over its strengths."""
+    spaces = list(dict.fromkeys(row["space"] for row in rows if row["space"] in SEARCHED))
+    figure = Figure(figsize=(5.2 * len(spaces), 4), layout="constrained")
+    for axes, space in zip(np.atleast_1d(figure.subplots(1, len(spaces), sharey=True)), spaces, strict=True):
+        mine = [row for row in rows if row["space"] == space]
+        for name in dict.fromkeys(row["level"].partition("@")[0] for row in mine):
+            of = sorted((r for r in mine if r["level"].partition("@")[0] == name), key=lambda row: row["drift"])
+            found = [rate(*row["success"][max(row["success"], key=int)]) for row in of]
+            low, high = ([abs(one.value - getattr(one, side)) for one in found] for side in ("low", "high"))
+            drifts = [row["drift"] for row in of]
+            axes.errorbar(drifts, [one.value for one in found], (low, high), marker="o", capsize=2, label=name)
+        axes.set(title=f"{space} space", xlabel="drift", ylim=(-0.02, 1.02), xlim=(0, None))
+    figure.axes[0].set_ylabel("brought back after the most steps")
+    figure.axes[-1].legend(frameon=False, fontsize="small")
     return figure
 
 
@@ -318,7 +350,9 @@ def main() -> None:
                 rows = gaining(rows, row)
                 write_json(given.json, {"rows": rows, "made_on": made_on()})
                 if any(row["space"] in SEARCHED for row in rows):
-                    curves_figure(rows).savefig(given.json.with_suffix(".png"), dpi=110, metadata={"Software": None})
+                    drawn = {".png": curves_figure(rows), "-price.png": price_figure(rows)}
+                    for ending, figure in drawn.items():
+                        figure.savefig(f"{given.json.with_suffix('')}{ending}", dpi=110, metadata={"Software": None})
                 print(json.dumps({k: v for k, v in row.items() if k not in ("budget", "adapter_sha256")}), flush=True)
 
 

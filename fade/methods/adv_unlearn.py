@@ -40,7 +40,8 @@ class AdvUnlearnSettings(NegativeSettings):
 
     radius: float = 0.5
     attack_steps: int = 5
-    retain_weight: float = 1.0
+    retain_weight: float = 4.0
+    learning_rate: float = 2e-4
 
 
 def adv_unlearn(

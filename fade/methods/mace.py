@@ -30,12 +30,12 @@ from fade.models.deltas import plain_modules
 
 class MaceSettings(MethodSettings):
     """Attributes:
-    rank: of each concept's own change.
+    rank: of each concept's own change. Of rank 1 styles stay on a small base.
     preserve_scale: weight of what is preserved, in the refinement and in the fusion.
     damping: towards the base's weights, likewise.
     """
 
-    rank: int = 1
+    rank: int = 4
     preserve_scale: float = 1.0
     damping: float = 0.5
 

@@ -51,7 +51,7 @@ class RecelerSettings(NegativeSettings):
         regularisation, threshold: w, and the attention from which on a place shows the concept.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     rank: int = 16
     tokens: int = 16
     attack_steps: int = 4

@@ -41,6 +41,7 @@ class StereoSettings(NegativeSettings):
     """
 
     steps: int = 450
+    learning_rate: float = 3e-4
     rounds: int = 2
     search_steps: int = 100
     search_rate: float = 0.05

@@ -41,7 +41,8 @@ def test_the_record_counts_every_picture_at_every_stop(
     for row in rows[1:]:
         assert {n: one["2"][1] for n, one in row["tokens"].items()} == {"1": 4, "4": 4}
     assert len(rows[2]["prompts"]) == 4
-    assert (tmp_path / "depth.png").stat().st_size > 0
+    for name in ("depth.png", "depth-price.png"):
+        assert (tmp_path / name).stat().st_size > 0
 
 
 def test_a_row_takes_the_place_of_what_was_measured_before_and_of_nothing_else() -> None:
@@ -52,6 +53,13 @@ def test_a_row_takes_the_place_of_what_was_measured_before_and_of_nothing_else()
     before = [row("cat", "state", 3), row("cat", "word", 1), row("cat", "state", 5, judge="development")]
     assert depth.gaining(before, row("oil", "state", 2)) == [*before, row("oil", "state", 2)]
     assert depth.gaining(before, row("cat", "state", 9)) == [*before[1:], row("cat", "state", 9)]
+
+
+def test_a_level_says_its_methods_settings() -> None:
+    level = "stereo@learning_rate=0.0003@rounds=3"
+    assert depth.method_of(level) == "stereo"
+    assert depth.settings_of(level) == {"stereo.learning_rate": 3e-4, "stereo.rounds": 3}
+    assert (depth.method_of("name"), depth.settings_of("name")) == ("ours", {})
 
 
 def test_what_a_base_never_saw_is_searched_for_by_the_judge_of_another_catalog(
