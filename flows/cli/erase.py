@@ -152,7 +152,7 @@ def erase(
 
     changed = _changed(settings_given, method=method, seed=seed, steps=steps, settings=settings)
     asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
-    load_settings(asked.params, changes=changed)
+    checked = load_settings(asked.params, changes=changed)
     named: dict[str, Any] = {
         **{"kind": kind, "keep": keep, "keep_file": keep_file},
         **{"clip": clip, "judge": judge, "pictures": pictures, "budget": budget},
@@ -201,7 +201,7 @@ def erase(
             str(concept),
             surrogate,
             project=asked,
-            settings=load_settings(asked.params, changes=changed),
+            settings=checked,
             expected_base_sha256=base_sha256,
             protected=protect or (),
             also=[pair(given) for given in also or ()],
