@@ -15,6 +15,7 @@ from flows.cli import (
     benchmark,
     data,
     erase,
+    from_others,
     operations,
     project,
     proving,
@@ -34,7 +35,7 @@ from flows.cli.console import (
     styled,
     write_figures,
 )
-from flows.cli.erase import print_figures
+from flows.cli.outcome import print_figures
 from flows.cli.release import named
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(erase.app)
+app.add_typer(from_others.app)
 app.add_typer(project.app)
 app.add_typer(adapters.app)
 app.add_typer(release.app)

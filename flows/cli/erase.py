@@ -1,15 +1,13 @@
-"""What makes an adapter: ``fade erase``, ``consolidate`` and ``import``; and what came of it."""
+"""``fade erase``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from fade.errors import ConfigError, listing
 from flows.cli.console import (
@@ -24,9 +22,9 @@ from flows.cli.console import (
     guarded,
     pair,
     setting,
-    styled,
     write_figures,
 )
+from flows.cli.outcome import run
 
 if TYPE_CHECKING:
     from fade.spec import Spec
@@ -188,7 +186,7 @@ def erase(
         )
         for line in described(prepared):
             console.print(line, highlight=False)
-        (_preview_one if preview else partial(_run, begun=begun))(prepared.spec, json_file)
+        (_preview_one if preview else partial(run, begun=begun))(prepared.spec, json_file)
         return
     if catalog is None:
         ensure_catalog(asked)
@@ -219,49 +217,7 @@ def erase(
     console.print(f"Settings: {'found by the erasure itself' if not spec.why_fixed else f'fixed ({spec.why_fixed})'}")
     if given_by_kind := of_its_kind(spec, family_of(spec.base)):
         console.print("Of the base's kind: " + ", ".join(f"{name}={value}" for name, value in given_by_kind.items()))
-    _run(spec, json_file, begun=begun)
-
-
-@app.command()
-@guarded
-def consolidate(
-    names: Annotated[list[str], typer.Argument(metavar="ID...", help="Finished erasures.")],
-    steps: Annotated[int | None, typer.Option(help="Distillation steps; more than one erasure's by default.")] = None,
-    project: ProjectOption = None,
-    settings_given: SetOption = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Distil several erasures into one adapter, all their concepts at once.
-
-    It is an erasure of its own: judged, registered, approved and rolled back like any other.
-    """
-    import time
-
-    begun = time.perf_counter()
-    from flows.prefect_beside import prefect_beside
-
-    prefect_beside()
-    from fade.asking.prepare import prepare_spec
-    from fade.config import load_settings
-    from fade.spec import load_spec
-    from flows.erasing.erase import asked_together, find_folder, for_several
-
-    specs = [load_spec(find_folder(name)) for name in names]
-    pairs, data_free = asked_together(specs)
-    first = specs[0]
-    asked = chosen(project).at(base=first.base, catalog=first.catalog, judges=first.judges)
-    settings = load_settings(asked.params, changes=dict(setting(given) for given in settings_given or ()))
-    distill = for_several(settings.distill, len(pairs), steps=steps)
-    settings = settings.model_copy(update={"distill": distill})
-    spec = prepare_spec(
-        **{part.name: getattr(pairs[0], part.name) for part in fields(pairs[0])},
-        project=asked,
-        settings=settings,
-        expected_base_sha256=first.base_sha256,
-        also=pairs[1:],
-        data_free=data_free,
-    )
-    _run(spec, json_file, begun=begun)
+    run(spec, json_file, begun=begun)
 
 
 def _changed(
@@ -312,111 +268,3 @@ def _check_known(names: Sequence[str | None], catalog: str) -> None:
         concepts = load_concepts(Path(catalog))
         for name in asked:
             find_concept(concepts, name)
-
-
-def _run(spec: Spec, json_file: Path | None, *, begun: float) -> None:
-    import time
-
-    from tasks.mlflow.client import tables_beside
-
-    tables_beside()
-    from fade.evaluation.verdicts import TO_DECIDE
-    from flows.erasing.by_name import judged_by
-    from flows.erasing.demo import figures_row
-    from flows.erasing.erase import erase as erase_flow
-    from flows.erasing.erase import prepare_folder
-
-    folder = prepare_folder(spec)
-    for one in spec.pairs:
-        console.print(f"The prompts of {one.concept} shall give: {one.surrogate}")
-    console.print(styled("Erasure ", (spec.id, "bold"), f", folder {folder}"))
-    version = erase_flow(spec.id)
-    row = figures_row(spec, folder, version, seconds=time.perf_counter() - begun)
-    if said := judged_by(folder):
-        console.print(said, highlight=False)
-    print_figures([row])
-    console.print(f"Before/after: {folder}/evaluation/sheet.png   Data Docs: {folder}/docs/index.html")
-    if version.gate == "passed":
-        console.print(styled("Look at it, then: ", (f"fade approve {spec.id}", "bold")))
-    elif version.gate in TO_DECIDE:
-        console.print(styled((version.gate.capitalize(), "bold yellow"), ": " + "; ".join(_reasons(folder))))
-        console.print(f"Read {folder}/evaluation/report.html, then: fade approve {spec.id} --because 'your reason'")
-    else:
-        console.print(styled(("The gate failed", "bold red"), ": " + "; ".join(_reasons(folder))))
-    write_figures(json_file, row)
-
-
-def _reasons(folder: Path) -> tuple[str, ...]:
-    from fade.evaluation.measured import Evaluation
-    from fade.evaluation.records import load
-
-    return load(Evaluation, folder / "evaluation" / "metrics.json").gate.reasons
-
-
-@app.command("import")
-@guarded
-def import_foreign(
-    source: Annotated[
-        Path, typer.Argument(help="LoRA of diffusers, peft or kohya, or a difference: a .safetensors file or a folder.")
-    ],
-    concept: Annotated[str, typer.Option(help="What it is said to erase: an object or style of the catalog.")],
-    surrogate: Annotated[
-        str, typer.Option(help="What its prompts shall give instead; nothing if that is not known.")
-    ] = "nothing",
-    project: ProjectOption = None,
-    base: BaseOption = None,
-    catalog: CatalogOption = None,
-    judges: JudgesOption = None,
-    settings_given: SetOption = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Take in another tool's adapter: judged by the same gate, registered, approved and rolled back like any other."""
-    import tempfile
-    import time
-
-    begun = time.perf_counter()
-    from fade.steps.foreign import foreign_sha256, lay_foreign, take_in
-
-    imported = foreign_sha256(source)
-    from flows.prefect_beside import prefect_beside
-
-    prefect_beside()
-    from fade.asking.prepare import prepare_spec
-    from fade.config import load_settings
-    from fade.models.family import load_base
-    from fade.steps.catalog import ensure_catalog
-    from flows.erasing.erase import prepare_folder
-
-    asked = chosen(project).at(base=base, catalog=catalog, judges=judges)
-    if catalog is None:
-        ensure_catalog(asked)
-    settings = load_settings(asked.params, changes=dict(setting(given) for given in settings_given or ()))
-    spec = prepare_spec(concept, surrogate, project=asked, settings=settings)
-    with tempfile.TemporaryDirectory() as place:  # a wrong one is refused here
-        take_in(source, load_base(asked.base, expected_sha256=spec.base_sha256), Path(place) / "adapter", {})
-    spec = spec.model_copy(update={"imported": imported})
-    lay_foreign(source, prepare_folder(spec))
-    _run(spec, json_file, begun=begun)
-
-
-def print_figures(rows: list[dict[str, Any]]) -> None:
-    """A column an erasure, so that it fits a terminal of 80 characters."""
-    table = Table("", *(f"{row['concept']} -> {row['surrogate']}" for row in rows))
-    for name in ("ua", "ira", "cra"):
-        cells = []
-        for row in rows:
-            if row[name] is None:
-                cells.append("not judged")
-                continue
-            low, high = row["intervals"][name]
-            base = f", base {row[f'base_{name}']:.1%}" if f"base_{name}" in row else ""
-            cells.append(f"{row[name]:.1%} [{low:.1%}, {high:.1%}]{base}")
-        table.add_row(name.upper(), *cells)
-        if name == "ua":
-            table.add_row("inversion", *("not measured: fade attack" for _ in rows))
-    table.add_row("drift", *(f"{row['drift']:.4f}" for row in rows))
-    table.add_row("pictures judged", *(str(row["samples"]) for row in rows))
-    table.add_row("adapter made in", *(f"{row['distill_seconds']:.0f} s" for row in rows))
-    table.add_row("adapter", *(f"{row['adapter_bytes'] / 1000:.0f} kB" for row in rows))
-    table.add_row("gate", *(row["gate"] for row in rows))
-    console.print(table)
