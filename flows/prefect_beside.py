@@ -74,7 +74,7 @@ def prefect_beside() -> None:
     It takes seconds of one core, in which a command that erases loads its libraries on another.
     """
     found = find_spec("prefect")
-    if _BEGUN or found is None or found.origin is None or not _wanted():
+    if _BEGUN or found is None or found.origin is None or not none_is_named():
         return
     with socket.socket() as free:
         free.bind((HOST, 0))
@@ -92,8 +92,11 @@ def prefect_beside() -> None:
     _BEGUN.append((beside, thread))
 
 
-def _wanted() -> bool:
-    """Whether Prefect would start a server. Where nobody configured it, it would, and is not imported to say so."""
+def none_is_named() -> bool:
+    """Whether no server is named to Prefect, so that it would start one.
+
+    Where nobody configured it, it would, and is not imported to say so.
+    """
     home = os.environ.get("PREFECT_HOME")
     told = {"PREFECT_PROFILE", "PREFECT_SERVER_EPHEMERAL_ENABLED"} & {*os.environ}
     files = (Path(home or "", "profiles.toml"), Path("prefect.toml"), Path(".env"))
@@ -109,13 +112,19 @@ def beside_is_up() -> None:
 
     Where it has failed to, Prefect knows of none: it begins its own and says what is amiss.
     """
-    from prefect.context import refresh_global_settings_context
     from prefect.settings import PREFECT_API_URL
 
     for beside, thread in _BEGUN:
         thread.join()
         if beside.answers.is_set() and not PREFECT_API_URL.value():
+            tell_prefect(beside.url)
             # For this process alone: pages that outlive the server, and programs begun from here, do not read of it.
-            os.environ["PREFECT_API_URL"] = beside.url
-            refresh_global_settings_context()
             del os.environ["PREFECT_API_URL"]
+
+
+def tell_prefect(api: str) -> None:
+    """Name a server's API to Prefect, in this process and in programs that it starts."""
+    os.environ["PREFECT_API_URL"] = api
+    from prefect.context import refresh_global_settings_context
+
+    refresh_global_settings_context()

@@ -85,6 +85,11 @@ def configure() -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    quiet()
+
+
+def quiet() -> None:
+    """What libraries warn of in their own code is nothing that a person here could mend."""
     warnings.filterwarnings("ignore", module="(prefect|mlflow|great_expectations|diffusers|transformers|peft).*")
 
 

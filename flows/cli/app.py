@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from fade import __version__
 from fade.errors import ConfigError
 from flows.cli import (
     adapters,
@@ -49,6 +50,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        console.print(f"fade {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say the version and end.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    """What may be said before a command."""
+
+
 app.add_typer(erase.app)
 app.add_typer(from_others.app)
 app.add_typer(project.app)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -66,23 +67,41 @@ def drain(
 ) -> None:
     """Run the requests that are due; several may run at once, and a dead one's work is taken over.
 
-    With --cron also `fade deadlines`, every hour.
+    With --cron also `fade deadlines`, every hour; where no Prefect server is named, one runs beside it.
     """
     from flows.prefect_beside import beside_is_up, prefect_beside
 
     files = [one.params for one in served(projects).served]
-    if cron is None:
-        prefect_beside()
-    from flows.queue.drain import drain as drain_flow
-    from flows.queue.drain import serve_schedule
-
     if cron is not None:
-        serve_schedule(cron, timezone, projects=files, together=together)
+        _serve(cron, timezone, files, together=together)
         return
+    prefect_beside()
+    from flows.queue.drain import counted
+    from flows.queue.drain import drain as drain_flow
+
     beside_is_up()
     ended = drain_flow(limit, files, together)
-    console.print(", ".join(f"{count} {state}" for state, count in sorted(ended.items())) or "Nothing is due.")
+    console.print(counted(ended) or "Nothing is due.")
     write_figures(json_file, ended)
+
+
+def _serve(cron: str, timezone: str, projects: list[Path], *, together: bool) -> None:
+    """Serve the drain on a schedule until Ctrl-C, with a server where there is none."""
+    from flows.prefect_beside import none_is_named, tell_prefect
+    from flows.queue.schedules import checked_cron, checked_zone
+    from flows.services.local import prefect_running
+    from flows.settings import PREFECT_AUTH
+
+    checked_cron(cron), checked_zone(timezone)  # said before a server is started for it
+    with ExitStack() as beside:
+        if none_is_named():
+            address = beside.enter_context(prefect_running())
+            tell_prefect(f"{address}/api")
+            console.print(f"Prefect  {address}   runs, logs; log in with what is in {PREFECT_AUTH}")
+        from flows.queue.drain import serve_schedule
+
+        console.print(f"Looks for what is due at {cron} ({timezone}). Ctrl-C ends it.", highlight=False)
+        serve_schedule(cron, timezone, projects=projects, together=together)
 
 
 @app.command()

@@ -192,7 +192,7 @@ def ledger(url: str | None = None) -> Finding:
         return Finding("ledger", "fail", str(error), "Copy the key to this machine")
     finally:
         engine.dispose()
-    said = f"{found.render_as_string()} has tables {revision}"
+    said = f"{found.render_as_string()} has {'no tables' if revision is None else f'tables {revision}'}"
     if revision == tables.HEAD:
         if abs(ahead) > CLOCK_SECONDS:
             said += f"; this machine's clock differs from its by {abs(ahead):.0f} s"

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock
 from prefect import flow, serve
+from prefect.runtime import deployment
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
@@ -54,7 +57,7 @@ from flows.erasing import by_name
 from flows.erasing.erase import erase, prepare_folder
 from flows.queue.deadlines import deadlines
 from flows.queue.schedules import checked_cron, checked_zone, drop_missed
-from flows.settings import ERASURES, STATE
+from flows.settings import ERASURES, STATE, quiet
 from tasks.mlflow import tracking
 
 if TYPE_CHECKING:
@@ -105,6 +108,7 @@ def drain(limit: int | None = None, projects: list[Path] | None = None, together
     lease ends, and its erasure goes on from the last finished step.
     """
     logs.set_up("drain")  # a schedule runs this in a process of its own
+    quiet()
     drop_missed()
     ended: dict[str, int] = {}
     worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
@@ -130,7 +134,15 @@ def drain(limit: int | None = None, projects: list[Path] | None = None, together
             ended[state] = ended.get(state, 0) + 1
             if state == LOST:
                 withdraw_cancelled(ledger)
+    if ended and deployment.id is not None and environment().log_format == "plain":
+        # Of a schedule nobody else says it.
+        sys.stdout.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {counted(ended)}\n")
     return ended
+
+
+def counted(ended: Mapping[str, int]) -> str:
+    """How many requests ended in each state, in words."""
+    return ", ".join(f"{count} {state}" for state, count in sorted(ended.items()))
 
 
 def serve_schedule(cron: str, timezone: str = "UTC", *, projects: Sequence[Path], together: bool = False) -> None:
@@ -157,6 +169,7 @@ def serve_schedule(cron: str, timezone: str = "UTC", *, projects: Sequence[Path]
         ),
         cast("RunnerDeployment", deadlines.to_deployment(name="deadlines", cron="0 * * * *", **by_module)),
         limit=3,
+        print_starting_message=False,  # it names commands of Prefect's that nobody needs here
     )
 
 

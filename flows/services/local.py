@@ -30,6 +30,7 @@ from flows.settings import STATE, prefect_auth
 from tasks.mlflow.embedded import DATABASE, SERVICES, SQLITE
 
 HOST = "127.0.0.1"
+PREFECT_PORT = 4200
 START_SECONDS, STOP_SECONDS = 180, 20
 logger = logging.getLogger(__name__)
 
@@ -101,19 +102,12 @@ def running(*, mlflow_port: int, prefect_port: int, ended: threading.Event | Non
             # used with it down, and the other way round.
             *("--no-serve-artifacts", "--default-artifact-root", (STATE / "mlartifacts").resolve().as_uri()),
         ],
-        "prefect": [
-            *(sys.executable, "-m", "uvicorn", "--factory", "flows.services.servers:prefect", "--log-level", "warning"),
-            *("--host", HOST, "--port", str(prefect_port)),
-        ],
+        "prefect": _prefect(prefect_port),
     }
-    STATE.mkdir(exist_ok=True)
     started: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command in commands.items():
-            with (STATE / f"{name}.log").open("wb") as log:
-                started[name] = subprocess.Popen(
-                    command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=_environment(found)
-                )
+            started[name] = _start(name, command, found.prefect)
         wait_for(f"{found.mlflow}/health", "mlflow", started["mlflow"], ended)
         wait_for(f"{found.prefect}/api/health", "prefect", started["prefect"], ended)
         write_json(SERVICES, {"pid": os.getpid(), "mlflow": found.mlflow, "prefect": found.prefect})
@@ -123,14 +117,54 @@ def running(*, mlflow_port: int, prefect_port: int, ended: threading.Event | Non
         stop_all(started.values())
 
 
-def _environment(found: Services) -> dict[str, str]:
+@contextmanager
+def prefect_running() -> Iterator[str]:
+    """Run Prefect's server alone until the block ends, on its usual port if that is free; gives its address.
+
+    The server that Prefect starts by itself for a command makes no runs of a schedule: this one does.
+
+    Raises:
+        ResourceError: it ended, or did not answer in time.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, PREFECT_PORT))
+        except OSError:
+            probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    address = f"http://{HOST}:{port}"
+    process = _start("prefect", _prefect(port), address)
+    try:
+        wait_for(f"{address}/api/health", "prefect", process)
+        yield address
+    finally:
+        stop(process)
+
+
+def _prefect(port: int) -> list[str]:
+    """The command of Prefect's server."""
+    app = ("--factory", "flows.services.servers:prefect", "--log-level", "warning")
+    return [sys.executable, "-m", "uvicorn", *app, "--host", HOST, "--port", str(port)]
+
+
+def _start(name: str, command: list[str], prefect: str) -> subprocess.Popen[bytes]:
+    """Start a server in a process group of its own: Ctrl-C shall not end it before what asks it."""
+    STATE.mkdir(exist_ok=True)
+    with (STATE / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=_environment(prefect)
+        )
+
+
+def _environment(prefect: str) -> dict[str, str]:
     auth = prefect_auth()
     return {
         **os.environ,
         "PREFECT_UI_API_URL": "/api",
         "PREFECT_SERVER_API_AUTH_STRING": auth,
         "PREFECT_API_AUTH_STRING": auth,
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": found.prefect,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": prefect,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         # Eight programs more, for evaluations of language models: they take memory, and a quarter of a core idle.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
