@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
 
 from benchmarks import depth, never_seen
-from fade.errors import DataError
+from fade.errors import ConfigError, DataError
 from fade.files import read_json
+from fade.models.family import load_base
 from fade.project import load_project
 
 
@@ -87,3 +91,27 @@ def test_what_a_base_never_saw_is_searched_for_by_the_judge_of_another_catalog(
         assert list(tmp_path.glob(f"unseen-*-{row['concept']}.png"))
     with pytest.raises(DataError, match="no training pictures of an object 'unicorn'"):
         run("unicorn")
+
+
+def test_a_base_is_trained_again_without_what_it_shall_not_know(tmp_path: Path) -> None:
+    settings = {"channels": [16, 32], "text_width": 32, "text_layers": 1, "max_tokens": 24, "steps": 2, "batch": 4}
+    params = {"seed": 7, "pictures_per_pair": 1, "denoiser": settings | {"learning_rate": 1e-3, "ema_decay": 0.9}}
+    with pytest.raises(ConfigError, match="no object 'unicorn'"):
+        never_seen.retrain(tmp_path / "base", ["cat", "unicorn"], params=params)
+    for name in ("base", "again"):
+        never_seen.retrain(tmp_path / name, ["cat"], params=params)
+    made, again, canvas = (load_base(path) for path in (tmp_path / "base", tmp_path / "again", never_seen.CANVAS))
+    assert made.sha256 == again.sha256 != canvas.sha256
+    words = {
+        name: CLIPTokenizer.from_pretrained(tmp_path / "base" / "tokenizer").tokenize(name) for name in ("cat", "horse")
+    }
+    assert len(words["horse"]) == 1 < len(words["cat"]), "no caption said the name"
+    places = (never_seen.CANVAS, tmp_path / "base")
+    autoencoders = [
+        AutoencoderKL.from_pretrained(place, subfolder="vae", torch_dtype=torch.float32) for place in places
+    ]
+    for name, kept in autoencoders[0].state_dict().items():
+        assert torch.equal(autoencoders[1].state_dict()[name], kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "base"], (
+        "nothing is left of what was under way"
+    )
