@@ -55,7 +55,7 @@ def test_help_says_what_every_command_and_option_is_for() -> None:
         for option in command.params:
             if option.param_type_name == "option" and option.name != "help":
                 assert (getattr(option, "help", "") or "").strip(), (name, option.name)
-    assert CliRunner().invoke(app, ["--version"]).stdout == f"fade {version('fade')}\n"
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"fade {version('fade-erasure')}\n"
     shown = CliRunner().invoke(app, ["--help"]).stdout
     assert all(name[0] in shown for name in found)
 
