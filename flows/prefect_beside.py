@@ -79,10 +79,16 @@ def prefect_beside() -> None:
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(found.origin).parents[1])]
+    command = [sys.executable, "-m", "flows.services.until_closed", "--app-dir", str(Path(found.origin).parents[1])]
     command += ["--factory", "prefect.server.api.server:create_app", "--host", HOST, "--port", str(port)]
     told = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    process = subprocess.Popen([*command, "--log-level", "error", "--lifespan", "on"], env={**os.environ, **told})
+    # In a process group of its own: Ctrl-C shall not end it before the flow has told it how it ended.
+    process = subprocess.Popen(
+        [*command, "--log-level", "error", "--lifespan", "on"],
+        env={**os.environ, **told},
+        stdin=subprocess.PIPE,
+        process_group=0,
+    )
     beside = _Beside(process, port)
     atexit.register(beside.stop)
     # It imports nothing: modules that import each other must not be loaded by two threads at once.

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.table import Table
 
 from flows.cli.console import console, styled, write_figures
@@ -33,7 +34,11 @@ def run(spec: Spec, json_file: Path | None, *, begun: float) -> None:
     for one in spec.pairs:
         console.print(f"The prompts of {one.concept} shall give: {one.surrogate}")
     console.print(styled("Erasure ", (spec.id, "bold"), f", folder {folder}"))
-    version = erase_flow(spec.id)
+    try:
+        version = erase_flow(spec.id)
+    except KeyboardInterrupt:
+        console.print("Stopped. Asked for again, it goes on where it ended.")
+        raise typer.Exit(130) from None
     row = figures_row(spec, folder, version, seconds=time.perf_counter() - begun)
     if said := judged_by(folder):
         console.print(said, highlight=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -70,6 +72,25 @@ def work():
 ending_quickly(work)
 """
 """Begins Prefect's server beside it, and waits for it or ends at once."""
+HELD = """
+import time
+from flows.cli.main import ending_quickly
+from flows.prefect_beside import beside_is_up, prefect_beside
+def work():
+    prefect_beside()
+    beside_is_up()
+    from prefect import flow
+    @flow
+    def held():
+        print("held", flush=True)
+        time.sleep(200)
+    try:
+        held()
+    except KeyboardInterrupt:
+        return 130
+ending_quickly(work)
+"""
+"""A flow beside the server that was begun for it, which somebody stops."""
 ENDS = """
 import atexit, os, sys, threading, time
 from flows.cli.main import ending_quickly
@@ -271,6 +292,34 @@ def test_prefects_server_is_begun_beside_and_never_left_behind(until: str, tmp_p
     else:
         assert said == [str(until == "an error")]
     assert wait_until(lambda: not _living_with(home)), "nobody is left"
+
+
+@pytest.mark.parametrize("stopped", [signal.SIGINT, signal.SIGKILL])
+def test_prefects_server_outlives_a_flow_that_is_stopped_only_until_it_was_told(
+    stopped: signal.Signals, tmp_path: Path
+) -> None:
+    home = str(tmp_path / "prefect")
+    surroundings = {name: value for name, value in _surroundings().items() if name != "PREFECT_API_URL"}
+    surroundings |= {"PREFECT_HOME": home, "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180"}
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HELD],
+            env=surroundings,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            start_new_session=True,
+        )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n", (tmp_path / "said").read_text()
+        assert len(_living_with(home)) == 2
+        os.killpg(process.pid, stopped)  # as a terminal does: all of its group are told
+        assert process.wait(timeout=60) == (130 if stopped is signal.SIGINT else -signal.SIGKILL)
+    assert wait_until(lambda: not _living_with(home)), "nobody is left"
+    told = (tmp_path / "said").read_text()
+    assert not re.search("attempts failed|Connection refused", told), "the server was there to be told"
+    assert ("Crash detected" in told) == (stopped is signal.SIGINT)
 
 
 def _living_with(home: str) -> list[str]:
