@@ -100,6 +100,10 @@ def benchmark(
     catalog of labelled pictures: Imagenette, faces, dog breeds, scenes ...
     """
     from fade.files import write_json
+    from flows.prefect_beside import prefect_beside
+
+    if protocol != "wide":  # whose trials are no flow
+        prefect_beside()
     from flows.studies.study import RESULTS, all_pairs, benchmark_report, plan, run_study
 
     if one_base and (methods is not None or protocol != "canvas"):
@@ -267,6 +271,9 @@ def unlearncanvas(
 ) -> None:
     """Run the published UnlearnCanvas protocol on a checkpoint: 5100 pictures, two classifiers, UA, IRA, CRA."""
     from fade.evaluation.records import as_json
+    from flows.prefect_beside import prefect_beside
+
+    prefect_beside()
     from flows.studies.unlearncanvas import run_unlearncanvas
 
     metrics = run_unlearncanvas(

@@ -82,10 +82,13 @@ def rollback(
     model = tracking.MODEL_PREFIX + name.removeprefix(tracking.MODEL_PREFIX)
     known = [one for one in tracking.versions() if one.model == model]
     if only is not None:
-        from flows.releasing.part import roll_back_one
-
         if to is not None:
             raise ConfigError("--to goes back to another version, --only takes one concept out: give one of them.")
+        from flows.prefect_beside import prefect_beside
+
+        prefect_beside()
+        from flows.releasing.part import roll_back_one
+
         left = roll_back_one(name, only, because=because)
         known = [left]
         _print_changes(release.reconcile())
@@ -277,6 +280,9 @@ def rebase(
     json_file: JsonOption = None,
 ) -> None:
     """Make every live erasure of a project again on a new base; lists what fails its gate there, approves nothing."""
+    from flows.prefect_beside import prefect_beside
+
+    prefect_beside()
     from flows.erasing.rebase import rebase as run_again
 
     found = run_again(chosen(project), base, console.print)

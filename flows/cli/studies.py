@@ -56,6 +56,9 @@ def sweep(
 
     Nothing is registered. Stopped and asked again, it goes on where it was.
     """
+    from flows.prefect_beside import prefect_beside
+
+    prefect_beside()
     from flows.studies.study import plan, run_study
 
     varied = dict(_values(given) for given in vary)
@@ -174,9 +177,13 @@ def calibrate(
     """
     from dataclasses import asdict
 
+    from flows.prefect_beside import beside_is_up, prefect_beside
+
+    prefect_beside()
     from flows.studies.calibrate import calibrate as search
 
     changes = dict(setting(given) for given in settings_given or ())
+    beside_is_up()
     found = search(concept, surrogate, budget, changes, project=chosen(project))
     table = Table("within", "rank", "steps", "UA", "IRA", "CRA", "drift", "kB", "s", "passes")
     for probe in found.probes:

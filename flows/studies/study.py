@@ -35,6 +35,7 @@ from fade.project import Project
 from fade.spec import Spec, save_spec
 from fade.steps.catalog import ensure_catalog
 from fade.studies.trial import TRIALS
+from flows.prefect_beside import beside_is_up
 from flows.studies.runners import side_by_side
 from tasks.mlflow import runs
 from tasks.trials import trial
@@ -170,6 +171,7 @@ def run_trials(
     """
     if one_base and dask is not None:
         raise ConfigError("--one-base is for erasures in one process; --dask gives each a process of its own.")
+    beside_is_up()
     run = study.with_options(task_runner=side_by_side(parallel, dask))
     with bases_shared() if one_base else nullcontext():
         return run(name, list(folders), list(attacks), elsewhere=dask is not None, one_base=one_base)

@@ -16,6 +16,7 @@ from fade.evaluation.records import load
 from fade.evaluation.unlearncanvas import UnlearnCanvas
 from fade.hardware import card_for_a_process
 from fade.studies.unlearncanvas import begin
+from flows.prefect_beside import beside_is_up
 from flows.studies.runners import side_by_side
 from tasks.mlflow import runs
 from tasks.trials import TrialError
@@ -75,6 +76,7 @@ def run_unlearncanvas(
             judging += [name, str(path)]
     if not seed_images:
         judging.append("--without-seed-images")
+    beside_is_up()
     unlearncanvas.with_options(task_runner=runner)(commands, judging)
     metrics = load(UnlearnCanvas, out / "metrics.json")
     row = metrics.distances()
