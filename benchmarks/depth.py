@@ -21,7 +21,7 @@ none of a training's. The base's own success, from beginnings without the name, 
 
 Writes ``{"rows": [{"concept", "level", "space", "success": {"100": [hits, count], ...}, "base": {...}, "drift", "ira",
 "cra", "base_ira", "base_cra", "seconds", "adapter_bytes", "attack_seconds", ...}]}``, and as PNG beside it the curves
-and, ``-price``, success after the most steps against drift. A file that is there gains rows.
+of the concepts asked for and, ``-price``, success after the most steps against drift. A file that is there gains rows.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -51,7 +52,7 @@ from fade.attacks.led import draw_led
 from fade.attacks.vocabulary import invert_prompts
 from fade.config import load_settings
 from fade.data.catalog import find_concept, load_concepts
-from fade.evaluation.figures import rate
+from fade.evaluation.figures import Rate, rate
 from fade.evaluation.judges import judge_pictures, load_judge
 from fade.evaluation.zero_shot import open_judge
 from fade.files import read_json, sha256_file, write_json
@@ -280,42 +281,70 @@ def gaining(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> list[dict[st
 
 def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Success against steps over all concepts, with Wilson's intervals: a line a level, a panel a space."""
-    spaces = list(dict.fromkeys(row["space"] for row in rows if row["space"] in SEARCHED))
-    figure = Figure(figsize=(5.2 * len(spaces), 4), layout="constrained")
-    for axes, space in zip(np.atleast_1d(figure.subplots(1, len(spaces), sharey=True)), spaces, strict=True):
+    figure, panels, colours = _panels(rows)
+    for space, axes in panels.items():
         mine = [row for row in rows if row["space"] == space]
-        lines = {
-            level: [row for row in mine if row["level"] == level] for level in dict.fromkeys(r["level"] for r in mine)
-        }
-        drawn = {level: [row["success"] for row in of] for level, of in lines.items()}
-        for name, each in {**drawn, "base": [row["base"] for row in mine]}.items():
+        lines: dict[str, list[Mapping[str, Any]]] = {}
+        for row in mine:
+            lines.setdefault(row["level"], []).append(row["success"])
+        for name, each in {**lines, "base": [row["base"] for row in mine]}.items():
             stops = sorted(int(stop) for stop in each[0])
             found = [rate(*(sum(one[str(stop)][i] for one in each) for i in (0, 1))) for stop in stops]
-            low, high = ([abs(one.value - getattr(one, side)) for one in found] for side in ("low", "high"))
-            style: dict[str, Any] = {"color": "#999999", "linestyle": ":"} if name == "base" else {}
-            axes.errorbar(stops, [one.value for one in found], (low, high), marker="o", capsize=3, label=name, **style)
-        axes.set(title=f"{space} space", xlabel="steps of the search", xscale="log", ylim=(-0.02, 1.02))
-        axes.legend(frameon=False)
+            style: dict[str, Any] = {"color": "black", "linestyle": ":", "marker": "o"}
+            if name != "base":
+                style = {"color": colours[method_of(name)], "marker": "*" if _is_ours(method_of(name)) else "o"}
+            axes.errorbar(stops, [one.value for one in found], _sides(found), elinewidth=0.7, label=name, **style)
+        axes.set(xlabel="steps of the search", xscale="log")
     figure.axes[0].set_ylabel("brought back")
+    _legend(figure)
     return figure
 
 
 def price_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Success after the most steps against drift, a panel a space: a line a method over its strengths."""
-    spaces = list(dict.fromkeys(row["space"] for row in rows if row["space"] in SEARCHED))
-    figure = Figure(figsize=(5.2 * len(spaces), 4), layout="constrained")
-    for axes, space in zip(np.atleast_1d(figure.subplots(1, len(spaces), sharey=True)), spaces, strict=True):
-        mine = [row for row in rows if row["space"] == space]
-        for name in dict.fromkeys(row["level"].partition("@")[0] for row in mine):
-            of = sorted((r for r in mine if r["level"].partition("@")[0] == name), key=lambda row: row["drift"])
+    """Success after the most steps against drift, a panel a space: a line a method and concept over its strengths."""
+    figure, panels, colours = _panels(rows)
+    for space, axes in panels.items():
+        lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for row in sorted(rows, key=lambda row: row["drift"]):
+            if row["space"] == space:
+                lines.setdefault((method_of(row["level"]), row["concept"]), []).append(row)
+        for (name, _), of in lines.items():
             found = [rate(*row["success"][max(row["success"], key=int)]) for row in of]
-            low, high = ([abs(one.value - getattr(one, side)) for one in found] for side in ("low", "high"))
-            drifts = [row["drift"] for row in of]
-            axes.errorbar(drifts, [one.value for one in found], (low, high), marker="o", capsize=2, label=name)
-        axes.set(title=f"{space} space", xlabel="drift", ylim=(-0.02, 1.02), xlim=(0, None))
+            style = {"marker": "*", "markersize": 13} if _is_ours(name) else {"marker": "o"}
+            style |= {"color": colours[name], "label": name, "elinewidth": 0.7}
+            axes.errorbar([row["drift"] for row in of], [one.value for one in found], _sides(found), **style)
+        axes.set(xlabel="drift", xlim=(0, None))
     figure.axes[0].set_ylabel("brought back after the most steps")
-    figure.axes[-1].legend(frameon=False, fontsize="small")
+    _legend(figure)
     return figure
+
+
+def _panels(rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, dict[str, Any], dict[str, Any]]:
+    """A figure, its panel of each space that is searched, and each method's colour in all; ours come first."""
+    spaces = list(dict.fromkeys(row["space"] for row in rows if row["space"] in SEARCHED))
+    figure = Figure(figsize=(4.6 * len(spaces) + 1.8, 4), layout="constrained")
+    panels = dict(zip(spaces, np.atleast_1d(figure.subplots(1, len(spaces), sharey=True)), strict=True))
+    for space, axes in panels.items():
+        axes.set(title=f"{space} space", ylim=(-0.04, 1.04))
+    names = sorted({method_of(row["level"]) for row in rows}, key=lambda name: (not _is_ours(name), name))
+    return figure, panels, {name: colormaps["tab20"](number % 20) for number, name in enumerate(names)}
+
+
+def _sides(found: Sequence[Rate]) -> tuple[list[float], list[float]]:
+    """How far the intervals reach below and above."""
+    return [one.value - one.low for one in found], [one.high - one.value for one in found]
+
+
+def _legend(figure: Figure) -> None:
+    """Beside the panels, each name once."""
+    named: dict[str, Any] = {}
+    for axes in figure.axes:
+        named |= {label: line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside right upper", frameon=False, fontsize="small")
+
+
+def _is_ours(method: str) -> bool:
+    return method in LEVELS.values() or method.startswith("fade")
 
 
 def main() -> None:
@@ -350,7 +379,8 @@ def main() -> None:
                 rows = gaining(rows, row)
                 write_json(given.json, {"rows": rows, "made_on": made_on()})
                 if any(row["space"] in SEARCHED for row in rows):
-                    drawn = {".png": curves_figure(rows), "-price.png": price_figure(rows)}
+                    asked = [one for one in rows if one["concept"] in given.concepts.split(",")]
+                    drawn = {".png": curves_figure(asked), "-price.png": price_figure(asked)}
                     for ending, figure in drawn.items():
                         figure.savefig(f"{given.json.with_suffix('')}{ending}", dpi=110, metadata={"Software": None})
                 print(json.dumps({k: v for k, v in row.items() if k not in ("budget", "adapter_sha256")}), flush=True)
