@@ -85,8 +85,8 @@ class RetainedSettings(MethodSettings):
     low: float = 0.3
     high: float = 5.0
     sharpness: float = 34.0
-    states: int = 4
-    lifetime: int = 200
+    states: int = 8
+    lifetime: int = 500
     grown: float = Field(0.33, le=1)
     size: int = 64
     search_rate: float = 0.05
